@@ -1,0 +1,385 @@
+#!/bin/sh
+# install.sh -- runs midatagram from this folder, tests it, or installs it.
+#
+# Plain sh is enough: there is one list of packages at a time and nothing to compute, and every machine that
+# has Python has a sh.
+#
+# run and test use a virtual environment in .venv beside this file, always with the pinned packages, so that
+# what runs is what was tested; once it is complete neither pip nor the network is asked. system prefers the
+# distribution's own python3 and packages where they are installed: those get the distribution's updates.
+
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+venv=$here/.venv
+example=$here/midatagram.conf.example
+pythons=${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python3.10}
+test_tools='pytest==9.2.0
+pytest-timeout==2.4.0
+hypothesis==6.168.5
+pexpect==4.9.0
+opensips==0.1.11
+opensipscli==0.4.1
+ruff==0.17.6'
+
+usage() {
+    cat <<END
+usage: ./install.sh run [OPTION...]       start the server here, in the foreground, on midatagram.conf.example;
+                                          options go to midatagram.py (-d logs each request and reply)
+       ./install.sh test [ARGUMENT...]    install the test tools and run the tests; arguments go to pytest
+       ./install.sh system [--prefix DIR] [--systemd]
+                                          copy script, plug-ins and configuration to where a server expects
+                                          them and print the lines for cron, supervisor and systemd
+           --prefix DIR    /usr/local for the whole machine; any other DIR holds a private copy with its
+                           configuration and run-time folder
+           --systemd       write the systemd units too
+PYTHON=PROGRAM chooses the Python.
+END
+}
+
+say() {
+    printf '%s\n' "$*"
+}
+
+die() {
+    printf 'install.sh: %s\n' "$*" >&2
+    exit 1
+}
+
+### Python and packages #######################################################
+
+# Print the PEP 723 block of midatagram.py, the one place that names its Python and its packages.
+script_block() {
+    sed -n '/^# \/\/\/ script$/,/^# \/\/\/$/p' "$here/midatagram.py"
+}
+
+# Print the path of the first of $pythons that is new enough.
+find_python() {
+    minimum=$(script_block | sed -n 's/^# requires-python = ">=\(.*\)"$/\1/p')
+    is_old='import sys; sys.exit(sys.version_info < tuple(map(int, sys.argv[1].split("."))))'
+    for candidate in $pythons; do
+        if "$candidate" -c "$is_old" "$minimum" 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    first=${pythons%% *}
+    found=$("$first" --version 2>/dev/null) || found="no $first"
+    die "Python $minimum or newer is needed, found $found; PYTHON=PROGRAM names another"
+}
+
+# Make the virtual environment $1 anew.
+make_venv() {
+    python=$(find_python)
+    "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+        die "$python has no venv module: apt-get install python3-venv (Debian, Ubuntu)"
+    say "making $1 with $("$python" --version)"
+    "$python" -m venv --clear "$1" || die "cannot make the virtual environment $1"
+}
+
+# Print what stands in the virtual environment $1 once it has the packages $2: another Python needs them anew.
+stamp() {
+    "$1/bin/python" --version 2>/dev/null || say "no Python"
+    say "$2"
+}
+
+# Have the packages $3 (one a line) in the virtual environment $1, whose file $2.txt tells what it got.
+# shellcheck disable=SC2086 # the list of packages is meant to be split
+provide() {
+    [ "$(cat "$1/$2.txt" 2>/dev/null)" != "$(stamp "$1" "$3")" ] || return 0
+    "$1/bin/python" -m pip --version >/dev/null 2>&1 || make_venv "$1"
+    say "installing" $3
+    "$1/bin/python" -m pip install --quiet --disable-pip-version-check --no-input $3 ||
+        die "pip could not install these, see above (without a package index: apt-get install python3-gevent" \
+            "python3-configobj python3-setproctitle, then python3 midatagram.py -f midatagram.conf.example)"
+    stamp "$1" "$3" >"$1/$2.txt"
+}
+
+# Have the packages that midatagram.py names in the virtual environment $1.
+provide_pinned() {
+    pinned=$(script_block | sed -n 's/^# *"\(.*\)",\{0,1\}$/\1/p')
+    [ -n "$pinned" ] || die "midatagram.py names no packages at its top"
+    provide "$1" midatagram "$pinned"
+}
+
+### run and test ##############################################################
+
+# Print the socket_name that the configuration $1 sets.
+socket_of() {
+    sed -n 's/^[[:space:]]*modparam("mi_datagram", *"socket_name", *"\([^"]*\)").*/\1/p' "$1" | tail -n 1
+}
+
+do_run() {
+    provide_pinned "$venv"
+    socket=$(socket_of "$example")
+    say "midatagram serves $socket; try it from another terminal, in $here:"
+    say "    .venv/bin/python midatagram.py call -s $socket hello world"
+    exec "$venv/bin/python" "$here/midatagram.py" -f "$example" "$@"
+}
+
+do_test() {
+    provide_pinned "$venv"
+    provide "$venv" test-tools "$test_tools"
+    cd "$here"
+    exec "$venv/bin/python" -m pytest "$@"
+}
+
+### system ####################################################################
+
+do_system() {
+    prefix=/usr/local units_wanted=no
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --prefix=*) prefix=${1#*=} ;;
+            --prefix)
+                [ $# -gt 1 ] || die "--prefix needs a folder"
+                prefix=$2
+                shift
+                ;;
+            --systemd) units_wanted=yes ;;
+            *) die "system has no option $1; ./install.sh lists them" ;;
+        esac
+        shift
+    done
+    umask 022
+    set_places
+    have_owner
+    choose_interpreter
+    copy_files
+    "$launcher" -c -f "$etc/midatagram.conf" || die "$etc/midatagram.conf has a mistake, see above"
+    [ "$units_wanted" = no ] || write_units
+    print_lines
+}
+
+# Decide where everything goes: /usr and /usr/local mean the whole machine, any other prefix a private copy.
+set_places() {
+    case $prefix in
+        /*) ;;
+        *) prefix=$(pwd)/$prefix ;;
+    esac
+    case $prefix in
+        *[!A-Za-z0-9_./+@-]*) die "--prefix $prefix: cron and systemd want letters, digits and _ . / + @ -" ;;
+        /usr | /usr/local) root='' owner=midatagram run_mode=0775 ;;
+        *) root=$prefix owner=$(id -un) run_mode=0755 ;;
+    esac
+    lib=$prefix/lib/midatagram launcher=$prefix/bin/midatagram
+    etc=$root/etc/midatagram run=$root/run/midatagram units=$root/etc/systemd/system
+}
+
+# Have the user that the server runs as: one of its own on the whole machine, for a private copy whoever makes it.
+have_owner() {
+    if [ -z "$root" ]; then
+        [ "$(id -u)" = 0 ] || die "this installs for the whole machine: be root, or give --prefix DIR"
+        id "$owner" >/dev/null 2>&1 ||
+            useradd --system --user-group --home-dir /nonexistent --shell /usr/sbin/nologin "$owner" ||
+            die "cannot make the user $owner: make it by hand, then call this again"
+    fi
+    group=$(id -gn "$owner")
+    # /run is empty after a boot, so each line for cron and supervisor says this again. Clients may put their
+    # reply sockets beside the server's: hence a folder that the group can write.
+    make_run="install -d -m $run_mode -o $owner -g $group $run"
+}
+
+# Decide which Python runs the installed script: one that has the packages, else a virtual environment.
+choose_interpreter() {
+    [ -n "${PYTHON:-}" ] || pythons="/usr/bin/python3 $pythons"
+    interpreter=$(find_python)
+    # 22.10 is the oldest gevent that is tested; Debian's tells its version truly in __version__ alone.
+    is_lacking='import sys, configobj, gevent
+sys.exit([int(part) for part in gevent.__version__.split(".")[:2]] < [22, 10])'
+    if "$interpreter" -I -c "$is_lacking" 2>/dev/null; then
+        say "using $interpreter and the packages it has"
+    else
+        install -d "$lib"
+        provide_pinned "$lib/.venv"
+        interpreter=$lib/.venv/bin/python
+    fi
+    [ -z "$root" ] || return 0
+    case $(readlink -f "$interpreter") in
+        /root/* | /home/*) die "$interpreter lives in a home, where the user $owner cannot run it: set PYTHON" ;;
+    esac
+}
+
+copy_files() {
+    install -d -m 0755 "$lib/plugins" "${launcher%/*}" "$etc/plugins" "${run%/*}"
+    $make_run
+    install -m 0755 "$here/midatagram.py" "$lib"
+    install -m 0644 "$here/LICENSE" "$example" "$lib"
+    install -m 0644 "$here"/plugins/*.py "$lib/plugins"
+    for canned in "$here"/plugins/*.conf; do
+        keep_or_write "$lib/plugins/${canned##*/}" <"$canned"
+    done
+    adapted_example | keep_or_write "$etc/midatagram.conf"
+    # Without -f the script looks beside itself, then in /etc/midatagram: by this link a private copy finds its own.
+    [ -z "$root" ] || [ -e "$lib/midatagram.conf" ] || ln -s "$etc/midatagram.conf" "$lib"
+    printf "#!/bin/sh\nexec '%s' '%s' \"\$@\"\n" "$interpreter" "$lib/midatagram.py" >"$launcher"
+    chmod 0755 "$launcher"
+    say "wrote $lib, $launcher"
+}
+
+# Write standard input to the file $1, unless there is one: what a person may have edited is never touched.
+keep_or_write() {
+    if [ -e "$1" ]; then
+        cat >/dev/null
+        say "kept $1"
+    else
+        cat >"$1"
+        say "wrote $1"
+    fi
+}
+
+# Print the example with the socket in the run-time folder and in the owner's hands.
+adapted_example() {
+    sed -e "s|\"/tmp/midatagram.sock\"|\"$run/midatagram.sock\"|" \
+        -e "s|^# *\(modparam(\"mi_datagram\", \"unix_socket_user\", \)\"[^\"]*\"|\1\"$owner\"|" \
+        -e "s|\"/etc/midatagram/plugins/\"|\"$etc/plugins/\"|" "$example"
+}
+
+# Write the units. They are made anew each time: changes belong into `systemctl edit`.
+write_units() {
+    install -d -m 0755 "$units"
+    service_unit >"$units/midatagram.service"
+    address=$(listen_address "$(socket_of "$etc/midatagram.conf")")
+    socket_unit >"$units/midatagram.socket"
+    say "wrote $units/midatagram.service and .socket"
+}
+
+# Print the socket_name $1 as systemd writes it: a path, HOST:PORT or [HOST]:PORT.
+listen_address() {
+    port=${1##*:} host=${1#udp:}
+    host=${host%:*}
+    case $1 in
+        udp:\[*) say "$host:$port" ;;
+        udp:*:*:*) say "[$host]:$port" ;;
+        udp:*) say "$host:$port" ;;
+        *) say "$1" ;;
+    esac
+}
+
+service_unit() {
+    cat <<END
+# Made by install.sh, which writes it anew: keep changes in "systemctl edit midatagram".
+[Unit]
+Description=Management Interface of OpenSIPS over datagrams
+After=network.target
+StartLimitIntervalSec=60
+StartLimitBurst=10
+
+[Service]
+Type=notify
+NotifyAccess=main
+ExecStart=$launcher -f $etc/midatagram.conf
+ExecReload=/bin/kill -HUP \$MAINPID
+User=$owner
+Group=$group
+# The server replaces a dead child itself, and ends its children itself when it is told to stop.
+KillMode=mixed
+OOMPolicy=continue
+TimeoutStopSec=10
+WatchdogSec=30
+Restart=on-failure
+RestartSec=1
+# 2 usage, 77 permission, 78 configuration: a person has to mend these.
+RestartPreventExitStatus=2 77 78
+LimitNOFILE=65536
+
+# Kept over restarts: clients may have their reply sockets in it, and the socket unit has its socket there.
+RuntimeDirectory=midatagram
+RuntimeDirectoryMode=$run_mode
+RuntimeDirectoryPreserve=yes
+LogsDirectory=midatagram
+UMask=0027
+
+# A reply goes to the path that the client has bound. So the server must see the same /tmp and the same homes
+# as its clients; that they are read-only is no hindrance, as sending to a socket writes no file. Abstract
+# addresses belong to the network namespace, and clients' user ids mean nothing in a user namespace of its own.
+PrivateTmp=no
+PrivateNetwork=no
+PrivateUsers=no
+ProtectHome=read-only
+ProtectSystem=strict
+ReadWritePaths=-/tmp -$run
+
+NoNewPrivileges=yes
+# A client of another user must let the group $group write to its reply socket. Where that cannot be had, give
+# the server CAP_DAC_OVERRIDE here and in AmbientCapabilities=.
+CapabilityBoundingSet=
+LockPersonality=yes
+PrivateDevices=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+SystemCallErrorNumber=EPERM
+SystemCallFilter=@system-service
+
+[Install]
+WantedBy=multi-user.target
+END
+}
+
+socket_unit() {
+    cat <<END
+# Made by install.sh, which writes it anew: keep changes in "systemctl edit midatagram.socket".
+# Optional. With it systemd holds the socket, and requests wait in its queue while the server starts anew.
+[Unit]
+Description=Socket of the Management Interface of OpenSIPS
+
+[Socket]
+ListenDatagram=$address
+SocketUser=$owner
+SocketGroup=$group
+SocketMode=0660
+DirectoryMode=0755
+# Who has sent a request is recorded as it is sent, also before the server runs.
+PassCredentials=yes
+RemoveOnStop=yes
+
+[Install]
+WantedBy=sockets.target
+END
+}
+
+print_lines() {
+    serve="$launcher -f $etc/midatagram.conf" who=$owner
+    [ -n "$root" ] || serve="$serve -u $owner -g $group" who=root
+    cat <<END
+
+# cron: put these lines into the crontab of $who (crontab -e)
+@reboot $make_run && $serve -D --if-not-running -P $run.pid
+* * * * * $make_run && $serve -D --if-not-running -P $run.pid
+
+# supervisor: /etc/supervisor/conf.d/midatagram.conf, then supervisorctl update
+[program:midatagram]
+command=/bin/sh -c '$make_run && exec $serve'
+autorestart=unexpected
+stopwaitsecs=10
+redirect_stderr=true
+
+# systemd: ./install.sh system --systemd writes $units/midatagram.service and .socket
+systemctl daemon-reload
+systemctl enable --now midatagram.service
+# or, so that requests wait while the server starts anew
+systemctl enable --now midatagram.socket
+END
+}
+
+case ${1:-} in
+    run | test | system)
+        verb=$1
+        shift
+        "do_$verb" "$@"
+        ;;
+    '' | -h | --help) usage ;;
+    *)
+        usage >&2
+        exit 2
+        ;;
+esac

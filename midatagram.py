@@ -1,0 +1,4130 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.10"
+# dependencies = [
+#     "gevent==26.9.0",
+#     "configobj==5.0.9",
+#     "setproctitle==1.3.8",
+# ]
+# ///
+"""midatagram -- OpenSIPS' Management Interface over UNIX and UDP datagrams.
+
+Serves the MI commands of its core and of its plug-ins as the module mi_datagram of OpenSIPS 2.4 documents
+it, from opensips-style modparam lines. Data flows one way, from the top of this file to its bottom:
+
+    bytes -> Request -> Command -> Reply -> bytes
+
+    PART ONE - what a datagram means          PART TWO - where datagrams come from
+     1 Errors                                 10 Shared state
+     2 Values                                 11 Plug-ins
+     3 Reading                                12 Core commands
+     4 Writing                                13 Tracing
+     5 Converters                             14 Sockets
+     6 Declarations                           15 Child
+     7 Registry                               16 Supervisor
+     8 Answering                              17 Command line
+     9 Configuration
+
+A plug-in imports this file as `midatagram`; sections 1, 2, 5 and 6 are what it uses.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":  # run as a script: plug-ins that import midatagram get this very module
+    sys.modules["midatagram"] = sys.modules["__main__"]
+
+import difflib
+import functools
+import inspect
+import ipaddress
+import json
+import operator
+import pathlib
+import re
+import struct
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, Optional
+
+__version__ = "1.0.0"
+
+###############################################################################
+###############################################################################
+## PART ONE - what a datagram means: no socket, no clock, no file #############
+###############################################################################
+###############################################################################
+
+###############################################################################
+# 1. Errors ###################################################################
+###############################################################################
+# Strategy: an error knows what its reader will see. What a handler raises
+# becomes a reply in section 8 and nowhere else; what a configuration raises
+# becomes one line with the place where it stands.
+
+
+class Error(Exception):
+    """A command's refusal: `raise Error(404, "AOR not found")` is answered with that code and reason.
+
+    `data` is the detail that JSON-RPC clients get beside the reason.
+    """
+
+    def __init__(self, code: int, reason: str, data: Optional[str] = None):
+        super().__init__(code, reason)
+        self.code, self.reason, self.data = code, reason, data
+
+
+class Failed(Exception):
+    """The handler could not do its work: answered `500 command failed`, like a NULL of OpenSIPS' C handlers."""
+
+
+class ParseError(Exception):
+    """A datagram that is not in its dialect's grammar."""
+
+
+class Interrupted(BaseException):
+    """Thrown into a handler that ran longer than handler_timeout; not an Exception, so no plug-in catches it."""
+
+
+class ConfigError(Exception):
+    """A mistake in what the user wrote: printed as `path:line: message`, exit status 78."""
+
+    def __init__(self, path: str, line: int, message: str):
+        super().__init__(path, line, message)
+        self.path, self.line, self.message = path, line, message
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.message}" if self.line else f"{self.path}: {self.message}"
+
+
+###############################################################################
+# 2. Values ###################################################################
+###############################################################################
+# Strategy: frozen tuples. Text is UTF-8 with surrogateescape, which carries
+# any bytes there and back; bytes exist only at the edges.
+
+LIMIT = 65457  # bytes, the manual's "maximum length" of a request and of a reply
+
+
+def decode(data: bytes) -> str:
+    """Bytes to text; encode() gives exactly these bytes back."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def encode(text: str) -> bytes:
+    """Text to bytes; UnicodeEncodeError for surrogates that decode() does not make."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+class Node(NamedTuple):
+    """A node of an MI tree. A name or value of None is absent; attributes are (name, value) pairs."""
+
+    name: Optional[str] = None
+    value: Any = None
+    attributes: tuple = ()
+    children: Any = ()
+
+
+class Live:
+    """The one object LIVE: stands where a kept reply has a value that is read anew each time."""
+
+    def __repr__(self) -> str:
+        return "LIVE"
+
+
+LIVE = Live()
+CONSTANT = tuple  # the `live` of a reply that never changes: no values to read
+
+
+class Reply(NamedTuple):
+    """An answer: first line and MI tree.
+
+    With `live` the reply is kept with the request that caused it and the command is not called again: live()
+    gives a tuple of the values that stand at the LIVE places of its nodes, in writing order; as long as it
+    gives the same values the same bytes are sent. `live=CONSTANT` keeps the reply as it is. `bare` marks the
+    four built-in errors, which have no empty line at their end. `result` is what JSON-RPC clients get where
+    the tree does not say it.
+    """
+
+    code: int = 200
+    reason: str = "OK"
+    nodes: Any = ()
+    live: Optional[Callable[[], tuple]] = None
+    bare: bool = False
+    result: Any = None
+
+
+class Request(NamedTuple):
+    """What was asked: `arguments` are (name, value) pairs in order, each text or None; `id` as JSON-RPC gave it."""
+
+    name: str
+    arguments: tuple = ()
+    dialect: str = "text"
+    id: Any = None
+
+
+NOT_AVAILABLE = Reply(500, "command not available", bare=True)
+PARSE_ERROR = Reply(400, "parse_error", bare=True)
+COMMAND_FAILED = Reply(500, "command failed", bare=True)
+TIMED_OUT = Reply(500, "command timed out", bare=True)
+
+
+def request_too_long(size: int) -> Reply:
+    """The answer to a request of `size` bytes, which is more than LIMIT."""
+    return Reply(400, f"request of {size} bytes exceeds {LIMIT}", bare=True)
+
+
+def reply_too_long(size: int) -> Reply:
+    """The answer in place of one of `size` bytes, which is more than LIMIT."""
+    return Reply(500, f"reply of {size} bytes exceeds {LIMIT}", bare=True)
+
+
+###############################################################################
+# 3. Reading ##################################################################
+###############################################################################
+# Strategy: a parser takes one whole datagram and gives its parts, or raises
+# ParseError. A datagram is never continued, so nothing is kept between calls.
+#
+# The text dialect of OpenSIPS 2.x:
+#
+#     request  = ":" name ":" LF *argument
+#     argument = [name "::"] value, up to LF or the end
+#     value    = plain, or "quoted" where \" is a quote; it may span lines
+#
+# The manual's grammar is followed where the C code trips over it: "" is an
+# empty value, \" is a quote wherever it stands, name:: may end the datagram.
+
+BLANKS = " \t\n\v\f\r"  # isspace() in the C locale, and nothing else
+INLINE_BLANKS = " \t\v\f\r"
+FIRST_LINE = re.compile(r":([^:\0]*):\n")  # a NUL ends the search for the second colon
+
+
+def read_first_line(text: str) -> tuple[str, str]:
+    """Split a text request into its command's name and the text of its arguments."""
+    match = FIRST_LINE.match(text)
+    if not match:
+        raise ParseError("first line is not :COMMAND:")
+    return match.group(1), text[match.end():]
+
+
+def read_arguments(body: str) -> tuple:
+    """Read the arguments of a text request: pairs of (name or None, value or None) in order."""
+    if body.startswith("\0"):
+        return ()
+    if '"' not in body and "::" not in body:  # what follows, for the plain values that most requests hold
+        return tuple([(None, value) for line in body.split("\n") if (value := line.strip(BLANKS))])
+    arguments, at = [], skip(body, 0, BLANKS)
+    while at < len(body):
+        pair, at = read_argument(body, at)
+        arguments.append(pair)
+        at = skip(body, at, BLANKS)
+    return tuple(arguments)
+
+
+def skip(text: str, at: int, blanks: str) -> int:
+    """The first position from `at` on that is not one of `blanks`."""
+    end = len(text)
+    while at < end and text[at] in blanks:
+        at += 1
+    return at
+
+
+def read_argument(body: str, at: int) -> tuple[tuple, int]:
+    """Read the argument that starts at `at`, which is no blank; gives the pair and where it ends."""
+    if body[at] == '"':
+        value, at = read_quoted(body, at)
+        return (None, value), at
+    end = body.find("\n", at)
+    line = body[at:] if end < 0 else body[at:end]
+    head, colons, tail = line.partition("::")
+    name = head.rstrip(BLANKS) or None
+    value = tail.strip(BLANKS) if colons else name
+    if value.startswith('"') and colons and '"' not in head:
+        value, end_of_quote = read_quoted(body, skip(body, at + len(head) + 2, INLINE_BLANKS))
+        return (name, value), end_of_quote
+    if '"' in line:
+        raise ParseError("a quote inside a plain value")
+    if not colons:
+        return (None, name), at + len(line)
+    if name is None and not value:
+        raise ParseError("neither name nor value")
+    return (name, value or None), at + len(line)
+
+
+def read_quoted(body: str, at: int) -> tuple[str, int]:
+    """Read the quoted value whose first quote stands at `at`: it ends at the next quote without a backslash."""
+    end = body.find('"', at + 1)
+    while end > 0 and body[end - 1] == "\\":
+        end = body.find('"', end + 1)
+    if end < 0:
+        raise ParseError("no closing quote")
+    after = skip(body, end + 1, INLINE_BLANKS)
+    if after < len(body) and body[after] != "\n":
+        raise ParseError("text behind a closing quote")
+    return body[at + 1:end].replace('\\"', '"'), after
+
+
+###############################################################################
+# 4. Writing ##################################################################
+###############################################################################
+# Strategy: a reply becomes text in one pass without recursion, since depth is
+# the plug-in's choice. Nothing is escaped: what a node holds goes out raw.
+
+
+def write_text(reply: Reply, indent: str = "\t") -> str:
+    """The text dialect's form of a reply; LIVE values become %s and all else is made safe for `%`."""
+    nodes = reply.nodes if reply.live is None else [escape_percent(node) for node in reply.nodes]
+    head = f"{reply.code & 0xFFFFFFFF} {reply.reason}\n"
+    return head if reply.bare else f"{head}{''.join(node_lines(nodes, indent))}\n"
+
+
+def node_lines(nodes: Iterable[Node], indent: str) -> list[str]:
+    """One line a node, depth first: indent for each level, `NAME:: `, value, ` NAME=VALUE` for each attribute."""
+    lines, levels, margin = [], [iter(nodes)], ""
+    while levels:
+        for name, value, attributes, children in levels[-1]:
+            line = f"{margin}{name}:: " if name else margin
+            if value is not None:
+                line = f"{line}{value}"
+            for key, text in attributes:
+                line += (f" {key}=" if key else "") + ("" if text is None else f"{text}")
+            lines.append(line + "\n")
+            if children:
+                levels.append(iter(children))
+                margin += indent
+                break
+        else:
+            levels.pop()
+            margin = indent * (len(levels) - 1)
+    return lines
+
+
+def escape_percent(node: Node) -> Node:
+    """A node of a kept reply as a part of a `%` template."""
+
+    def safe(text):
+        return "%s" if text is LIVE else text if text is None else f"{text}".replace("%", "%%")
+
+    return Node(safe(node.name), safe(node.value), [(safe(name), safe(value)) for name, value in node.attributes],
+                [escape_percent(child) for child in node.children])
+
+
+def write_request(name: str, arguments: Iterable[tuple]) -> bytes:
+    """The text request that reads back as this command and these (name, value) pairs; ValueError if none can."""
+    request = encode(f":{name}:\n" + "".join(write_argument(*pair) for pair in arguments))
+    if ":" in name or "\0" in name:
+        raise ValueError(f"a command's name cannot hold a colon or NUL: {name!r}")
+    if len(request) > LIMIT:
+        raise ValueError(f"the request has {len(request)} bytes, {LIMIT} is the most")
+    return request
+
+
+def write_argument(name: Optional[str], value: Optional[str]) -> str:
+    """One argument line, in quotes where the grammar needs them."""
+    label = "" if name is None else f"{name}::"
+    if name is not None and ('"' in name or "\n" in name or f"{label}:".index("::") < len(name)
+                             or name.strip(BLANKS) != name or not name):
+        raise ValueError(f"not a name that can be sent: {name!r}")
+    if value is None:
+        if name is None:
+            raise ValueError("an argument needs a name or a value")
+        return f"{label}\n"
+    if not needs_quotes(label, value):
+        return f"{label}{value}\n"
+    if value.endswith("\\"):
+        raise ValueError(f"a value that needs quotes cannot end in a backslash: {value!r}")
+    quoted = value.replace('"', '\\"')
+    return f'{label}"{quoted}"\n'
+
+
+def needs_quotes(label: str, value: str) -> bool:
+    """Whether a value behind `label` (empty, or `name::`) would be misread without quotes."""
+    return (not value or value.strip(BLANKS) != value or '"' in value or "\n" in value
+            or (not label and ("::" in value or value.startswith("\0"))))
+
+
+###############################################################################
+# 5. Converters ###############################################################
+###############################################################################
+# Strategy: a converter takes what was written (text; in a modparam also an
+# int) and gives the value, or raises ValueError with what would be right:
+# "takes an integer from 1 to 9". They check form only; whether a user, a file
+# or a host exists is asked in part two.
+
+WORDS = {"yes": 1, "true": 1, "on": 1, "enable": 1, "no": 0, "false": 0, "off": 0, "disable": 0}
+
+
+class Written(int):
+    """An integer of a configuration that remembers how it was written: Written(432, "0660")."""
+
+    def __new__(cls, value: int, text: str):
+        self = super().__new__(cls, value)
+        self.text = text
+        return self
+
+
+def string(value) -> str:
+    """Converter: text as it is."""
+    if isinstance(value, int):
+        raise ValueError(f'takes a string: "{value}"')
+    return value
+
+
+def integer(lo: Optional[int] = None, hi: Optional[int] = None) -> Callable:
+    """Converter: an int, or decimal or 0x text, within lo..hi, both included."""
+    span = {(False, False): "", (True, False): f" of at least {lo}", (False, True): f" of at most {hi}",
+            (True, True): f" from {lo} to {hi}"}[lo is not None, hi is not None]
+
+    def convert(value) -> int:
+        if isinstance(value, str):
+            match = re.fullmatch(r"[+-]?(?:0x[0-9a-fA-F]{1,16}|[0-9]{1,20})", value)
+            if not match:
+                raise ValueError(f"takes an integer{span}")
+            value = int(value, 16 if "x" in value else 10)
+        if (lo is not None and value < lo) or (hi is not None and value > hi):
+            raise ValueError(f"takes an integer{span}")
+        return int(value)
+
+    convert.kind = "integer"
+    return convert
+
+
+def boolean(value) -> bool:
+    """Converter: 0 or 1, or one of OpenSIPS' words (yes no true false on off enable disable)."""
+    if isinstance(value, str) and value in WORDS:
+        value = WORDS[value]
+    if value in (0, 1, "0", "1"):
+        return bool(int(value))
+    raise ValueError("takes yes or no")
+
+
+def one_of(*words: str) -> Callable:
+    """Converter: one of these words."""
+
+    def convert(value) -> str:
+        if value not in words:
+            raise ValueError(f"takes one of {', '.join(words)}{nearest(value, words)}")
+        return value
+
+    return convert
+
+
+def nearest(name: Any, names: Iterable[str]) -> str:
+    """`; did you mean "x"?` with the name closest to a misspelt one, or nothing."""
+    found = difflib.get_close_matches(str(name).lower(), list(names), 1, 0.6)
+    return f'; did you mean "{found[0]}"?' if found else ""
+
+
+def file_mode(value) -> int:
+    """Converter: the permission bits of a file, an integer as OpenSIPS takes it (0660 is octal)."""
+    if isinstance(value, str):
+        raise ValueError("takes an integer, in octal: 0660")
+    if not 0 <= value <= 0o7777:
+        raise ValueError("takes permission bits in octal, 0 to 07777: 0660")
+    return int(value)
+
+
+def decimal_mode(value) -> Optional[str]:
+    """What to say about a file mode that was written in decimal; None for the octal form."""
+    text = getattr(value, "text", "0")
+    if text.startswith("0"):
+        return None
+    octal = f"; octal is written 0{text}" if set(text) <= set("01234567") else ""
+    return f"{text} is decimal and means mode {value:04o}{octal}"
+
+
+def account(value):
+    """Converter: a user or group: a name, or a number; None (-1) leaves it as it is."""
+    if isinstance(value, str) and re.fullmatch(r"-?\d{1,10}", value):
+        value = int(value)
+    if isinstance(value, int):
+        if not -1 <= value < 2**32 - 1:
+            raise ValueError("takes a name, or a number from 0 (-1: leave as it is)")
+        return None if value == -1 else int(value)
+    if not value:
+        raise ValueError("takes a name or a number, not an empty string")
+    return value
+
+
+class Address(NamedTuple):
+    """Where a datagram socket is: a UNIX path (port None), or a host and port of UDP."""
+
+    host: str
+    port: Optional[int] = None
+
+    def __str__(self) -> str:
+        if self.port is None:
+            return self.host
+        return f"udp:[{self.host}]:{self.port}" if ":" in self.host else f"udp:{self.host}:{self.port}"
+
+
+ADDRESS_FORMS = 'a UNIX path as "/run/midatagram/mi.sock" or "udp:HOST:PORT"'
+
+
+def address(value) -> Address:
+    """Converter: an Address as mi_datagram's socket_name has it; `udp:` in lower case, anything else is a path."""
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"takes {ADDRESS_FORMS}")
+    if not value.startswith("udp:"):
+        size = len(encode(value))
+        if size > 107:
+            raise ValueError(f"path has {size} bytes, a UNIX socket's has at most 107")
+        return Address(value)
+    host, colon, port = value[4:].rpartition(":")
+    if not colon or not host:
+        raise ValueError(f"needs a host and a port: udp:HOST:PORT, not {value}")
+    if not re.fullmatch(r"[0-9]{1,20}", port) or not 1024 <= int(port) <= 65535:
+        raise ValueError(f"port must be a number from 1024 to 65535, not {port or 'empty'}: udp:{host}:8080")
+    bracketed = re.fullmatch(r"\[(.*)\]", host)
+    return Address(bracketed.group(1) if bracketed else host, int(port))
+
+
+def odd_scheme(value) -> Optional[str]:
+    """What to say about a path that looks like another kind of address."""
+    match = re.match(r"(?i)(udp|unix|tcp|udp4|udp6):", str(value))
+    if match and not value.startswith("udp:"):
+        return f'"{value}" is the path of a UNIX socket; UDP is written udp:HOST:PORT, in lower case'
+    return None
+
+
+class Listener(NamedTuple):
+    """A socket to serve: its address and, for a UNIX socket, mode and owners (None: as unix_socket_* say)."""
+
+    address: Address
+    mode: Optional[int] = None
+    user: Any = None
+    group: Any = None
+
+
+def listener(value) -> Listener:
+    """Converter: `ADDRESS[;mode=0660][;user=NAME][;group=NAME]`."""
+    place, *options = string(value).split(";")
+    found = {}
+    for option in filter(None, options):
+        key, equals, text = option.partition("=")
+        if key not in ("mode", "user", "group") or not equals:
+            raise ValueError(f'takes ADDRESS;mode=0660;user=NAME;group=NAME, not "{option}"')
+        if key == "mode" and not re.fullmatch("[0-7]{3,5}", text):
+            raise ValueError(f"mode takes permission bits in octal: mode=0660, not {text or 'nothing'}")
+        found[key] = int(text, 8) if key == "mode" else account(text)
+    place = address(place)
+    if found and place.port is not None:
+        raise ValueError("mode, user and group are for UNIX sockets only")
+    return Listener(place, **found)
+
+
+def words(value) -> tuple:
+    """Converter: a comma list of names, blanks around them allowed."""
+    names = tuple(name.strip(" ") for name in string(value).split(","))
+    if not all(names):
+        raise ValueError('takes names with commas between them: "one, two"')
+    return names
+
+
+def networks(value) -> tuple:
+    """Converter: a comma list of networks: `127.0.0.0/8, ::1`."""
+    try:
+        return tuple(ipaddress.ip_network(text) for text in words(value))
+    except ValueError as error:
+        raise ValueError(f'takes networks with commas between them: "127.0.0.0/8, ::1" ({error})') from None
+
+
+class Rule(NamedTuple):
+    """Who may use some commands: networks of UDP senders, users and groups of UNIX senders (names or numbers)."""
+
+    commands: tuple
+    networks: tuple
+    users: tuple
+    groups: tuple
+
+
+def access_rule(value) -> Rule:
+    """Converter: `COMMAND[, COMMAND]: WHO[, WHO]`, WHO being a network, `uid:NAME` or `gid:NAME`."""
+    commands, colon, who = string(value).partition(":")
+    if not colon or not who.strip():
+        raise ValueError('takes commands and who may use them: "kill, log_level: 127.0.0.1, uid:root, gid:voip"')
+    found = {"uid": [], "gid": [], "net": []}
+    for item in words(who):
+        kind, mark, name = item.partition(":")
+        if mark and kind in ("uid", "gid"):
+            found[kind].append(account(name))
+        else:
+            found["net"].extend(networks(item))
+    return Rule(words(commands), tuple(found["net"]), tuple(found["uid"]), tuple(found["gid"]))
+
+
+class TraceList(NamedTuple):
+    """trace_bwlist: the commands that are traced (white) or left out (black)."""
+
+    white: bool
+    names: tuple
+
+    def allows(self, name: str) -> bool:
+        """Whether a command of that name is traced."""
+        return (name in self.names) == self.white
+
+
+def trace_list(value) -> TraceList:
+    """Converter: `b:` or `w:` and a comma list of commands, which may be empty or end in one comma."""
+    match = re.fullmatch(r"[ \t\n\v\f\r]*([bBwW])[ \t\n\v\f\r]*:(.*)", string(value), re.S)
+    if not match:
+        raise ValueError('takes "w: NAME, NAME" (these only) or "b: NAME, NAME" (all but these)')
+    items = match.group(2).split(",") if match.group(2) else []
+    if items and not items[-1]:
+        items.pop()
+    names = tuple(item.strip(" ") for item in items)
+    if not all(names):
+        raise ValueError(f'has an empty name in its list: "{value}"')
+    return TraceList(match.group(1) in "wW", names)
+
+
+###############################################################################
+# 6. Declarations #############################################################
+###############################################################################
+# Strategy: a plug-in is a module of rows and tagged functions. Importing it
+# does nothing; a decorator leaves its function as it was and adds a tag, and
+# Module collects rows and tags. All that can be wrong is found at that moment.
+
+
+class Param(NamedTuple):
+    """A modparam: `repeat` makes its value the list of all lines; `advice(value)` gives a warning or None."""
+
+    name: str
+    default: Any
+    converter: Callable = string
+    help: str = ""
+    repeat: bool = False
+    advice: Callable = lambda value: None
+
+
+class Stat(NamedTuple):
+    """A statistic: a counter that ctx.count adds to, or with `read` a figure asked for when wanted."""
+
+    name: str
+    help: str
+    group: Optional[str] = None
+    resettable: bool = True
+    read: Optional[Callable[[], int]] = None
+
+    @property
+    def kind(self) -> str:
+        """How list_statistics calls it."""
+        return "incremental" if self.resettable and self.read is None else "non-incremental"
+
+
+class Event(NamedTuple):
+    """An event that clients subscribe to and ctx.raise_event raises."""
+
+    name: str
+    help: str
+
+
+class CommandTag(NamedTuple):
+    """What @command keeps on a function."""
+
+    name: str
+    help: Optional[str]
+    input: bool
+    pure: bool
+    json: dict
+    converters: dict
+
+
+def command(name=None, *, input=True, pure=False, help=None, json=None, **converters):
+    """Make a function an MI command: `@command`, or `@command("name", times=integer(1, 9))`.
+
+    The function takes a Context and the arguments; its signature says which are required, its docstring is
+    the help. `input=False`: arguments are never read, even malformed ones. `pure=True`: the reply depends on
+    the request alone. Keywords that are arguments of the function name their converters. `json` holds what
+    differs for JSON-RPC clients, see section 7.
+    """
+
+    def tag(function, name=name):
+        text = function.__doc__ if help is None else help
+        function.mi_command = CommandTag(name or function.__name__, text, input, pure, json or {}, converters)
+        return function
+
+    return tag(name, name.__name__) if callable(name) else tag
+
+
+def every(seconds: float, where: str = "each"):
+    """Run a function of a Context again and again, in each child or in one of them."""
+
+    def tag(function):
+        function.mi_every = (seconds, where)
+        return function
+
+    return tag
+
+
+def trace_destination(function):
+    """Tag the function of a Context that gives {name: destination} for tracing, see section 13."""
+    function.mi_trace_destination = True
+    return function
+
+
+class Trace(NamedTuple):
+    """One answered request, as tracing destinations get it.
+
+    Times are seconds since the epoch. `client` and `server` are socket addresses: (host, port, ...) of UDP,
+    a path or None of UNIX. `command` is empty for a request that named none of ours. `parameters` are its
+    values (text or None each), None where a trace has none. `reply` is None for the built-in errors.
+    """
+
+    requested_s: float
+    replied_s: float
+    client: Any
+    server: Any
+    request: bytes
+    command: str
+    parameters: Optional[tuple]
+    code: int
+    reason: str
+    reply: Optional[bytes]
+
+
+class Context:
+    """What a handler gets first: its module's parameters and counters, and the request in hand."""
+
+    __slots__ = ("module", "request", "caller")
+
+    def __init__(self, module: Module, request: Optional[Request] = None, caller: Any = None):
+        self.module, self.request, self.caller = module, request, caller
+
+    def param(self, name: str):
+        """The value of this module's parameter."""
+        return self.module.settings[name]
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to one of this module's statistics."""
+        self.module.row[self.module.columns[name]] += by
+
+    def raise_event(self, name: str, **attributes) -> int:
+        """Send one of the declared events to its subscribers; gives how many were sent to."""
+        return self.module.server.raise_event(name, attributes)
+
+    @property
+    def log(self):
+        """The logger of this module."""
+        return self.module.server.logger(self.module.name)
+
+    @property
+    def store(self):
+        """The key-value store that all children share."""
+        return self.module.server.store
+
+    @property
+    def server(self):
+        """The process that serves; for the core's own commands."""
+        return self.module.server
+
+    def refuse(self, param: str, message: str, nth: int = -1):
+        """End the start, naming the nth modparam line of `param` (init only)."""
+        raise ConfigError(*self.module.lines.get(param, [(self.module.path, 0)])[nth], message)
+
+
+class Module:
+    """A plug-in as loaded: its rows and tagged functions, its settings, later its counters.
+
+    namespace: the names the plug-in's file defines. ConfigError(path, line) for what is wrong in it.
+    """
+
+    ROWS = (("PARAMS", Param), ("STATS", Stat), ("EVENTS", Event))
+
+    def __init__(self, name: str, namespace: dict, path: str = "midatagram.py", line_of: Callable = lambda word: 0):
+        self.name, self.path = name, path
+        rows = {word: self.checked_rows(namespace, word, kind, line_of) for word, kind in self.ROWS}
+        self.params = {param.name: param for param in rows["PARAMS"]}
+        self.stats = [stat._replace(group=stat.group or name) for stat in rows["STATS"]]
+        self.events = rows["EVENTS"]
+        functions = [value for value in namespace.values() if callable(value)]
+        self.commands = [Command(self, function) for function in functions if hasattr(function, "mi_command")]
+        self.every = [function for function in functions if hasattr(function, "mi_every")]
+        self.destinations = [function for function in functions if hasattr(function, "mi_trace_destination")]
+        self.hooks = {word: namespace[word] for word in ("init", "child_init", "destroy") if word in namespace}
+        self.settings = {param.name: [] if param.repeat else param.default for param in rows["PARAMS"]}
+        self.lines: dict[str, list] = {}  # parameter -> (path, line) of each of its modparam lines
+        self.columns: dict[str, int] = {}  # statistic -> its column of the counters
+        self.row: Any = None  # this process' row of the counters
+        self.server: Any = None
+
+    def checked_rows(self, namespace: dict, word: str, kind: type, line_of: Callable) -> list:
+        """The rows a plug-in lists under `word`, all of one kind and with names of their own."""
+        rows, seen = namespace.get(word, []), set()
+        for row in rows if isinstance(rows, (list, tuple)) else [rows]:
+            if not isinstance(row, kind):
+                raise ConfigError(self.path, line_of(word), f"{word} is a list of midatagram.{kind.__name__} rows")
+            key = (row.name, getattr(row, "group", None))
+            if key in seen:
+                raise ConfigError(self.path, line_of(word), f'{word} names "{row.name}" twice')
+            seen.add(key)
+        return list(rows)
+
+    def set(self, name: str, value, path: str, line: int) -> Optional[str]:
+        """Take one modparam line; gives a warning or None, raises ConfigError."""
+        param = self.params.get(name)
+        if param is None:
+            raise ConfigError(path, line, f'parameter "{name}" not found in module {self.name}'
+                              + (nearest(name, self.params) or f"; it has {', '.join(self.params) or 'none'}"))
+        try:
+            converted = param.converter(value)
+        except ValueError as error:
+            shown = value.text if isinstance(value, Written) else f'"{value}"'
+            raise ConfigError(path, line, f'modparam("{self.name}", "{name}", {shown}): {name} {error}') from None
+        if param.repeat:
+            self.settings[name].append(converted)
+        else:
+            self.settings[name] = converted
+        self.lines.setdefault(name, []).append((path, line))
+        return param.advice(value)
+
+
+###############################################################################
+# 7. Registry #################################################################
+###############################################################################
+# Strategy: everything that can be asked for is found here by name, in the
+# order of registration. A Command binds the arguments of either dialect to
+# the signature of its function.
+
+WRONG_COUNT = Error(400, "Too few or too many arguments")
+BAD_PARAMETER = Error(400, "Bad parameter")
+
+
+class Command:
+    """A command as registered: the function, and what its signature and tag say.
+
+    ConfigError with the function's line when they do not fit each other.
+    """
+
+    def __init__(self, module: Module, function: Callable):
+        tag = function.mi_command
+        self.module, self.function, self.tag = module, function, tag
+        self.name, self.input, self.pure = tag.name, tag.input, tag.pure
+        self.path, self.line = module.path, getattr(function, "mi_line", function.__code__.co_firstlineno)
+        if tag.help is None:
+            self.refuse("needs a docstring, which is its help")
+        self.help = inspect.cleandoc(tag.help)
+        self.required, self.optional, self.rest = self.signature()
+        self.most = None if self.rest else len(self.required) + len(self.optional)
+        names = [*self.required, *self.optional]
+        unknown = [name for name in tag.converters if name not in names and name != self.rest]
+        if unknown:
+            self.refuse(f'has a converter for "{unknown[0]}", which it does not take{nearest(unknown[0], names)}')
+        self.converters = [(names.index(name), converter) for name, converter in tag.converters.items()
+                           if name != self.rest]
+        self.rest_converter = tag.converters.get(self.rest)
+
+    def refuse(self, message: str):
+        raise ConfigError(self.path, self.line, f'command "{self.name}" {message}')
+
+    def signature(self) -> tuple[list, list, Optional[str]]:
+        """Names of the required and optional arguments and of *rest, without the Context."""
+        parameters = list(inspect.signature(self.function).parameters.values())
+        plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        rest = [p.name for p in parameters if p.kind == p.VAR_POSITIONAL]
+        if not plain or len(plain) + len(rest) != len(parameters):
+            self.refuse("takes a context, then arguments by position: def name(ctx, required, optional=None, *rest)")
+        required = [p.name for p in plain[1:] if p.default is p.empty]
+        return required, [p.name for p in plain[1 + len(required):]], rest[0] if rest else None
+
+    def bind(self, arguments: tuple) -> list:
+        """The values to call the function with, from a text request's arguments: by position, names are ignored."""
+        count = len(arguments)
+        if count < len(self.required) or (self.most is not None and count > self.most):
+            raise WRONG_COUNT
+        values = ["" if value is None else value for _, value in arguments]
+        try:
+            for position, converter in self.converters:
+                if position < count:
+                    values[position] = converter(values[position])
+            if self.rest_converter:
+                values[self.most_named:] = map(self.rest_converter, values[self.most_named:])
+        except ValueError:
+            raise BAD_PARAMETER from None
+        return values
+
+    @property
+    def most_named(self) -> int:
+        """How many arguments have a name of their own."""
+        return len(self.required) + len(self.optional)
+
+    def signature_line(self) -> str:
+        """The command with its arguments, as help shows it."""
+        parts = [self.name, *(name.upper() for name in self.required), *(f"[{name.upper()}]" for name in self.optional)]
+        return " ".join(parts + ([f"[{self.rest.upper()}...]"] if self.rest else []))
+
+
+class Registry:
+    """All commands, statistics and events of the loaded modules by name; ConfigError for a name used twice."""
+
+    def __init__(self, modules: Iterable[Module], switched_off: Iterable[str] = ()):
+        self.modules = list(modules)
+        self.modules_by_name = {module.name: module for module in self.modules}
+        self.commands: dict[str, Command] = {}
+        self.stats: dict[str, Stat] = {}
+        self.groups: dict[str, list[Stat]] = {}
+        self.events: dict[str, int] = {}
+        for module in self.modules:
+            for command in module.commands:
+                first = self.commands.setdefault(command.name, command)
+                if first is not command:
+                    command.refuse(f"is there already: {first.path}:{first.line}")
+            for stat in module.stats:
+                self.add_stat(module, stat)
+            for event in module.events:
+                if event.name in self.events:
+                    raise ConfigError(module.path, 0, f'event "{event.name}" is there already')
+                self.events[event.name] = len(self.events)
+        self.switched_off = [self.commands.pop(name) for name in switched_off if name in self.commands]
+
+    def add_stat(self, module: Module, stat: Stat) -> None:
+        """Register a statistic under its group; by name alone the first of that name is found."""
+        group = self.groups.setdefault(stat.group.lower(), [])
+        if any(other.name == stat.name for other in group):
+            raise ConfigError(module.path, 0, f'statistic "{stat.group}:{stat.name}" is there already')
+        group.append(stat)
+        self.stats.setdefault(stat.name, stat)
+
+    def find_stats(self, name: str) -> list[Stat]:
+        """The statistics that `name` or `group:` means; empty when there are none."""
+        if name.endswith(":"):
+            return self.groups.get(name[:-1].lower(), [])
+        stat = self.stats.get(name)
+        return [stat] if stat else []
+
+    def all_stats(self) -> list[Stat]:
+        """Every statistic, group by group."""
+        return [stat for group in self.groups.values() for stat in group]
+
+
+###############################################################################
+# 8. Answering ################################################################
+###############################################################################
+# Strategy: the seam between bytes and bytes, and the only place that turns
+# errors into replies. Monitoring asks the same thing again and again, so what
+# a request taught is kept by its very bytes: which command it is with which
+# arguments, and for replies that say so (Reply.live) the text around their
+# values. A reply that is kept depends on nothing but what live() reads.
+
+KEPT_ENTRIES = 1000  # requests that are remembered, per child
+KEPT_REQUEST = 4096  # bytes; a longer request is read anew each time
+KEPT_REPLIES = 8 << 20  # bytes of remembered replies, per child
+
+
+class Call(NamedTuple):
+    """A request bound to its command."""
+
+    command: Command
+    request: Request
+    values: Any
+
+
+class Kept:
+    """What is remembered of a request."""
+
+    __slots__ = ("call", "reply", "template", "values", "data")
+
+    def __init__(self, call: Call):
+        self.call, self.reply, self.template, self.values, self.data = call, None, "", None, b""
+
+
+class Answers:
+    """Answers datagrams from the commands of a registry.
+
+    log: a logger for what handlers raise; allowed(command, caller): whether a caller may use a restricted
+    command, for the names in `restricted`.
+    """
+
+    def __init__(self, registry: Registry, log, indent: str = "\t", restricted: Iterable[str] = (), allowed=None):
+        self.commands, self.log, self.indent = registry.commands, log, indent
+        self.restricted, self.allowed = frozenset(restricted), allowed
+        self.kept: dict[bytes, Kept] = {}
+        self.kept_bytes = 0
+
+    def answer(self, data: bytes, caller: Any = None) -> tuple[bytes, Optional[Call], Reply]:
+        """The reply's bytes, the call that was made (None: no such command) and the reply itself."""
+        kept = self.kept.get(data)
+        if kept is None:
+            return self.answer_new(data, caller)
+        if kept.reply is None:
+            return self.finish(kept, data, caller)
+        values = kept.reply.live()
+        if values != kept.values:
+            return self.refresh(kept, values, data, caller)
+        return kept.data, kept.call, kept.reply
+
+    def answer_new(self, data: bytes, caller: Any) -> tuple[bytes, Optional[Call], Reply]:
+        """Answer a request that is not remembered, and remember it."""
+        try:
+            name, body = read_first_line(decode(data))
+            command = self.commands[name]
+        except (ParseError, KeyError):
+            return self.written(NOT_AVAILABLE), None, NOT_AVAILABLE
+        try:
+            arguments = read_arguments(body) if command.input else ()
+        except ParseError:
+            return self.written(PARSE_ERROR), Call(command, Request(name), None), PARSE_ERROR
+        try:
+            call = Call(command, Request(name, arguments), command.bind(arguments) if command.input else ())
+        except Error as error:
+            reply = Reply(error.code, error.reason)
+            return self.written(reply), Call(command, Request(name, arguments), None), reply
+        kept = Kept(call)
+        if len(data) <= KEPT_REQUEST:
+            self.remember(data, kept)
+        return self.finish(kept, data, caller)
+
+    def remember(self, data: bytes, kept: Kept) -> None:
+        """Keep what a request taught; when there is no room all is forgotten, and pollers teach it again."""
+        if len(self.kept) >= KEPT_ENTRIES or self.kept_bytes > KEPT_REPLIES:
+            self.kept.clear()
+            self.kept_bytes = 0
+        self.kept[data] = kept
+
+    def finish(self, kept: Kept, data: bytes, caller: Any) -> tuple[bytes, Optional[Call], Reply]:
+        """Run the command of a known request and write its reply; keep the reply if it says so."""
+        call = kept.call
+        reply = self.run(call, caller)
+        try:
+            if call.command.pure and reply.live is None and not reply.bare:
+                reply = reply._replace(live=CONSTANT)
+            template, values = write_text(reply, self.indent), reply.live and reply.live()
+            written = encode(template if values is None else template % values)
+        except Exception:  # the seam again: what the handler returned cannot be written
+            self.log.exception("command %s gave a reply that cannot be written", call.command.name)
+            reply = COMMAND_FAILED
+            return self.written(reply), call, reply
+        if len(written) > LIMIT:
+            reply = reply_too_long(len(written))
+            return self.written(reply), call, reply
+        if values is not None and self.kept.get(data) is kept and call.command.name not in self.restricted:
+            kept.template, kept.values, kept.data, kept.reply = template, values, written, reply
+            self.kept_bytes += len(written)
+        return written, call, reply
+
+    def refresh(self, kept: Kept, values: tuple, data: bytes, caller: Any) -> tuple[bytes, Optional[Call], Reply]:
+        """Put new values into a kept reply."""
+        written = encode(kept.template % values)
+        if len(written) > LIMIT:
+            self.kept.pop(data, None)
+            return self.answer_new(data, caller)
+        kept.data, kept.values = written, values
+        return written, kept.call, kept.reply
+
+    def run(self, call: Call, caller: Any) -> Reply:
+        """Call the handler; whatever it raises becomes a reply."""
+        command, request, values = call
+        if command.name in self.restricted and not self.allowed(command, caller):
+            return Reply(403, "Forbidden")
+        try:
+            reply = command.function(Context(command.module, request, caller), *values)
+            return reply if isinstance(reply, Reply) else reply.get()  # one without get() is no answer: it raises
+        except Error as error:
+            return Reply(error.code, error.reason)
+        except Failed as why:
+            self.log.warning("command %s failed: %s", command.name, why)
+        except Interrupted:
+            self.log.error("command %s ran longer than handler_timeout and was ended", command.name)
+            return TIMED_OUT
+        except Exception:  # the seam: a plug-in's mistake must not end the child
+            self.log.exception("command %s raised", command.name)
+        return COMMAND_FAILED
+
+    def written(self, reply: Reply) -> bytes:
+        """The bytes of a reply of section 2."""
+        return encode(write_text(reply, self.indent))
+
+
+###############################################################################
+# 9. Configuration ############################################################
+###############################################################################
+# Strategy: text -> tokens -> directives with file and line. The lexer follows
+# opensips.cfg's rules; what is not ours (routes, globals, other modules) is
+# passed over as a whole and named once, so that a server's own opensips.cfg
+# can be given as it is. Applying directives to modules is part two's loader.
+
+TOKEN = re.compile(
+    r"""(?P<blank>[ \t\r\n]+ | \#[^\n]*)
+      | (?P<open>/\*)
+      | (?P<string>"(?:[^"\\]|\\.)*")
+      | (?P<raw>'[^']*')
+      | (?P<number>(?:0x[0-9a-fA-F]+|[0-9]+)(?![A-Za-z0-9_.]))
+      | (?P<word>[A-Za-z_][A-Za-z0-9_]*)
+      | (?P<other>.)""",
+    re.X | re.S,
+)
+ESCAPE = re.compile(r"\\(?:([nrat\"\\])|x([0-9a-fA-F]{1,2})|([0-7]{2,3})|(\n))")
+ESCAPED = {"n": "\n", "r": "\r", "a": "\a", "t": "\t", '"': '"', "\\": "\\"}
+INCLUDE_DEPTH = 10  # files within files, as in opensips.cfg
+LOG_GLOBALS = ("log_level", "log_stderror", "stderror_enabled", "log_facility")
+
+
+class Token(NamedTuple):
+    """A piece of a configuration: kind string|number|word|other, its value, the line it starts on."""
+
+    kind: str
+    value: Any
+    line: int
+
+
+class Directive(NamedTuple):
+    """A line that is ours: `word` is loadmodule, mpath, modparam, a logging global, or `passed` over."""
+
+    word: str
+    args: tuple
+    path: str
+    line: int
+
+
+def unescape(body: str) -> str:
+    """The value of a "string": OpenSIPS' escapes replaced, ended by a NUL."""
+
+    def replace(match: re.Match) -> str:
+        simple, hexadecimal, octal, newline = match.groups()
+        if simple:
+            return ESCAPED[simple]
+        return "" if newline else decode(bytes([int(hexadecimal, 16) if hexadecimal else int(octal, 8) & 255]))
+
+    return ESCAPE.sub(replace, body).partition("\0")[0]
+
+
+def read_number(text: str, path: str, line: int) -> Written:
+    """An integer as opensips.cfg has it: decimal, 0x hexadecimal, 0 octal."""
+    form = re.fullmatch(r"0|[1-9][0-9]*|0x[0-9a-fA-F]+|0[0-7]+", text)
+    base = 16 if text.startswith("0x") else 8 if text.startswith("0") else 10
+    if not form or int(text, base) >= 2**31:
+        raise ConfigError(path, line, f"not an integer: {text} (decimal 10, octal 0660 or 0x1f, below 2^31)")
+    return Written(int(text, base), text)
+
+
+def tokens(text: str, path: str) -> Iterator[Token]:
+    """The tokens of a configuration without blanks and comments; characters that fit no rule are dropped."""
+    at, line = 0, 1
+    while at < len(text):
+        match = TOKEN.match(text, at)
+        kind, body = match.lastgroup, match.group()
+        if kind == "open":
+            body = read_comment(text, at, path, line)
+        elif kind == "string":
+            yield Token("string", unescape(body[1:-1]), line)
+        elif kind == "raw":
+            yield Token("string", body[1:-1].partition("\0")[0], line)
+        elif kind in ("number", "word"):
+            yield Token(kind, body, line)
+        elif kind == "other" and body in "\"'":
+            raise ConfigError(path, line, f"no closing {body} for the string that starts here")
+        elif kind == "other" and body.isprintable() and body.isascii() and body not in "@?`\\":
+            yield Token("other", body, line)
+        at += len(body)
+        line += body.count("\n")
+
+
+def read_comment(text: str, at: int, path: str, line: int) -> str:
+    """The whole /* comment */ that starts at `at`; they nest."""
+    depth, end = 1, at + 2
+    while depth:
+        mark = re.compile(r"/\*|\*/").search(text, end)
+        if not mark:
+            raise ConfigError(path, line, "no closing */ for the comment that starts here")
+        depth += 1 if mark.group() == "/*" else -1
+        end = mark.end()
+    return text[at:end]
+
+
+class ConfigReader:
+    """Reads a configuration and the files it includes into directives.
+
+    read: path -> text, or None when there is no such file. Raises ConfigError.
+    """
+
+    FORMS = {
+        "loadmodule": 'loadmodule "NAME.so"',
+        "modparam": 'modparam("MODULE", "PARAMETER", VALUE)',
+        "mpath": 'mpath="DIRECTORY"',
+        "include_file": 'include_file "FILE"',
+        "import_file": 'import_file "FILE"',
+    }
+
+    def __init__(self, read: Callable[[str], Optional[str]]):
+        self.read_file = read
+        self.directives: list[Directive] = []
+
+    def read(self, path: str, depth: int = 0) -> list[Directive]:
+        """Read one file; gives all directives so far."""
+        text = self.read_file(path)
+        if text is None:
+            raise ConfigError(path, 0, "no such file, or not readable")
+        self.path, self.tokens, self.at = path, list(tokens(text, path)), 0
+        while self.at < len(self.tokens):
+            token = self.tokens[self.at]
+            self.at += 1
+            if token.kind == "word" and token.value in self.FORMS:
+                self.statement(token, depth)
+            elif token.kind == "word" and token.value in LOG_GLOBALS and self.peek() == "=":
+                self.at += 1
+                self.add(token.value, (self.value(f"{token.value}=VALUE"),), token.line)
+            else:
+                self.pass_over(token)
+        return self.directives
+
+    def add(self, word: str, args: tuple, line: int) -> None:
+        self.directives.append(Directive(word, args, self.path, line))
+
+    def peek(self) -> Any:
+        """The value of the next token, None at the end."""
+        return self.tokens[self.at].value if self.at < len(self.tokens) else None
+
+    def expect(self, form: str, *wanted: str) -> None:
+        """Skip one token of punctuation; `form` is what a mistake's message shows as right."""
+        if self.peek() not in wanted or self.tokens[self.at].kind != "other":
+            line = self.tokens[min(self.at, len(self.tokens) - 1)].line
+            found = "the end of the file" if self.peek() is None else f'"{self.peek()}"'
+            raise ConfigError(self.path, line, f'expected "{wanted[0]}", found {found}; the form is {form}')
+        self.at += 1
+
+    def value(self, form: str, kinds: tuple = ("string", "number", "word")):
+        """Take a value: text, or an integer with its sign; a bare word is WORDS' integer or a name."""
+        sign = self.peek() if self.peek() in ("-", "+") and "number" in kinds else ""
+        self.at += len(sign)
+        token = self.tokens[self.at] if self.at < len(self.tokens) else Token("end", "", self.tokens[-1].line)
+        if token.kind not in kinds or (sign and token.kind != "number"):
+            raise ConfigError(self.path, token.line, f'a value is missing before "{token.value}"; the form is {form}')
+        self.at += 1
+        if token.kind == "number":
+            number = read_number(token.value, self.path, token.line)
+            return Written(-number, "-" + number.text) if sign == "-" else number
+        if token.kind == "word" and token.value in WORDS:
+            return Written(WORDS[token.value], token.value)
+        return token.value
+
+    def statement(self, token: Token, depth: int) -> None:
+        """Read a statement that is ours, whose first word is `token`."""
+        form, line = self.FORMS[token.value], token.line
+        if token.value == "modparam":
+            self.expect(form, "(")
+            module = self.value(form, ("string",))
+            self.expect(form, ",")
+            name = self.value(form, ("string",))
+            self.expect(form, ",")
+            value = self.value(form)
+            if isinstance(value, str) and self.tokens[self.at - 1].kind == "word":
+                raise ConfigError(self.path, line, f'"{value}" is neither in quotes nor an integer; the form is {form}')
+            self.expect(form, ")")
+            return self.add("modparam", (module, name, value), line)
+        if token.value == "mpath":
+            self.expect(form, "=")
+        text = self.value(form, ("string",))
+        if token.value in ("loadmodule", "mpath"):
+            return self.add(token.value, (text,), line)
+        return self.include(token.value, text, line, depth)
+
+    def include(self, word: str, name: str, line: int, depth: int) -> None:
+        """Read a file in place: as named, else beside the including file; import_file may be missing."""
+        if depth >= INCLUDE_DEPTH:
+            raise ConfigError(self.path, line, f"files include each other more than {INCLUDE_DEPTH} deep")
+        beside = str(pathlib.PurePosixPath(self.path).parent / name)
+        found = next((path for path in (name, beside) if self.read_file(path) is not None), None)
+        if found is not None:
+            state = self.path, self.tokens, self.at
+            self.read(found, depth + 1)
+            self.path, self.tokens, self.at = state
+        elif word == "include_file":
+            raise ConfigError(self.path, line, f'no file "{name}"; import_file would pass over a missing one')
+
+    def pass_over(self, first: Token) -> None:
+        """Skip a statement that is not ours: to the end of its line or its block, or to a word that is ours."""
+        depth, last = 0, first
+        token: Optional[Token] = first
+        while token:
+            depth += {"{": 1, "}": -1}.get(token.value, 0) if token.kind == "other" else 0
+            if depth < 0:
+                raise ConfigError(self.path, token.line, 'a "}" without its "{"')
+            last = token
+            token = self.tokens[self.at] if self.at < len(self.tokens) else None
+            if token is None or (depth == 0 and self.ends(last, token)):
+                break
+            self.at += 1
+        if depth:
+            raise ConfigError(self.path, first.line, f'no closing "}}" for the block that {first.value} starts')
+        self.add("passed", (first.value,), first.line)
+
+    def ends(self, last: Token, token: Token) -> bool:
+        """Whether a passed-over statement ends between these two tokens."""
+        ours = token.kind == "word" and (token.value in self.FORMS or token.value in LOG_GLOBALS)
+        block = token.kind == "other" and token.value in "{=,|"
+        return (token.line != last.line and not block) or ours or last == Token("other", "}", last.line)
+
+
+MI_DATAGRAM_PARAMS = [
+    Param("socket_name", None, address, "the socket to serve: a UNIX path, or udp:HOST:PORT", advice=odd_scheme),
+    Param("children_count", 1, integer(1, 128), "how many children serve the socket"),
+    Param("unix_socket_mode", 0o660, file_mode, "permissions of the UNIX socket, octal", advice=decimal_mode),
+    Param("unix_socket_group", None, account, "group that owns the UNIX socket: name or number"),
+    Param("unix_socket_user", None, account, "user who owns the UNIX socket: name (and its group) or number"),
+    Param("socket_timeout", 2000, integer(0, 3600000), "ms a reply is tried to be delivered"),
+    Param("reply_indent", "\t", string, "what a line is indented with, once a level"),
+    Param("trace_destination", (), words, "names of the tracing destinations, with commas"),
+    Param("trace_bwlist", TraceList(False, ()), trace_list, "commands to trace: w: only these, b: all but these"),
+]
+
+MIDATAGRAM_PARAMS = [
+    Param("listen", (), listener, "a further socket: ADDRESS[;mode=0660][;user=NAME][;group=NAME]", repeat=True),
+    Param("pool_size", 1000, integer(1, 100000), "requests in hand at once, per child"),
+    Param("handler_timeout", 10000, integer(1, 86400000), "ms a command may take"),
+    Param("stall_timeout", 10000, integer(100, 86400000), "ms a child may be away from its hub before it is replaced"),
+    Param("stop_timeout", 3000, integer(0, 4000), "ms a stop waits for what is in hand"),
+    Param("max_requests", 0, integer(0), "requests after which a child is replaced, give or take a tenth; 0: never"),
+    Param("peer_queue", 4 << 20, integer(65536), "bytes that wait for one client which does not read"),
+    Param("reply_queue", 64 << 20, integer(65536), "bytes that wait for all such clients, per child"),
+    Param("send_buffer", 4 << 20, integer(65536), "bytes asked of the kernel for the socket's send buffer"),
+    Param("allow_from", None, networks, "networks whose UDP datagrams are read; others are dropped unread"),
+    Param("allow_command", (), access_rule, "COMMAND, ...: NETWORK|uid:NAME|gid:NAME, ...", repeat=True),
+    Param("disable", (), words, "commands that are not served, with commas: kill, log_level"),
+    Param("log_file", None, string, "log to this file instead of stderr or syslog; SIGUSR1 opens it again"),
+    Param("crash_limit", 10, integer(1), "children that may die within a minute before the server gives up"),
+]
+
+###############################################################################
+###############################################################################
+## PART TWO - where datagrams come from: sockets, processes, files ############
+###############################################################################
+###############################################################################
+
+import array
+import collections
+import contextlib
+import errno
+import fcntl
+import fnmatch
+import grp
+import importlib.machinery
+import logging
+import logging.handlers
+import mmap
+import os
+import pwd
+import random
+import select
+import shutil
+import signal
+import socket
+import sqlite3
+import stat
+import tempfile
+import time
+import traceback
+import types
+
+log = logging.getLogger("midatagram")
+
+# The exit statuses, after BSD's sysexits where it has a name for the case.
+EXIT_OK, EXIT_CRASH, EXIT_USAGE, EXIT_NOT_RUNNING = 0, 1, 2, 3
+EXIT_IN_USE, EXIT_CANNOT_CREATE, EXIT_RUNNING, EXIT_PERMISSION, EXIT_CONFIG = 69, 73, 75, 77, 78
+
+
+class StartError(Exception):
+    """What keeps the server from starting: one line for the user, and the exit status."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+###############################################################################
+# 10. Shared state ############################################################
+###############################################################################
+# Strategy: what processes share is of three kinds, each with one home.
+# Counters and the process table are anonymous shared memory made before the
+# first fork: each process writes only its own row, so nothing is locked and
+# nothing is lost; who reads, adds up. Values with names (cache, subscribers,
+# what plug-ins keep) are in one key-value store.
+
+ROWS = 512  # rows of counters: one a process, and as many again while a reload replaces children
+COLUMNS = 4096  # statistics at most, over all reloads
+SLOT = 8  # bytes of a counter
+ATTENDANT = 1  # the parent's row; row 0 holds what reset_statistics takes away
+
+
+class Counters:
+    """ROWS x COLUMNS 64-bit counters in shared memory; column 0 of row 0 says how many rows are in use."""
+
+    def __init__(self):
+        self.memory = mmap.mmap(-1, ROWS * COLUMNS * SLOT)
+        self.slots = memoryview(self.memory).cast("q")
+        self.columns: dict[str, int] = {}  # "group:name" -> column, for the life of the server
+        self.slots[0] = ATTENDANT + 1
+
+    def row(self, number: int) -> memoryview:
+        """The counters that one process adds to."""
+        self.slots[0] = max(self.slots[0], number + 1)
+        return self.slots[number * COLUMNS:(number + 1) * COLUMNS]
+
+    def column(self, key: str) -> int:
+        """The column of a statistic, which it keeps over reloads."""
+        if key not in self.columns and len(self.columns) + 1 >= COLUMNS:
+            raise StartError(EXIT_CONFIG, f"more than {COLUMNS - 1} statistics, reloads included; restart the server")
+        return self.columns.setdefault(key, len(self.columns) + 1)
+
+    def reader(self, columns: Iterable[int]) -> Callable[[], tuple]:
+        """A function that gives the sums of these columns; the same tuple as long as nothing was counted."""
+        columns = tuple(columns)
+        low, high = min(columns), max(columns) + 1
+        pick = operator.itemgetter(*(column - low for column in columns))
+        memory, slots, last, values = self.memory, self.slots, [], ()
+
+        def read() -> tuple:
+            nonlocal last, values
+            rows = [memory[at + low * SLOT:at + high * SLOT] for at in range(0, slots[0] * COLUMNS * SLOT, COLUMNS * SLOT)]
+            if rows != last:
+                taken, *counted = [pick(memoryview(row).cast("q")) for row in rows]
+                if len(columns) == 1:
+                    values = (sum(counted) - taken,)
+                else:
+                    values = tuple(map(operator.sub, map(sum, zip(*counted)), taken))
+                last = rows
+            return values
+
+        return read
+
+    def reset(self, column: int) -> None:
+        """Make a sum start again from 0, without touching what other processes write."""
+        self.slots[column] += self.reader((column,))()[0]
+
+
+class Processes:
+    """The process table: a row each, the same as in Counters. Fields are 64-bit integers."""
+
+    FIELDS = ("pid", "rank", "state", "beat_ms", "own_level", "level", "load", "load1m", "load10m")
+    FREE, STARTING, SERVING, STOPPING = range(4)
+
+    def __init__(self):
+        self.slots = memoryview(mmap.mmap(-1, ROWS * len(self.FIELDS) * SLOT)).cast("q")
+
+    def get(self, row: int, field: str) -> int:
+        """One field of one process."""
+        return self.slots[row * len(self.FIELDS) + self.FIELDS.index(field)]
+
+    def set(self, row: int, **fields: int) -> None:
+        """Write fields of one process."""
+        for field, value in fields.items():
+            self.slots[row * len(self.FIELDS) + self.FIELDS.index(field)] = value
+
+    def take(self) -> int:
+        """A free row for a new child; RuntimeError when there is none."""
+        for row in range(ATTENDANT + 1, ROWS):
+            if not self.get(row, "pid") and self.get(row, "state") == self.FREE:
+                self.set(row, state=self.STARTING, own_level=0, load=0, load1m=0, load10m=0)
+                return row
+        raise RuntimeError("no room in the process table")
+
+    def rows(self) -> list[int]:
+        """The rows of living processes that are not on their way out, the attendant first, then by rank."""
+        alive = [row for row in range(ATTENDANT, ROWS)
+                 if self.get(row, "pid") and self.get(row, "state") in (self.STARTING, self.SERVING)]
+        return sorted(alive, key=lambda row: self.get(row, "rank"))
+
+    def log_level(self, row: int) -> int:
+        """The log level in force in a process: its own, else the global one (kept in row 0)."""
+        return self.get(row, "level") if self.get(row, "own_level") else self.get(0, "level")
+
+
+class Store:
+    """A key-value store with expiry that all processes share; keys and values are text.
+
+    Each process opens its own connection at first use, so that none is carried over a fork.
+    """
+
+    SCHEMA = """CREATE TABLE IF NOT EXISTS item
+        (space BLOB, key BLOB, value BLOB, expires REAL, PRIMARY KEY (space, key))"""
+    PUT = """INSERT INTO item VALUES (?, ?, ?, ?) ON CONFLICT (space, key)
+        DO UPDATE SET value = excluded.value, expires = excluded.expires"""
+
+    def __init__(self, folder: str):
+        self.path = os.path.join(folder, "store.sqlite")
+        self.connection: Optional[sqlite3.Connection] = None
+        self.owner_pid = 0
+
+    def run(self, statement: str, *values) -> list:
+        """Execute one statement."""
+        if self.owner_pid != os.getpid():
+            self.connection = sqlite3.connect(self.path, isolation_level=None, timeout=5)
+            self.connection.execute("PRAGMA journal_mode = WAL")
+            self.connection.execute("PRAGMA synchronous = OFF")
+            self.connection.execute(self.SCHEMA)
+            self.owner_pid = os.getpid()
+        return self.connection.execute(statement, values).fetchall()
+
+    def get(self, space: str, key: str) -> Optional[str]:
+        """The value of a key, None if there is none or it expired."""
+        found = self.run("SELECT value FROM item WHERE space = ? AND key = ? AND expires > ?",
+                         encode(space), encode(key), time.time())
+        return decode(found[0][0]) if found else None
+
+    def put(self, space: str, key: str, value: str, lifetime_s: float = 0) -> None:
+        """Keep a value, for a time or (0) for good."""
+        expires = time.time() + lifetime_s if lifetime_s else float("inf")
+        self.run(self.PUT, encode(space), encode(key), encode(value), expires)
+
+    def remove(self, space: str, key: str) -> None:
+        """Forget a key."""
+        self.run("DELETE FROM item WHERE space = ? AND key = ?", encode(space), encode(key))
+
+    def items(self, space: str) -> list[tuple[str, str]]:
+        """The (key, value) pairs of a space, the newest first."""
+        return [(decode(key), decode(value)) for key, value in self.run(
+            "SELECT key, value FROM item WHERE space = ? AND expires > ? ORDER BY rowid DESC",
+            encode(space), time.time())]
+
+    def purge(self) -> None:
+        """Delete what expired."""
+        self.run("DELETE FROM item WHERE expires <= ?", time.time())
+
+    def close(self) -> None:
+        """Close this process' connection."""
+        if self.connection and self.owner_pid == os.getpid():
+            self.connection.close()
+        self.connection, self.owner_pid = None, 0
+
+
+def run_folder() -> str:
+    """Make the folder of this run's shared files, in RAM where there is a tmpfs; clear away what dead runs left."""
+    places = [os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0], "/dev/shm", tempfile.gettempdir()]
+    place = next(place for place in places if place and os.access(place, os.W_OK | os.X_OK))
+    for name in os.listdir(place):
+        match = re.fullmatch(r"midatagram-(\d+)-\w+", name)
+        left = os.path.join(place, name)
+        if match and not os.path.exists(f"/proc/{match.group(1)}") and os.lstat(left).st_uid == os.geteuid():
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"midatagram-{os.getpid()}-", dir=place)
+
+
+LOG_LEVELS = {4: logging.DEBUG, 3: logging.INFO, 2: 25, 1: logging.WARNING, 0: logging.ERROR, -1: logging.ERROR,
+              -2: logging.CRITICAL, -3: 60}  # OpenSIPS' log levels and those of Python's logging
+NOTICE = 25
+logging.addLevelName(NOTICE, "NOTICE")
+logging.addLevelName(60, "ALERT")
+PRIORITIES = {10: 7, 20: 6, 25: 5, 30: 4, 40: 3, 50: 2, 60: 1}  # of syslog and the journal
+
+
+class LogFilter(logging.Filter):
+    """Lets pass what this process' log level says, which log_level may change from any process."""
+
+    def __init__(self, processes: Processes, row: int):
+        super().__init__()
+        self.processes, self.row = processes, row
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is logged."""
+        level = max(-3, min(4, self.processes.log_level(self.row)))
+        return record.levelno >= LOG_LEVELS[level]
+
+
+class LineFormatter(logging.Formatter):
+    """One record as text; with `journal` each line carries its priority, as systemd reads it from stderr."""
+
+    def __init__(self, journal: bool = False):
+        when = "" if journal else "%(asctime)s "
+        super().__init__(f"{when}[%(process)d] %(levelname)s:%(name)s: %(message)s", "%b %d %H:%M:%S")
+        self.journal = journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The text of a record."""
+        text = encode(super().format(record)).decode("utf-8", "backslashreplace")
+        if not self.journal:
+            return text
+        return "\n".join(f"<{PRIORITIES.get(record.levelno, 6)}>{line}" for line in text.split("\n"))
+
+
+def stderr_is_journal() -> bool:
+    """Whether systemd says that stderr is its journal's stream."""
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+    status = os.fstat(2)
+    return (device, inode) == (str(status.st_dev), str(status.st_ino))
+
+
+class Server:
+    """What the attendant and the children have in common, and handlers reach as ctx.server.
+
+    setup: the configuration as loaded; row: this process' row of counters and of the process table.
+    """
+
+    def __init__(self, setup: Setup, counters: Counters, processes: Processes, store: Store, started_s: float):
+        self.setup, self.registry = setup, setup.registry
+        self.counters, self.processes, self.store, self.started_s = counters, processes, store, started_s
+        self.row, self.attendant_pid = ATTENDANT, os.getpid()
+        self.plans: dict[tuple, Reply] = {}
+        self.stats = setup.registry.all_stats()
+        self.numbers = {id(stat): number for number, stat in enumerate(self.stats)}
+        for stat in self.stats:
+            if stat.read is None:
+                counters.column(f"{stat.group}:{stat.name}")
+        for module in setup.registry.modules:
+            module.server = self
+            module.columns = {stat.name: counters.column(f"{stat.group}:{stat.name}")
+                              for stat in module.stats if stat.read is None}
+        self.become(ATTENDANT)
+
+    def become(self, row: int) -> None:
+        """Count in that row from now on."""
+        self.row, self.counted = row, self.counters.row(row)
+        for module in self.registry.modules:
+            module.row = self.counted
+        self.core = next(module for module in self.registry.modules if module.name == "mi_datagram").columns
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to one of the statistics of group mi_datagram."""
+        self.counted[self.core[name]] += by
+
+    def logger(self, name: str) -> logging.Logger:
+        """The logger of a module."""
+        return log.getChild(name)
+
+    def values_of(self, stats: list[Stat]) -> Callable[[], tuple]:
+        """A function that gives the present values of statistics, in their order."""
+        counted = [stat for stat in stats if stat.read is None]
+        read = self.counters.reader(self.counters.columns[f"{stat.group}:{stat.name}"] for stat in counted) if counted else None
+        if len(counted) == len(stats):
+            return read
+
+        def merge() -> tuple:
+            sums = iter(read()) if read else None
+            return tuple([next(sums) if stat.read is None else stat.read() for stat in stats])
+
+        return merge
+
+    def statistics(self, stats: list[Stat]) -> Reply:
+        """The reply that shows these statistics, which is kept: pollers ask for the same ones again."""
+        numbers = self.numbers
+        key = tuple([numbers[id(stat)] for stat in stats])
+        reply = self.plans.get(key)
+        if reply is None:
+            if len(self.plans) >= KEPT_ENTRIES:
+                self.plans.clear()
+            nodes = tuple(Node(f"{stat.group}:{stat.name}", LIVE) for stat in stats)
+            reply = self.plans[key] = Reply(nodes=nodes, live=self.values_of(stats))
+        return reply
+
+    def raise_event(self, name: str, attributes: dict) -> int:
+        """Send an event to its subscribers as datagrams; gives how many were sent to. Never blocks."""
+        sent = 0
+        for place, row in self.store.items(f"event:{name}"):
+            subscription = json.loads(row)
+            family, target = subscription["target"]
+            data = write_event(name, attributes, subscription["dialect"])
+            try:
+                with original("socket", "socket")(family, socket.SOCK_DGRAM) as sender:
+                    sender.setblocking(False)
+                    sender.sendto(data, tuple(target) if family != socket.AF_UNIX else target)
+                sent += 1
+            except OSError as error:
+                self.count("events_lost")
+                log.info("event %s not sent to %s: %s", name, place, error)
+        return sent
+
+
+def write_event(name: str, attributes: dict, dialect: str) -> bytes:
+    """An event as a datagram: `NAME`, `attribute::value` lines and an empty line; or a JSON-RPC notification."""
+    if dialect == "jsonrpc":
+        params = {"params": attributes} if attributes else {}
+        return encode(json.dumps({"jsonrpc": "2.0", "method": name, **params}, ensure_ascii=False, separators=(",", ":")))
+    lines = [write_argument(key, f"{value}") for key, value in attributes.items()]
+    return encode(f"{name}\n{''.join(lines)}\n")
+
+
+def event_target(place: str) -> tuple[int, Any]:
+    """The socket family and address that an event_subscribe names; ValueError if it names none."""
+    scheme, _, rest = place.partition(":")
+    if scheme == "unix" and rest:
+        return socket.AF_UNIX, rest
+    host, colon, port = rest.rpartition(":")
+    if scheme != "udp" or not colon or not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+        raise ValueError("takes udp:HOST:PORT or unix:PATH")
+    try:
+        family, _, _, _, target = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
+    except OSError as error:
+        raise ValueError(f"no such host: {host} ({error})") from None
+    return family, target
+
+
+def original(module: str, name: str):
+    """A function of the standard library as it was before gevent's patching, if that happened."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey.get_original(module, name) if monkey else getattr(sys.modules[module], name)
+
+
+###############################################################################
+# 11. Plug-ins ################################################################
+###############################################################################
+# Strategy: a plug-in becomes a Module, whichever of its two forms it has: a
+# Python file, whose names are collected, or a ConfigObj file, whose sections
+# are turned into tagged functions. Sources are compiled here and never taken
+# from a cache or from sys.modules, so a reload is really new.
+
+BUILT_IN = ("mi_datagram", "midatagram", "core", "statistics", "blacklists", "cachedb_local")
+HERE = os.path.dirname(os.path.realpath(__file__))
+
+
+class Setup(NamedTuple):
+    """A configuration as loaded: what the attendant needs to serve it."""
+
+    path: str
+    registry: Registry
+    mi: dict  # settings of mi_datagram
+    own: dict  # settings of midatagram
+    globals: dict  # logging lines
+    notes: list  # (logging level, text) to log at the start
+    listeners: list
+    destinations: dict  # name -> (module, destination) of those that are traced to
+
+
+def load_python(path: str) -> Module:
+    """A Python plug-in as a Module; ConfigError for what is wrong in it."""
+    source = read_source(path)
+    name = pathlib.Path(path).stem
+    namespace = types.ModuleType(name)
+    namespace.__file__ = path
+    try:
+        exec(compile(source, path, "exec"), namespace.__dict__)
+    except SyntaxError as error:
+        raise ConfigError(path, error.lineno or 0, f"syntax error: {error.msg}") from None
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        raise ConfigError(path, lines[-1] if lines else 0, f"{type(error).__name__}: {error}") from None
+    own = {key: value for key, value in vars(namespace).items() if getattr(value, "__module__", name) == name
+           or not callable(value)}
+    return Module(name, own, path, functools.partial(line_of, source))
+
+
+def read_source(path: str) -> str:
+    """The text of a plug-in; refused when we are root and others may write it or its folder."""
+    if os.geteuid() == 0:
+        for place in (path, os.path.dirname(os.path.abspath(path))):
+            status = os.stat(place)
+            if status.st_mode & 0o022 or status.st_uid != 0:
+                raise ConfigError(path, 0, f"{place} can be written by others than root, who runs this; "
+                                           f"mend: chown root {place}; chmod go-w {place}")
+    with open(path, "rb") as file:
+        return decode(file.read())
+
+
+def line_of(text: str, word: str) -> int:
+    """The number of the first line that starts with a word, 0 if none does."""
+    pattern = re.compile(rf"\s*{re.escape(word)}(?!\w)")
+    return next((number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)), 0)
+
+
+CANNED_SPEC = """
+[__many__]
+help = string(default="")
+arguments = force_list(default=None)
+code = integer(min=0, max=4294967295, default=200)
+reason = string(default="OK")
+reply = string(default="")
+delay = integer(min=0, max=86400000, default=0)
+    [[__many__]]
+    arguments = force_list(default=None)
+    code = integer(min=0, max=4294967295, default=200)
+    reason = string(default="OK")
+    reply = string(default="")
+    delay = integer(min=0, max=86400000, default=0)
+"""
+
+
+class Canned(NamedTuple):
+    """One canned answer: the argument patterns it is for (None: any), the reply, its delay in ms."""
+
+    patterns: Optional[list]
+    reply: Reply
+    delay_ms: int
+
+    def fits(self, values: list) -> bool:
+        """Whether the arguments match the patterns, one each."""
+        return self.patterns is None or (len(values) == len(self.patterns) and all(
+            pattern.fullmatch(value) for pattern, value in zip(self.patterns, values)))
+
+
+def load_canned(path: str) -> Module:
+    """A config plug-in as a Module; ConfigError for what is wrong in it."""
+    import configobj
+
+    try:
+        from configobj.validate import Validator
+    except ImportError:  # before configobj 5.0.9
+        from validate import Validator
+
+    text = read_source(path)
+    try:
+        spec = configobj.ConfigObj(CANNED_SPEC.splitlines(), interpolation=False, list_values=False, _inspec=True)
+        content = configobj.ConfigObj(text.split("\n"), configspec=spec, interpolation=False)
+    except configobj.ConfigObjError as error:
+        first = (getattr(error, "errors", None) or [error])[0]
+        raise ConfigError(path, getattr(first, "line_number", 0) or 0, str(first).split(" at line")[0]) from None
+    results = content.validate(Validator(), preserve_errors=True)
+    for sections, key, error in configobj.flatten_errors(content, results):
+        where = line_of(text, key) if key else line_of(text, "[" + sections[-1])
+        raise ConfigError(path, where, f"{'/'.join(sections)}: {key or 'section'}: {error or 'is missing'}")
+    for sections, name in configobj.get_extra_values(content):
+        what = "section" if sections else "command"
+        known = list(spec["__many__"].scalars)
+        raise ConfigError(path, line_of(text, name), f'"{name}" is no key of a {what}; keys are {", ".join(known)}{nearest(name, known)}')
+    name = pathlib.Path(path).stem
+    functions = {command_name: canned_function(command_name, content[command_name], path, text)
+                 for command_name in content.sections}
+    return Module(name, functions, path)
+
+
+def canned_function(name: str, section, path: str, text: str) -> Callable:
+    """The handler of a config plug-in's command: the first case whose patterns fit answers."""
+    cases = [canned_case(section[case], path, text) for case in section.sections]
+    if not cases or set(section.scalars) - set(section.defaults) - {"help"}:  # the command's own keys, after its cases
+        cases.append(canned_case(section, path, text))
+
+    def answer(ctx, *arguments):
+        case = next((case for case in cases if case.fits(arguments)), None)
+        if case is None:
+            counts = [len(case.patterns) for case in cases]
+            raise BAD_PARAMETER if len(arguments) in counts else WRONG_COUNT
+        if case.delay_ms:
+            time.sleep(case.delay_ms / 1000)
+        return case.reply
+
+    function = command(name, help=section["help"], pure=not any(case.delay_ms for case in cases))(answer)
+    function.mi_line = line_of(text, f"[{name}]")
+    return function
+
+
+def canned_case(section, path: str, text: str) -> Canned:
+    """One case of a config plug-in's command; its text becomes a node as it is, so the wire has just these bytes."""
+    try:
+        patterns = section["arguments"] and [re.compile(pattern, re.S) for pattern in section["arguments"]]
+    except re.error as error:
+        raise ConfigError(path, line_of(text, "arguments"), f"arguments of {section.name}: not a pattern: {error}") from None
+    if "arguments" not in section.defaults and not section["arguments"]:
+        patterns = []
+    body = section["reply"].removeprefix("\n").removesuffix("\n")
+    return Canned(patterns, Reply(section["code"], section["reason"], (Node(None, body),) if body else ()), section["delay"])
+
+
+LOADERS = {".py": load_python, ".conf": load_canned}
+
+
+def find_plugin(name: str, folders: Iterable[str]) -> Optional[str]:
+    """The file of a plug-in, from the first folder that has one."""
+    paths = (os.path.join(folder, name + suffix) for folder in folders for suffix in LOADERS)
+    return next((path for path in paths if os.path.isfile(path)), None)
+
+
+def load_plugin(path: str) -> Module:
+    """A plug-in file as a Module."""
+    return LOADERS[os.path.splitext(path)[1]](path)
+
+
+class Loader:
+    """Turns directives into a Setup: loads modules, gives them their parameters, checks what needs the system."""
+
+    def __init__(self, path: str, folders: list[str], core_figures: Callable[[int], list[Stat]] = lambda children: []):
+        self.path, self.folders, self.core_figures = path, folders, core_figures
+        self.mpath: list[str] = []
+        self.modules = {module.name: module for module in built_in_modules()}
+        self.loaded: dict[str, tuple] = {}  # name -> where its loadmodule stands
+        self.passed: set[str] = set()
+        self.globals: dict[str, Any] = {}
+        self.notes: list[tuple[int, str]] = []
+
+    def note(self, level: int, directive: Directive, text: str) -> None:
+        """Remember something to log once logging works."""
+        self.notes.append((level, f"{directive.path}:{directive.line}: {text}"))
+
+    def load(self, directives: Iterable[Directive]) -> Setup:
+        """Apply all directives in order, then check the whole."""
+        actions = {"loadmodule": self.load_module, "modparam": self.apply, "passed": self.pass_over}
+        for directive in directives:
+            if directive.word == "mpath":
+                self.mpath = [directive.args[0]]
+            elif directive.word in actions:
+                actions[directive.word](directive)
+            else:
+                self.globals[directive.word] = checked_global(directive)
+        return self.finish()
+
+    def pass_over(self, directive: Directive) -> None:
+        self.note(logging.INFO, directive, f"{directive.args[0]}: passed over, it is not for midatagram")
+
+    def search(self) -> list[str]:
+        """The folders where plug-ins are looked for."""
+        return [*self.folders, *self.mpath, os.path.join(HERE, "plugins")]
+
+    def load_module(self, directive: Directive) -> None:
+        """loadmodule: a plug-in of ours, or a module of OpenSIPS that is passed over."""
+        file = directive.args[0]
+        folder, base = os.path.split(file)
+        name = base[:-3] if base.endswith((".so", ".py")) else base.removesuffix(".conf")
+        if name in self.loaded and name not in self.passed:
+            raise ConfigError(directive.path, directive.line, f"module {name} is loaded already, at {self.loaded[name]}")
+        self.loaded[name] = f"{directive.path}:{directive.line}"
+        if name in BUILT_IN:
+            return
+        path = find_plugin(name, [folder] * os.path.isabs(file) + self.search())
+        if path:
+            self.modules[name] = load_plugin(path)
+            return
+        known = {pathlib.Path(entry).stem for place in self.search() if os.path.isdir(place) for entry in os.listdir(place)
+                 if entry.endswith(tuple(LOADERS))} | set(BUILT_IN)
+        hint = nearest(name, known)
+        if not file.endswith(".so"):
+            raise ConfigError(directive.path, directive.line, f'no plug-in "{name}" in {", ".join(self.search())}{hint}')
+        self.passed.add(name)
+        self.note(logging.WARNING if hint else logging.INFO, directive, f"module {name} has no plug-in here, passed over{hint}")
+
+    def apply(self, directive: Directive) -> None:
+        """modparam: the module's name is a regular expression over the modules loaded so far."""
+        pattern, name, value = directive.args
+        try:
+            match = re.compile(f"(?:{pattern})", re.I).fullmatch
+        except re.error as error:
+            raise ConfigError(directive.path, directive.line, f'"{pattern}" is not a pattern of module names: {error}') from None
+        modules = [module for module in self.modules.values() if match(module.name)]
+        for module in modules:
+            advice = module.set(name, value, directive.path, directive.line)
+            if advice:
+                self.note(logging.WARNING, directive, advice)
+        if modules or pattern in self.passed:
+            return
+        if find_plugin(pattern, self.search()):
+            raise ConfigError(directive.path, directive.line, f'module {pattern} is not loaded; put loadmodule "{pattern}.so" before')
+        hint = nearest(pattern, self.modules)
+        self.passed.add(pattern)
+        self.note(logging.WARNING if hint else logging.INFO, directive, f"modparam for {pattern}, which has no plug-in here, passed over{hint}")
+
+    def finish(self) -> Setup:
+        """What can be checked only when all lines are known."""
+        mi, own = self.modules["mi_datagram"], self.modules["midatagram"]
+        if mi.settings["socket_name"] is None:
+            raise ConfigError(self.path, 0, 'no socket: modparam("mi_datagram", "socket_name", "/run/midatagram/mi.sock") '
+                                            'or "udp:127.0.0.1:8080" is needed')
+        self.modules["core"].stats += self.core_figures(mi.settings["children_count"])
+        for module in self.modules.values():
+            self.call_init(module)
+        destinations = self.find_destinations()
+        registry = Registry(self.modules.values(), own.settings["disable"])
+        self.check_names(registry, mi, own)
+        main = Listener(mi.settings["socket_name"])
+        listeners = [fill_listener(listener, mi) for listener in [main, *own.settings["listen"]]]
+        return Setup(self.path, registry, mi.settings, own.settings, self.globals, self.notes, listeners, destinations)
+
+    def find_destinations(self) -> dict:
+        """The tracing destinations that trace_destination names: name -> (module, destination)."""
+        found = {}
+        for module in self.modules.values():
+            for function in module.destinations:
+                for name, destination in function(Context(module)).items():
+                    found[name] = (module, destination)
+                    module.stats += trace_stats(name, module.name)
+        wanted = self.modules["mi_datagram"].settings["trace_destination"]
+        for name in wanted:
+            if name not in found:
+                where = self.modules["mi_datagram"].lines["trace_destination"][-1]
+                self.notes.append((logging.ERROR, f"{where[0]}:{where[1]}: no tracing destination \"{name}\""
+                                                  f"{nearest(name, found)}; commands are not traced to it"))
+        return {name: found[name] for name in wanted if name in found}
+
+    def call_init(self, module: Module) -> None:
+        """Run a plug-in's init(ctx)."""
+        if "init" not in module.hooks:
+            return
+        try:
+            module.hooks["init"](Context(module))
+        except ConfigError:
+            raise
+        except Exception as error:
+            lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == module.path]
+            raise ConfigError(module.path, lines[-1] if lines else 0, f"init: {type(error).__name__}: {error}") from None
+
+    def check_names(self, registry: Registry, mi: Module, own: Module) -> None:
+        """Commands that parameters name must be there; a list of OpenSIPS' own may name those of modules passed over."""
+        for param, names in (("trace_bwlist", mi.settings["trace_bwlist"].names),):
+            for name in names:
+                if name in registry.commands or name in own.settings["disable"]:
+                    continue
+                where = mi.lines[param][-1]
+                message = f'{param} names the command "{name}", which is not there{nearest(name, registry.commands)}'
+                if not self.passed:
+                    raise ConfigError(*where, message)
+                self.notes.append((logging.WARNING, f"{where[0]}:{where[1]}: {message}"))
+        given = [name for rule in own.settings["allow_command"] for name in rule.commands]
+        for param, names in (("allow_command", given), ("disable", own.settings["disable"])):
+            known = [*registry.commands, *(command.name for command in registry.switched_off)]
+            for name in set(names) - set(known):
+                raise ConfigError(*own.lines[param][-1], f'{param}: no command "{name}"{nearest(name, known)}')
+        for rule in own.settings["allow_command"]:
+            for kind, look_up in (("users", pwd.getpwnam), ("groups", grp.getgrnam)):
+                for name in getattr(rule, kind):
+                    check_account(name, look_up, own, "allow_command")
+
+
+def checked_global(directive: Directive):
+    """The value of a logging line of opensips.cfg."""
+    word, value = directive.word, directive.args[0]
+    if word == "log_facility":
+        facility = str(value).removeprefix("LOG_").lower()
+        if facility not in logging.handlers.SysLogHandler.facility_names:
+            raise ConfigError(directive.path, directive.line, f"log_facility takes LOG_DAEMON, LOG_LOCAL0 ..., not {value}")
+        return facility
+    if not isinstance(value, int) or (word != "log_level" and value not in (0, 1)):
+        raise ConfigError(directive.path, directive.line, f"{word} takes {'-3 to 4' if word == 'log_level' else 'yes or no'}, not {value}")
+    return int(value)
+
+
+def check_account(name, look_up: Callable, module: Module, param: str):
+    """The entry of a user or group by name, None for a number; ConfigError if there is none."""
+    if not isinstance(name, str):
+        return None
+    try:
+        return look_up(name)
+    except KeyError:
+        kind = "user" if look_up is pwd.getpwnam else "group"
+        raise ConfigError(*module.lines.get(param, [(module.path, 0)])[-1], f'{param}: no {kind} "{name}" on this system') from None
+
+
+class Place(NamedTuple):
+    """A socket to open: `spot` is a path or what bind() takes; mode and numeric owners are for UNIX sockets."""
+
+    address: Address
+    family: int
+    spot: Any
+    mode: int
+    uid: int
+    gid: int
+
+
+def fill_listener(listener: Listener, mi: Module) -> Place:
+    """A Listener with names looked up; what it does not say is as unix_socket_* say. ConfigError for unknown names."""
+    address = listener.address
+    param = "socket_name" if address == mi.settings["socket_name"] else "listen"
+    if address.port is None:
+        user = mi.settings["unix_socket_user"] if listener.user is None else listener.user
+        group = mi.settings["unix_socket_group"] if listener.group is None else listener.group
+        owner = check_account(user, pwd.getpwnam, mi, "unix_socket_user")
+        team = check_account(group, grp.getgrnam, mi, "unix_socket_group")
+        uid = owner.pw_uid if owner else -1 if user is None else user
+        gid = team.gr_gid if team else owner.pw_gid if owner else -1 if group is None else group
+        mode = mi.settings["unix_socket_mode"] if listener.mode is None else listener.mode
+        return Place(address, socket.AF_UNIX, address.host, mode, uid, gid)
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_DGRAM)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(*mi.lines.get(param, [(mi.path, 0)])[-1], f"no such host: {address.host} ({error})") from None
+    family, _, _, _, spot = min(found, key=lambda entry: entry[0] != socket.AF_INET)  # IPv4 first, as OpenSIPS
+    return Place(address, family, spot, 0, -1, -1)
+
+
+###############################################################################
+# 12. Core commands ###########################################################
+###############################################################################
+# Strategy: the commands of OpenSIPS' own core, written with the tags that any
+# plug-in uses, in the order OpenSIPS registers them. Their error texts are
+# the original's; where it looks at its arguments one after the other, so do
+# these.
+
+
+@command("get_statistics")
+def get_statistics(ctx, name, *names):
+    """Show statistics: each NAME is a statistic, a whole group as `core:`, or `all`."""
+    registry, found = ctx.server.registry, []
+    for wanted in (name, *names):
+        found += registry.all_stats() if wanted == "all" else registry.find_stats(wanted)
+    if not found:
+        raise Error(404, "Statistics Not Found")
+    return ctx.server.statistics(found)
+
+
+@command("list_statistics")
+def list_statistics(ctx, *names):
+    """Show which statistics there are, or those named, and whether each is incremental."""
+    registry = ctx.server.registry
+    found = [(f"{stat.group}:{stat.name}", stat) for stat in registry.all_stats() if not names]
+    for name in names:
+        found += [(f"{stat.group}:{stat.name}" if name.endswith(":") else name, stat) for stat in registry.find_stats(name)]
+    if not found:
+        raise Error(404, "Statistics Not Found")
+    return Reply(nodes=[Node(name, stat.kind) for name, stat in found], live=CONSTANT)
+
+
+@command("reset_statistics")
+def reset_statistics(ctx, name, *names):
+    """Set statistics back to 0; those that cannot be reset stay as they are."""
+    found = [stat for wanted in (name, *names) if not wanted.endswith(":") for stat in ctx.server.registry.find_stats(wanted)]
+    if not found:
+        raise Error(404, "Statistics Not Found")
+    for stat in found:
+        if stat.kind == "incremental":
+            ctx.server.counters.reset(ctx.server.counters.column(f"{stat.group}:{stat.name}"))
+    return Reply()
+
+
+@command("uptime", input=False)
+def uptime(ctx):
+    """Show the time, when the server started, and how many seconds ago that was."""
+    started_s = int(ctx.server.started_s)
+    last_s, values = 0, ()
+
+    def read() -> tuple:
+        nonlocal last_s, values
+        now_s = int(time.time())
+        if now_s != last_s:
+            last_s, values = now_s, (time.ctime(now_s), f"{now_s - started_s} [sec]")
+        return values
+
+    return Reply(nodes=(Node("Now", LIVE), Node("Up since", time.ctime(started_s)), Node("Up time", LIVE)), live=read)
+
+
+@command("version", input=False)
+def version(ctx):
+    """Show the name and version of the server."""
+    machine = os.uname()
+    name = f"midatagram ({__version__} ({machine.machine}/{machine.sysname.lower()}))"
+    return Reply(nodes=(Node("Server", name),), live=CONSTANT)
+
+
+@command("pwd", input=False)
+def working_directory(ctx):
+    """Show the working directory of the server."""
+    return Reply(nodes=(Node("WD", os.getcwd()),))
+
+
+@command("arg", input=False)
+def command_line_arguments(ctx):
+    """Show the command line that started the server, an argument a line."""
+    return Reply(nodes=[Node(None, argument) for argument in sys.argv], live=CONSTANT)
+
+
+@command("which", input=False)
+def which(ctx):
+    """Show the names of all commands."""
+    return Reply(nodes=[Node(None, name) for name in ctx.server.registry.commands], live=CONSTANT)
+
+
+@command("ps", input=False)
+def list_processes(ctx):
+    """Show the processes of the server: ID, PID and what each is for."""
+    return Reply(nodes=[Node("Process", None, (("ID", rank), ("PID", pid), ("Type", kind)))
+                        for rank, pid, kind, _ in process_list(ctx.server.processes)])
+
+
+def process_list(processes: Processes) -> list[tuple]:
+    """(rank, pid, type, row) of each process, the attendant first."""
+    return [(processes.get(row, "rank"), processes.get(row, "pid"), "MI Datagram" if row != ATTENDANT else "attendant", row)
+            for row in processes.rows()]
+
+
+@command("kill", input=False)
+def kill(ctx):
+    """Stop the server: what is in hand is finished first."""
+    os.kill(ctx.server.attendant_pid, signal.SIGTERM)
+    return Reply()
+
+
+def c_integer(text: str) -> int:
+    """Converter: a number as OpenSIPS' str2sint reads it: a sign, digits, 32 bits that wrap; a lone sign is 0."""
+    if not re.fullmatch("[+-]?[0-9]*", text) or not text:
+        raise ValueError("takes an integer")
+    number = int(f"0{text.lstrip('+-')}"[-20:]) * (-1 if text[0] == "-" else 1)
+    return (number + 2**31) % 2**32 - 2**31
+
+
+@command("log_level", level=c_integer, pid=c_integer)
+def log_level(ctx, level=None, pid=0, *ignored):
+    """Show the log levels of all processes, or set one: LEVEL for all, or for the process PID alone."""
+    processes = ctx.server.processes
+    if level is None:
+        return Reply(nodes=[Node("Process", None, (("PID", pid), ("Log level", processes.log_level(row)), ("Type", kind)))
+                            for _, pid, kind, row in process_list(processes)])
+    rows = [row for _, known, _, row in process_list(processes) if known == pid]
+    if pid and not rows:
+        raise BAD_PARAMETER
+    if pid:
+        processes.set(rows[0], level=level, own_level=1)
+        return Reply(nodes=(Node("New log level", level),))
+    for row in range(ROWS):
+        processes.set(row, level=level, own_level=0)
+    return Reply(nodes=(Node("New global log level", level),))
+
+
+def one_after_the_other(arguments: tuple, empty: list[str], least: int, too_many: str) -> list[str]:
+    """The values of a cache command, looked at in order as OpenSIPS does: 404 with the text of what is wrong."""
+    for index, text in enumerate(empty):
+        if index >= len(arguments):
+            if index < least:
+                raise Error(404, "Too few arguments")
+            break
+        if arguments[index][1] is None:
+            raise Error(404, text)
+        if text.endswith("expires argument") and not re.fullmatch(r"\+?[0-9]{1,10}", arguments[index][1]):
+            raise Error(404, "Bad format for expires argument")
+    if len(arguments) > len(empty):
+        raise Error(404, too_many)
+    return [value for _, value in arguments]
+
+
+CACHE_KEY = ["Empty memory cache id", "Empty attribute name"]
+
+
+def cache_space(ctx, system: str, failure: str) -> str:
+    """The space of the store that a cache system means: `local`, or an id that cachedb_url names."""
+    settings = ctx.server.registry.modules_by_name["cachedb_local"].settings
+    known = {"local": "default", **{f"local:{identity}": collection for identity, collection in settings["cachedb_url"]}}
+    if system not in known:
+        raise Error(500, failure)
+    return f"cache:{known[system]}"
+
+
+@command("cache_store")
+def cache_store(ctx, *arguments):
+    """Keep a value in a cache system: SYSTEM ATTRIBUTE VALUE [SECONDS]."""
+    system, key, value, *lifetime = one_after_the_other(
+        ctx.request.arguments, [*CACHE_KEY, "Empty value argument", "Empty expires argument"], 3, "Too many parameters")
+    space = cache_space(ctx, system, "Cache store command failed")
+    ctx.store.put(space, key, value, int(lifetime[0]) if lifetime else 0)
+    return Reply()
+
+
+@command("cache_fetch")
+def cache_fetch(ctx, *arguments):
+    """Show a value of a cache system: SYSTEM ATTRIBUTE."""
+    system, key = one_after_the_other(ctx.request.arguments, CACHE_KEY, 2, "Too many arguments")
+    value = ctx.store.get(cache_space(ctx, system, "Cache fetch command failed"), key)
+    if value is None:
+        return Reply(nodes=(Node(None, "Value not found"),))
+    return Reply(nodes=(Node("key", key), Node("value", value)))
+
+
+@command("cache_remove")
+def cache_remove(ctx, *arguments):
+    """Forget a value of a cache system: SYSTEM ATTRIBUTE."""
+    system, key = one_after_the_other(ctx.request.arguments, CACHE_KEY, 2, "Too many parameters")
+    ctx.store.remove(cache_space(ctx, system, "Cache remove command failed"), key)
+    return Reply()
+
+
+@command("event_subscribe")
+def event_subscribe(ctx, event, place, expires="3600", *ignored):
+    """Send the events of a name to a socket, udp:HOST:PORT or unix:PATH, for SECONDS (0: for good)."""
+    if not event or not place:
+        raise WRONG_COUNT
+    if event not in ctx.server.registry.events or not re.fullmatch(r"\+?[0-9]{1,9}", expires):
+        raise BAD_PARAMETER
+    try:
+        target = event_target(place)
+    except ValueError:
+        raise BAD_PARAMETER from None
+    subscription = {"expire": int(expires), "since": int(time.time()), "dialect": ctx.request.dialect, "target": target}
+    ctx.store.put(f"event:{event}", place, json.dumps(subscription), int(expires))
+    return Reply()
+
+
+@command("events_list", input=False)
+def events_list(ctx):
+    """Show the events that can be subscribed to."""
+    return Reply(nodes=[Node("Event", name, (("id", number),)) for name, number in ctx.server.registry.events.items()], live=CONSTANT)
+
+
+@command("subscribers_list")
+def subscribers_list(ctx, event=None, place=None):
+    """Show who gets which events, all or those of one EVENT, or one SOCKET of it."""
+    events = ctx.server.registry.events
+    if event is not None and event not in events:
+        raise Error(404, "Event not published")
+    nodes = []
+    for name in events if event is None else [event]:
+        found = [Node("Subscriber", None, (("socket", target), ("expire", json.loads(row)["expire"])))
+                 for target, row in ctx.store.items(f"event:{name}") if place in (None, target)]
+        if found:
+            nodes.append(Node("Event", name, (("id", events[name]),), found))
+    if place is not None and not nodes:
+        raise Error(404, "Subscriber does not exist")
+    return Reply(nodes=nodes)
+
+
+@command("list_tcp_conns", input=False)
+def list_tcp_conns(ctx):
+    """Show TCP connections; datagrams have none."""
+    return Reply(live=CONSTANT)
+
+
+@command("help")
+def show_help(ctx, mi_cmd="", *ignored):
+    """Show what a command does and which module it is from."""
+    if not mi_cmd:
+        return Reply(nodes=(Node("Usage", "help mi_cmd - returns information about 'mi_cmd'"),), live=CONSTANT)
+    found = ctx.server.registry.commands.get(mi_cmd)
+    if found is None:
+        raise Error(404, "unknown MI command")
+    text = " ".join(found.help.split())
+    return Reply(nodes=(Node("Help", f"{found.signature_line()} - {text}" if text else "not available for this command"),
+                        Node("Exported by", found.module.name)), live=CONSTANT)
+
+
+@command("list_blacklists", input=False)
+def list_blacklists(ctx):
+    """Show blacklists; there are none."""
+    return Reply(live=CONSTANT)
+
+
+@command("cache_remove_chunk")
+def cache_remove_chunk(ctx, first, second=None, *ignored):
+    """Forget the values whose names fit a pattern: [COLLECTION] GLOB."""
+    collection, pattern = ("default", first) if second is None else (first, second)
+    if not collection or not pattern:
+        raise BAD_PARAMETER
+    if collection not in ctx.server.registry.modules_by_name["cachedb_local"].settings["cache_collections"]:
+        raise Error(500, "Server Internal Error")
+    space = f"cache:{collection}"
+    for key, _ in ctx.store.items(space):
+        if fnmatch.fnmatchcase(key, pattern):
+            ctx.store.remove(space, key)
+    return Reply()
+
+
+@every(60, where="one")
+def forget_expired(ctx):
+    """Make room in the store."""
+    ctx.store.purge()
+
+
+def collections_of(value) -> tuple:
+    """Converter: cachedb_local's `name[=size]; name...`; sizes are not needed here."""
+    names = tuple(item.partition("=")[0].strip() for item in string(value).split(";") if item.strip())
+    if not all(re.fullmatch(r"\w+", name) for name in names):
+        raise ValueError('takes names of collections: "default; c1; c2 = 9"')
+    return ("default", *names)
+
+
+def cachedb_url(value) -> tuple:
+    """Converter: cachedb_local's `local:ID:///COLLECTION` to (ID, COLLECTION)."""
+    match = re.fullmatch(r"local:(\w+)://[^/]*/(\w*)", string(value))
+    if not match:
+        raise ValueError('takes "local:ID:///COLLECTION"')
+    return match.group(1), match.group(2) or "default"
+
+
+class Figures:
+    """Figures of the operating system, read at most once a second; the sizes of OpenSIPS' two kinds of memory.
+
+    Package memory is what each process maps for itself, shared memory what they all map: the tables of
+    section 10. From /proc/PID/status and maps, see proc(5).
+    """
+
+    def __init__(self):
+        self.read_s, self.cache = 0, {}
+
+    def of(self, pid: int, name: str) -> int:
+        """A figure of one process in bytes (fragments: mappings); 0 for a process that is gone."""
+        if int(time.monotonic()) != self.read_s:
+            self.read_s, self.cache = int(time.monotonic()), {}
+        if pid not in self.cache:
+            self.cache[pid] = self.measure(pid)
+        return self.cache[pid].get(name, 0)
+
+    @staticmethod
+    def measure(pid: int) -> dict[str, int]:
+        """Read /proc for one process."""
+        try:
+            with open(f"/proc/{pid}/status") as status, open(f"/proc/{pid}/maps") as maps:
+                lines = (line.split() for line in status)
+                size = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[-1] == "kB"}
+                kinds = [line.split()[1][3] for line in maps]
+        except (OSError, ValueError, IndexError):
+            return {}
+        total, used = size.get("VmSize", 0), size.get("VmRSS", 0)
+        return {"total_size": total, "used_size": size.get("RssAnon", 0), "real_used_size": used,
+                "max_used_size": size.get("VmHWM", 0), "free_size": max(0, total - used), "fragments": kinds.count("p"),
+                "shared_used": size.get("RssShmem", 0), "shared_fragments": kinds.count("s")}
+
+
+def core_stats(processes: Processes, started_s: float, children: int) -> list[Stat]:
+    """The statistics of groups core, shmem, pkmem and load, under OpenSIPS' names."""
+    figures, mine = Figures(), os.getpid
+
+    def pid_of(rank: int) -> int:
+        return next((processes.get(row, "pid") for row in processes.rows() if processes.get(row, "rank") == rank), 0)
+
+    def load_of(field: str, *ranks: int) -> int:
+        rows = [row for row in processes.rows() if processes.get(row, "rank") in ranks]
+        return sum(processes.get(row, field) for row in rows) // max(1, len(rows))
+
+    def figure(name: str, help: str, group: str, read: Callable, *args) -> Stat:
+        return Stat(name, help, group, False, functools.partial(read, *args))
+
+    shared = ROWS * (COLUMNS + len(Processes.FIELDS)) * SLOT
+    shmem = {"total_size": lambda: shared, "used_size": lambda: figures.of(mine(), "shared_used"),
+             "real_used_size": lambda: figures.of(mine(), "shared_used"),
+             "max_used_size": lambda: figures.of(mine(), "shared_used"),
+             "free_size": lambda: max(0, shared - figures.of(mine(), "shared_used")),
+             "fragments": lambda: figures.of(mine(), "shared_fragments")}
+    stats = [figure(name, "bytes (fragments: mappings) of memory all processes share", "shmem", read)
+             for name, read in shmem.items()]
+    stats.append(figure("timestamp", "seconds since the start", "core", lambda: int(time.time() - started_s)))
+    everyone, workers = range(children + 1), range(1, children + 1)
+    for suffix, ranks in (("", workers), ("-all", everyone), *((f"-proc-{rank}", (rank,)) for rank in everyone)):
+        stats += [figure(f"{field}{suffix}", "per cent of a CPU used", "load", load_of, field, *ranks)
+                  for field in ("load", "load1m", "load10m")]
+    for rank in everyone:
+        stats += [figure(f"{rank}-{name}", "bytes (fragments: mappings) of a process' own memory", "pkmem",
+                         lambda rank=rank, name=name: figures.of(pid_of(rank), name))
+                  for name in ("total_size", "used_size", "real_used_size", "max_used_size", "free_size", "fragments")]
+    return stats
+
+
+MI_DATAGRAM_STATS = [
+    Stat("requests", "datagrams received that were not empty"),
+    Stat("replies", "replies sent"),
+    Stat("errors", "requests that were malformed, too long, unknown or whose command failed"),
+    Stat("bytes_received", "bytes of requests"),
+    Stat("bytes_sent", "bytes of replies"),
+    Stat("timeouts", "replies that could not be delivered within socket_timeout"),
+    Stat("unreachable", "replies to clients that are gone, not bound, or not to be written to"),
+    Stat("empty", "empty datagrams"),
+    Stat("notifications", "JSON-RPC notifications, which get no reply"),
+    Stat("refused", "datagrams from networks that allow_from leaves out"),
+    Stat("forbidden", "commands refused by allow_command"),
+    Stat("interrupted", "commands ended by handler_timeout"),
+    Stat("delayed", "replies that waited for their client to read"),
+    Stat("child_deaths", "children that died without being told to"),
+    Stat("child_stalls", "children killed after stall_timeout"),
+    Stat("reloads", "configurations taken by a reload"),
+    Stat("reload_errors", "reloads refused because of a mistake"),
+    Stat("events_lost", "events that could not be sent to a subscriber"),
+]
+MI_DATAGRAM_EVENTS = [
+    Event("E_MI_CHILD_DIED", "a child died without being told to: pid, reason"),
+    Event("E_MI_RELOAD", "a new configuration was taken: children"),
+    Event("E_MI_STOP", "the server stops"),
+]
+
+
+def built_in_modules() -> list[Module]:
+    """The modules that are always there, in the order in which OpenSIPS registers their commands."""
+    def module(name: str, *functions: Callable, **rows: list) -> Module:
+        return Module(name, {**{function.__name__: function for function in functions}, **rows}, __file__)
+
+    return [
+        module("statistics", get_statistics, list_statistics, reset_statistics),
+        module("core", uptime, version, working_directory, command_line_arguments, which, list_processes, kill, log_level,
+               cache_store, cache_fetch, cache_remove, event_subscribe, events_list, subscribers_list, list_tcp_conns, show_help),
+        module("blacklists", list_blacklists),
+        module("cachedb_local", cache_remove_chunk, forget_expired, PARAMS=[
+            Param("cache_collections", ("default",), collections_of, "names of collections, with semicolons"),
+            Param("cachedb_url", (), cachedb_url, "a further cache system: local:ID:///COLLECTION", repeat=True)]),
+        module("mi_datagram", PARAMS=MI_DATAGRAM_PARAMS, STATS=MI_DATAGRAM_STATS, EVENTS=MI_DATAGRAM_EVENTS),
+        module("midatagram", PARAMS=MIDATAGRAM_PARAMS),
+    ]
+
+
+###############################################################################
+# 13. Tracing #################################################################
+###############################################################################
+# Strategy: what is traced is put into a bounded queue, which costs a reply
+# next to nothing; one greenlet per destination and child takes batches from
+# it. A destination (a plug-in's object) knows how to open, write and close;
+# all that can go wrong with it is handled here, and never reaches a reply.
+
+TRACE_QUEUE = 1000  # traces that wait, per destination and child; further ones are dropped
+TRACE_BATCH = 100  # traces written at once
+TRACE_PAUSE_S = 0.002  # how long a trace may wait for others to be written with it
+TRACE_TIMEOUT_S = 5.0  # for connecting, and for writing a batch
+TRACE_BACKOFF_S = (1.0, 30.0)  # first and longest pause after a failure; the pause doubles, give or take a fifth
+
+
+def trace_stats(name: str, group: str) -> list[Stat]:
+    """The counters of one destination; the last two are levels, see Stat."""
+    texts = {"queued": "packets put into the queue", "sent": "packets written", "dropped": "packets lost or left out",
+             "errors": "failed connects and writes", "reconnects": "connects after the first"}
+    levels = {"depth": "packets in the queue", "connected": "children that are connected"}
+    return [*(Stat(f"{name}-{word}", text, group) for word, text in texts.items()),
+            *(Stat(f"{name}-{word}", text, group, resettable=False) for word, text in levels.items())]
+
+
+class Tracer:
+    """Brings traces to one destination; lives in a child."""
+
+    def __init__(self, name: str, module: Module, destination: Any):
+        self.name, self.module, self.destination = name, module, destination
+        self.packets = getattr(destination, "packets_per_trace", 1)
+        self.queue: collections.deque = collections.deque()
+        self.connected, self.opened, self.pause_s = False, 0, TRACE_BACKOFF_S[0]
+        self.waiting, self.log = False, log.getChild(module.name)
+        self.sender = gevent.spawn(self.run)
+
+    def count(self, word: str, traces: int = 1) -> None:
+        """Add to a counter, in packets."""
+        self.module.row[self.module.columns[f"{self.name}-{word}"]] += traces * self.packets
+
+    def level(self, word: str, value: int) -> None:
+        """Set a level."""
+        self.module.row[self.module.columns[f"{self.name}-{word}"]] = value
+
+    def put(self, trace: Trace) -> None:
+        """Queue a trace, or drop it when the queue is full."""
+        if len(self.queue) >= TRACE_QUEUE:
+            return self.count("dropped")
+        self.queue.append(trace)
+        self.count("queued")
+        if self.waiting:
+            self.waiting = False
+            gevent.get_hub().loop.run_callback(self.sender.switch)
+
+    def run(self) -> None:
+        """Write what is queued, for ever."""
+        while True:
+            if not self.queue:
+                self.waiting = True
+                gevent.get_hub().switch()
+            gevent.sleep(TRACE_PAUSE_S)
+            if self.connected or self.connect():
+                self.write()
+            else:
+                gevent.sleep(self.pause_s * random.uniform(0.8, 1.2))
+                self.pause_s = min(self.pause_s * 2, TRACE_BACKOFF_S[1])
+
+    def connect(self) -> bool:
+        """Open the destination."""
+        try:
+            with gevent.Timeout(TRACE_TIMEOUT_S, OSError("timed out")):
+                self.destination.open()
+        except Exception as error:  # a destination is a plug-in's: whatever it raises must not stop tracing
+            self.failed("cannot be reached", error)
+            return False
+        self.log.log(NOTICE, "tracing to %s", self.name)
+        self.count_once("reconnects" if self.opened else "")
+        self.opened += 1
+        self.connected, self.pause_s = True, TRACE_BACKOFF_S[0]
+        self.level("connected", 1)
+        return True
+
+    def count_once(self, word: str) -> None:
+        """Add one, whatever a trace has in packets."""
+        if word:
+            self.module.row[self.module.columns[f"{self.name}-{word}"]] += 1
+
+    def write(self) -> None:
+        """Write a batch; what a failed write held counts as dropped, since it may have arrived in part."""
+        batch = [self.queue.popleft() for _ in range(min(len(self.queue), TRACE_BATCH))]
+        self.level("depth", len(self.queue) * self.packets)
+        try:
+            with gevent.Timeout(TRACE_TIMEOUT_S, OSError("timed out")):
+                self.destination.write(batch)
+        except Exception as error:  # as in connect()
+            self.count("dropped", len(batch))
+            self.failed("is lost", error)
+        else:
+            self.count("sent", len(batch))
+
+    def failed(self, what: str, error: Exception) -> None:
+        """Close after a failure; logged only when it changes the state."""
+        self.count_once("errors")
+        if self.connected or not self.opened:
+            self.log.error("tracing destination %s %s: %s", self.name, what, error)
+            self.opened = max(1, self.opened)
+        self.connected = False
+        self.level("connected", 0)
+        with contextlib.suppress(OSError):
+            self.destination.close()
+
+    def drain(self, limit_s: float) -> None:
+        """Write what is left, for at most so long; then the rest is dropped."""
+        with gevent.Timeout(limit_s, False):
+            while self.queue and self.connected:
+                gevent.sleep(TRACE_PAUSE_S)
+        self.sender.kill()
+        self.count("dropped", len(self.queue))
+        self.queue.clear()
+        self.level("depth", 0)
+        self.level("connected", 0)
+        with contextlib.suppress(Exception):
+            self.destination.close()
+
+    def reopen(self) -> None:
+        """SIGUSR1: let the destination open its file again, if it has one."""
+        if hasattr(self.destination, "reopen"):
+            self.destination.reopen()
+
+
+class Tracing:
+    """Sends the traces of a child to all its destinations, filtered by trace_bwlist."""
+
+    def __init__(self, setup: Setup):
+        self.tracers = [Tracer(name, *found) for name, found in setup.destinations.items()]
+        self.list = setup.mi["trace_bwlist"]
+
+    def trace(self, times: tuple, client: Any, server: Any, data: bytes, answer: tuple) -> None:
+        """Trace one answered request; unknown commands are traced whatever the list says."""
+        written, call, reply = answer
+        if call and not self.list.allows(call.command.name):
+            return
+        shown = call and call.command.input and not reply.bare and reply.code // 100 == 2
+        trace = Trace(*times, client, server, data, call.command.name if call else "",
+                      tuple([value for _, value in call.request.arguments]) if shown else None,
+                      reply.code, reply.reason, None if reply.bare else written)
+        for tracer in self.tracers:
+            tracer.put(trace)
+
+
+###############################################################################
+# 14. Sockets #################################################################
+###############################################################################
+# Strategy: the attendant binds and checks; children read, and reply from the
+# bound socket, so that connected clients hear us too. The kernel charges what
+# a client has not read to the socket that sent it. So a client that is behind
+# or gets a large reply is served through a socket of its own, connected to it:
+# that one becomes writable when the client has read, and nobody else waits.
+
+IP_PKTINFO = 8  # linux/in.h; the socket module has it from Python 3.14 on
+WAIT = (errno.EAGAIN, errno.ENOBUFS)  # the peer's queue or our buffer is full
+GONE = (errno.ECONNREFUSED, errno.ENOENT, errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ENOTSOCK)
+LARGE = 8192  # bytes; larger replies to UNIX clients are charged to a socket of their own
+IDLE_S = 2.0  # after which a client's own socket is closed
+OWN_SOCKETS = 512  # at most; further clients that are behind are retried on a timer
+RETRY_S = 0.005  # how often those are retried who cannot be waited for
+TOLD = 1000  # clients remembered as already complained of
+
+
+class Endpoint:
+    """A socket that is served. `kept`: it was given to us (systemd) and outlives us."""
+
+    def __init__(self, place: Place, sock: Any, kept: bool = False):
+        self.place, self.socket, self.kept = place, sock, kept
+        self.unix = place.family == socket.AF_UNIX
+        self.wildcard = not self.unix and sock.getsockname()[0] in ("0.0.0.0", "::")
+        self.identity = identity_of(place.spot) if self.unix else None
+
+    def prepare(self, buffer: bytearray, credentials: bool) -> None:
+        """In a child: make receive() and send() for this kind of socket."""
+        sock = self.socket
+        if self.wildcard:
+            self.receive, self.send = functools.partial(self.receive_info, buffer), self.send_info
+        elif self.unix and credentials:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            self.receive, self.send = functools.partial(self.receive_credentials, buffer), sock.sendto
+        else:
+            receive, flag = sock.recvfrom_into, socket.MSG_TRUNC
+
+            def receive_plain() -> tuple:
+                size, client = receive(buffer, 0, flag)
+                return size, client, None
+
+            self.receive, self.send = receive_plain, sock.sendto
+
+    def receive_credentials(self, buffer: bytearray) -> tuple:
+        """One datagram: its size (which may be more than the buffer), sender, and the sender's (pid, uid, gid)."""
+        size, ancillary, _, client = self.socket.recvmsg_into([buffer], 64, socket.MSG_TRUNC)
+        found = [data for level, kind, data in ancillary if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS)]
+        return size, client, struct.unpack("3i", found[0]) if found else None
+
+    def receive_info(self, buffer: bytearray) -> tuple:
+        """One datagram of a wildcard bind; its sender goes with the address that was asked, for the reply."""
+        size, ancillary, _, client = self.socket.recvmsg_into([buffer], 64, socket.MSG_TRUNC)
+        asked = [(level, kind, data) for level, kind, data in ancillary if kind in (IP_PKTINFO, socket.IPV6_PKTINFO)]
+        return size, (client, tuple(asked)), None
+
+    def send_info(self, data: bytes, client: tuple) -> None:
+        """Reply from the address that was asked."""
+        address, asked = client
+        self.socket.sendmsg([data], asked, 0, address)
+
+    def address_of(self, client: Any) -> Any:
+        """The socket address of a client as receive() gave it."""
+        return client[0] if self.wildcard else client
+
+    def own_address(self) -> Any:
+        """The address that is served, as tracing shows it."""
+        return self.socket.getsockname()
+
+    def close(self, remove: bool) -> None:
+        """Close; remove the socket's file if it is still ours."""
+        self.socket.close()
+        if remove and self.unix and not self.kept and self.identity == identity_of(self.place.spot):
+            with contextlib.suppress(OSError):
+                os.unlink(self.place.spot)
+
+
+def identity_of(path: str) -> Optional[tuple]:
+    """What tells a file from another one of the same name; None when there is none."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def open_endpoint(place: Place, given: dict) -> Endpoint:
+    """Open one socket, or take it from those given to us; StartError when it cannot be had."""
+    new = original("socket", "socket")
+    if place.spot in given:
+        return configured(Endpoint(place, new(fileno=given.pop(place.spot)), kept=True))
+    sock = new(place.family, socket.SOCK_DGRAM)
+    try:
+        if place.family == socket.AF_UNIX:
+            bind_unix(place, sock)
+        else:
+            sock.bind(place.spot)
+    except OSError as error:
+        sock.close()
+        raise refusal(place, error) from None
+    except StartError:
+        sock.close()
+        raise
+    return configured(Endpoint(place, sock))
+
+
+def configured(endpoint: Endpoint) -> Endpoint:
+    """Set the options of a socket that is served."""
+    sock = endpoint.socket
+    sock.setblocking(False)
+    if endpoint.wildcard and sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    elif endpoint.wildcard:
+        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+    return endpoint
+
+
+def refusal(place: Place, error: OSError) -> StartError:
+    """Why a socket cannot be bound, and how to mend it."""
+    what = {
+        errno.EADDRINUSE: (EXIT_IN_USE, "is in use by another program; stop it or choose another"),
+        errno.EACCES: (EXIT_PERMISSION, f"is not permitted to uid {os.geteuid()}; run as another user or choose another folder"),
+        errno.EPERM: (EXIT_PERMISSION, f"cannot be given to that owner by uid {os.geteuid()}; only root can"),
+        errno.ENOENT: (EXIT_CANNOT_CREATE, f"has no folder; mend: mkdir -p {os.path.dirname(str(place.spot)) or '.'}"),
+        errno.ENOTDIR: (EXIT_CANNOT_CREATE, "has a file where its folder should be"),
+        errno.EADDRNOTAVAIL: (EXIT_CANNOT_CREATE, "is not an address of this machine"),
+    }
+    status, text = what.get(error.errno, (EXIT_CANNOT_CREATE, "cannot be opened"))
+    return StartError(status, f"socket {place.address} {text} ({error.strerror})")
+
+
+def bind_unix(place: Place, sock: Any) -> None:
+    """Bind a UNIX socket with its mode and owner from the first moment; only a dead socket is replaced.
+
+    The folder is locked meanwhile, so that of two servers that start at once one finds the other alive.
+    """
+    folder = os.open(os.path.dirname(place.spot) or ".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        clear_path(place)
+        mask = os.umask(0o777)
+        try:
+            sock.bind(place.spot)
+        finally:
+            os.umask(mask)
+        try:
+            os.chown(place.spot, place.uid, place.gid)
+            os.chmod(place.spot, place.mode)
+        except OSError:
+            os.unlink(place.spot)
+            raise
+    finally:
+        os.close(folder)
+
+
+def clear_path(place: Place) -> None:
+    """Delete a dead socket at the path; StartError for whatever else is there."""
+    path = place.spot
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        kinds = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFREG: "a file"}
+        raise StartError(EXIT_CANNOT_CREATE, f"{path} is {kinds.get(stat.S_IFMT(mode), 'no socket')}, which is left as it is; "
+                                             "remove it or choose another path")
+    if is_live(path):
+        raise StartError(EXIT_IN_USE, f"{path} is the socket of a running server; stop that one or choose another path")
+    os.unlink(path)
+
+
+def is_live(path: str) -> bool:
+    """Whether somebody holds the socket at a path open."""
+    with original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError as error:
+            return error.errno not in (errno.ECONNREFUSED, errno.ENOENT)
+    return True
+
+
+class Peer:
+    """A client that is served through a socket of its own: its waiting replies, in order."""
+
+    __slots__ = ("endpoint", "client", "socket", "watcher", "waiting", "bytes", "used_s")
+
+    def __init__(self, endpoint: Endpoint, client: Any):
+        self.endpoint, self.client = endpoint, client
+        self.socket = self.watcher = None
+        self.waiting: collections.deque = collections.deque()  # (deadline, data)
+        self.bytes, self.used_s = 0, time.monotonic()
+
+    def connect(self) -> None:
+        """Get a socket of its own; clients that are connected to us refuse one (EPERM), UDP needs none."""
+        self.close()
+        if not self.endpoint.unix:
+            return
+        new = original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            new.setblocking(False)
+            new.connect(self.client)
+        except OSError as error:
+            new.close()
+            if error.errno not in (errno.EPERM, errno.EMFILE, errno.ENFILE):
+                raise
+        else:
+            self.socket = new
+
+    def send(self, data: bytes) -> None:
+        """Send through the own socket, or from the bound one where there is none; OSError as send(2)."""
+        self.used_s = time.monotonic()
+        if self.socket is None:
+            return self.endpoint.send(data, self.client)
+        try:
+            self.socket.send(data)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            self.connect()  # the client may have bound its path anew
+            self.send(data) if self.socket is None else self.socket.send(data)
+
+    def close(self) -> None:
+        """Close the own socket."""
+        if self.watcher:
+            self.watcher.stop()
+            self.watcher.close()
+        if self.socket:
+            self.socket.close()
+        self.watcher = self.socket = None
+
+
+class Outbox:
+    """Delivers the replies of a child: at once where that works, else as soon as the client has read.
+
+    In order per client; within socket_timeout; bounded per client and in all.
+    """
+
+    def __init__(self, server: Server):
+        self.server, mi, own = server, server.setup.mi, server.setup.own
+        self.timeout_s = mi["socket_timeout"] / 1000
+        self.peer_limit, self.limit = own["peer_queue"], own["reply_queue"]
+        self.peers: dict[tuple, Peer] = {}
+        self.bytes = 0
+        self.told: set = set()
+        self.retry = gevent.get_hub().loop.timer(RETRY_S, RETRY_S)
+
+    def send(self, endpoint: Endpoint, data: bytes, client: Any) -> None:
+        """Send a reply or keep it for later; never blocks."""
+        if self.peers:
+            peer = self.peers.get((endpoint, client))
+            if peer:
+                return self.send_to(peer, data)
+        if len(data) > LARGE and endpoint.unix and len(self.peers) < OWN_SOCKETS:
+            return self.send_to(self.peer(endpoint, client), data)
+        try:
+            endpoint.send(data, client)
+        except OSError as error:
+            if error.errno not in WAIT:
+                return self.complain(endpoint, client, error)
+            return self.send_to(self.peer(endpoint, client), data)
+        self.sent(data)
+
+    def sent(self, data: bytes) -> None:
+        """Count a reply that is on its way."""
+        self.server.count("replies")
+        self.server.count("bytes_sent", len(data))
+
+    def peer(self, endpoint: Endpoint, client: Any) -> Peer:
+        """A new Peer, with a socket of its own if there are not too many."""
+        peer = self.peers[endpoint, client] = Peer(endpoint, client)
+        if len(self.peers) <= OWN_SOCKETS:
+            with contextlib.suppress(OSError):  # what is wrong shows when sending
+                peer.connect()
+        return peer
+
+    def send_to(self, peer: Peer, data: bytes) -> None:
+        """Send through a Peer, behind what waits there already."""
+        if not peer.waiting:
+            try:
+                peer.send(data)
+                return self.sent(data)
+            except OSError as error:
+                if error.errno not in WAIT:
+                    return self.complain(peer.endpoint, peer.client, error)
+        if peer.bytes + len(data) > self.peer_limit or self.bytes + len(data) > self.limit:
+            return self.expire(peer, "reads too slowly and its queue is full")
+        peer.waiting.append((time.monotonic() + self.timeout_s, data))
+        peer.bytes += len(data)
+        self.bytes += len(data)
+        self.server.count("delayed")
+        self.watch(peer)
+
+    def watch(self, peer: Peer) -> None:
+        """Be woken when a client that is behind has read, or on a timer where the kernel cannot tell."""
+        if peer.socket is None:
+            if not self.retry.active:
+                self.retry.start(self.retry_all)
+        elif peer.watcher is None:
+            peer.watcher = gevent.get_hub().loop.io(peer.socket.fileno(), 2)
+            peer.watcher.start(self.flush, peer)
+
+    def retry_all(self) -> None:
+        """Try those again that have no socket of their own."""
+        behind = [peer for peer in self.peers.values() if peer.waiting and peer.socket is None]
+        for peer in behind:
+            self.flush(peer)
+        if not behind:
+            self.retry.stop()
+
+    def flush(self, peer: Peer) -> None:
+        """Send what waits for a client, until its queue is full again."""
+        while peer.waiting:
+            deadline, data = peer.waiting[0]
+            had_socket = peer.socket
+            try:
+                peer.send(data)
+            except OSError as error:
+                if error.errno in WAIT:
+                    if peer.socket is not had_socket:
+                        self.watch(peer)
+                    return
+                self.complain(peer.endpoint, peer.client, error)
+            else:
+                self.sent(data)
+            self.take(peer)
+        if peer.watcher:
+            peer.watcher.stop()
+            peer.watcher.close()
+            peer.watcher = None
+
+    def take(self, peer: Peer) -> None:
+        """Remove the first waiting reply."""
+        _, data = peer.waiting.popleft()
+        peer.bytes -= len(data)
+        self.bytes -= len(data)
+
+    def sweep(self, now_s: float) -> None:
+        """Give up what is too old, and close the sockets of clients that are no longer behind."""
+        for key, peer in list(self.peers.items()):
+            while peer.waiting and peer.waiting[0][0] <= now_s:
+                self.take(peer)
+                self.expire(peer, f"did not read for {self.timeout_s:g} s")
+            if not peer.waiting and now_s - peer.used_s > IDLE_S:
+                peer.close()
+                del self.peers[key]
+
+    def expire(self, peer: Peer, why: str) -> None:
+        """Count a reply that will not be delivered; say so once per client."""
+        self.server.count("timeouts")
+        self.tell(peer.endpoint, peer.client, f"{why}; replies to it are lost")
+
+    def complain(self, endpoint: Endpoint, client: Any, error: OSError) -> None:
+        """Count a reply that cannot be sent; say why once per client."""
+        self.server.count("unreachable")
+        if client is None or not endpoint.address_of(client):
+            return self.tell(endpoint, None, "is not bound, so it has no address to reply to")
+        why = error.strerror
+        if error.errno == errno.EACCES and endpoint.unix:
+            why = f"may not be written to by uid {os.geteuid()}, its owner is uid {owner_of(client)}"
+        self.tell(endpoint, client, why)
+
+    def tell(self, endpoint: Endpoint, client: Any, why: str) -> None:
+        """Log something about a client, once."""
+        if len(self.told) > TOLD:
+            self.told.clear()
+        if (endpoint, client, why) not in self.told:
+            self.told.add((endpoint, client, why))
+            log.warning("client %s of %s: %s", "without a name" if client is None else endpoint.address_of(client),
+                        endpoint.place.address, why)
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that wait for clients to read."""
+        return self.bytes
+
+
+def owner_of(path: str) -> Any:
+    """The uid a file belongs to, None if it cannot be told."""
+    try:
+        return os.stat(path).st_uid
+    except OSError:
+        return None
+
+
+###############################################################################
+# 15. Child ###################################################################
+###############################################################################
+# Strategy: a pool of parked greenlets. When a socket is readable the hub
+# switches to an idle one, which takes datagrams until there are none and
+# answers them on the spot. A handler that blocks keeps its greenlet, and the
+# hub, which finds the socket still readable, wakes the next. When none is
+# idle the sockets are not watched: the kernel's queue is the back-pressure.
+
+BURST = 64  # datagrams a worker takes before others get their turn
+BOOT_FAILED = 70  # exit status of a child that cannot start; more of them would not either
+ORPHAN_S = 0.5  # what a child may finish when its attendant is gone
+
+
+class Worker:
+    """A greenlet of the pool and what it has in hand (None: nothing)."""
+
+    __slots__ = ("greenlet", "data", "seen", "since_s")
+
+    def __init__(self):
+        self.greenlet = self.data = self.seen = None
+        self.since_s = 0.0
+
+
+class Child:
+    """One process that serves the sockets."""
+
+    def __init__(self, server: Server, endpoints: list[Endpoint], row: int, rank: int):
+        self.server, self.endpoints, self.row, self.rank = server, endpoints, row, rank
+        self.setup, self.hub = server.setup, gevent.get_hub()
+        own = self.setup.own
+        self.size, self.timeout_s = own["pool_size"], own["handler_timeout"] / 1000
+        self.workers: list[Worker] = []
+        self.idle: list[Worker] = []
+        self.watchers: list = []
+        self.stopping = gevent.event.Event()
+        self.limit_s = own["stop_timeout"] / 1000
+        self.access = Access(own)
+        self.outbox = Outbox(server)
+        self.tracing = Tracing(self.setup) if self.setup.destinations else None
+        self.answers = Answers(server.registry, log, self.setup.mi["reply_indent"], self.access.restricted, self.access.allows)
+        self.hosts: dict[str, bool] = {}
+        self.last_request = self.request_limit(own["max_requests"])
+        self.debug = False
+
+    def request_limit(self, limit: int) -> float:
+        """The count of requests at which this child asks to be replaced: the limit, give or take a tenth."""
+        done = self.server.counted[self.server.core["requests"]]
+        return done + max(1, round(limit * random.uniform(0.9, 1.1))) if limit else float("inf")
+
+    def serve(self, ready: Callable[[], None], alive: int) -> None:
+        """Serve until told to stop. ready(): called when all sockets are watched; alive: closed when the attendant dies."""
+        loop = self.hub.loop
+        interval_s = max(0.01, min(0.5, self.timeout_s / 10, self.setup.own["stall_timeout"] / 5000, self.outbox.timeout_s / 5 or 1))
+        watched = [loop.timer(interval_s, interval_s), loop.io(alive, 1), loop.signal(signal.SIGTERM),
+                   loop.signal(signal.SIGQUIT), loop.signal(signal.SIGUSR1)]
+        handlers = [self.sweep, self.orphaned, self.stopping.set, self.quit, self.reopen]
+        for watcher, handler in zip(watched, handlers):
+            watcher.start(handler)
+        buffer = bytearray(LIMIT + 1)
+        for endpoint in self.endpoints:
+            endpoint.prepare(buffer, self.access.needs_credentials)
+            watcher = loop.io(endpoint.socket.fileno(), 1)
+            self.watchers.append((watcher, self.drain_of(endpoint, buffer)))
+        self.sweep()
+        self.watch()
+        jobs = self.start_jobs()
+        ready()
+        self.stopping.wait()
+        self.finish(jobs)
+
+    def watch(self) -> None:
+        """Be woken by the sockets."""
+        for watcher, drain in self.watchers:
+            watcher.start(self.wake, drain)
+
+    def unwatch(self) -> None:
+        """Leave datagrams in the kernel's queue."""
+        for watcher, _ in self.watchers:
+            watcher.stop()
+
+    def wake(self, drain: Callable) -> None:
+        """A socket is readable: hand it to an idle worker. Runs in the hub."""
+        if self.idle:
+            self.idle.pop().greenlet.switch(drain)
+        elif len(self.workers) < self.size:
+            worker = Worker()
+            self.workers.append(worker)
+            worker.greenlet = greenlet.greenlet(self.work, self.hub)
+            worker.greenlet.switch(worker, drain)
+        else:
+            self.unwatch()
+
+    def work(self, worker: Worker, drain: Callable) -> None:
+        """The life of a worker."""
+        idle, park = self.idle, self.hub.switch
+        while True:
+            try:
+                drain(worker)
+            except Exception:  # the last seam: a mistake of ours costs one reply, not the child
+                log.exception("a request was lost")
+                worker.data = None
+            if not idle and len(self.workers) == self.size and not self.stopping.is_set():
+                self.watch()
+            idle.append(worker)
+            drain = park()
+
+    def drain_of(self, endpoint: Endpoint, buffer: bytearray) -> Callable[[Worker], None]:
+        """The function that takes datagrams from one socket and answers them, until there are none."""
+        receive, view, answer, post = endpoint.receive, memoryview(buffer), self.answers.answer, self.outbox.send
+        count, columns = self.server.counted, self.server.core
+        requests, received, errors = columns["requests"], columns["bytes_received"], columns["errors"]
+        screened = self.access.networks is not None and not endpoint.unix
+        restricted, tracing = self.access.restricted, self.tracing
+        server_address = endpoint.own_address()
+
+        def drain(worker: Worker) -> None:
+            for _ in range(BURST):
+                try:
+                    size, client, credentials = receive()
+                except BlockingIOError:
+                    break
+                except OSError as error:  # an ICMP error for an earlier reply: the next datagram is not worse for it
+                    log.debug("receiving on %s: %s", endpoint.place.address, error)
+                    continue
+                if screened and not self.screen(endpoint.address_of(client)[0]):
+                    continue
+                if not 0 < size <= LIMIT:
+                    self.odd_size(endpoint, size, client)
+                    continue
+                data = view[:size].tobytes()
+                count[requests] += 1
+                count[received] += size
+                started_s = time.time() if tracing else 0
+                worker.data = data
+                written, call, reply = done = answer(data, (endpoint, client, credentials) if restricted else None)
+                worker.data = None
+                if reply.bare:
+                    count[errors] += 1
+                if self.debug:
+                    log.debug("%a from %s: %a", data, endpoint.address_of(client), written)
+                post(endpoint, written, client)
+                if tracing:
+                    tracing.trace((started_s, time.time()), endpoint.address_of(client), server_address, data, done)
+            if count[requests] >= self.last_request:
+                self.retire()
+
+        return drain
+
+    def odd_size(self, endpoint: Endpoint, size: int, client: Any) -> None:
+        """An empty datagram gets no reply; one that is too long is refused unread."""
+        if not size:
+            return self.server.count("empty")
+        for name, by in (("requests", 1), ("errors", 1), ("bytes_received", size)):
+            self.server.count(name, by)
+        log.info("request of %d bytes from %s refused", size, endpoint.address_of(client))
+        return self.outbox.send(endpoint, self.answers.written(request_too_long(size)), client)
+
+    def screen(self, host: str) -> bool:
+        """Whether allow_from lets a host in; those that it does not are counted, and named once."""
+        known = self.hosts.get(host)
+        if known is None:
+            if len(self.hosts) > TOLD:
+                self.hosts.clear()
+            known = self.hosts[host] = self.access.in_networks(host, self.access.networks)
+            if not known:
+                log.warning("datagrams from %s are refused by allow_from", host)
+        if not known:
+            self.server.count("refused")
+        return known
+
+    def sweep(self) -> None:
+        """Runs in the hub, some times a second: beat, end what takes too long, give up what cannot be delivered."""
+        now_s = time.monotonic()
+        self.server.processes.set(self.row, beat_ms=int(now_s * 1000))
+        self.debug = self.server.processes.log_level(self.row) >= 4
+        self.outbox.sweep(now_s)
+        for worker in self.workers:
+            if worker.data is None or worker.data is not worker.seen:
+                worker.seen, worker.since_s = worker.data, now_s
+            elif now_s - worker.since_s >= self.timeout_s:
+                self.server.count("interrupted")
+                worker.seen = None
+                worker.greenlet.throw(Interrupted())
+
+    def retire(self) -> None:
+        """max_requests is reached: ask for a successor, and serve on until it is there."""
+        if self.last_request != float("inf"):
+            self.last_request = float("inf")
+            self.server.processes.set(self.row, state=Processes.STOPPING)
+
+    def start_jobs(self) -> list:
+        """Start what plug-ins do every so often; `where="one"` runs in the child of rank 1."""
+        return [gevent.spawn(self.repeat, module, function) for module in self.server.registry.modules
+                for function in module.every if function.mi_every[1] == "each" or self.rank == 1]
+
+    def repeat(self, module: Module, function: Callable) -> None:
+        """Run a function again and again; what it raises is logged."""
+        while True:
+            gevent.sleep(function.mi_every[0])
+            try:
+                function(Context(module))
+            except Exception:  # a plug-in's seam
+                log.getChild(module.name).exception("%s raised", function.__name__)
+
+    def orphaned(self) -> None:
+        """The attendant is gone: finish quickly."""
+        log.critical("the attendant is gone, stopping")
+        self.limit_s = min(self.limit_s, ORPHAN_S)
+        self.stopping.set()
+
+    def quit(self) -> None:
+        """SIGQUIT: stop without waiting."""
+        self.limit_s = 0
+        self.stopping.set()
+
+    def reopen(self) -> None:
+        """SIGUSR1: open logs and trace files again."""
+        reopen_logs()
+        for tracer in self.tracing.tracers if self.tracing else ():
+            tracer.reopen()
+
+    def finish(self, jobs: list) -> None:
+        """Stop reading, finish what is in hand, deliver what waits, within limit_s."""
+        self.unwatch()
+        gevent.killall(jobs, block=False)
+        deadline_s = time.monotonic() + self.limit_s
+        while time.monotonic() < deadline_s and (len(self.idle) < len(self.workers) or self.outbox.waiting):
+            gevent.sleep(0.005)
+        for tracer in self.tracing.tracers if self.tracing else ():
+            tracer.drain(max(0.0, min(1.0, deadline_s - time.monotonic())))
+        for module in self.server.registry.modules:
+            if "destroy" in module.hooks:
+                try:
+                    module.hooks["destroy"](Context(module))
+                except Exception:  # a plug-in's seam
+                    log.getChild(module.name).exception("destroy raised")
+        self.server.store.close()
+
+
+class Access:
+    """Who may do what: allow_from for networks, allow_command for single commands."""
+
+    def __init__(self, own: dict):
+        self.networks, self.rules = own["allow_from"], own["allow_command"]
+        self.restricted = {name for rule in self.rules for name in rule.commands}
+        self.needs_credentials = bool(self.rules)
+
+    @staticmethod
+    def in_networks(host: str, networks: tuple) -> bool:
+        """Whether a numeric host address is in one of the networks."""
+        address = ipaddress.ip_address(host.partition("%")[0])
+        address = getattr(address, "ipv4_mapped", None) or address
+        return any(address in network for network in networks)
+
+    def allows(self, command: Command, caller: tuple) -> bool:
+        """Whether a sender may use a restricted command; a refusal is logged for the audit."""
+        endpoint, client, credentials = caller
+        rules = [rule for rule in self.rules if command.name in rule.commands]
+        if endpoint.unix:
+            allowed = credentials is not None and any(self.fits(rule, *credentials[1:]) for rule in rules)
+            who = "pid %d uid %d gid %d" % credentials if credentials else "unknown"
+        else:
+            who = endpoint.address_of(client)[0]
+            allowed = any(self.in_networks(who, rule.networks) for rule in rules)
+        if not allowed:
+            command.module.server.count("forbidden")
+            log.warning("audit: command %s refused to %s (%s)", command.name, endpoint.address_of(client), who)
+        return allowed
+
+    @staticmethod
+    def fits(rule: Rule, uid: int, gid: int) -> bool:
+        """Whether a rule names a user or one of the user's groups."""
+        uids = [pwd.getpwnam(user).pw_uid if isinstance(user, str) else user for user in rule.users]
+        gids = [grp.getgrnam(group).gr_gid if isinstance(group, str) else group for group in rule.groups]
+        if uid in uids or gid in gids:
+            return True
+        try:
+            groups = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid) if gids else []
+        except KeyError:
+            groups = []
+        return any(group in gids for group in groups)
+
+
+###############################################################################
+# 16. Supervisor ##############################################################
+###############################################################################
+# Strategy: the attendant keeps children alive and does nothing else: no
+# plug-in's handler and no hub runs here. Signal handlers only queue. Each rank
+# has one child that is wanted; a child that is to go (reload, max_requests) is
+# told to when its successor serves, so that somebody reads at every moment.
+
+EARLY_S = 1.0  # a child that dies so soon after its start may be in a crash loop
+LONGEST_PAUSE_S = 5.0  # between two starts of a child that keeps dying
+KILL_AFTER_S = 0.7  # more than stop_timeout, after which a child that does not stop is killed
+
+
+class Record:
+    """What the attendant knows of a child."""
+
+    __slots__ = ("pid", "row", "rank", "born_s", "retiring", "told_s")
+
+    def __init__(self, pid: int, row: int, rank: int):
+        self.pid, self.row, self.rank, self.born_s, self.retiring, self.told_s = pid, row, rank, time.monotonic(), False, 0.0
+
+
+class Supervisor:
+    """The attendant: opens sockets, starts children, replaces those that die, reloads, stops.
+
+    load: () -> Setup, reads the configuration anew; given: sockets that systemd opened for us.
+    """
+
+    def __init__(self, setup: Setup, load: Callable[[], Setup], processes: Processes, started_s: float):
+        self.load, self.processes = load, processes
+        self.counters, self.store = Counters(), None
+        self.started_s = started_s
+        self.setup, self.server = setup, None
+        self.endpoints: list[Endpoint] = []
+        self.leaving: list[Endpoint] = []  # sockets of the old configuration, until its children are gone
+        self.children: dict[int, Record] = {}
+        self.pending: collections.deque = collections.deque()
+        self.previous: Optional[tuple] = None  # what a reload replaced, until its children serve
+        self.exit_status: Optional[int] = None
+        self.stop_s = 0.0
+        self.early_deaths, self.not_before_s = 0, 0.0
+        self.ready_told = False
+        self.notify = Notifier()
+        self.loads: dict[int, collections.deque] = {}
+        self.tell_starter = -1  # descriptor that who started us in the background reads the exit status from
+
+    def open(self, given: dict) -> None:
+        """Open all sockets; StartError."""
+        try:
+            for place in self.setup.listeners:
+                self.endpoints.append(open_endpoint(place, given))
+                self.enlarge(self.endpoints[-1])
+        except StartError:
+            self.close_sockets(self.endpoints)
+            raise
+        for spot, descriptor in given.items():
+            log.warning("socket %s was given to us but is not configured, closed", spot)
+            os.close(descriptor)
+
+    def enlarge(self, endpoint: Endpoint) -> None:
+        """Ask for a large send buffer; as root beyond the system's limit."""
+        size = self.setup.own["send_buffer"]
+        try:
+            endpoint.socket.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_SNDBUFFORCE", 32), size)
+        except PermissionError:
+            endpoint.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+
+    @staticmethod
+    def close_sockets(endpoints: list[Endpoint]) -> None:
+        """Close sockets and remove their files."""
+        while endpoints:
+            endpoints.pop().close(remove=True)
+
+    def run(self) -> int:
+        """Serve until a signal ends it; gives the exit status."""
+        self.store = Store(run_folder())
+        try:
+            self.server = Server(self.setup, self.counters, self.processes, self.store, self.started_s)
+            self.processes.set(ATTENDANT, pid=os.getpid(), rank=0, state=Processes.SERVING)
+            self.alive_read, self.alive_write = os.pipe()
+            self.news_read, self.news_write = os.pipe()
+            self.install_signals()
+            while self.exit_status is None or self.children:
+                self.manage()
+                self.wait()
+                self.handle_signals()
+                self.reap()
+                self.tick()
+            return self.exit_status
+        finally:
+            self.close_sockets(self.endpoints + self.leaving)
+            self.store.close()
+            shutil.rmtree(os.path.dirname(self.store.path), ignore_errors=True)
+
+    # Signals: a handler only queues, the main loop acts.
+
+    def install_signals(self) -> None:
+        """Queue signals, and have each wake the main loop."""
+        self.wake_read, wake_write = os.pipe()
+        for descriptor in (self.wake_read, wake_write, self.news_read, self.news_write):
+            os.set_blocking(descriptor, False)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        for number in self.ACTIONS:
+            original("signal", "signal")(number, lambda number, frame: self.pending.append(number))
+        original("signal", "signal")(signal.SIGCHLD, lambda number, frame: None)
+        original("signal", "signal")(signal.SIGPIPE, signal.SIG_IGN)
+
+    def handle_signals(self) -> None:
+        """Do what the queued signals ask for."""
+        while self.pending:
+            self.ACTIONS[self.pending.popleft()](self)
+
+    def wait(self) -> None:
+        """Sleep until a signal, news of a child, or the next tick."""
+        due_s = self.not_before_s - time.monotonic() if self.not_before_s else 1.0
+        timeout_s = 0.05 if self.exit_status is not None else max(0.01, min(0.5, due_s))
+        original("select", "select")([self.wake_read, self.news_read], [], [], timeout_s)
+        for descriptor in (self.wake_read, self.news_read):
+            with contextlib.suppress(BlockingIOError):
+                os.read(descriptor, 4096)
+
+    def handle_hup(self) -> None:
+        """HUP: check the configuration and plug-ins anew; good: replace the children one by one; bad: keep all."""
+        if self.exit_status is not None:
+            return
+        if self.previous:
+            log.warning("reload is under way already")
+            self.finish_reload()
+        self.notify.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        opened: list[Endpoint] = []
+        try:
+            setup = self.load()
+            endpoints = [self.endpoint_for(place, opened) for place in setup.listeners]
+            server = Server(setup, self.counters, self.processes, self.store, self.started_s)
+        except (ConfigError, StartError) as error:
+            self.close_sockets(opened)
+            self.server.count("reload_errors")
+            log.error("reload refused, the old configuration stays: %s", error)
+            return self.tell_ready()
+        log_notes(setup)
+        self.previous = (self.setup, self.server, self.endpoints)
+        self.setup, self.server, self.endpoints = setup, server, endpoints
+        return self.retire_all()
+
+    def endpoint_for(self, place: Place, opened: list[Endpoint]) -> Endpoint:
+        """The open socket of a place, or a new one, which is added to `opened`."""
+        for endpoint in self.endpoints:
+            if endpoint.place.spot == place.spot:
+                if endpoint.unix and not endpoint.kept and endpoint.place != place:
+                    os.chown(place.spot, place.uid, place.gid)
+                    os.chmod(place.spot, place.mode)
+                    endpoint.place = place
+                return endpoint
+        opened.append(open_endpoint(place, {}))
+        self.enlarge(opened[-1])
+        return opened[-1]
+
+    def retire_all(self) -> None:
+        """Have all children replaced."""
+        self.ready_told, self.early_deaths, self.not_before_s = False, 0, 0.0
+        for record in self.children.values():
+            self.retire(record)
+
+    def retire(self, record: Record) -> None:
+        """Mark a child as one that goes when its successor serves."""
+        record.retiring = True
+        self.processes.set(record.row, state=Processes.STOPPING)
+
+    def handle_term(self) -> None:
+        """TERM: finish what is in hand, then stop."""
+        self.stop(EXIT_OK, signal.SIGTERM)
+
+    def handle_int(self) -> None:
+        """INT: stop at once."""
+        self.stop(EXIT_OK, signal.SIGQUIT)
+
+    def stop(self, status: int, number: int) -> None:
+        """Tell all children to end; run() gives `status` when they are gone."""
+        if self.exit_status is None:
+            self.notify.send("STOPPING=1")
+            log.log(NOTICE, "stopping")
+            self.server.raise_event("E_MI_STOP", {})
+            self.exit_status, self.stop_s = status, time.monotonic()
+        for pid in self.children:
+            self.kill(pid, number)
+
+    def handle_usr1(self) -> None:
+        """USR1: open logs again, here and in all children."""
+        reopen_logs()
+        for pid in self.children:
+            self.kill(pid, signal.SIGUSR1)
+
+    ACTIONS = {signal.SIGTERM: handle_term, signal.SIGINT: handle_int, signal.SIGQUIT: handle_int,
+               signal.SIGHUP: handle_hup, signal.SIGUSR1: handle_usr1}
+
+    @staticmethod
+    def kill(pid: int, number: int) -> None:
+        """Send a signal to a child that may be gone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    # Children.
+
+    def manage(self) -> None:
+        """Bring the children to what is wanted: one that serves for each rank."""
+        if self.exit_status is not None:
+            return
+        now_s, wanted = time.monotonic(), range(1, self.setup.mi["children_count"] + 1)
+        for record in self.children.values():
+            if not record.retiring and self.processes.get(record.row, "state") == Processes.STOPPING:
+                record.retiring = True  # it asked for a successor
+        current = {record.rank: record for record in self.children.values() if not record.retiring}
+        if now_s >= self.not_before_s:
+            for rank in wanted:
+                if rank not in current and self.exit_status is None:
+                    self.spawn(rank)
+        self.dismiss(current, wanted)
+        serving = [rank for rank in wanted if rank in current and self.serves(current[rank])]
+        if len(serving) == len(wanted):
+            self.all_serve()
+
+    def serves(self, record: Record) -> bool:
+        return self.processes.get(record.row, "state") == Processes.SERVING
+
+    def dismiss(self, current: dict[int, Record], wanted: range) -> None:
+        """Tell those to stop whose successor serves, or whose rank is no longer wanted."""
+        for record in list(self.children.values()):
+            successor = current.get(record.rank)
+            if record.retiring and not record.told_s and (record.rank not in wanted or (successor and self.serves(successor))):
+                record.told_s = time.monotonic()
+                self.kill(record.pid, signal.SIGTERM)
+
+    def all_serve(self) -> None:
+        """Every wanted child serves: the start or the reload is done."""
+        if not self.ready_told:
+            self.ready_told = True
+            self.tell_ready()
+            if self.tell_starter >= 0:
+                os.write(self.tell_starter, bytes([EXIT_OK]))
+                os.close(self.tell_starter)
+                self.tell_starter = -1
+            if self.previous:
+                self.finish_reload()
+
+    def tell_ready(self) -> None:
+        """Say that all children serve."""
+        self.notify.send("READY=1", f"STATUS={self.setup.mi['children_count']} children serve")
+        places = ", ".join(str(endpoint.place.address) for endpoint in self.endpoints)
+        log.log(NOTICE, "ready: %d children serve %s", self.setup.mi["children_count"], places)
+
+    def finish_reload(self) -> None:
+        """The new configuration works: let go what only the old one needed."""
+        _, _, endpoints = self.previous
+        self.previous = None
+        self.leaving += [endpoint for endpoint in endpoints if endpoint not in self.endpoints]
+        self.server.count("reloads")
+        self.server.raise_event("E_MI_RELOAD", {"children": self.setup.mi["children_count"]})
+
+    def spawn(self, rank: int) -> None:
+        """Fork a child. Signals are held back until it has handlers of its own."""
+        row = self.processes.take()
+        every_signal = signal.valid_signals()
+        signal.pthread_sigmask(signal.SIG_BLOCK, every_signal)
+        try:
+            pid = original("os", "fork")()
+            if pid == 0:
+                self.be_child(row, rank, every_signal)
+        except OSError as error:
+            log.error("cannot fork: %s", error)
+            self.processes.set(row, state=Processes.FREE)
+            self.not_before_s = time.monotonic() + 1
+            return
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, every_signal)
+        self.processes.set(row, pid=pid, rank=rank, beat_ms=int(time.monotonic() * 1000))
+        self.children[pid] = Record(pid, row, rank)
+        self.not_before_s = 0.0
+
+    def be_child(self, row: int, rank: int, every_signal: set) -> None:
+        """The life of a child after the fork; does not return."""
+        status = BOOT_FAILED
+        try:
+            for number in (*self.ACTIONS, signal.SIGCHLD):
+                original("signal", "signal")(number, signal.SIG_IGN if number in (signal.SIGINT, signal.SIGHUP) else signal.SIG_DFL)
+            signal.set_wakeup_fd(-1)
+            os.close(self.alive_write)
+            self.server.store.connection = None
+            self.server.become(row)
+            set_title(f"midatagram: MI Datagram {rank}")
+            watch_parent()
+            log_as(self.processes, row)
+            self.processes.set(row, pid=os.getpid(), rank=rank)
+            child = Child(self.server, self.endpoints, row, rank)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, every_signal)
+            for module in self.server.registry.modules:
+                if "child_init" in module.hooks:
+                    module.hooks["child_init"](Context(module))
+
+            def ready() -> None:
+                nonlocal status
+                status = EXIT_CRASH
+                self.processes.set(row, state=Processes.SERVING)
+                os.write(self.news_write, b".")
+
+            child.serve(ready, self.alive_read)
+            status = EXIT_OK
+        except BaseException:  # nothing may pass into the attendant's code
+            log.exception("child %d ends", rank)
+        finally:
+            logging.shutdown()
+            os._exit(status)
+
+    def reap(self) -> None:
+        """Take leave of children that ended."""
+        while self.children:
+            try:
+                pid, status = original("os", "waitpid")(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            record = self.children.pop(pid, None)
+            if record:
+                self.bury(record, os.waitstatus_to_exitcode(status))
+        return
+
+    def bury(self, record: Record, code: int) -> None:
+        """Free what an ended child had; find out whether it should have ended."""
+        for column in self.level_columns():
+            self.counters.row(record.row)[column] = 0
+        state = self.processes.get(record.row, "state")
+        self.processes.set(record.row, pid=0, state=Processes.FREE)
+        self.loads.pop(record.pid, None)
+        if not any(other.retiring for other in self.children.values()) and not self.previous:
+            self.close_sockets(self.leaving)
+        if self.exit_status is not None or (record.retiring and code == 0) or (record.told_s and state == Processes.STOPPING):
+            return
+        why = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        log.error("child %d (pid %d) died: %s", record.rank, record.pid, why)
+        self.server.count("child_deaths")
+        if code == BOOT_FAILED:
+            return self.boot_failed()
+        self.server.raise_event("E_MI_CHILD_DIED", {"pid": record.pid, "reason": why})
+        self.back_off(record)
+
+    def level_columns(self) -> list[int]:
+        """The columns of statistics that are levels, not counters."""
+        return [self.counters.column(f"{stat.group}:{stat.name}") for stat in self.server.stats
+                if stat.read is None and not stat.resettable]
+
+    def back_off(self, record: Record) -> None:
+        """Wait longer and longer between starts of children that die early; give up after crash_limit of them."""
+        if time.monotonic() - record.born_s > EARLY_S:
+            self.early_deaths = 0
+            return
+        self.early_deaths += 1
+        if self.early_deaths >= self.setup.own["crash_limit"]:
+            log.critical("%d children died within %g s of their start, giving up", self.early_deaths, EARLY_S)
+            return self.stop(EXIT_CRASH, signal.SIGTERM)
+        self.not_before_s = time.monotonic() + min(LONGEST_PAUSE_S, 0.05 * 2 ** self.early_deaths)
+
+    def boot_failed(self) -> None:
+        """A child could not start: end the server, or take back the reload that brought it."""
+        if not self.previous:
+            log.critical("a child cannot start, giving up; the reason stands above")
+            return self.stop(EXIT_CRASH, signal.SIGTERM)
+        log.error("reload taken back: its children cannot start; the reason stands above")
+        self.server.count("reload_errors")
+        newer = [endpoint for endpoint in self.endpoints if endpoint not in self.previous[2]]
+        self.setup, self.server, self.endpoints = self.previous
+        self.previous = None
+        self.close_sockets(newer)
+        for record in self.children.values():
+            if record.retiring and not record.told_s:
+                record.retiring = False
+                self.processes.set(record.row, state=Processes.SERVING)
+            else:
+                self.retire(record)
+        self.ready_told = False
+
+    # Once a second.
+
+    def tick(self) -> None:
+        """Look after the children and sockets; kill what does not stop."""
+        now_s = time.monotonic()
+        limit_s = self.setup.own["stop_timeout"] / 1000 + KILL_AFTER_S
+        for record in self.children.values():
+            told_s = self.stop_s or record.told_s
+            if told_s and now_s - told_s > limit_s:
+                log.warning("child %d (pid %d) does not stop, killed", record.rank, record.pid)
+                self.kill(record.pid, signal.SIGKILL)
+        if self.exit_status is not None or now_s - getattr(self, "ticked_s", 0) < 0.5:
+            return
+        self.ticked_s = now_s
+        self.check_beats(now_s)
+        self.check_sockets()
+        self.measure_load(now_s)
+
+    def check_beats(self, now_s: float) -> None:
+        """Kill children that are away from their hub for too long; tell systemd that all is well."""
+        stalled = [record for record in self.children.values()
+                   if now_s * 1000 - self.processes.get(record.row, "beat_ms") > self.setup.own["stall_timeout"]]
+        for record in stalled:
+            log.error("child %d (pid %d) is stalled for %d ms, killed", record.rank, record.pid, self.setup.own["stall_timeout"])
+            self.server.count("child_stalls")
+            self.kill(record.pid, signal.SIGKILL)
+        if not stalled:
+            self.notify.send("WATCHDOG=1")
+
+    def check_sockets(self) -> None:
+        """Bind those sockets again whose file somebody deleted."""
+        for index, endpoint in enumerate(self.endpoints):
+            if not endpoint.unix or endpoint.kept or identity_of(endpoint.place.spot) == endpoint.identity:
+                continue
+            if os.path.lexists(endpoint.place.spot):
+                self.say_once(endpoint, f"{endpoint.place.spot} is no longer our socket; somebody put another file there")
+                continue
+            try:
+                fresh = open_endpoint(endpoint.place, {})
+            except StartError as error:
+                self.say_once(endpoint, f"{endpoint.place.spot} was deleted and cannot be bound again: {error}")
+                continue
+            log.warning("%s was deleted; bound again", endpoint.place.spot)
+            self.enlarge(fresh)
+            self.endpoints = [*self.endpoints[:index], fresh, *self.endpoints[index + 1:]]
+            self.leaving.append(endpoint)
+            self.retire_all()
+
+    def say_once(self, endpoint: Endpoint, text: str) -> None:
+        """Log a lasting trouble of a socket once."""
+        if getattr(endpoint, "said", None) != text:
+            endpoint.said = text
+            log.error("%s", text)
+
+    def measure_load(self, now_s: float) -> None:
+        """CPU used by each process over the last second, minute and ten minutes, in per cent."""
+        for row in self.processes.rows():
+            pid = self.processes.get(row, "pid")
+            samples = self.loads.setdefault(pid, collections.deque(maxlen=1300))
+            try:
+                with open(f"/proc/{pid}/stat") as file:
+                    fields = file.read().rpartition(")")[2].split()
+            except OSError:
+                continue
+            samples.append((now_s, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")))
+            for field, span_s in (("load", 1), ("load1m", 60), ("load10m", 600)):
+                first = next(sample for sample in samples if now_s - sample[0] <= span_s + 0.5)
+                elapsed_s = now_s - first[0]
+                used = (samples[-1][1] - first[1]) / elapsed_s if elapsed_s else 0.0
+                self.processes.set(row, **{field: round(100 * used)})
+
+
+class Notifier:
+    """Tells systemd how we are, if it asked to be told; see sd_notify(3)."""
+
+    def __init__(self):
+        self.target = os.environ.pop("NOTIFY_SOCKET", "")
+        os.environ.pop("WATCHDOG_USEC", None)
+
+    def send(self, *lines: str) -> None:
+        """Send states as `NAME=VALUE` lines."""
+        if not self.target:
+            return
+        address = "\0" + self.target[1:] if self.target.startswith("@") else self.target
+        try:
+            with original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                sender.sendto("\n".join(lines).encode(), address)
+        except OSError as error:
+            log.warning("cannot notify %s: %s", self.target, error)
+
+
+def given_sockets() -> dict:
+    """The sockets systemd opened for us (sd_listen_fds(3)): path or address -> descriptor."""
+    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "0")
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()):
+        return {}
+    found = {}
+    for descriptor in range(3, 3 + int(count)):
+        os.set_inheritable(descriptor, False)
+        probe = original("socket", "socket")(fileno=os.dup(descriptor))
+        found[probe.getsockname()] = descriptor
+        probe.close()
+    return found
+
+
+def watch_parent() -> None:
+    """Have the kernel end this child soon after the attendant, even when it is stuck in a handler.
+
+    PR_SET_PDEATHSIG sends SIGUSR2, whose handler sets an alarm clock that nothing turns off.
+    """
+    import ctypes
+
+    original("signal", "signal")(signal.SIGALRM, signal.SIG_DFL)
+    original("signal", "signal")(signal.SIGUSR2, lambda number, frame: signal.setitimer(signal.ITIMER_REAL, ORPHAN_S + 0.3))
+    ctypes.CDLL(None).prctl(1, signal.SIGUSR2, 0, 0, 0)
+
+
+def set_title(title: str) -> None:
+    """Name this process for ps(1), if setproctitle is installed."""
+    with contextlib.suppress(ImportError):
+        import setproctitle
+
+        setproctitle.setproctitle(title)
+
+
+###############################################################################
+# 17. Command line ############################################################
+###############################################################################
+# Strategy: main(argv) gives the exit status. Everything is checked before
+# anything is opened, and everything is opened before the server goes to the
+# background, so that who starts it sees what is wrong.
+
+PACKAGES = "gevent, configobj and setproctitle are needed: pip install gevent configobj setproctitle, " \
+           "or apt install python3-gevent python3-configobj python3-setproctitle"
+
+
+def load_packages() -> None:
+    """Import gevent and patch the standard library for handlers; StartError when a package is missing."""
+    global gevent, greenlet
+    try:
+        import configobj  # noqa: F401 - config plug-ins need it
+        import gevent
+        import gevent.event
+        import gevent.monkey
+        import greenlet
+    except ImportError as error:
+        raise StartError(EXIT_CRASH, f"{error.name} is missing; {PACKAGES}") from None
+    gevent.monkey.patch_all()
+
+
+class SyslogHandler(logging.handlers.SysLogHandler):
+    """Logs to syslog through sockets that gevent has not patched, so that the attendant needs no hub."""
+
+    def createSocket(self):  # noqa: N802 - the base class names it
+        self.socket = original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.connect(self.address)
+
+    def _connect_unixsocket(self, address):
+        self.createSocket()
+
+
+def start_logging(setup: Setup, processes: Processes, background: bool, debug: bool) -> None:
+    """Log to stderr, syslog or a file, as the configuration and the command line say."""
+    settings = setup.globals
+    level = 4 if debug else settings.get("log_level", 3)
+    for row in range(ROWS):
+        processes.set(row, level=level)
+    to_stderr = settings.get("log_stderror", settings.get("stderror_enabled", not background)) or debug and not background
+    if setup.own["log_file"]:
+        handler: logging.Handler = logging.FileHandler(setup.own["log_file"], encoding="utf-8", errors="surrogateescape")
+    elif to_stderr or not os.path.exists("/dev/log"):
+        handler = logging.StreamHandler()
+    else:
+        handler = SyslogHandler("/dev/log", settings.get("log_facility", "daemon"))
+        handler.ident = "midatagram: "
+    handler.setFormatter(LineFormatter(isinstance(handler, logging.StreamHandler) and stderr_is_journal()))
+    log.handlers[:] = [handler]
+    log.setLevel(1)
+    log.propagate = False
+    log_as(processes, ATTENDANT)
+
+
+def log_as(processes: Processes, row: int) -> None:
+    """Take the log level of that row of the process table."""
+    for handler in log.handlers:
+        handler.filters[:] = [LogFilter(processes, row)]
+
+
+def reopen_logs() -> None:
+    """Open log files again by their names."""
+    for handler in log.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.acquire()
+            handler.close()
+            handler.stream = handler._open()
+            handler.release()
+
+
+def log_notes(setup: Setup) -> None:
+    """Log what the loader had to say, and what is worth a warning."""
+    for level, text in setup.notes:
+        log.log(level, "%s", text)
+    for place in setup.listeners:
+        if place.family != socket.AF_UNIX and not ipaddress.ip_address(place.spot[0].partition("%")[0]).is_loopback \
+                and setup.own["allow_from"] is None:
+            log.warning("%s can be reached from other machines and allow_from is not set: all may use all commands", place.address)
+
+
+def read_file(path: str) -> Optional[str]:
+    """The text of a configuration file; None if there is no such file or it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return decode(file.read())
+    except OSError:
+        return None
+
+
+def default_configuration() -> str:
+    """The configuration that is read without -f: the one beside the script, else the system's."""
+    beside = os.path.join(HERE, "midatagram.conf")
+    return beside if os.path.exists(beside) else "/etc/midatagram/midatagram.conf"
+
+
+def directives_of(options) -> list[Directive]:
+    """What the command line says to serve: -f's directives, or with -s and no -f a lab with all plug-ins of -p."""
+    directives: list[Directive] = []
+    if options.file or not options.socket:
+        directives = ConfigReader(read_file).read(options.file or default_configuration())
+    else:
+        for folder in options.plugins:
+            names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+            directives += [Directive("loadmodule", (os.path.join(os.path.abspath(folder), name),), "-p", 0)
+                           for name in names if name.endswith(tuple(LOADERS)) and not name.startswith(("_", "."))]
+    if options.socket:
+        directives.append(Directive("modparam", ("mi_datagram", "socket_name", options.socket), "-s", 0))
+    return directives
+
+
+def socket_of(options) -> Address:
+    """The socket that a client of this configuration talks to."""
+    module = next(module for module in built_in_modules() if module.name == "mi_datagram")
+    for directive in directives_of(options):
+        if directive.word == "modparam" and re.fullmatch(f"(?:{directive.args[0]})", module.name, re.I):
+            module.set(directive.args[1], directive.args[2], directive.path, directive.line)
+    if module.settings["socket_name"] is None:
+        raise ConfigError(options.file or default_configuration(), 0, "no socket_name; give a socket with -s")
+    return module.settings["socket_name"]
+
+
+def client_socket(place: Address, timeout_s: float):
+    """A socket for asking a server; its own address is abstract, so nothing is left behind. OSError."""
+    if place.port is None:
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        client.bind("")
+        target: Any = place.host
+    else:
+        family, _, _, _, target = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_DGRAM)[0]
+        client = socket.socket(family, socket.SOCK_DGRAM)
+        client.connect(target)
+    client.settimeout(timeout_s)
+    return client, target
+
+
+def ask(place: Address, request: bytes, timeout_s: float) -> bytes:
+    """Send a request and wait for its reply; OSError (TimeoutError) when none comes."""
+    client, target = client_socket(place, timeout_s)
+    with client:
+        client.send(request) if place.port is not None else client.sendto(request, target)
+        return client.recv(1 << 20)
+
+
+def call(argv: list[str]) -> int:
+    """`midatagram.py call`: send a request, print the reply; 0 for a 2xx code, 1 for another, 3 for none."""
+    options = call_parser().parse_args(argv)
+    options.plugins = []
+    arguments = [split_argument(text) for text in options.arguments]
+    try:
+        place = address(options.socket) if options.socket else socket_of(options)
+        reply = ask(place, write_request(options.command, arguments), options.timeout)
+    except ValueError as error:
+        print(f"midatagram: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except OSError as error:
+        print(f"midatagram: no reply from {place}: {error.strerror or error}", file=sys.stderr)
+        return EXIT_NOT_RUNNING
+    sys.stdout.buffer.write(reply)
+    sys.stdout.flush()
+    return 0 if re.match(rb"2\d\d ", reply) else 1
+
+
+def split_argument(text: str) -> tuple[Optional[str], Optional[str]]:
+    """`name=value` of the command line as (name, value); other text is a value alone."""
+    match = re.fullmatch(r"([A-Za-z_][\w.-]*)=(.*)", text, re.S)
+    return (match.group(1), match.group(2)) if match else (None, text)
+
+
+def call_parser():
+    """The command line of `call`."""
+    import argparse
+
+    parser = argparse.ArgumentParser("midatagram.py call", description="Send an MI command to a server and print its reply.",
+                                     epilog="exit status: 0 for a 2xx reply, 1 for another one, 2 usage, 3 no reply")
+    parser.add_argument("-f", dest="file", metavar="FILE", help="configuration that names the socket")
+    parser.add_argument("-s", dest="socket", metavar="SOCKET", help="a UNIX path or udp:HOST:PORT")
+    parser.add_argument("-t", dest="timeout", metavar="SECONDS", type=float, default=5.0, help="wait so long for the reply (5)")
+    parser.add_argument("command", metavar="COMMAND", help="the MI command")
+    parser.add_argument("arguments", metavar="ARG", nargs="*", help="its arguments; NAME=VALUE is sent as NAME::VALUE")
+    return parser
+
+
+def server_parser():
+    """The command line of the server."""
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        "midatagram.py", description="Serve OpenSIPS' Management Interface over UNIX and UDP datagrams.",
+        epilog="`midatagram.py call --help` is about the client. Signals: TERM stops, HUP reloads, USR1 opens logs again. "
+               "Exit status: 0 stopped, 1 crash, 2 usage, 3 not running, 69 address in use, 73 cannot create, "
+               "75 already running, 77 permission, 78 configuration.")
+    option = parser.add_argument
+    option("-f", dest="file", metavar="FILE", help="configuration (midatagram.conf beside the script, else /etc/midatagram/)")
+    option("-s", dest="socket", metavar="SOCKET", help="serve this socket: a UNIX path or udp:HOST:PORT; needs no -f")
+    option("-p", dest="plugins", metavar="DIR", action="append", default=[],
+           help="a folder of plug-ins, before others; without -f all in it are loaded")
+    option("-c", dest="check", action="store_true", help="check the configuration and plug-ins, start nothing")
+    option("-d", dest="debug", action="store_true", help="log each request and reply")
+    option("-D", dest="background", action="store_true", help="go to the background once all children serve")
+    option("-P", dest="pidfile", metavar="FILE", help="keep the attendant's pid in a file, locked while it runs")
+    option("-u", dest="user", metavar="USER", help="run as this user once the sockets are open")
+    option("-g", dest="group", metavar="GROUP", help="run with this group")
+    option("--if-not-running", action="store_true", help="exit quietly with 0 when the server runs already")
+    option("--status", action="store_true", help="tell whether the server runs: exit status 0, or 3")
+    option("--version", action="version", version=f"midatagram {__version__}")
+    return parser
+
+
+def is_running(options) -> bool:
+    """Whether a server of this configuration runs: its pid file is locked, or its socket answers."""
+    if options.pidfile:
+        return PidFile(options.pidfile).locked_elsewhere()
+    place = socket_of(options)
+    if place.port is None:
+        return os.path.exists(place.host) and is_live(place.host)
+    try:
+        return bool(ask(place, write_request("uptime", ()), 1.0))
+    except OSError:
+        return False
+
+
+class PidFile:
+    """A file with the attendant's pid; who holds its lock is running, so a file that is left behind means nothing."""
+
+    def __init__(self, path: str):
+        self.path, self.file = path, None
+
+    def locked_elsewhere(self) -> bool:
+        """Whether another process holds the lock."""
+        try:
+            with open(self.path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def lock(self) -> None:
+        """Take the lock; StartError when a server runs or the file cannot be written."""
+        try:
+            self.file = open(self.path, "a+")  # noqa: SIM115 - open for the life of the server
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StartError(EXIT_RUNNING, f"already running: {self.path} is locked") from None
+        except OSError as error:
+            status = EXIT_PERMISSION if isinstance(error, PermissionError) else EXIT_CANNOT_CREATE
+            raise StartError(status, f"pid file {self.path}: {error.strerror}") from None
+
+    def write(self) -> None:
+        """Write our pid."""
+        if self.file:
+            self.file.truncate(0)
+            self.file.write(f"{os.getpid()}\n")
+            self.file.flush()
+
+    def remove(self) -> None:
+        """Delete the file and give up the lock."""
+        if self.file:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+            self.file.close()
+
+
+def drop_privileges(options) -> None:
+    """Become -u and -g; StartError if that cannot be."""
+    if not (options.user or options.group):
+        return
+    try:
+        user = pwd.getpwnam(options.user) if options.user else None
+        gid = grp.getgrnam(options.group).gr_gid if options.group else user.pw_gid
+    except KeyError as error:
+        raise StartError(EXIT_CONFIG, f"-u, -g: {error.args[0]}") from None
+    try:
+        if user:
+            os.initgroups(user.pw_name, gid)
+        os.setgid(gid)
+        if user:
+            os.setuid(user.pw_uid)
+    except PermissionError:
+        raise StartError(EXIT_PERMISSION, f"-u, -g: uid {os.geteuid()} may not change user or group; only root can") from None
+
+
+def go_background() -> int:
+    """Fork twice, away from the terminal; the first process waits and exits as the start ends. Gives a descriptor
+    that takes the exit status once it is known."""
+    read, write = os.pipe()
+    fork = original("os", "fork")
+    pid = fork()
+    if pid:
+        os.close(write)
+        original("os", "waitpid")(pid, 0)
+        told = os.read(read, 1)
+        os._exit(told[0] if told else EXIT_CRASH)
+    os.setsid()
+    if fork():
+        os._exit(0)
+    os.close(read)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(nothing, 1)
+    return write
+
+
+def serve(options) -> int:
+    """Check, open, serve; gives the exit status."""
+    if options.status or options.if_not_running:
+        running = is_running(options)
+        if options.status:
+            print("running" if running else "not running")
+            return EXIT_OK if running else EXIT_NOT_RUNNING
+        if running:
+            return EXIT_OK
+    load_packages()
+    started_s, processes = time.time(), Processes()
+    figures = functools.partial(core_stats, processes, started_s)
+
+    def load() -> Setup:
+        directives = directives_of(options)
+        return Loader(options.file or (default_configuration() if not options.socket else "-s"),
+                      options.plugins, figures).load(directives)
+
+    setup = load()
+    if options.check:
+        for level, text in setup.notes:
+            print(f"{logging.getLevelName(level)}: {text}")
+        print(f"{setup.path}: good")
+        return EXIT_OK
+    return start(options, setup, load, processes, started_s)
+
+
+def start(options, setup: Setup, load: Callable[[], Setup], processes: Processes, started_s: float) -> int:
+    """Open everything, then serve until told to stop."""
+    pidfile = PidFile(options.pidfile) if options.pidfile else None
+    given = given_sockets()
+    if pidfile:
+        pidfile.lock()
+    try:
+        start_logging(setup, processes, options.background, options.debug)
+        supervisor = Supervisor(setup, load, processes, started_s)
+        supervisor.open(given)
+        try:
+            drop_privileges(options)
+        except StartError:
+            supervisor.close_sockets(supervisor.endpoints)
+            raise
+        if options.background:
+            supervisor.tell_starter = go_background()
+        if pidfile:
+            pidfile.write()
+        log_notes(setup)
+        set_title("midatagram: attendant")
+        if "setproctitle" not in sys.modules:
+            log.warning("setproctitle is missing, processes have no titles; %s", PACKAGES)
+        return supervisor.run()
+    finally:
+        if pidfile:
+            pidfile.remove()
+
+
+def main(argv: list[str]) -> int:
+    """Run the command line; gives the exit status."""
+    try:
+        if argv and argv[0] == "call":
+            return call(argv[1:])
+        return serve(server_parser().parse_args(argv))
+    except ConfigError as error:
+        print(f"midatagram: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    except StartError as error:
+        print(f"midatagram: {error}", file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return EXIT_CRASH
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
