@@ -211,7 +211,10 @@ def read_arguments(body: str) -> tuple:
     if body.startswith("\0"):
         return ()
     if '"' not in body and "::" not in body:  # what follows, for the plain values that most requests hold
-        return tuple([(None, value) for line in body.split("\n") if (value := line.strip(BLANKS))])
+        lines = body.split("\n")
+        if any(map(body.__contains__, INLINE_BLANKS)):
+            lines = [line.strip(INLINE_BLANKS) for line in lines]
+        return tuple([(None, value) for value in lines if value])
     arguments, at = [], skip(body, 0, BLANKS)
     while at < len(body):
         pair, at = read_argument(body, at)
@@ -286,7 +289,10 @@ def node_lines(nodes: Iterable[Node], indent: str) -> list[str]:
             if value is not None:
                 line = f"{line}{value}"
             for key, text in attributes:
-                line += (f" {key}=" if key else "") + ("" if text is None else f"{text}")
+                if key and text is not None:
+                    line = f"{line} {key}={text}"
+                else:
+                    line += f" {key}=" if key else "" if text is None else f"{text}"
             lines.append(line + "\n")
             if children:
                 levels.append(iter(children))
@@ -853,6 +859,16 @@ class Command:
         return " ".join(parts + ([f"[{self.rest.upper()}...]"] if self.rest else []))
 
 
+class Askable(dict):
+    """What get_statistics can be asked for: a statistic, a group in lower case as `core:`, or `all` -> a number.
+
+    Subscription gives -1 for what is not known, and takes groups in any case.
+    """
+
+    def __missing__(self, name: str) -> int:
+        return self.get(name.lower(), -1) if name.endswith(":") else -1
+
+
 class Registry:
     """All commands, statistics and events of the loaded modules by name; ConfigError for a name used twice."""
 
@@ -860,8 +876,8 @@ class Registry:
         self.modules = list(modules)
         self.modules_by_name = {module.name: module for module in self.modules}
         self.commands: dict[str, Command] = {}
-        self.stats: dict[str, Stat] = {}
-        self.groups: dict[str, list[Stat]] = {}
+        self.stats: list[list[Stat]] = [[]]  # by the numbers of `askable`; the first are all
+        self.askable = Askable(all=0)
         self.events: dict[str, int] = {}
         for module in self.modules:
             for command in module.commands:
@@ -878,22 +894,22 @@ class Registry:
 
     def add_stat(self, module: Module, stat: Stat) -> None:
         """Register a statistic under its group; by name alone the first of that name is found."""
-        group = self.groups.setdefault(stat.group.lower(), [])
-        if any(other.name == stat.name for other in group):
+        group = f"{stat.group.lower()}:"
+        if any(other.name == stat.name for other in self.find_stats(group)):
             raise ConfigError(module.path, 0, f'statistic "{stat.group}:{stat.name}" is there already')
-        group.append(stat)
-        self.stats.setdefault(stat.name, stat)
+        for name in (group, stat.name):
+            if name not in self.askable:
+                self.askable[name] = len(self.stats)
+                self.stats.append([])
+        self.find_stats(group).append(stat)
+        if not self.find_stats(stat.name):
+            self.find_stats(stat.name).append(stat)
+        self.stats[0].append(stat)
 
     def find_stats(self, name: str) -> list[Stat]:
-        """The statistics that `name` or `group:` means; empty when there are none."""
-        if name.endswith(":"):
-            return self.groups.get(name[:-1].lower(), [])
-        stat = self.stats.get(name)
-        return [stat] if stat else []
-
-    def all_stats(self) -> list[Stat]:
-        """Every statistic, group by group."""
-        return [stat for group in self.groups.values() for stat in group]
+        """The statistics that `name`, `group:` or `all` means; empty when there are none."""
+        number = self.askable[name]
+        return self.stats[number] if number >= 0 else []
 
 
 ###############################################################################
@@ -918,13 +934,27 @@ class Call(NamedTuple):
     values: Any
 
 
+class Shape:
+    """A reply that is kept: the text around its live values, the last values, and the bytes with these."""
+
+    __slots__ = ("reply", "live", "template", "values", "data")
+
+    def __init__(self, reply: Reply, template: str):
+        self.reply, self.live, self.template = reply, reply.live, template
+        self.refresh(reply.live())
+
+    def refresh(self, values: tuple) -> None:
+        """Put new values into the text."""
+        self.data, self.values = encode(self.template % values), values
+
+
 class Kept:
     """What is remembered of a request."""
 
-    __slots__ = ("call", "reply", "template", "values", "data")
+    __slots__ = ("call", "shape")
 
     def __init__(self, call: Call):
-        self.call, self.reply, self.template, self.values, self.data = call, None, "", None, b""
+        self.call, self.shape = call, None
 
 
 class Answers:
@@ -938,6 +968,7 @@ class Answers:
         self.commands, self.log, self.indent = registry.commands, log, indent
         self.restricted, self.allowed = frozenset(restricted), allowed
         self.kept: dict[bytes, Kept] = {}
+        self.shapes: dict[int, Shape] = {}  # by the id of their reply, which they hold
         self.kept_bytes = 0
 
     def answer(self, data: bytes, caller: Any = None) -> tuple[bytes, Optional[Call], Reply]:
@@ -945,12 +976,15 @@ class Answers:
         kept = self.kept.get(data)
         if kept is None:
             return self.answer_new(data, caller)
-        if kept.reply is None:
+        shape = kept.shape
+        if shape is None:
             return self.finish(kept, data, caller)
-        values = kept.reply.live()
-        if values != kept.values:
-            return self.refresh(kept, values, data, caller)
-        return kept.data, kept.call, kept.reply
+        values = shape.live()
+        if values is not shape.values and values != shape.values:
+            shape.refresh(values)
+        if len(shape.data) > LIMIT:
+            return self.too_long(kept.call, len(shape.data))
+        return shape.data, kept.call, shape.reply
 
     def answer_new(self, data: bytes, caller: Any) -> tuple[bytes, Optional[Call], Reply]:
         """Answer a request that is not remembered, and remember it."""
@@ -963,12 +997,12 @@ class Answers:
             arguments = read_arguments(body) if command.input else ()
         except ParseError:
             return self.written(PARSE_ERROR), Call(command, Request(name), None), PARSE_ERROR
+        request = Request(name, arguments)
         try:
-            call = Call(command, Request(name, arguments), command.bind(arguments) if command.input else ())
+            kept = Kept(Call(command, request, command.bind(arguments) if command.input else ()))
         except Error as error:
             reply = Reply(error.code, error.reason)
-            return self.written(reply), Call(command, Request(name, arguments), None), reply
-        kept = Kept(call)
+            return self.written(reply), Call(command, request, None), reply
         if len(data) <= KEPT_REQUEST:
             self.remember(data, kept)
         return self.finish(kept, data, caller)
@@ -977,6 +1011,7 @@ class Answers:
         """Keep what a request taught; when there is no room all is forgotten, and pollers teach it again."""
         if len(self.kept) >= KEPT_ENTRIES or self.kept_bytes > KEPT_REPLIES:
             self.kept.clear()
+            self.shapes.clear()
             self.kept_bytes = 0
         self.kept[data] = kept
 
@@ -987,28 +1022,34 @@ class Answers:
         try:
             if call.command.pure and reply.live is None and not reply.bare:
                 reply = reply._replace(live=CONSTANT)
-            template, values = write_text(reply, self.indent), reply.live and reply.live()
-            written = encode(template if values is None else template % values)
+            if reply.live is None:
+                written = encode(write_text(reply, self.indent))
+            else:
+                shape = self.shape_of(reply)
+                written = shape.data
+                if call.command.name not in self.restricted:
+                    kept.shape = shape
         except Exception:  # the seam again: what the handler returned cannot be written
             self.log.exception("command %s gave a reply that cannot be written", call.command.name)
-            reply = COMMAND_FAILED
-            return self.written(reply), call, reply
-        if len(written) > LIMIT:
-            reply = reply_too_long(len(written))
-            return self.written(reply), call, reply
-        if values is not None and self.kept.get(data) is kept and call.command.name not in self.restricted:
-            kept.template, kept.values, kept.data, kept.reply = template, values, written, reply
-            self.kept_bytes += len(written)
-        return written, call, reply
+            return self.written(COMMAND_FAILED), call, COMMAND_FAILED
+        return (written, call, reply) if len(written) <= LIMIT else self.too_long(call, len(written))
 
-    def refresh(self, kept: Kept, values: tuple, data: bytes, caller: Any) -> tuple[bytes, Optional[Call], Reply]:
-        """Put new values into a kept reply."""
-        written = encode(kept.template % values)
-        if len(written) > LIMIT:
-            self.kept.pop(data, None)
-            return self.answer_new(data, caller)
-        kept.data, kept.values = written, values
-        return written, kept.call, kept.reply
+    def shape_of(self, reply: Reply) -> Shape:
+        """The shape of a reply, which several requests may share, with its values of now."""
+        shape = self.shapes.get(id(reply))
+        if shape is None:
+            shape = self.shapes[id(reply)] = Shape(reply, write_text(reply, self.indent))
+            self.kept_bytes += len(shape.data)
+        else:
+            values = shape.live()
+            if values is not shape.values and values != shape.values:
+                shape.refresh(values)
+        return shape
+
+    def too_long(self, call: Call, size: int) -> tuple[bytes, Optional[Call], Reply]:
+        """The error in place of a reply that does not fit."""
+        reply = reply_too_long(size)
+        return self.written(reply), call, reply
 
     def run(self, call: Call, caller: Any) -> Reply:
         """Call the handler; whatever it raises becomes a reply."""
@@ -1339,48 +1380,57 @@ class StartError(Exception):
 # what plug-ins keep) are in one key-value store.
 
 ROWS = 512  # rows of counters: one a process, and as many again while a reload replaces children
-COLUMNS = 4096  # statistics at most, over all reloads
+BLOCK = 32  # columns that lie together, row after row, so that a poll of one module's statistics is one slice
+BLOCKS = 256  # 8,192 statistics at most, over all reloads
 SLOT = 8  # bytes of a counter
 ATTENDANT = 1  # the parent's row; row 0 holds what reset_statistics takes away
 
 
 class Counters:
-    """ROWS x COLUMNS 64-bit counters in shared memory; column 0 of row 0 says how many rows are in use."""
+    """64-bit counters in shared memory: BLOCKS of ROWS of BLOCK columns. The first slot is the rows in use."""
 
     def __init__(self):
-        self.memory = mmap.mmap(-1, ROWS * COLUMNS * SLOT)
+        self.memory = mmap.mmap(-1, BLOCKS * ROWS * BLOCK * SLOT)
         self.slots = memoryview(self.memory).cast("q")
         self.columns: dict[str, int] = {}  # "group:name" -> column, for the life of the server
+        self.room: dict[str, list[int]] = {}  # group -> columns it may still take in its last block
+        self.blocks = 1  # the first one holds the number of rows
         self.slots[0] = ATTENDANT + 1
 
-    def row(self, number: int) -> memoryview:
-        """The counters that one process adds to."""
-        self.slots[0] = max(self.slots[0], number + 1)
-        return self.slots[number * COLUMNS:(number + 1) * COLUMNS]
+    def use(self, row: int) -> memoryview:
+        """All slots from a row's first one on: slots[column] is that row's counter of the column."""
+        self.slots[0] = max(self.slots[0], row + 1)
+        return self.slots[row * BLOCK:]
 
-    def column(self, key: str) -> int:
-        """The column of a statistic, which it keeps over reloads."""
-        if key not in self.columns and len(self.columns) + 1 >= COLUMNS:
-            raise StartError(EXIT_CONFIG, f"more than {COLUMNS - 1} statistics, reloads included; restart the server")
-        return self.columns.setdefault(key, len(self.columns) + 1)
+    def column(self, group: str, name: str) -> int:
+        """The column of a statistic, which it keeps over reloads; those of a group share blocks with no other."""
+        key = f"{group}:{name}"
+        if key not in self.columns:
+            room = self.room.setdefault(group, [])
+            if not room:
+                if self.blocks == BLOCKS:
+                    raise StartError(EXIT_CONFIG, f"no room for statistic {key}, reloads included; restart the server")
+                first = self.blocks * ROWS * BLOCK
+                room.extend(range(first + BLOCK - 1, first - 1, -1))
+                self.blocks += 1
+            self.columns[key] = room.pop()
+        return self.columns[key]
 
     def reader(self, columns: Iterable[int]) -> Callable[[], tuple]:
         """A function that gives the sums of these columns; the same tuple as long as nothing was counted."""
-        columns = tuple(columns)
-        low, high = min(columns), max(columns) + 1
-        pick = operator.itemgetter(*(column - low for column in columns))
-        memory, slots, last, values = self.memory, self.slots, [], ()
+        columns, stride = tuple(columns), ROWS * BLOCK
+        blocks = sorted({column // stride for column in columns})
+        memory, slots, last, values = self.memory, self.slots, None, ()
 
         def read() -> tuple:
             nonlocal last, values
-            rows = [memory[at + low * SLOT:at + high * SLOT] for at in range(0, slots[0] * COLUMNS * SLOT, COLUMNS * SLOT)]
-            if rows != last:
-                taken, *counted = [pick(memoryview(row).cast("q")) for row in rows]
-                if len(columns) == 1:
-                    values = (sum(counted) - taken,)
-                else:
-                    values = tuple(map(operator.sub, map(sum, zip(*counted)), taken))
-                last = rows
+            size = slots[0] * BLOCK * SLOT
+            now = [memory[block * stride * SLOT:block * stride * SLOT + size] for block in blocks]
+            if now != last:
+                views = dict(zip(blocks, [memoryview(part).cast("q") for part in now]))
+                values = tuple([sum(views[column // stride][column % stride + BLOCK::BLOCK])
+                                - views[column // stride][column % stride] for column in columns])
+                last = now
             return values
 
         return read
@@ -1552,20 +1602,18 @@ class Server:
         self.counters, self.processes, self.store, self.started_s = counters, processes, store, started_s
         self.row, self.attendant_pid = ATTENDANT, os.getpid()
         self.plans: dict[tuple, Reply] = {}
-        self.stats = setup.registry.all_stats()
-        self.numbers = {id(stat): number for number, stat in enumerate(self.stats)}
-        for stat in self.stats:
+        for stat in setup.registry.stats[0]:
             if stat.read is None:
-                counters.column(f"{stat.group}:{stat.name}")
+                counters.column(stat.group, stat.name)
         for module in setup.registry.modules:
             module.server = self
-            module.columns = {stat.name: counters.column(f"{stat.group}:{stat.name}")
+            module.columns = {stat.name: counters.column(stat.group, stat.name)
                               for stat in module.stats if stat.read is None}
         self.become(ATTENDANT)
 
     def become(self, row: int) -> None:
         """Count in that row from now on."""
-        self.row, self.counted = row, self.counters.row(row)
+        self.row, self.counted = row, self.counters.use(row)
         for module in self.registry.modules:
             module.row = self.counted
         self.core = next(module for module in self.registry.modules if module.name == "mi_datagram").columns
@@ -1581,7 +1629,7 @@ class Server:
     def values_of(self, stats: list[Stat]) -> Callable[[], tuple]:
         """A function that gives the present values of statistics, in their order."""
         counted = [stat for stat in stats if stat.read is None]
-        read = self.counters.reader(self.counters.columns[f"{stat.group}:{stat.name}"] for stat in counted) if counted else None
+        read = self.counters.reader(self.counters.column(stat.group, stat.name) for stat in counted) if counted else None
         if len(counted) == len(stats):
             return read
 
@@ -1591,12 +1639,14 @@ class Server:
 
         return merge
 
-    def statistics(self, stats: list[Stat]) -> Reply:
-        """The reply that shows these statistics, which is kept: pollers ask for the same ones again."""
-        numbers = self.numbers
-        key = tuple([numbers[id(stat)] for stat in stats])
+    def statistics(self, names: tuple) -> Reply:
+        """The reply that shows statistics, which is kept: pollers ask for the same ones again. Error when unknown."""
+        key = tuple(map(self.registry.askable.__getitem__, names))
         reply = self.plans.get(key)
         if reply is None:
+            stats = [stat for number in key if number >= 0 for stat in self.registry.stats[number]]
+            if not stats:
+                raise Error(404, "Statistics Not Found")
             if len(self.plans) >= KEPT_ENTRIES:
                 self.plans.clear()
             nodes = tuple(Node(f"{stat.group}:{stat.name}", LIVE) for stat in stats)
@@ -2031,21 +2081,16 @@ def fill_listener(listener: Listener, mi: Module) -> Place:
 @command("get_statistics")
 def get_statistics(ctx, name, *names):
     """Show statistics: each NAME is a statistic, a whole group as `core:`, or `all`."""
-    registry, found = ctx.server.registry, []
-    for wanted in (name, *names):
-        found += registry.all_stats() if wanted == "all" else registry.find_stats(wanted)
-    if not found:
-        raise Error(404, "Statistics Not Found")
-    return ctx.server.statistics(found)
+    return ctx.server.statistics((name, *names))
 
 
 @command("list_statistics")
 def list_statistics(ctx, *names):
     """Show which statistics there are, or those named, and whether each is incremental."""
     registry = ctx.server.registry
-    found = [(f"{stat.group}:{stat.name}", stat) for stat in registry.all_stats() if not names]
+    found = [(f"{stat.group}:{stat.name}", stat) for stat in registry.stats[0] if not names]
     for name in names:
-        found += [(f"{stat.group}:{stat.name}" if name.endswith(":") else name, stat) for stat in registry.find_stats(name)]
+        found += [(f"{stat.group}:{stat.name}" if name.endswith(":") else name, stat) for stat in registry.find_stats(name) if name != "all"]
     if not found:
         raise Error(404, "Statistics Not Found")
     return Reply(nodes=[Node(name, stat.kind) for name, stat in found], live=CONSTANT)
@@ -2054,12 +2099,13 @@ def list_statistics(ctx, *names):
 @command("reset_statistics")
 def reset_statistics(ctx, name, *names):
     """Set statistics back to 0; those that cannot be reset stay as they are."""
-    found = [stat for wanted in (name, *names) if not wanted.endswith(":") for stat in ctx.server.registry.find_stats(wanted)]
+    found = [stat for wanted in (name, *names) if not wanted.endswith(":") and wanted != "all"
+             for stat in ctx.server.registry.find_stats(wanted)]
     if not found:
         raise Error(404, "Statistics Not Found")
     for stat in found:
         if stat.kind == "incremental":
-            ctx.server.counters.reset(ctx.server.counters.column(f"{stat.group}:{stat.name}"))
+            ctx.server.counters.reset(ctx.server.counters.column(stat.group, stat.name))
     return Reply()
 
 
@@ -2356,7 +2402,7 @@ def core_stats(processes: Processes, started_s: float, children: int) -> list[St
     def figure(name: str, help: str, group: str, read: Callable, *args) -> Stat:
         return Stat(name, help, group, False, functools.partial(read, *args))
 
-    shared = ROWS * (COLUMNS + len(Processes.FIELDS)) * SLOT
+    shared = ROWS * (BLOCKS * BLOCK + len(Processes.FIELDS)) * SLOT
     shmem = {"total_size": lambda: shared, "used_size": lambda: figures.of(mine(), "shared_used"),
              "real_used_size": lambda: figures.of(mine(), "shared_used"),
              "max_used_size": lambda: figures.of(mine(), "shared_used"),
@@ -2598,43 +2644,32 @@ class Endpoint:
         self.wildcard = not self.unix and sock.getsockname()[0] in ("0.0.0.0", "::")
         self.identity = identity_of(place.spot) if self.unix else None
 
-    def prepare(self, buffer: bytearray, credentials: bool) -> None:
-        """In a child: make receive() and send() for this kind of socket."""
+    def prepare(self, credentials: bool) -> None:
+        """In a child: choose how to receive and send. Both are as a socket's recvfrom_into and sendto, but that a
+        client may be a pair of its address and what the kernel told with the datagram; address_of() gives the first."""
         sock = self.socket
-        if self.wildcard:
-            self.receive, self.send = functools.partial(self.receive_info, buffer), self.send_info
-        elif self.unix and credentials:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-            self.receive, self.send = functools.partial(self.receive_credentials, buffer), sock.sendto
-        else:
-            receive, flag = sock.recvfrom_into, socket.MSG_TRUNC
+        self.receive, self.send, self.address_of = sock.recvfrom_into, sock.sendto, lambda client: client
+        if self.wildcard or (self.unix and credentials):
+            if self.unix:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            self.receive, self.address_of = self.receive_message, operator.itemgetter(0)
+            self.send = self.send_from if self.wildcard else lambda data, client: sock.sendto(data, client[0])
 
-            def receive_plain() -> tuple:
-                size, client = receive(buffer, 0, flag)
-                return size, client, None
+    def receive_message(self, buffer: bytearray, size: int, flags: int) -> tuple:
+        """One datagram: its size (which may be more than the buffer), and (sender, ancillary data)."""
+        size, ancillary, _, client = self.socket.recvmsg_into([buffer], 64, flags)
+        return size, (client, tuple(ancillary))
 
-            self.receive, self.send = receive_plain, sock.sendto
-
-    def receive_credentials(self, buffer: bytearray) -> tuple:
-        """One datagram: its size (which may be more than the buffer), sender, and the sender's (pid, uid, gid)."""
-        size, ancillary, _, client = self.socket.recvmsg_into([buffer], 64, socket.MSG_TRUNC)
-        found = [data for level, kind, data in ancillary if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS)]
-        return size, client, struct.unpack("3i", found[0]) if found else None
-
-    def receive_info(self, buffer: bytearray) -> tuple:
-        """One datagram of a wildcard bind; its sender goes with the address that was asked, for the reply."""
-        size, ancillary, _, client = self.socket.recvmsg_into([buffer], 64, socket.MSG_TRUNC)
-        asked = [(level, kind, data) for level, kind, data in ancillary if kind in (IP_PKTINFO, socket.IPV6_PKTINFO)]
-        return size, (client, tuple(asked)), None
-
-    def send_info(self, data: bytes, client: tuple) -> None:
-        """Reply from the address that was asked."""
+    def send_from(self, data: bytes, client: tuple) -> None:
+        """Reply from the address that was asked, of those a wildcard bind has."""
         address, asked = client
         self.socket.sendmsg([data], asked, 0, address)
 
-    def address_of(self, client: Any) -> Any:
-        """The socket address of a client as receive() gave it."""
-        return client[0] if self.wildcard else client
+    @staticmethod
+    def credentials_of(client: Any) -> Optional[tuple]:
+        """The (pid, uid, gid) of a UNIX sender, if the kernel told."""
+        found = [data for level, kind, data in client[1] if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS)]
+        return struct.unpack("3i", found[0]) if found else None
 
     def own_address(self) -> Any:
         """The address that is served, as tracing shows it."""
@@ -2771,7 +2806,7 @@ class Peer:
         new = original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             new.setblocking(False)
-            new.connect(self.client)
+            new.connect(self.endpoint.address_of(self.client))
         except OSError as error:
             new.close()
             if error.errno not in (errno.EPERM, errno.EMFILE, errno.ENFILE):
@@ -2817,21 +2852,41 @@ class Outbox:
         self.told: set = set()
         self.retry = gevent.get_hub().loop.timer(RETRY_S, RETRY_S)
 
-    def send(self, endpoint: Endpoint, data: bytes, client: Any) -> None:
-        """Send a reply or keep it for later; never blocks."""
-        if self.peers:
-            peer = self.peers.get((endpoint, client))
-            if peer:
-                return self.send_to(peer, data)
-        if len(data) > LARGE and endpoint.unix and len(self.peers) < OWN_SOCKETS:
-            return self.send_to(self.peer(endpoint, client), data)
+    def poster(self, endpoint: Endpoint) -> Callable[[bytes, Any], None]:
+        """The function that sends a reply from one socket, or keeps it for later; it never blocks."""
+        send, peers, count, columns = endpoint.send, self.peers, self.server.counted, self.server.core
+        replies, sent, large = columns["replies"], columns["bytes_sent"], LARGE if endpoint.unix else 2 * LIMIT
+
+        def post(data: bytes, client: Any) -> None:
+            if peers or len(data) > large:
+                return self.post_to_peer(endpoint, data, client)
+            try:
+                send(data, client)
+            except OSError as error:
+                return self.refused(endpoint, data, client, error)
+            count[replies] += 1
+            count[sent] += len(data)
+
+        return post
+
+    def post_to_peer(self, endpoint: Endpoint, data: bytes, client: Any) -> None:
+        """Send to one of the clients that have, or should get, a socket of their own; else as to any other."""
+        peer = self.peers.get((endpoint, client))
+        if peer is None and len(data) > LARGE and endpoint.unix and len(self.peers) < OWN_SOCKETS:
+            peer = self.peer(endpoint, client)
+        if peer:
+            return self.send_to(peer, data)
         try:
             endpoint.send(data, client)
         except OSError as error:
-            if error.errno not in WAIT:
-                return self.complain(endpoint, client, error)
+            return self.refused(endpoint, data, client, error)
+        return self.sent(data)
+
+    def refused(self, endpoint: Endpoint, data: bytes, client: Any, error: OSError) -> None:
+        """A reply could not be sent: the client is behind, or cannot be reached."""
+        if error.errno in WAIT:
             return self.send_to(self.peer(endpoint, client), data)
-        self.sent(data)
+        return self.complain(endpoint, client, error)
 
     def sent(self, data: bytes) -> None:
         """Count a reply that is on its way."""
@@ -2929,7 +2984,7 @@ class Outbox:
             return self.tell(endpoint, None, "is not bound, so it has no address to reply to")
         why = error.strerror
         if error.errno == errno.EACCES and endpoint.unix:
-            why = f"may not be written to by uid {os.geteuid()}, its owner is uid {owner_of(client)}"
+            why = f"may not be written to by uid {os.geteuid()}, its owner is uid {owner_of(endpoint.address_of(client))}"
         self.tell(endpoint, client, why)
 
     def tell(self, endpoint: Endpoint, client: Any, why: str) -> None:
@@ -2938,13 +2993,20 @@ class Outbox:
             self.told.clear()
         if (endpoint, client, why) not in self.told:
             self.told.add((endpoint, client, why))
-            log.warning("client %s of %s: %s", "without a name" if client is None else endpoint.address_of(client),
+            log.warning("client %s of %s: %s", "without a name" if client is None else shown_address(endpoint.address_of(client)),
                         endpoint.place.address, why)
 
     @property
     def waiting(self) -> int:
         """Bytes that wait for clients to read."""
         return self.bytes
+
+
+def shown_address(address: Any) -> str:
+    """A socket address for the log: a path, @NAME for an abstract one, HOST:PORT."""
+    if isinstance(address, tuple):
+        return str(Address(*address[:2])).removeprefix("udp:")
+    return "@" + decode(address[1:]) if isinstance(address, bytes) else str(address)
 
 
 def owner_of(path: str) -> Any:
@@ -3014,11 +3076,10 @@ class Child:
         handlers = [self.sweep, self.orphaned, self.stopping.set, self.quit, self.reopen]
         for watcher, handler in zip(watched, handlers):
             watcher.start(handler)
-        buffer = bytearray(LIMIT + 1)
         for endpoint in self.endpoints:
-            endpoint.prepare(buffer, self.access.needs_credentials)
+            endpoint.prepare(self.access.needs_credentials)
             watcher = loop.io(endpoint.socket.fileno(), 1)
-            self.watchers.append((watcher, self.drain_of(endpoint, buffer)))
+            self.watchers.append((watcher, self.drain_of(endpoint)))
         self.sweep()
         self.watch()
         jobs = self.start_jobs()
@@ -3062,10 +3123,11 @@ class Child:
             idle.append(worker)
             drain = park()
 
-    def drain_of(self, endpoint: Endpoint, buffer: bytearray) -> Callable[[Worker], None]:
+    def drain_of(self, endpoint: Endpoint) -> Callable[[Worker], None]:
         """The function that takes datagrams from one socket and answers them, until there are none."""
-        receive, view, answer, post = endpoint.receive, memoryview(buffer), self.answers.answer, self.outbox.send
-        count, columns = self.server.counted, self.server.core
+        receive, address_of, answer, post = endpoint.receive, endpoint.address_of, self.answers.answer, self.outbox.poster(endpoint)
+        buffer, flags, limit = bytearray(LIMIT + 1), socket.MSG_TRUNC, LIMIT
+        view, count, columns = memoryview(buffer), self.server.counted, self.server.core
         requests, received, errors = columns["requests"], columns["bytes_received"], columns["errors"]
         screened = self.access.networks is not None and not endpoint.unix
         restricted, tracing = self.access.restricted, self.tracing
@@ -3074,44 +3136,44 @@ class Child:
         def drain(worker: Worker) -> None:
             for _ in range(BURST):
                 try:
-                    size, client, credentials = receive()
+                    size, client = receive(buffer, 0, flags)
                 except BlockingIOError:
                     break
                 except OSError as error:  # an ICMP error for an earlier reply: the next datagram is not worse for it
                     log.debug("receiving on %s: %s", endpoint.place.address, error)
                     continue
-                if screened and not self.screen(endpoint.address_of(client)[0]):
+                if screened and not self.screen(address_of(client)[0]):
                     continue
-                if not 0 < size <= LIMIT:
-                    self.odd_size(endpoint, size, client)
+                if not 0 < size <= limit:
+                    self.odd_size(size, client, endpoint, post)
                     continue
                 data = view[:size].tobytes()
                 count[requests] += 1
                 count[received] += size
                 started_s = time.time() if tracing else 0
                 worker.data = data
-                written, call, reply = done = answer(data, (endpoint, client, credentials) if restricted else None)
+                written, call, reply = done = answer(data, (endpoint, client) if restricted else None)
                 worker.data = None
                 if reply.bare:
                     count[errors] += 1
                 if self.debug:
-                    log.debug("%a from %s: %a", data, endpoint.address_of(client), written)
-                post(endpoint, written, client)
+                    log.debug("%a from %s: %a", data, shown_address(address_of(client)), written)
+                post(written, client)
                 if tracing:
-                    tracing.trace((started_s, time.time()), endpoint.address_of(client), server_address, data, done)
+                    tracing.trace((started_s, time.time()), address_of(client), server_address, data, done)
             if count[requests] >= self.last_request:
                 self.retire()
 
         return drain
 
-    def odd_size(self, endpoint: Endpoint, size: int, client: Any) -> None:
+    def odd_size(self, size: int, client: Any, endpoint: Endpoint, post: Callable) -> None:
         """An empty datagram gets no reply; one that is too long is refused unread."""
         if not size:
             return self.server.count("empty")
         for name, by in (("requests", 1), ("errors", 1), ("bytes_received", size)):
             self.server.count(name, by)
-        log.info("request of %d bytes from %s refused", size, endpoint.address_of(client))
-        return self.outbox.send(endpoint, self.answers.written(request_too_long(size)), client)
+        log.info("request of %d bytes from %s refused", size, shown_address(endpoint.address_of(client)))
+        return post(self.answers.written(request_too_long(size)), client)
 
     def screen(self, host: str) -> bool:
         """Whether allow_from lets a host in; those that it does not are counted, and named once."""
@@ -3212,7 +3274,8 @@ class Access:
 
     def allows(self, command: Command, caller: tuple) -> bool:
         """Whether a sender may use a restricted command; a refusal is logged for the audit."""
-        endpoint, client, credentials = caller
+        endpoint, client = caller
+        credentials = endpoint.credentials_of(client) if endpoint.unix else None
         rules = [rule for rule in self.rules if command.name in rule.commands]
         if endpoint.unix:
             allowed = credentials is not None and any(self.fits(rule, *credentials[1:]) for rule in rules)
@@ -3222,7 +3285,7 @@ class Access:
             allowed = any(self.in_networks(who, rule.networks) for rule in rules)
         if not allowed:
             command.module.server.count("forbidden")
-            log.warning("audit: command %s refused to %s (%s)", command.name, endpoint.address_of(client), who)
+            log.warning("audit: command %s refused to %s (%s)", command.name, shown_address(endpoint.address_of(client)), who)
         return allowed
 
     @staticmethod
@@ -3568,7 +3631,7 @@ class Supervisor:
     def bury(self, record: Record, code: int) -> None:
         """Free what an ended child had; find out whether it should have ended."""
         for column in self.level_columns():
-            self.counters.row(record.row)[column] = 0
+            self.counters.use(record.row)[column] = 0
         state = self.processes.get(record.row, "state")
         self.processes.set(record.row, pid=0, state=Processes.FREE)
         self.loads.pop(record.pid, None)
@@ -3586,7 +3649,7 @@ class Supervisor:
 
     def level_columns(self) -> list[int]:
         """The columns of statistics that are levels, not counters."""
-        return [self.counters.column(f"{stat.group}:{stat.name}") for stat in self.server.stats
+        return [self.counters.column(stat.group, stat.name) for stat in self.server.registry.stats[0]
                 if stat.read is None and not stat.resettable]
 
     def back_off(self, record: Record) -> None:

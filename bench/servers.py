@@ -295,15 +295,27 @@ class Lab:
         first_reply(process, path, b"x")
         return Server(path, process, (process.pid,))
 
-    def midatagram(self, children=1, traced=False):
-        """The server under test; traced: all commands, to a live collector over TCP."""
-        return self.once(("midatagram", children, traced), lambda: self.start_midatagram(children, traced))
+    def midatagram(self, children=1):
+        """The server under test."""
+        return self.once(("midatagram", children), lambda: self.start_midatagram(children))
 
-    def start_midatagram(self, children=1, traced=False):
+    def traced(self, children=1):
+        """The server under test that traces all commands to a live collector over TCP."""
+        return self.once(("traced", children), lambda: self.start_traced(children))
+
+    def start_traced(self, children):
+        self.collector = self.collector or Collector()
+        server = self.start_midatagram(children, TRACE_CONF.format(port=self.collector.port))
+        self.collector.settle()
+        if not self.collector.packets:
+            raise NotMeasured(f"no trace came to the collector; {last_line(self.log(server.process))}")
+        return server
+
+    def start_midatagram(self, children=1, further_lines=""):
         """A server of its own, which the caller may end."""
         path, conf = self.path(f"mi.{self.started}"), self.folder / f"conf.{self.started}"
         text = MIDATAGRAM_CONF.format(plugins=HERE / "plugins", socket=path, children=children)
-        conf.write_text(text + (self.trace_conf() if traced else ""))
+        conf.write_text(text + further_lines)
         start = time.perf_counter()
         process = self.start([self.python, str(self.script), "-f", str(conf)])
         try:
@@ -312,11 +324,6 @@ class Lab:
             raise NotMeasured(f"{why}; {last_line(self.log(process))}") from None
         taken = time.perf_counter() - start
         return Server(path, process, tuple(processes(path)), taken)
-
-    def trace_conf(self):
-        """The lines that send traces to the collector of this lab."""
-        self.collector = self.collector or Collector()
-        return TRACE_CONF.format(port=self.collector.port)
 
     def kamailio(self):
         """Kamailio with its jsonrpcs on a UNIX datagram socket; Unavailable where it is not and cannot be had."""
