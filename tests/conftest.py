@@ -1,0 +1,215 @@
+"""Real servers for the tests: each is a process of its own, in a folder of its own, on loopback or a UNIX path."""
+
+import contextlib
+import itertools
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "midatagram.py"
+PLUGINS = ROOT / "tests" / "plugins"
+NO_SKIP = os.environ.get("MIDATAGRAM_NO_SKIP") == "1"
+START_S = 20  # how long a start may take on a busy machine
+STOP_S = 5  # the longest stop that is promised
+numbers = itertools.count(1)
+
+
+def needs(program):
+    """Skip the test when a program is not on this machine; where all must run, fail."""
+    path = shutil.which(program)
+    if not path:
+        (pytest.fail if NO_SKIP else pytest.skip)(f"{program} is not installed")
+    return path
+
+
+def needs_root():
+    """Skip the test when it is not run by root; where all must run, fail."""
+    if os.geteuid() != 0:
+        (pytest.fail if NO_SKIP else pytest.skip)("only root can do this")
+
+
+def free_port(family=socket.AF_INET):
+    """A UDP port of loopback that nobody has."""
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(condition, timeout_s=10.0, what="the condition"):
+    """The first true value of condition(); fails the test when there is none in time."""
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.01)
+    raise AssertionError(f"waited {timeout_s} s for {what}")
+
+
+class Client:
+    """A datagram socket that asks a server; UNIX ones are bound to a path of the test's folder."""
+
+    def __init__(self, place, folder, connected=False, bound=True):
+        if place.startswith("udp:"):
+            host, _, port = place[4:].rpartition(":")
+            family, _, _, _, self.target = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
+            self.socket = socket.socket(family, socket.SOCK_DGRAM)
+        else:
+            self.target = place
+            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            if bound:
+                self.path = f"{folder}/c{next(numbers)}"
+                self.socket.bind(self.path)
+        self.connected = connected
+        if connected:
+            self.socket.connect(self.target)
+
+    def send(self, request):
+        """Send bytes to the server."""
+        self.socket.send(request) if self.connected else self.socket.sendto(request, self.target)
+
+    def receive(self, timeout_s=5.0):
+        """The next datagram, None when there is none in time."""
+        self.socket.settimeout(timeout_s)
+        try:
+            return self.socket.recv(1 << 18)
+        except TimeoutError:
+            return None
+
+    def ask(self, request, timeout_s=5.0):
+        """Send a request and give its reply, None when there is none in time."""
+        self.send(request)
+        return self.receive(timeout_s)
+
+    def close(self):
+        """Close the socket."""
+        self.socket.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+
+class Server:
+    """A running midatagram: `python midatagram.py -f CONFIGURATION ARGUMENTS...`."""
+
+    def __init__(self, folder, configuration, *arguments, place=None, environment=None, wrapper=(), ready=True):
+        self.folder = folder
+        self.place = place or f"{folder}/mi.sock"
+        self.config_path = folder / "test.conf"
+        self.write(configuration)
+        self.lines, self.clients, self.process = [], [], None
+        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **(environment or {})}
+        self.process = subprocess.Popen(
+            [*wrapper, sys.executable, str(SCRIPT), "-f", str(self.config_path), *arguments],
+            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, cwd=folder)
+        self.pid = self.process.pid
+        self.reader = threading.Thread(target=self.read_log, daemon=True)
+        self.reader.start()
+        if ready:
+            self.wait_log("ready:", START_S)
+
+    def write(self, configuration):
+        """Write the configuration; `{socket}` in it is the server's socket."""
+        text = configuration.replace("{socket}", self.place)
+        if "socket_name" not in text:
+            text = f'modparam("mi_datagram", "socket_name", "{self.place}")\n{text}'
+        self.config_path.write_text(text, errors="surrogateescape")
+
+    def read_log(self):
+        for line in self.process.stderr:
+            self.lines.append(line.decode("utf-8", "backslashreplace"))
+
+    @property
+    def log(self):
+        """What the server logged so far."""
+        return "".join(self.lines)
+
+    def wait_log(self, text, timeout_s=10.0, times=1):
+        """Wait until the log holds a text so many times."""
+        def found():
+            return self.log.count(text) >= times or self.process.poll() is not None
+        wait_for(found, timeout_s, f"{text!r} in the log:\n{self.log}")
+        self.reader.join(1) if self.process.poll() is not None else None
+        assert self.log.count(text) >= times, f"no {text!r} in the log:\n{self.log}"
+
+    def client(self, place=None, **options):
+        """A new client, closed with the server."""
+        self.clients.append(Client(place or self.place, self.folder, **options))
+        return self.clients[-1]
+
+    def ask(self, request, timeout_s=5.0, place=None):
+        """The reply to a request, asked by a new client; None when there is none."""
+        with Client(place or self.place, self.folder) as client:
+            return client.ask(request, timeout_s)
+
+    def statistic(self, name, place=None):
+        """The value of one statistic."""
+        reply = self.ask(f":get_statistics:\n{name}\n".encode(), place=place).decode()
+        assert reply.startswith("200 OK\n"), reply
+        return int(reply.split("\n")[1].rpartition(":: ")[2])
+
+    def children(self):
+        """The pids of the children, by rank."""
+        lines = self.ask(b":ps:\n").decode().splitlines()
+        return [int(line.split("PID=")[1].split()[0]) for line in lines if "MI Datagram" in line]
+
+    def signal(self, number):
+        """Send a signal to the attendant."""
+        self.process.send_signal(number)
+
+    def stop(self, status=0, tracebacks=False):
+        """SIGTERM: it must end in time with that status, and its log must hold no traceback."""
+        if self.process.poll() is None:
+            self.signal(signal.SIGTERM)
+        assert self.process.wait(STOP_S) == status, self.log
+        self.reader.join(2)
+        assert tracebacks or "Traceback" not in self.log, self.log
+
+    def close(self):
+        """Leave nothing behind, whatever the test did."""
+        for client in self.clients:
+            client.close()
+        if self.process and self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.kill()
+            self.process.wait(5)
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start servers: start(configuration, *arguments, **options); those that still run are stopped and checked."""
+    running = []
+
+    def start_one(configuration="", *arguments, **options):
+        folder = tmp_path / f"s{len(running)}"
+        folder.mkdir()
+        running.append(Server(folder, configuration, *arguments, **options))
+        return running[-1]
+
+    yield start_one
+    try:
+        for server in running:
+            if server.process.poll() is None:
+                server.stop()
+    finally:
+        for server in running:
+            server.close()
+
+
+def run(*arguments, timeout_s=START_S, environment=None, cwd=None):
+    """Run the script to its end: a CompletedProcess with text output."""
+    return subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True,
+                          timeout=timeout_s, env={**os.environ, **(environment or {})}, cwd=cwd, errors="surrogateescape")
