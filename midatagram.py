@@ -921,6 +921,7 @@ class Registry:
 # arguments, and for replies that say so (Reply.live) the text around their
 # values. A reply that is kept depends on nothing but what live() reads.
 
+SEEN_ENTRIES = 10000  # requests that came once, per child
 KEPT_ENTRIES = 1000  # requests that are remembered, per child
 KEPT_REQUEST = 4096  # bytes; a longer request is read anew each time
 KEPT_REPLIES = 8 << 20  # bytes of remembered replies, per child
@@ -960,13 +961,15 @@ class Kept:
 class Answers:
     """Answers datagrams from the commands of a registry.
 
-    log: a logger for what handlers raise; allowed(command, caller): whether a caller may use a restricted
-    command, for the names in `restricted`.
+    log: a logger for what handlers raise; failed(): called for each built-in error; allowed(command, caller):
+    whether a caller may use a restricted command, for the names in `restricted`.
     """
 
-    def __init__(self, registry: Registry, log, indent: str = "\t", restricted: Iterable[str] = (), allowed=None):
-        self.commands, self.log, self.indent = registry.commands, log, indent
+    def __init__(self, registry: Registry, log, indent: str = "\t", restricted: Iterable[str] = (), allowed=None,
+                 failed: Callable[[], None] = lambda: None):
+        self.commands, self.log, self.indent, self.failed = registry.commands, log, indent, failed
         self.restricted, self.allowed = frozenset(restricted), allowed
+        self.seen: set[int] = set()  # hashes of requests that came once
         self.kept: dict[bytes, Kept] = {}
         self.shapes: dict[int, Shape] = {}  # by the id of their reply, which they hold
         self.kept_bytes = 0
@@ -983,7 +986,7 @@ class Answers:
         if values is not shape.values and values != shape.values:
             shape.refresh(values)
         if len(shape.data) > LIMIT:
-            return self.too_long(kept.call, len(shape.data))
+            return self.refuse(reply_too_long(len(shape.data)), kept.call)
         return shape.data, kept.call, shape.reply
 
     def answer_new(self, data: bytes, caller: Any) -> tuple[bytes, Optional[Call], Reply]:
@@ -992,28 +995,33 @@ class Answers:
             name, body = read_first_line(decode(data))
             command = self.commands[name]
         except (ParseError, KeyError):
-            return self.written(NOT_AVAILABLE), None, NOT_AVAILABLE
+            return self.refuse(NOT_AVAILABLE)
         try:
             arguments = read_arguments(body) if command.input else ()
         except ParseError:
-            return self.written(PARSE_ERROR), Call(command, Request(name), None), PARSE_ERROR
+            return self.refuse(PARSE_ERROR, Call(command, Request(name), None))
         request = Request(name, arguments)
         try:
             kept = Kept(Call(command, request, command.bind(arguments) if command.input else ()))
         except Error as error:
-            reply = Reply(error.code, error.reason)
-            return self.written(reply), Call(command, request, None), reply
+            return self.refuse(Reply(error.code, error.reason), Call(command, request, None))
         if len(data) <= KEPT_REQUEST:
             self.remember(data, kept)
         return self.finish(kept, data, caller)
 
     def remember(self, data: bytes, kept: Kept) -> None:
-        """Keep what a request taught; when there is no room all is forgotten, and pollers teach it again."""
+        """Keep what a request taught, from its second time on. When there is no room all is forgotten; pollers teach
+        it again."""
+        if len(self.seen) >= SEEN_ENTRIES:
+            self.seen.clear()
+        if hash(data) not in self.seen:
+            return self.seen.add(hash(data))
         if len(self.kept) >= KEPT_ENTRIES or self.kept_bytes > KEPT_REPLIES:
             self.kept.clear()
             self.shapes.clear()
             self.kept_bytes = 0
         self.kept[data] = kept
+        return None
 
     def finish(self, kept: Kept, data: bytes, caller: Any) -> tuple[bytes, Optional[Call], Reply]:
         """Run the command of a known request and write its reply; keep the reply if it says so."""
@@ -1031,8 +1039,10 @@ class Answers:
                     kept.shape = shape
         except Exception:  # the seam again: what the handler returned cannot be written
             self.log.exception("command %s gave a reply that cannot be written", call.command.name)
-            return self.written(COMMAND_FAILED), call, COMMAND_FAILED
-        return (written, call, reply) if len(written) <= LIMIT else self.too_long(call, len(written))
+            return self.refuse(COMMAND_FAILED, call)
+        if reply.bare:
+            self.failed()
+        return (written, call, reply) if len(written) <= LIMIT else self.refuse(reply_too_long(len(written)), call)
 
     def shape_of(self, reply: Reply) -> Shape:
         """The shape of a reply, which several requests may share, with its values of now."""
@@ -1046,10 +1056,11 @@ class Answers:
                 shape.refresh(values)
         return shape
 
-    def too_long(self, call: Call, size: int) -> tuple[bytes, Optional[Call], Reply]:
-        """The error in place of a reply that does not fit."""
-        reply = reply_too_long(size)
-        return self.written(reply), call, reply
+    def refuse(self, reply: Reply, call: Optional[Call] = None) -> tuple[bytes, Optional[Call], Reply]:
+        """Answer with an error that no handler gave."""
+        if reply.bare:
+            self.failed()
+        return encode(write_text(reply, self.indent)), call, reply
 
     def run(self, call: Call, caller: Any) -> Reply:
         """Call the handler; whatever it raises becomes a reply."""
@@ -1069,10 +1080,6 @@ class Answers:
         except Exception:  # the seam: a plug-in's mistake must not end the child
             self.log.exception("command %s raised", command.name)
         return COMMAND_FAILED
-
-    def written(self, reply: Reply) -> bytes:
-        """The bytes of a reply of section 2."""
-        return encode(write_text(reply, self.indent))
 
 
 ###############################################################################
@@ -1336,8 +1343,9 @@ import contextlib
 import errno
 import fcntl
 import fnmatch
+import gc
 import grp
-import importlib.machinery
+import itertools
 import logging
 import logging.handlers
 import mmap
@@ -1417,23 +1425,26 @@ class Counters:
         return self.columns[key]
 
     def reader(self, columns: Iterable[int]) -> Callable[[], tuple]:
-        """A function that gives the sums of these columns; the same tuple as long as nothing was counted."""
+        """A function that gives the sums of columns of one block; the same tuple as long as nothing was counted there."""
         columns, stride = tuple(columns), ROWS * BLOCK
-        blocks = sorted({column // stride for column in columns})
-        memory, slots, last, values = self.memory, self.slots, None, ()
+        start, places = columns[0] // stride * stride * SLOT, [column % stride for column in columns]
+        pick = operator.itemgetter(*places) if len(places) > 1 else lambda row: (row[places[0]],)
+        memory, slots, last, values = self.memory, self.slots, b"", ()
 
         def read() -> tuple:
             nonlocal last, values
-            size = slots[0] * BLOCK * SLOT
-            now = [memory[block * stride * SLOT:block * stride * SLOT + size] for block in blocks]
+            now = memory[start:start + slots[0] * BLOCK * SLOT]
             if now != last:
-                views = dict(zip(blocks, [memoryview(part).cast("q") for part in now]))
-                values = tuple([sum(views[column // stride][column % stride + BLOCK::BLOCK])
-                                - views[column // stride][column % stride] for column in columns])
-                last = now
+                view = memoryview(now).cast("q")
+                taken, *rows = [pick(view[at:at + BLOCK]) for at in range(0, len(view), BLOCK)]
+                values, last = tuple(map(operator.sub, map(sum, zip(*rows)), taken)), now
             return values
 
         return read
+
+    def block(self, group: str, name: str) -> int:
+        """The block that holds a statistic."""
+        return self.column(group, name) // (ROWS * BLOCK)
 
     def reset(self, column: int) -> None:
         """Make a sum start again from 0, without touching what other processes write."""
@@ -1591,6 +1602,11 @@ def stderr_is_journal() -> bool:
     return (device, inode) == (str(status.st_dev), str(status.st_ino))
 
 
+def read_all(functions: list[Callable[[], int]]) -> tuple:
+    """What these functions give."""
+    return tuple([function() for function in functions])
+
+
 class Server:
     """What the attendant and the children have in common, and handlers reach as ctx.server.
 
@@ -1628,16 +1644,11 @@ class Server:
 
     def values_of(self, stats: list[Stat]) -> Callable[[], tuple]:
         """A function that gives the present values of statistics, in their order."""
-        counted = [stat for stat in stats if stat.read is None]
-        read = self.counters.reader(self.counters.column(stat.group, stat.name) for stat in counted) if counted else None
-        if len(counted) == len(stats):
-            return read
-
-        def merge() -> tuple:
-            sums = iter(read()) if read else None
-            return tuple([next(sums) if stat.read is None else stat.read() for stat in stats])
-
-        return merge
+        place, counters = self.counters.column, self.counters
+        runs = itertools.groupby(stats, lambda stat: -1 if stat.read else counters.block(stat.group, stat.name))
+        parts = [counters.reader([place(stat.group, stat.name) for stat in run]) if block >= 0
+                 else functools.partial(read_all, [stat.read for stat in run]) for block, run in runs]
+        return parts[0] if len(parts) == 1 else lambda: tuple(itertools.chain.from_iterable([part() for part in parts]))
 
     def statistics(self, names: tuple) -> Reply:
         """The reply that shows statistics, which is kept: pollers ask for the same ones again. Error when unknown."""
@@ -2645,20 +2656,20 @@ class Endpoint:
         self.identity = identity_of(place.spot) if self.unix else None
 
     def prepare(self, credentials: bool) -> None:
-        """In a child: choose how to receive and send. Both are as a socket's recvfrom_into and sendto, but that a
-        client may be a pair of its address and what the kernel told with the datagram; address_of() gives the first."""
+        """In a child: choose how to receive and send. Both are as a socket's recvfrom and sendto, but that a client
+        may be a pair of its address and what the kernel told with the datagram; address_of() gives the first."""
         sock = self.socket
-        self.receive, self.send, self.address_of = sock.recvfrom_into, sock.sendto, lambda client: client
+        self.receive, self.send, self.address_of = sock.recvfrom, sock.sendto, lambda client: client
         if self.wildcard or (self.unix and credentials):
             if self.unix:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             self.receive, self.address_of = self.receive_message, operator.itemgetter(0)
             self.send = self.send_from if self.wildcard else lambda data, client: sock.sendto(data, client[0])
 
-    def receive_message(self, buffer: bytearray, size: int, flags: int) -> tuple:
-        """One datagram: its size (which may be more than the buffer), and (sender, ancillary data)."""
-        size, ancillary, _, client = self.socket.recvmsg_into([buffer], 64, flags)
-        return size, (client, tuple(ancillary))
+    def receive_message(self, size: int, flags: int) -> tuple:
+        """One datagram, and (its sender, ancillary data)."""
+        data, ancillary, _, client = self.socket.recvmsg(size, 64, flags)
+        return data, (client, tuple(ancillary))
 
     def send_from(self, data: bytes, client: tuple) -> None:
         """Reply from the address that was asked, of those a wildcard bind has."""
@@ -3057,7 +3068,8 @@ class Child:
         self.access = Access(own)
         self.outbox = Outbox(server)
         self.tracing = Tracing(self.setup) if self.setup.destinations else None
-        self.answers = Answers(server.registry, log, self.setup.mi["reply_indent"], self.access.restricted, self.access.allows)
+        self.answers = Answers(server.registry, log, self.setup.mi["reply_indent"], self.access.restricted, self.access.allows,
+                               functools.partial(server.count, "errors"))
         self.hosts: dict[str, bool] = {}
         self.last_request = self.request_limit(own["max_requests"])
         self.debug = False
@@ -3117,7 +3129,7 @@ class Child:
                 drain(worker)
             except Exception:  # the last seam: a mistake of ours costs one reply, not the child
                 log.exception("a request was lost")
-                worker.data = None
+            worker.data = None
             if not idle and len(self.workers) == self.size and not self.stopping.is_set():
                 self.watch()
             idle.append(worker)
@@ -3126,9 +3138,9 @@ class Child:
     def drain_of(self, endpoint: Endpoint) -> Callable[[Worker], None]:
         """The function that takes datagrams from one socket and answers them, until there are none."""
         receive, address_of, answer, post = endpoint.receive, endpoint.address_of, self.answers.answer, self.outbox.poster(endpoint)
-        buffer, flags, limit = bytearray(LIMIT + 1), socket.MSG_TRUNC, LIMIT
-        view, count, columns = memoryview(buffer), self.server.counted, self.server.core
-        requests, received, errors = columns["requests"], columns["bytes_received"], columns["errors"]
+        flags, limit = socket.MSG_TRUNC, LIMIT  # with the flag a cut datagram comes with its full length
+        count, columns = self.server.counted, self.server.core
+        requests, received = columns["requests"], columns["bytes_received"]
         screened = self.access.networks is not None and not endpoint.unix
         restricted, tracing = self.access.restricted, self.tracing
         server_address = endpoint.own_address()
@@ -3136,7 +3148,7 @@ class Child:
         def drain(worker: Worker) -> None:
             for _ in range(BURST):
                 try:
-                    size, client = receive(buffer, 0, flags)
+                    data, client = receive(limit + 1, flags)
                 except BlockingIOError:
                     break
                 except OSError as error:  # an ICMP error for an earlier reply: the next datagram is not worse for it
@@ -3144,36 +3156,27 @@ class Child:
                     continue
                 if screened and not self.screen(address_of(client)[0]):
                     continue
-                if not 0 < size <= limit:
-                    self.odd_size(size, client, endpoint, post)
+                size = len(data)
+                if not size:
+                    self.server.count("empty")
                     continue
-                data = view[:size].tobytes()
                 count[requests] += 1
                 count[received] += size
                 started_s = time.time() if tracing else 0
                 worker.data = data
-                written, call, reply = done = answer(data, (endpoint, client) if restricted else None)
-                worker.data = None
-                if reply.bare:
-                    count[errors] += 1
+                if size <= limit:
+                    done = answer(data, (endpoint, client) if restricted else None)
+                else:
+                    done = self.answers.refuse(request_too_long(size))
                 if self.debug:
-                    log.debug("%a from %s: %a", data, shown_address(address_of(client)), written)
-                post(written, client)
+                    log.debug("%a from %s: %a", data[:limit], shown_address(address_of(client)), done[0])
+                post(done[0], client)
                 if tracing:
-                    tracing.trace((started_s, time.time()), address_of(client), server_address, data, done)
+                    tracing.trace((started_s, time.time()), address_of(client), server_address, data[:limit], done)
             if count[requests] >= self.last_request:
                 self.retire()
 
         return drain
-
-    def odd_size(self, size: int, client: Any, endpoint: Endpoint, post: Callable) -> None:
-        """An empty datagram gets no reply; one that is too long is refused unread."""
-        if not size:
-            return self.server.count("empty")
-        for name, by in (("requests", 1), ("errors", 1), ("bytes_received", size)):
-            self.server.count(name, by)
-        log.info("request of %d bytes from %s refused", size, shown_address(endpoint.address_of(client)))
-        return post(self.answers.written(request_too_long(size)), client)
 
     def screen(self, host: str) -> bool:
         """Whether allow_from lets a host in; those that it does not are counted, and named once."""
@@ -3195,9 +3198,9 @@ class Child:
         self.debug = self.server.processes.log_level(self.row) >= 4
         self.outbox.sweep(now_s)
         for worker in self.workers:
-            if worker.data is None or worker.data is not worker.seen:
+            if worker.data is not worker.seen:
                 worker.seen, worker.since_s = worker.data, now_s
-            elif now_s - worker.since_s >= self.timeout_s:
+            elif worker.data is not None and now_s - worker.since_s >= self.timeout_s:
                 self.server.count("interrupted")
                 worker.seen = None
                 worker.greenlet.throw(Interrupted())
@@ -3594,6 +3597,8 @@ class Supervisor:
             watch_parent()
             log_as(self.processes, row)
             self.processes.set(row, pid=os.getpid(), rank=rank)
+            gc.freeze()  # what the attendant made is never garbage here; looking for it would copy its pages
+            gc.set_threshold(20000, 20, 20)
             child = Child(self.server, self.endpoints, row, rank)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, every_signal)
             for module in self.server.registry.modules:

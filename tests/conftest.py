@@ -104,7 +104,7 @@ class Client:
 class Server:
     """A running midatagram: `python midatagram.py -f CONFIGURATION ARGUMENTS...`."""
 
-    def __init__(self, folder, configuration, *arguments, place=None, environment=None, wrapper=(), ready=True):
+    def __init__(self, folder, configuration, *arguments, place=None, environment=None, wrapper=(), pass_fds=(), ready=True):
         self.folder = folder
         self.place = place or f"{folder}/mi.sock"
         self.config_path = folder / "test.conf"
@@ -113,7 +113,7 @@ class Server:
         environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **(environment or {})}
         self.process = subprocess.Popen(
             [*wrapper, sys.executable, str(SCRIPT), "-f", str(self.config_path), *arguments],
-            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, cwd=folder)
+            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, cwd=folder, pass_fds=pass_fds)
         self.pid = self.process.pid
         self.reader = threading.Thread(target=self.read_log, daemon=True)
         self.reader.start()

@@ -1,0 +1,78 @@
+"""trace_file -- traces MI commands to a file, one JSON object a line.
+
+    loadmodule "trace_file.so"
+    modparam("trace_file", "path", "/var/log/midatagram/trace.jsonl")
+    modparam("mi_datagram", "trace_destination", "trace_file")
+
+A line has the fields of midatagram.Trace; what is not UTF-8 in a request or a reply stands as lone surrogates, which
+Python's surrogateescape turns back into the bytes. All children append to the one file. SIGUSR1 makes them open it
+again, so that it can be moved away before.
+"""
+
+import json
+import os
+
+import midatagram as mi
+
+FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO nobody reads must not hold us up
+
+
+def absolute_path(value) -> str:
+    """Converter: a path from the root, since a server may run in any folder."""
+    if not mi.string(value).startswith("/"):
+        raise ValueError('takes a path from the root: "/var/log/midatagram/trace.jsonl"')
+    return value
+
+
+PARAMS = [mi.Param("path", None, absolute_path, "the file that traces are appended to")]
+
+
+def line(trace: mi.Trace) -> str:
+    """A trace as one line of JSON, in ASCII."""
+    fields = trace._asdict().items()
+    return json.dumps({name: mi.decode(value) if isinstance(value, bytes) else value for name, value in fields}) + "\n"
+
+
+class TraceFile:
+    """Appends traces to a file."""
+
+    def __init__(self, path: str, ctx: mi.Context):
+        self.path, self.ctx, self.file = path, ctx, None
+        self.torn = False  # whether the last line may lack its end
+
+    def open(self) -> None:
+        """Open or create the file; OSError when that is not possible."""
+        self.file = os.open(self.path, FLAGS, 0o640)
+
+    def write(self, traces: list) -> None:
+        """Append a batch with one write, so that lines of several children do not mix; OSError when there is no room."""
+        data = (b"\n" if self.torn else b"") + "".join(map(line, traces)).encode("ascii")
+        self.torn = True
+        while data:
+            data = data[os.write(self.file, data) :]
+        self.torn = False
+
+    def reopen(self) -> None:
+        """SIGUSR1: go on in a file of the same path, which may be a new one; where that fails, in the old one."""
+        if self.file is None:
+            return
+        old = self.file
+        try:
+            self.open()
+        except OSError as error:
+            self.ctx.log.error("%s cannot be opened again: %s", self.path, error)
+        else:
+            os.close(old)
+
+    def close(self) -> None:
+        """Close the file, if it is open."""
+        if self.file is not None:
+            os.close(self.file)
+            self.file = None
+
+
+@mi.trace_destination
+def destinations(ctx: mi.Context) -> dict:
+    """The file, by the name trace_file; without a path there is none."""
+    path = ctx.param("path")
+    return {"trace_file": TraceFile(path, ctx)} if path else {}
