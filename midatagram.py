@@ -73,6 +73,11 @@ class Error(Exception):
         self.code, self.reason, self.data = code, reason, data
 
 
+def invalid_params(detail: str) -> Error:
+    """What is wrong with the params of a JSON-RPC request, as clients of OpenSIPS 3.x know it."""
+    return Error(-32602, "Invalid params", detail)
+
+
 class Failed(Exception):
     """The handler could not do its work: answered `500 command failed`, like a NULL of OpenSIPS' C handlers."""
 
@@ -141,8 +146,8 @@ class Reply(NamedTuple):
     With `live` the reply is kept with the request that caused it and the command is not called again: live()
     gives a tuple of the values that stand at the LIVE places of its nodes, in writing order; as long as it
     gives the same values the same bytes are sent. `live=CONSTANT` keeps the reply as it is. `bare` marks the
-    four built-in errors, which have no empty line at their end. `result` is what JSON-RPC clients get where
-    the tree does not say it.
+    built-in errors, which have no empty line at their end. `result` is what JSON-RPC clients get where the tree
+    does not say it: a JSON value, or an Error.
     """
 
     code: int = 200
@@ -154,18 +159,32 @@ class Reply(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What was asked: `arguments` are (name, value) pairs in order, each text or None; `id` as JSON-RPC gave it."""
+    """What was asked: `arguments` are (name, value) pairs in order, each text or None.
+
+    dialect: "text" or "jsonrpc". `id` keeps its JSON type; a request that is not `answered` is a notification.
+    """
 
     name: str
     arguments: tuple = ()
     dialect: str = "text"
     id: Any = None
+    answered: bool = True
 
 
 NOT_AVAILABLE = Reply(500, "command not available", bare=True)
 PARSE_ERROR = Reply(400, "parse_error", bare=True)
 COMMAND_FAILED = Reply(500, "command failed", bare=True)
 TIMED_OUT = Reply(500, "command timed out", bare=True)
+# What 3.x sends where a request is no JSON or a reply is too large: bare text, without a newline.
+NO_JSON = Reply(400, "Parse_error", bare=True)
+NOT_SENDABLE = Reply(500, "Internal error", bare=True)
+# The same errors for JSON-RPC clients.
+INVALID_REQUEST = Error(-32600, "Invalid Request")
+JSON_ERRORS = {
+    NOT_AVAILABLE.reason: Error(-32601, "Method not found"),
+    COMMAND_FAILED.reason: Error(-32000, "Server error", "Command handler returned null"),
+    TIMED_OUT.reason: Error(-32000, "Server error", "Command timed out"),
+}
 
 
 def request_too_long(size: int) -> Reply:
@@ -266,6 +285,152 @@ def read_quoted(body: str, at: int) -> tuple[str, int]:
     return body[at + 1:end].replace('\\"', '"'), after
 
 
+# The JSON-RPC dialect of OpenSIPS 3.x is read as its parser, an early cJSON, reads it:
+#
+#     first value only, up to the first NUL; white space is any byte from 1 to 32
+#     number  = what C's strtod takes, once it begins with "-" or a digit
+#     string  = any bytes, control characters and broken UTF-8 as well; only the
+#               escapes of JSON, and of \u no NUL and no half of a surrogate pair
+#     object  = of a repeated name the first counts
+#
+# The standard library's decoder reads nearly every request in one call. Where
+# it says yes, cJSON says yes with the same value, but for the escapes in
+# DOUBTFUL; where it says no, read_lenient() decides.
+
+JSON_START = re.compile(rb"[\x01-\x20]*[{\[]")  # how a datagram begins that is JSON-RPC when the dialect is "auto"
+JSON_BLANKS = "".join(map(chr, range(1, 33)))
+DOUBTFUL = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")  # escapes of a NUL or surrogate: cJSON knows no lone one
+
+BLANKS_HERE = re.compile(r"[\x01-\x20]*")
+STRING = (r'"(?P<string>[^"\\]*(?:\\(?:["\\/bfnrt]|u(?!0000|[dD][89a-fA-F])[0-9a-fA-F]{4}'
+          r'|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})[^"\\]*)*)')
+SCALAR = re.compile(STRING + r'(?:"|\Z)'  # the closing quote may be missing at the very end
+                    r"|(?P<number>(?=[-0-9])-?(?:0[xX][0-9a-fA-F]{1,16}"  # 64 bits of hexadecimal are plenty
+                    r"|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:inf(?:inity)?)))"
+                    r"|(?P<word>null|true|false)")
+NAME = re.compile(STRING + r'"[\x01-\x20]*:[\x01-\x20]*')
+CLOSING = {"[": "]", "{": "}"}
+
+
+class Repeating(dict):
+    """A JSON object that has a name more than once: the first value of each name; `members` counts all."""
+
+    members = 0
+
+
+def json_object(pairs: list) -> dict:
+    """A JSON object from its (name, value) pairs."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        found = Repeating()
+        for name, value in pairs:
+            found.setdefault(name, value)
+        found.members = len(pairs)
+    return found
+
+
+def json_number(text: str):
+    """An int, or a float for a fraction, an infinity or an integer of thousands of digits."""
+    if "x" in text.lower():
+        return int(text, 16)
+    try:
+        return int(text)
+    except ValueError:  # no integer, or more digits than int() takes, since its time grows with their square
+        return float(text)
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=json_object, strict=False,
+                           parse_constant=lambda text: read_scalar(text, 0)[0])  # -Infinity, but not NaN
+SCALARS = {"string": lambda body: DECODER.decode(f'"{body}"'), "number": json_number,
+           "word": {"null": None, "true": True, "false": False}.get}
+
+
+def read_json(data: bytes):
+    """Read the JSON value a datagram begins with; ParseError if there is none."""
+    text = decode(data.partition(b"\0")[0]).lstrip(JSON_BLANKS)
+    if text.startswith(("{", "[")) and not DOUBTFUL.search(text):
+        try:
+            return DECODER.raw_decode(text)[0]
+        except (ValueError, RecursionError):  # not JSON, or nested too deep for the decoder
+            pass
+    return read_lenient(text)
+
+
+def read_lenient(text: str):
+    """Read the JSON value that `text` begins with, as cJSON takes it, at any depth."""
+    levels, at = [], 0  # the open arrays and objects: (closing bracket, names, values)
+    while True:
+        closing = CLOSING.get(text[at:at + 1])
+        if not closing:
+            value, at = read_scalar(text, at)
+        else:
+            levels.append((closing, [], []))
+            at = after_blanks(text, at + 1)
+            if not text.startswith(closing, at):
+                at = read_name(text, at, levels[-1])
+                continue
+            value, at = closed(levels.pop()), at + 1
+        while levels:  # the value is complete and belongs to the innermost open one, which may be complete in turn
+            levels[-1][2].append(value)
+            at = after_blanks(text, at)
+            if text.startswith(",", at):
+                at = read_name(text, after_blanks(text, at + 1), levels[-1])
+                break
+            if not text.startswith(levels[-1][0], at):
+                raise ParseError(f"neither a comma nor {levels[-1][0]} at {at}")
+            value, at = closed(levels.pop()), at + 1
+        else:
+            return value
+
+
+def after_blanks(text: str, at: int) -> int:
+    """The first position from `at` on that is not white space."""
+    return BLANKS_HERE.match(text, at).end()
+
+
+def read_name(text: str, at: int, level: tuple) -> int:
+    """Read the name of the next member where an object is open; gives the position of the value."""
+    closing, names, _ = level
+    if closing == "]":
+        return at
+    match = NAME.match(text, at)
+    if not match:
+        raise ParseError(f"no name of a member at {at}")
+    names.append(SCALARS["string"](match["string"]))
+    return match.end()
+
+
+def closed(level: tuple):
+    """The array or object that a level has become."""
+    closing, names, values = level
+    return values if closing == "]" else json_object(list(zip(names, values)))
+
+
+def read_scalar(text: str, at: int) -> tuple[Any, int]:
+    """Read the string, number or word at `at`; gives its value and where it ends."""
+    match = SCALAR.match(text, at)
+    if not match:
+        raise ParseError(f"no JSON value at {at}")
+    return SCALARS[match.lastgroup](match[match.lastgroup]), match.end()
+
+
+ID_TYPES = (str, int, float, type(None))
+
+
+def read_envelope(value) -> tuple[Request, Any]:
+    """A request and its params (list or dict, None when absent or empty) from one JSON value; the name of an invalid
+    request is empty. Members' names are known in any case, like in cJSON."""
+    members: dict[str, Any] = {}
+    for name, item in value.items() if isinstance(value, dict) else ():
+        members.setdefault(name.lower(), item)
+    request_id, method, params = members.get("id"), members.get("method"), members.get("params", {})
+    if type(request_id) not in ID_TYPES:
+        return Request("", dialect="jsonrpc"), None
+    if members.get("jsonrpc") != "2.0" or not isinstance(method, str) or not isinstance(params, (list, dict)):
+        return Request("", dialect="jsonrpc", id=request_id), None
+    return Request(method, (), "jsonrpc", request_id, "id" in members), params or None
+
+
 ###############################################################################
 # 4. Writing ##################################################################
 ###############################################################################
@@ -346,6 +511,143 @@ def needs_quotes(label: str, value: str) -> bool:
     """Whether a value behind `label` (empty, or `name::`) would be misread without quotes."""
     return (not value or value.strip(BLANKS) != value or '"' in value or "\n" in value
             or (not label and ("::" in value or value.startswith("\0"))))
+
+
+# The bytes are those of cJSON's printer. Each array or object is written in one
+# go, with a HOLE for every array or object in it, and then the holes are filled,
+# depth first and without recursion.
+
+LIVE_MARK = "\1"  # stands for a LIVE value until the text is made a template; no JSON text has one of its own
+HOLE = "\0"  # no JSON text has one of its own: in a string it is written \u0000
+
+
+def json_text(value, pretty: bool = False) -> str:
+    """A value as JSON text; TypeError for what JSON has not. Names of members are str.
+
+    pretty: as `pretty_printing` has it, a line for each member of an object and tabs for its depth.
+    """
+    pieces, levels = [], [json_level(value, 1, pretty)]
+    while levels:
+        texts, nested = levels[-1]
+        pieces.append(next(texts))
+        for inner in nested:
+            levels.append(json_level(inner, len(levels) + 1, pretty))
+            break
+        else:
+            levels.pop()
+    return "".join(pieces)
+
+
+def json_level(value, depth: int, pretty: bool) -> tuple[Iterator[str], Iterator]:
+    """A value's text around its holes, and the arrays and objects that fill them.
+
+    depth: 1 for the outermost. An array takes a level as well, but shows it only in the objects inside.
+    """
+    line, colon, space = ("\n" + "\t" * depth, ":\t", " ") if pretty else ("", ":", "")
+    if isinstance(value, dict):
+        members = [f"{quoted(name)}{colon}{WRITERS[type(item)](item)}" for name, item in value.items()]
+        text = f"{{{line if members else ''}{f',{line}'.join(members)}{line[:-1]}}}"
+    elif isinstance(value, (list, tuple)):
+        text = f"[{f',{space}'.join([WRITERS[type(item)](item) for item in value])}]"
+    else:
+        text = WRITERS[type(value)](value)
+    if HOLE not in text:
+        return iter((text,)), iter(())
+    items = value.values() if isinstance(value, dict) else value
+    return iter(text.split(HOLE)), (item for item in items if isinstance(item, (dict, list, tuple)))
+
+
+def json_float(value: float) -> str:
+    """A float as OpenSIPS writes its doubles; where %f or %e would lose digits, the shortest text that does not."""
+    if value - value != 0:  # not a number, or infinite
+        return "null"
+    if value.is_integer() and abs(value) < 1e60:
+        return str(int(value))
+    text = ("%e" if abs(value) < 1e-6 or abs(value) > 1e9 else "%f") % value
+    return text if float(text) == value else float.__repr__(value)
+
+
+class Writers(dict):
+    """type -> function that writes a value of it; a type that is not listed is written as the one it derives from."""
+
+    def __missing__(self, kind: type):
+        for base in kind.__mro__:
+            if base in self:
+                return self[base]
+        raise TypeError(f"no JSON for a {kind.__name__}")
+
+
+quoted = json.encoder.encode_basestring  # escapes quote, backslash and controls: \b \f \n \r \t, else \u00xx
+WRITERS = Writers({str: quoted, int: int.__repr__, float: json_float, bool: {True: "true", False: "false"}.get,
+                   type(None): lambda none: "null", Live: lambda live: LIVE_MARK,
+                   **dict.fromkeys((dict, list, tuple), lambda nested: HOLE)})
+
+
+def write_jsonrpc(reply: Reply, request: Request, form: JsonForm, pretty: bool = False) -> str:
+    """The JSON-RPC form of a reply; LIVE values become %s and all else is made safe for `%`."""
+    if reply is NO_JSON or reply is NOT_SENDABLE:
+        return f"{reply.code} {reply.reason}"
+    outcome = json_outcome(reply, form)
+    body = {"result": outcome}
+    if isinstance(outcome, Error):
+        body = {"error": {"code": outcome.code, "message": outcome.reason, **({"data": outcome.data} if outcome.data else {})}}
+    text = json_text({"jsonrpc": "2.0", **body, "id": request.id}, pretty)
+    return text if reply.live is None else text.replace("%", "%%").replace(LIVE_MARK, "%s")
+
+
+def json_outcome(reply: Reply, form: JsonForm):
+    """The result of a reply as a JSON value, or an Error."""
+    if reply.bare:
+        return JSON_ERRORS[reply.reason]
+    if reply.result is not None:
+        return reply.result
+    if reply.code // 100 != 2:
+        return form.errors.get(reply.reason) or Error(reply.code, reply.reason)
+    if form.listing:
+        return [node.value for node in reply.nodes]
+    return json_tree(reply.nodes, form, "OK")
+
+
+def json_tree(nodes: Iterable[Node], form: JsonForm, nothing=None):
+    """Nodes as JSON, as 3.x does: an object of the names, a name that comes again an array; values alone an array."""
+    found: dict[str, Any] = {plural: [] for plural, _ in form.plurals.values()} if nothing else {}
+    repeated, values = set(), []
+    for name, value, attributes, children in nodes:
+        if not name:
+            values.append(value)
+            continue
+        plural, key = form.plurals.get(name, (form.renamed.get(name, name), name))
+        item = value
+        if attributes or children:
+            item = {} if value is None else {key: value}
+            item.update((label or "value", "" if text is None else text) for label, text in attributes)
+            inner = json_tree(children, form, None)
+            item.update(inner if isinstance(inner, dict) else {"values": inner} if inner else {})
+        elif item is None:
+            item = ""
+        if name in form.plurals:
+            found[plural] = [*found.get(plural, []), item]
+        elif plural in repeated:
+            found[plural].append(item)
+        elif plural in found:
+            found[plural] = [found[plural], item]
+            repeated.add(plural)
+        else:
+            found[plural] = item
+    if not found:
+        return values or nothing
+    return {**found, "values": values} if values else found
+
+
+NUMBER_ROOM = 21  # bytes that cJSON wants free before it prints any integer but 0
+
+
+def json_limit(request_id, pretty: bool) -> int:
+    """How many bytes a reply may have: 3.x' buffer has LIMIT with a NUL, and room to print a number for an id."""
+    if isinstance(request_id, str) or not request_id:
+        return LIMIT - 1
+    behind = len(WRITERS[type(request_id)](request_id)) + len("\n}" if pretty else "}")
+    return min(LIMIT - 1, LIMIT - NUMBER_ROOM + behind)
 
 
 ###############################################################################
@@ -449,6 +751,48 @@ def account(value):
     if not value:
         raise ValueError("takes a name or a number, not an empty string")
     return value
+
+
+# The values of JSON-RPC parameters are converted exactly as OpenSIPS 3.4 does, then by the argument's own converter.
+
+INT_MIN, INT_MAX = -2**31, 2**31 - 1
+DECIMAL = re.compile("[+-]?[0-9]*")
+BAD_TYPE = "Bad type for parameter '%s'"
+BAD_ITEM = "Bad type for array item in parameter '%s'"
+EMPTY_ARRAY = "Empty array in parameter '%s'"
+
+
+def json_int(value, name: str, problem: str = BAD_TYPE) -> int:
+    """The 32-bit int of parameter `name`: from a number, or a string of digits, which wraps around like C's int."""
+    if type(value) in (int, float):
+        return saturated(value)
+    if not isinstance(value, str) or not value or not DECIMAL.fullmatch(value):
+        raise invalid_params(problem % name)
+    digits = int(value.lstrip("+-")[-32:] or 0)  # 10**32 is a multiple of 2**32: digits before those change nothing
+    return ((-digits if value[0] == "-" else digits) - INT_MIN) % 2**32 + INT_MIN
+
+
+def json_string(value, name: str, problem: str = BAD_TYPE) -> str:
+    """The text of parameter `name`: from a string, or a number, of which the 32-bit int is taken."""
+    if isinstance(value, str):
+        return value
+    if type(value) in (int, float):
+        return str(saturated(value))
+    raise invalid_params(problem % name)
+
+
+def json_array(value, name: str, item=json_string) -> list:
+    """The items of parameter `name`, a JSON array of at least one, each made by `item`."""
+    if not isinstance(value, list):
+        raise invalid_params(BAD_TYPE % name)
+    if not value:
+        raise invalid_params(EMPTY_ARRAY % name)
+    return [item(one, name, BAD_ITEM) for one in value]
+
+
+def saturated(number) -> int:
+    """A number as a 32-bit int: cut toward zero, or the nearest limit."""
+    return int(max(INT_MIN, min(INT_MAX, number)))
 
 
 class Address(NamedTuple):
@@ -624,6 +968,25 @@ class Event(NamedTuple):
     help: str
 
 
+class JsonForm(NamedTuple):
+    """What is different about a command for JSON-RPC clients; the defaults follow from its signature and tree.
+
+    recipes: lists of parameter names it can be called with; the name of *rest takes an array.
+    order: parameters whose types are checked before the others; raw: those that get JSON values as they are.
+    check: called with the values by name before the command; plurals: node name -> (name of the array, name of the
+    node's own value); renamed: node name -> member name; errors: reason -> Error; listing: values as an array.
+    """
+
+    recipes: Optional[list] = None
+    order: tuple = ()
+    raw: tuple = ()
+    check: Optional[Callable[[dict], None]] = None
+    plurals: dict = {}  # noqa: RUF012 - a constant
+    renamed: dict = {}
+    errors: dict = {}
+    listing: bool = False
+
+
 class CommandTag(NamedTuple):
     """What @command keeps on a function."""
 
@@ -631,22 +994,26 @@ class CommandTag(NamedTuple):
     help: Optional[str]
     input: bool
     pure: bool
-    json: dict
+    bind: Optional[Callable[[tuple], list]]
+    json: JsonForm
     converters: dict
 
 
-def command(name=None, *, input=True, pure=False, help=None, json=None, **converters):
+NO_FORM = JsonForm()
+
+
+def command(name=None, *, input=True, pure=False, help=None, bind=None, json=NO_FORM, **converters):
     """Make a function an MI command: `@command`, or `@command("name", times=integer(1, 9))`.
 
     The function takes a Context and the arguments; its signature says which are required, its docstring is
     the help. `input=False`: arguments are never read, even malformed ones. `pure=True`: the reply depends on
-    the request alone. Keywords that are arguments of the function name their converters. `json` holds what
-    differs for JSON-RPC clients, see section 7.
+    the request alone. Keywords that are arguments of the function name their converters. `bind` makes the values
+    from a text request's arguments itself; `json` is what differs for JSON-RPC clients.
     """
 
     def tag(function, name=name):
         text = function.__doc__ if help is None else help
-        function.mi_command = CommandTag(name or function.__name__, text, input, pure, json or {}, converters)
+        function.mi_command = CommandTag(name or function.__name__, text, input, pure, bind, json, converters)
         return function
 
     return tag(name, name.__name__) if callable(name) else tag
@@ -804,20 +1171,22 @@ class Command:
     def __init__(self, module: Module, function: Callable):
         tag = function.mi_command
         self.module, self.function, self.tag = module, function, tag
-        self.name, self.input, self.pure = tag.name, tag.input, tag.pure
+        self.name, self.input, self.pure, self.form = tag.name, tag.input, tag.pure, tag.json
         self.path, self.line = module.path, getattr(function, "mi_line", function.__code__.co_firstlineno)
         if tag.help is None:
             self.refuse("needs a docstring, which is its help")
         self.help = inspect.cleandoc(tag.help)
         self.required, self.optional, self.rest = self.signature()
         self.most = None if self.rest else len(self.required) + len(self.optional)
-        names = [*self.required, *self.optional]
+        names = self.names = [*self.required, *self.optional]
         unknown = [name for name in tag.converters if name not in names and name != self.rest]
         if unknown:
             self.refuse(f'has a converter for "{unknown[0]}", which it does not take{nearest(unknown[0], names)}')
         self.converters = [(names.index(name), converter) for name, converter in tag.converters.items()
                            if name != self.rest]
         self.rest_converter = tag.converters.get(self.rest)
+        self.bind = tag.bind or self.bind_text
+        self.recipes = [tuple(recipe) for recipe in tag.json.recipes or self.natural_recipes()]
 
     def refuse(self, message: str):
         raise ConfigError(self.path, self.line, f'command "{self.name}" {message}')
@@ -832,7 +1201,69 @@ class Command:
         required = [p.name for p in plain[1:] if p.default is p.empty]
         return required, [p.name for p in plain[1 + len(required):]], rest[0] if rest else None
 
-    def bind(self, arguments: tuple) -> list:
+    def natural_recipes(self) -> list[tuple]:
+        """The recipes of the signature: the required names, then with one optional name more each time, then the rest."""
+        names = [*self.optional, *([self.rest] if self.rest else [])]
+        return [(*self.required, *names[:count]) for count in range(len(names) + 1)]
+
+    def bind_json(self, params) -> tuple[tuple, list]:
+        """The arguments as (name, value) pairs and the values to call the function with, from JSON-RPC params.
+
+        Types are checked in the order in which OpenSIPS' handlers look at them.
+        """
+        given, rest = self.named_params(params)
+        form, values = self.tag.json, {}
+        for name in sorted(given, key=lambda name: name not in form.order):
+            values[name] = given[name] if name in form.raw or not self.input else self.json_value(name, given[name])
+        if form.check:
+            form.check(values)
+        pairs = tuple([(name, text_of(given[name])) for name in given] + [(None, text_of(value)) for value in rest])
+        if not self.input:
+            return pairs, []
+        positional = [name for name in (*self.required, *self.optional) if name in values]
+        defaults = inspect.signature(self.function).parameters
+        last = max([self.names.index(name) for name in positional], default=-1)
+        called = [values[name] if name in values else defaults[name].default for name in self.names[:last + 1]]
+        more = values.get(self.rest, []) if self.rest else []
+        return pairs, [*called, *more, *[self.json_value(self.rest, value, alone=True) for value in rest]]
+
+    def named_params(self, params) -> tuple[dict, list]:
+        """Params by the names of the recipe that fits them; and, for *rest without a recipe, what is beyond those."""
+        params = params or {}
+        by_position, count = isinstance(params, list), getattr(params, "members", len(params))
+        if by_position and self.rest and not self.tag.json.recipes and count > len(self.required):
+            names = self.names[:count]
+            return dict(zip(names, params)), params[len(names):]
+        fitting = [recipe for recipe in self.recipes if len(recipe) == count]
+        if not fitting:
+            raise invalid_params("Too few or too many parameters")
+        if by_position and len(fitting) > 1:
+            raise invalid_params("Ambiguous call, use named parameters instead")
+        if by_position:
+            return dict(zip(fitting[0], params)), []
+        for recipe in fitting:
+            if all(name in params for name in recipe):
+                return {name: params[name] for name in recipe}, []
+        raise invalid_params("Named parameters do not match")
+
+    def json_value(self, name: str, value, alone: bool = False):
+        """One JSON value as its argument's converter wants it; an array for *rest, unless it is one `alone`."""
+        converter = self.tag.converters.get(name)
+        integer = getattr(converter, "kind", "") == "integer"
+        if name == self.rest and not alone:
+            value = json_array(value, name, json_int if integer else json_string)
+            return [self.converted(converter, item, name) for item in value]
+        return self.converted(converter, (json_int if integer else json_string)(value, name), name)
+
+    @staticmethod
+    def converted(converter: Optional[Callable], value, name: str):
+        """A value through a converter; what the converter refuses is a bad type."""
+        try:
+            return converter(value) if converter else value
+        except ValueError:
+            raise invalid_params(BAD_TYPE % name) from None
+
+    def bind_text(self, arguments: tuple) -> list:
         """The values to call the function with, from a text request's arguments: by position, names are ignored."""
         count = len(arguments)
         if count < len(self.required) or (self.most is not None and count > self.most):
@@ -843,20 +1274,20 @@ class Command:
                 if position < count:
                     values[position] = converter(values[position])
             if self.rest_converter:
-                values[self.most_named:] = map(self.rest_converter, values[self.most_named:])
+                values[len(self.names):] = map(self.rest_converter, values[len(self.names):])
         except ValueError:
             raise BAD_PARAMETER from None
         return values
-
-    @property
-    def most_named(self) -> int:
-        """How many arguments have a name of their own."""
-        return len(self.required) + len(self.optional)
 
     def signature_line(self) -> str:
         """The command with its arguments, as help shows it."""
         parts = [self.name, *(name.upper() for name in self.required), *(f"[{name.upper()}]" for name in self.optional)]
         return " ".join(parts + ([f"[{self.rest.upper()}...]"] if self.rest else []))
+
+
+def text_of(value) -> Optional[str]:
+    """A JSON value as tracing and handlers see it among the request's arguments."""
+    return value if value is None or isinstance(value, str) else json_text(value)
 
 
 class Askable(dict):
@@ -927,6 +1358,20 @@ KEPT_REQUEST = 4096  # bytes; a longer request is read anew each time
 KEPT_REPLIES = 8 << 20  # bytes of remembered replies, per child
 
 
+class NoCommand:
+    """Stands where a request names no command."""
+
+    form = NO_FORM
+
+
+NO_COMMAND = NoCommand()
+
+
+def json_refusal(error: Error) -> Reply:
+    """A reply that only JSON-RPC clients get."""
+    return Reply(error.code, error.reason, result=error)
+
+
 class Call(NamedTuple):
     """A request bound to its command."""
 
@@ -938,15 +1383,15 @@ class Call(NamedTuple):
 class Shape:
     """A reply that is kept: the text around its live values, the last values, and the bytes with these."""
 
-    __slots__ = ("reply", "live", "template", "values", "data")
+    __slots__ = ("reply", "live", "template", "values", "data", "write_value")
 
-    def __init__(self, reply: Reply, template: str):
-        self.reply, self.live, self.template = reply, reply.live, template
+    def __init__(self, reply: Reply, template: str, write_value: Callable):
+        self.reply, self.live, self.template, self.write_value = reply, reply.live, template, write_value
         self.refresh(reply.live())
 
     def refresh(self, values: tuple) -> None:
         """Put new values into the text."""
-        self.data, self.values = encode(self.template % values), values
+        self.data, self.values = encode(self.template % tuple(map(self.write_value, values))), values
 
 
 class Kept:
@@ -961,27 +1406,32 @@ class Kept:
 class Answers:
     """Answers datagrams from the commands of a registry.
 
-    log: a logger for what handlers raise; failed(): called for each built-in error; allowed(command, caller):
-    whether a caller may use a restricted command, for the names in `restricted`.
+    log: a logger for what handlers raise; dialect: auto, text or jsonrpc; indent and pretty: how either is written;
+    failed(): called for each built-in error; allowed(command, caller): whether a caller may use a restricted command,
+    for the names in `restricted`.
     """
 
-    def __init__(self, registry: Registry, log, indent: str = "\t", restricted: Iterable[str] = (), allowed=None,
-                 failed: Callable[[], None] = lambda: None):
-        self.commands, self.log, self.indent, self.failed = registry.commands, log, indent, failed
-        self.restricted, self.allowed = frozenset(restricted), allowed
+    def __init__(self, registry: Registry, log, dialect: str = "auto", indent: str = "\t", pretty: bool = False,
+                 restricted: Iterable[str] = (), allowed=None, failed: Callable[[], None] = lambda: None):
+        self.commands, self.log, self.indent, self.pretty = registry.commands, log, indent, pretty
+        self.restricted, self.allowed, self.failed = frozenset(restricted), allowed, failed
+        self.is_json = {"auto": JSON_START.match, "text": lambda data: False, "jsonrpc": lambda data: True}[dialect]
         self.seen: set[int] = set()  # hashes of requests that came once
         self.kept: dict[bytes, Kept] = {}
         self.shapes: dict[int, Shape] = {}  # by the id of their reply, which they hold
         self.kept_bytes = 0
 
-    def answer(self, data: bytes, caller: Any = None) -> tuple[bytes, Optional[Call], Reply]:
-        """The reply's bytes, the call that was made (None: no such command) and the reply itself."""
+    def answer(self, data: bytes, caller: Any = None) -> tuple[bytes, Any, Reply]:
+        """The reply's bytes (none for a notification), the call that was made and the reply itself.
+
+        The call is None for what named no command, and the list of such triples for a batch.
+        """
         kept = self.kept.get(data)
         if kept is None:
             return self.answer_new(data, caller)
         shape = kept.shape
         if shape is None:
-            return self.finish(kept, data, caller)
+            return self.finish(kept.call, caller, kept)
         values = shape.live()
         if values is not shape.values and values != shape.values:
             shape.refresh(values)
@@ -989,78 +1439,137 @@ class Answers:
             return self.refuse(reply_too_long(len(shape.data)), kept.call)
         return shape.data, kept.call, shape.reply
 
-    def answer_new(self, data: bytes, caller: Any) -> tuple[bytes, Optional[Call], Reply]:
+    def answer_new(self, data: bytes, caller: Any) -> tuple[bytes, Any, Reply]:
         """Answer a request that is not remembered, and remember it."""
+        if self.is_json(data):
+            return self.answer_json(data, caller)
         try:
             name, body = read_first_line(decode(data))
             command = self.commands[name]
         except (ParseError, KeyError):
             return self.refuse(NOT_AVAILABLE)
+        request = Request(name)
         try:
-            arguments = read_arguments(body) if command.input else ()
+            request = Request(name, read_arguments(body) if command.input else ())
+            call = Call(command, request, command.bind(request.arguments) if command.input else ())
         except ParseError:
-            return self.refuse(PARSE_ERROR, Call(command, Request(name), None))
-        request = Request(name, arguments)
-        try:
-            kept = Kept(Call(command, request, command.bind(arguments) if command.input else ()))
+            return self.refuse(PARSE_ERROR, Call(command, request, None))
         except Error as error:
             return self.refuse(Reply(error.code, error.reason), Call(command, request, None))
-        if len(data) <= KEPT_REQUEST:
-            self.remember(data, kept)
-        return self.finish(kept, data, caller)
+        return self.finish(call, caller, self.remember(data, call))
 
-    def remember(self, data: bytes, kept: Kept) -> None:
+    def answer_json(self, data: bytes, caller: Any) -> tuple[bytes, Any, Reply]:
+        """Answer a JSON-RPC datagram: a request, or a batch of them."""
+        try:
+            value = read_json(data)
+        except ParseError:
+            return self.refuse(NO_JSON, Call(NO_COMMAND, Request("", dialect="jsonrpc"), None), unknown=True)
+        if isinstance(value, list) and value:
+            return self.answer_batch(value, caller)
+        return self.answer_envelope(value, caller, data)
+
+    def answer_batch(self, values: list, caller: Any) -> tuple[bytes, Any, Reply]:
+        """Answer the requests of a batch one after the other; notifications have no part in the reply."""
+        parts = [self.answer_envelope(value, caller, None) for value in values]
+        texts = [decode(part[0]) for part in parts if part[0]]
+        written = encode(f"[{', '.join(texts) if self.pretty else ','.join(texts)}]") if texts else b""
+        if len(written) >= LIMIT:
+            self.failed()
+            written = encode(f"{NOT_SENDABLE.code} {NOT_SENDABLE.reason}")
+        return written, parts, Reply()
+
+    def answer_envelope(self, value: Any, caller: Any, data: Optional[bytes]) -> tuple[bytes, Any, Reply]:
+        """Answer one request object; `data` is the datagram it is, to remember it by (None for a part of a batch)."""
+        request, params = read_envelope(value)
+        command = self.commands.get(request.name, NO_COMMAND)
+        call = Call(command, request, None)
+        if not request.name:
+            return self.refuse(json_refusal(INVALID_REQUEST), call, unknown=True)
+        if command is NO_COMMAND:
+            return self.refuse(NOT_AVAILABLE, call, unknown=True)
+        try:
+            arguments, values = command.bind_json(params)
+        except Error as error:
+            return self.refuse(json_refusal(error), call)
+        call = Call(command, request._replace(arguments=arguments), values)
+        return self.finish(call, caller, self.remember(data, call) if data else None)
+
+    def remember(self, data: bytes, call: Call) -> Optional[Kept]:
         """Keep what a request taught, from its second time on. When there is no room all is forgotten; pollers teach
         it again."""
+        if len(data) > KEPT_REQUEST:
+            return None
         if len(self.seen) >= SEEN_ENTRIES:
             self.seen.clear()
         if hash(data) not in self.seen:
-            return self.seen.add(hash(data))
+            self.seen.add(hash(data))
+            return None
         if len(self.kept) >= KEPT_ENTRIES or self.kept_bytes > KEPT_REPLIES:
             self.kept.clear()
             self.shapes.clear()
             self.kept_bytes = 0
-        self.kept[data] = kept
-        return None
+        kept = self.kept[data] = Kept(call)
+        return kept
 
-    def finish(self, kept: Kept, data: bytes, caller: Any) -> tuple[bytes, Optional[Call], Reply]:
-        """Run the command of a known request and write its reply; keep the reply if it says so."""
-        call = kept.call
+    def finish(self, call: Call, caller: Any, kept: Optional[Kept]) -> tuple[bytes, Any, Reply]:
+        """Run a command and write its reply; keep the reply if it says so and the request is kept."""
         reply = self.run(call, caller)
         try:
             if call.command.pure and reply.live is None and not reply.bare:
                 reply = reply._replace(live=CONSTANT)
-            if reply.live is None:
-                written = encode(write_text(reply, self.indent))
+            if reply.live is None or not call.request.answered:
+                written = encode(self.write(reply, call))
             else:
-                shape = self.shape_of(reply)
+                shape = self.shape_of(reply, call)
                 written = shape.data
-                if call.command.name not in self.restricted:
+                if kept and call.command.name not in self.restricted:
                     kept.shape = shape
         except Exception:  # the seam again: what the handler returned cannot be written
             self.log.exception("command %s gave a reply that cannot be written", call.command.name)
             return self.refuse(COMMAND_FAILED, call)
+        if len(written) > self.limit(call.request):
+            return self.refuse(reply_too_long(len(written)), call)
         if reply.bare:
             self.failed()
-        return (written, call, reply) if len(written) <= LIMIT else self.refuse(reply_too_long(len(written)), call)
+        return written, call, reply
 
-    def shape_of(self, reply: Reply) -> Shape:
-        """The shape of a reply, which several requests may share, with its values of now."""
+    def limit(self, request: Request) -> int:
+        """The most bytes a reply to this request may have."""
+        return LIMIT if request.dialect == "text" else json_limit(request.id, self.pretty)
+
+    def write(self, reply: Reply, call: Call) -> str:
+        """A reply in the dialect of its request, nothing for a notification; a `%` template if it is live."""
+        if call.request.dialect == "text":
+            return write_text(reply, self.indent)
+        return write_jsonrpc(reply, call.request, call.command.form, self.pretty) if call.request.answered else ""
+
+    def shape_of(self, reply: Reply, call: Call) -> Shape:
+        """The shape of a reply, which several text requests may share, with its values of now."""
         shape = self.shapes.get(id(reply))
+        if call.request.dialect != "text":
+            return Shape(reply, self.write(reply, call), json_text)
         if shape is None:
-            shape = self.shapes[id(reply)] = Shape(reply, write_text(reply, self.indent))
+            shape = self.shapes[id(reply)] = Shape(reply, self.write(reply, call), str)
             self.kept_bytes += len(shape.data)
-        else:
-            values = shape.live()
-            if values is not shape.values and values != shape.values:
-                shape.refresh(values)
+            return shape
+        values = shape.live()
+        if values is not shape.values and values != shape.values:
+            shape.refresh(values)
         return shape
 
-    def refuse(self, reply: Reply, call: Optional[Call] = None) -> tuple[bytes, Optional[Call], Reply]:
-        """Answer with an error that no handler gave."""
-        if reply.bare:
+    def refuse(self, reply: Reply, call: Optional[Call] = None, unknown: bool = False) -> tuple[bytes, Any, Reply]:
+        """Answer with an error that no handler gave; `unknown`: the call names no command of ours."""
+        if reply.bare or unknown:
             self.failed()
-        return encode(write_text(reply, self.indent)), call, reply
+        call = call or Call(NO_COMMAND, Request(""), None)
+        if call.request.dialect != "text" and reply.reason.endswith(f"exceeds {LIMIT}"):
+            reply = NOT_SENDABLE if reply.code == 500 else NO_JSON
+        return encode(self.write(reply, call)), None if call.command is NO_COMMAND else call, reply
+
+    def refuse_size(self, data: bytes, size: int) -> tuple[bytes, Any, Reply]:
+        """Answer a request that is too long, unread but for its first byte."""
+        dialect = "jsonrpc" if self.is_json(data[:LIMIT]) else "text"
+        return self.refuse(request_too_long(size), Call(NO_COMMAND, Request("", dialect=dialect), None))
 
     def run(self, call: Call, caller: Any) -> Reply:
         """Call the handler; whatever it raises becomes a reply."""
@@ -1071,7 +1580,7 @@ class Answers:
             reply = command.function(Context(command.module, request, caller), *values)
             return reply if isinstance(reply, Reply) else reply.get()  # one without get() is no answer: it raises
         except Error as error:
-            return Reply(error.code, error.reason)
+            return Reply(error.code, error.reason, result=error if error.data else None)
         except Failed as why:
             self.log.warning("command %s failed: %s", command.name, why)
         except Interrupted:
@@ -1309,6 +1818,7 @@ MI_DATAGRAM_PARAMS = [
     Param("unix_socket_group", None, account, "group that owns the UNIX socket: name or number"),
     Param("unix_socket_user", None, account, "user who owns the UNIX socket: name (and its group) or number"),
     Param("socket_timeout", 2000, integer(0, 3600000), "ms a reply is tried to be delivered"),
+    Param("pretty_printing", False, boolean, "write JSON-RPC replies over several lines"),
     Param("reply_indent", "\t", string, "what a line is indented with, once a level"),
     Param("trace_destination", (), words, "names of the tracing destinations, with commas"),
     Param("trace_bwlist", TraceList(False, ()), trace_list, "commands to trace: w: only these, b: all but these"),
@@ -1316,6 +1826,7 @@ MI_DATAGRAM_PARAMS = [
 
 MIDATAGRAM_PARAMS = [
     Param("listen", (), listener, "a further socket: ADDRESS[;mode=0660][;user=NAME][;group=NAME]", repeat=True),
+    Param("dialect", "auto", one_of("auto", "text", "jsonrpc"), "what is spoken; auto: the first byte of each request says"),
     Param("pool_size", 1000, integer(1, 100000), "requests in hand at once, per child"),
     Param("handler_timeout", 10000, integer(1, 86400000), "ms a command may take"),
     Param("stall_timeout", 10000, integer(100, 86400000), "ms a child may be away from its hub before it is replaced"),
@@ -1328,7 +1839,7 @@ MIDATAGRAM_PARAMS = [
     Param("allow_command", (), access_rule, "COMMAND, ...: NETWORK|uid:NAME|gid:NAME, ...", repeat=True),
     Param("disable", (), words, "commands that are not served, with commas: kill, log_level"),
     Param("log_file", None, string, "log to this file instead of stderr or syslog; SIGUSR1 opens it again"),
-    Param("crash_limit", 10, integer(1), "children that may die within a minute before the server gives up"),
+    Param("crash_limit", 10, integer(1), "children in a row that may die within a second of their start before the server gives up"),
 ]
 
 ###############################################################################
@@ -1337,7 +1848,6 @@ MIDATAGRAM_PARAMS = [
 ###############################################################################
 ###############################################################################
 
-import array
 import collections
 import contextlib
 import errno
@@ -1352,7 +1862,6 @@ import mmap
 import os
 import pwd
 import random
-import select
 import shutil
 import signal
 import socket
@@ -1454,11 +1963,13 @@ class Counters:
 class Processes:
     """The process table: a row each, the same as in Counters. Fields are 64-bit integers."""
 
-    FIELDS = ("pid", "rank", "state", "beat_ms", "own_level", "level", "load", "load1m", "load10m")
+    FIELDS = ("pid", "rank", "state", "beat_ms", "own_level", "level", "load", "load1m", "load10m",
+              "xlog_level")
     FREE, STARTING, SERVING, STOPPING = range(4)
 
     def __init__(self):
         self.slots = memoryview(mmap.mmap(-1, ROWS * len(self.FIELDS) * SLOT)).cast("q")
+        self.set(0, xlog_level=2)
 
     def get(self, row: int, field: str) -> int:
         """One field of one process."""
@@ -1664,17 +2175,21 @@ class Server:
             reply = self.plans[key] = Reply(nodes=nodes, live=self.values_of(stats))
         return reply
 
-    def raise_event(self, name: str, attributes: dict) -> int:
+    def subscribers(self, event: str, ended: bool = False) -> list[tuple[str, dict]]:
+        """Who subscribed to an event: (socket, row) pairs, the newest first; with those that ended, if wanted."""
+        rows = [(place, json.loads(row)) for place, row in self.store.items(f"event:{event}")]
+        return [(place, row) for place, row in rows if ended or not row["ended"]]
+
+    def raise_event(self, name: str, attributes) -> int:
         """Send an event to its subscribers as datagrams; gives how many were sent to. Never blocks."""
         sent = 0
-        for place, row in self.store.items(f"event:{name}"):
-            subscription = json.loads(row)
-            family, target = subscription["target"]
-            data = write_event(name, attributes, subscription["dialect"])
+        for place, row in self.subscribers(name):
+            family, target = row["target"]
             try:
                 with original("socket", "socket")(family, socket.SOCK_DGRAM) as sender:
                     sender.setblocking(False)
-                    sender.sendto(data, tuple(target) if family != socket.AF_UNIX else target)
+                    sender.sendto(write_event(name, attributes, row["dialect"]),
+                                  target if family == socket.AF_UNIX else tuple(target))
                 sent += 1
             except OSError as error:
                 self.count("events_lost")
@@ -1682,13 +2197,16 @@ class Server:
         return sent
 
 
-def write_event(name: str, attributes: dict, dialect: str) -> bytes:
-    """An event as a datagram: `NAME`, `attribute::value` lines and an empty line; or a JSON-RPC notification."""
+def write_event(name: str, attributes, dialect: str) -> bytes:
+    """An event as a datagram, with attributes by name, or a list of values without.
+
+    Text: `NAME`, `attribute::value` lines and an empty line. JSON-RPC: a notification.
+    """
     if dialect == "jsonrpc":
         params = {"params": attributes} if attributes else {}
-        return encode(json.dumps({"jsonrpc": "2.0", "method": name, **params}, ensure_ascii=False, separators=(",", ":")))
-    lines = [write_argument(key, f"{value}") for key, value in attributes.items()]
-    return encode(f"{name}\n{''.join(lines)}\n")
+        return encode(json_text({"jsonrpc": "2.0", "method": name, **params}))
+    pairs = attributes.items() if isinstance(attributes, dict) else [(None, value) for value in attributes]
+    return encode(f"{name}\n{''.join(write_argument(key, f'{value}') for key, value in pairs)}\n")
 
 
 def event_target(place: str) -> tuple[int, Any]:
@@ -2073,7 +2591,7 @@ def fill_listener(listener: Listener, mi: Module) -> Place:
         mode = mi.settings["unix_socket_mode"] if listener.mode is None else listener.mode
         return Place(address, socket.AF_UNIX, address.host, mode, uid, gid)
     try:
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_DGRAM)
+        found = original("socket", "getaddrinfo")(address.host, address.port, type=socket.SOCK_DGRAM)
     except (OSError, UnicodeError) as error:
         raise ConfigError(*mi.lines.get(param, [(mi.path, 0)])[-1], f"no such host: {address.host} ({error})") from None
     family, _, _, _, spot = min(found, key=lambda entry: entry[0] != socket.AF_INET)  # IPv4 first, as OpenSIPS
@@ -2089,32 +2607,51 @@ def fill_listener(listener: Listener, mi: Module) -> Place:
 # these.
 
 
-@command("get_statistics")
-def get_statistics(ctx, name, *names):
-    """Show statistics: each NAME is a statistic, a whole group as `core:`, or `all`."""
-    return ctx.server.statistics((name, *names))
+STATISTICS = JsonForm(recipes=[("statistics",)])
 
 
-@command("list_statistics")
-def list_statistics(ctx, *names):
+@command("get_statistics", json=STATISTICS)
+def get_statistics(ctx, *statistics):
+    """Show statistics: each is a name, a whole group as `core:`, or `all`."""
+    if not statistics:
+        raise WRONG_COUNT
+    return ctx.server.statistics(statistics)
+
+
+@command("list_statistics", json=JsonForm(recipes=[(), ("statistics",)]))
+def list_statistics(ctx, *statistics):
     """Show which statistics there are, or those named, and whether each is incremental."""
     registry = ctx.server.registry
-    found = [(f"{stat.group}:{stat.name}", stat) for stat in registry.stats[0] if not names]
-    for name in names:
-        found += [(f"{stat.group}:{stat.name}" if name.endswith(":") else name, stat) for stat in registry.find_stats(name) if name != "all"]
+    found = [(f"{stat.group}:{stat.name}", stat) for stat in registry.stats[0] if not statistics]
+    for name in statistics:
+        found += [(f"{stat.group}:{stat.name}" if name.endswith(":") else name, stat)
+                  for stat in registry.find_stats(name) if name != "all"]
     if not found:
         raise Error(404, "Statistics Not Found")
     return Reply(nodes=[Node(name, stat.kind) for name, stat in found], live=CONSTANT)
 
 
-@command("reset_statistics")
-def reset_statistics(ctx, name, *names):
+@command("reset_statistics", json=STATISTICS)
+def reset_statistics(ctx, *statistics):
     """Set statistics back to 0; those that cannot be reset stay as they are."""
-    found = [stat for wanted in (name, *names) if not wanted.endswith(":") and wanted != "all"
-             for stat in ctx.server.registry.find_stats(wanted)]
+    if not statistics:
+        raise WRONG_COUNT
+    found = [stat for name in statistics if not name.endswith(":") and name != "all"
+             for stat in ctx.server.registry.find_stats(name)]
     if not found:
         raise Error(404, "Statistics Not Found")
-    for stat in found:
+    return reset(ctx, found)
+
+
+@command("reset_all_statistics")
+def reset_all_statistics(ctx):
+    """Set all statistics that can be reset back to 0."""
+    return reset(ctx, ctx.server.registry.stats[0])
+
+
+def reset(ctx, stats: list[Stat]) -> Reply:
+    """Make counters start again."""
+    for stat in stats:
         if stat.kind == "incremental":
             ctx.server.counters.reset(ctx.server.counters.column(stat.group, stat.name))
     return Reply()
@@ -2136,12 +2673,13 @@ def uptime(ctx):
     return Reply(nodes=(Node("Now", LIVE), Node("Up since", time.ctime(started_s)), Node("Up time", LIVE)), live=read)
 
 
-@command("version", input=False)
+@command("version", input=False, json=JsonForm(recipes=[(), ("revision",)]))
 def version(ctx):
     """Show the name and version of the server."""
     machine = os.uname()
     name = f"midatagram ({__version__} ({machine.machine}/{machine.sysname.lower()}))"
-    return Reply(nodes=(Node("Server", name),), live=CONSTANT)
+    revision = (Node("unknown", "unknown"),) if ctx.request.arguments else ()  # as 3.x built from no repository
+    return Reply(nodes=(Node("Server", name), *revision), live=CONSTANT)
 
 
 @command("pwd", input=False)
@@ -2150,19 +2688,26 @@ def working_directory(ctx):
     return Reply(nodes=(Node("WD", os.getcwd()),))
 
 
-@command("arg", input=False)
+@command("arg", input=False, json=JsonForm(listing=True))
 def command_line_arguments(ctx):
     """Show the command line that started the server, an argument a line."""
     return Reply(nodes=[Node(None, argument) for argument in sys.argv], live=CONSTANT)
 
 
-@command("which", input=False)
+@command("which", input=False, json=JsonForm(recipes=[(), ("command",)], listing=True))
 def which(ctx):
-    """Show the names of all commands."""
+    """Show the names of all commands; JSON-RPC clients may ask for the parameters of one."""
+    for _, name in ctx.request.arguments:
+        if name not in ctx.server.registry.commands:
+            raise Error(404, "unknown MI command")
+        return Reply(result=ctx.server.registry.commands[name].recipes)
     return Reply(nodes=[Node(None, name) for name in ctx.server.registry.commands], live=CONSTANT)
 
 
-@command("ps", input=False)
+PROCESSES = JsonForm(plurals={"Process": ("Processes", "Process")})
+
+
+@command("ps", input=False, json=PROCESSES)
 def list_processes(ctx):
     """Show the processes of the server: ID, PID and what each is for."""
     return Reply(nodes=[Node("Process", None, (("ID", rank), ("PID", pid), ("Type", kind)))
@@ -2182,16 +2727,31 @@ def kill(ctx):
     return Reply()
 
 
-def c_integer(text: str) -> int:
+def c_integer(value) -> int:
     """Converter: a number as OpenSIPS' str2sint reads it: a sign, digits, 32 bits that wrap; a lone sign is 0."""
-    if not re.fullmatch("[+-]?[0-9]*", text) or not text:
-        raise ValueError("takes an integer")
-    number = int(f"0{text.lstrip('+-')}"[-20:]) * (-1 if text[0] == "-" else 1)
-    return (number + 2**31) % 2**32 - 2**31
+    try:
+        return json_int(value, "")
+    except Error:
+        raise ValueError("takes an integer") from None
 
 
-@command("log_level", level=c_integer, pid=c_integer)
-def log_level(ctx, level=None, pid=0, *ignored):
+c_integer.kind = "integer"
+
+
+def bind_log_level(arguments: tuple) -> list:
+    """LEVEL and PID of a text request; further arguments are not looked at."""
+    try:
+        return [c_integer(value or "") for _, value in arguments[:2]]
+    except ValueError:
+        raise BAD_PARAMETER from None
+
+
+LOG_LEVEL = JsonForm(recipes=[(), ("level",), ("level", "pid")], order=("pid",), renamed={"New log level": "Log level"},
+                     plurals=PROCESSES.plurals, errors={BAD_PARAMETER.reason: invalid_params("Bad PID")})
+
+
+@command("log_level", bind=bind_log_level, json=LOG_LEVEL, level=c_integer, pid=c_integer)
+def log_level(ctx, level=None, pid=0):
     """Show the log levels of all processes, or set one: LEVEL for all, or for the process PID alone."""
     processes = ctx.server.processes
     if level is None:
@@ -2208,23 +2768,50 @@ def log_level(ctx, level=None, pid=0, *ignored):
     return Reply(nodes=(Node("New global log level", level),))
 
 
-def one_after_the_other(arguments: tuple, empty: list[str], least: int, too_many: str) -> list[str]:
-    """The values of a cache command, looked at in order as OpenSIPS does: 404 with the text of what is wrong."""
-    for index, text in enumerate(empty):
-        if index >= len(arguments):
-            if index < least:
+@command("xlog_level", level=c_integer)
+def xlog_level(ctx, level=None):
+    """Show or set the level of a script's own log lines; kept for clients that ask, there is no script here."""
+    if level is None:
+        return Reply(nodes=(Node("xLog Level", ctx.server.processes.get(0, "xlog_level")),))
+    ctx.server.processes.set(0, xlog_level=level)
+    return Reply(nodes=(Node("New xLog level", level),))
+
+
+def in_order(empty: list[str], least: int, too_many: str) -> Callable[[tuple], list]:
+    """The text binding of a cache command, which looks at its arguments one after the other and tells what is wrong
+    with the first that is: 404 and the text from `empty` for one without a value."""
+
+    def bind(arguments: tuple) -> list:
+        values = []
+        for index, text in enumerate(empty[:max(least, len(arguments))]):
+            if index >= len(arguments):
                 raise Error(404, "Too few arguments")
-            break
-        if arguments[index][1] is None:
-            raise Error(404, text)
-        if text.endswith("expires argument") and not re.fullmatch(r"\+?[0-9]{1,10}", arguments[index][1]):
-            raise Error(404, "Bad format for expires argument")
-    if len(arguments) > len(empty):
-        raise Error(404, too_many)
-    return [value for _, value in arguments]
+            values.append(arguments[index][1])
+            if values[-1] is None:
+                raise Error(404, text)
+        if len(values) > least:
+            if not re.fullmatch(r"\+?[0-9]{1,10}", values[-1]):
+                raise Error(404, "Bad format for expires argument")
+            values[-1] = int(values[-1])
+        if len(arguments) > len(empty):
+            raise Error(404, too_many)
+        return values
+
+    return bind
+
+
+def check_cache(values: dict) -> None:
+    """What JSON-RPC clients are told about bad values of a cache command."""
+    if values.get("expire", 0) < 0:
+        raise invalid_params("Negative expire value")
+    texts = {"system": "Empty memory cache id", "attr": "Empty attribute name", "value": "Empty value"}
+    for name, text in texts.items():
+        if values.get(name) == "":
+            raise invalid_params(text)
 
 
 CACHE_KEY = ["Empty memory cache id", "Empty attribute name"]
+CACHE = JsonForm(order=("expire",), check=check_cache)
 
 
 def cache_space(ctx, system: str, failure: str) -> str:
@@ -2236,84 +2823,149 @@ def cache_space(ctx, system: str, failure: str) -> str:
     return f"cache:{known[system]}"
 
 
-@command("cache_store")
-def cache_store(ctx, *arguments):
-    """Keep a value in a cache system: SYSTEM ATTRIBUTE VALUE [SECONDS]."""
-    system, key, value, *lifetime = one_after_the_other(
-        ctx.request.arguments, [*CACHE_KEY, "Empty value argument", "Empty expires argument"], 3, "Too many parameters")
-    space = cache_space(ctx, system, "Cache store command failed")
-    ctx.store.put(space, key, value, int(lifetime[0]) if lifetime else 0)
+@command("cache_store", json=CACHE, expire=c_integer, bind=in_order(
+    [*CACHE_KEY, "Empty value argument", "Empty expires argument"], 3, "Too many parameters"))
+def cache_store(ctx, system, attr, value, expire=0):
+    """Keep a value in a cache system, for EXPIRE seconds or (0) for good."""
+    ctx.store.put(cache_space(ctx, system, "Cache store command failed"), attr, value, expire)
     return Reply()
 
 
-@command("cache_fetch")
-def cache_fetch(ctx, *arguments):
-    """Show a value of a cache system: SYSTEM ATTRIBUTE."""
-    system, key = one_after_the_other(ctx.request.arguments, CACHE_KEY, 2, "Too many arguments")
-    value = ctx.store.get(cache_space(ctx, system, "Cache fetch command failed"), key)
+@command("cache_fetch", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many arguments"))
+def cache_fetch(ctx, system, attr):
+    """Show a value of a cache system."""
+    value = ctx.store.get(cache_space(ctx, system, "Cache fetch command failed"), attr)
     if value is None:
-        return Reply(nodes=(Node(None, "Value not found"),))
-    return Reply(nodes=(Node("key", key), Node("value", value)))
+        return Reply(nodes=(Node(None, "Value not found"),), result=Error(400, "Value not found"))
+    return Reply(nodes=(Node("key", attr), Node("value", value)))
 
 
-@command("cache_remove")
-def cache_remove(ctx, *arguments):
-    """Forget a value of a cache system: SYSTEM ATTRIBUTE."""
-    system, key = one_after_the_other(ctx.request.arguments, CACHE_KEY, 2, "Too many parameters")
-    ctx.store.remove(cache_space(ctx, system, "Cache remove command failed"), key)
+@command("cache_remove", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many parameters"))
+def cache_remove(ctx, system, attr):
+    """Forget a value of a cache system."""
+    ctx.store.remove(cache_space(ctx, system, "Cache remove command failed"), attr)
     return Reply()
 
 
-@command("event_subscribe")
-def event_subscribe(ctx, event, place, expires="3600", *ignored):
-    """Send the events of a name to a socket, udp:HOST:PORT or unix:PATH, for SECONDS (0: for good)."""
-    if not event or not place:
+def bind_subscription(arguments: tuple) -> list:
+    """EVENT, SOCKET and EXPIRE of a text request; further arguments are not looked at."""
+    values = [value or "" for _, value in arguments[:3]]
+    if not all(values[:2]) or len(values) < 2:
         raise WRONG_COUNT
-    if event not in ctx.server.registry.events or not re.fullmatch(r"\+?[0-9]{1,9}", expires):
+    if not re.fullmatch(r"\+?[0-9]{1,9}", (values + ["3600"])[2]):
+        raise BAD_PARAMETER
+    return [*values[:2], *map(int, values[2:])]
+
+
+SUBSCRIPTION = JsonForm(errors={BAD_PARAMETER.reason: Error(400, "Bad parameter value")}, check=check_cache)
+GONE_AFTER_S = 60  # how long subscribers_list shows a subscription that a JSON-RPC client ended
+
+
+@command("event_subscribe", bind=bind_subscription, json=SUBSCRIPTION, expire=c_integer)
+def event_subscribe(ctx, event, socket, expire=3600):
+    """Send the events of a name to a socket, udp:HOST:PORT or unix:PATH, for EXPIRE seconds (0: for good; from
+    JSON-RPC clients: no longer)."""
+    if event not in ctx.server.registry.events:
         raise BAD_PARAMETER
     try:
-        target = event_target(place)
+        target = event_target(socket)
     except ValueError:
         raise BAD_PARAMETER from None
-    subscription = {"expire": int(expires), "since": int(time.time()), "dialect": ctx.request.dialect, "target": target}
-    ctx.store.put(f"event:{event}", place, json.dumps(subscription), int(expires))
+    ended = expire == 0 and ctx.request.dialect == "jsonrpc"
+    row = {"expire": expire, "since": time.time(), "dialect": ctx.request.dialect, "target": target, "ended": ended}
+    ctx.store.put(f"event:{event}", socket, json.dumps(row), GONE_AFTER_S if ended else expire)
     return Reply()
 
 
-@command("events_list", input=False)
+def event_params(value):
+    """The attributes of a raised event from JSON-RPC params: an array of values, or an object as a string."""
+    if value is None or isinstance(value, dict):
+        raise Error(400, "No Params")
+    if isinstance(value, str):
+        try:
+            value = read_json(encode(value))
+        except ParseError:
+            value = None
+        if not isinstance(value, dict):
+            raise Error(400, "Bad Params")
+        return {name: text if type(text) in (str, int) else json_text(text) for name, text in value.items()}
+    if not isinstance(value, list) or not all(type(item) in (str, int, float) for item in value):
+        raise Error(400, "Bad Params")
+    return [json_string(item, "params") for item in value]
+
+
+def bind_event(arguments: tuple) -> list:
+    """EVENT and the attributes of a text request, NAME::VALUE each."""
+    if not arguments or arguments[0][1] is None:
+        raise WRONG_COUNT
+    return [arguments[0][1], {name or f"param{number}": value or "" for number, (name, value) in enumerate(arguments[1:], 1)}]
+
+
+@command("raise_event", bind=bind_event, json=JsonForm(raw=("params",)))
+def raise_event(ctx, event, params=()):
+    """Send an event to its subscribers, with attributes."""
+    if event not in ctx.server.registry.events:
+        raise Error(404, "Event not registered")
+    if not ctx.server.subscribers(event):
+        raise Error(480, "Temporarily Unavailable")
+    if ctx.request.dialect == "jsonrpc":
+        params = event_params(params) if len(ctx.request.arguments) > 1 else ()
+    ctx.server.raise_event(event, params)
+    return Reply()
+
+
+@command("events_list", input=False, json=JsonForm(plurals={"Event": ("Events", "name")}))
 def events_list(ctx):
     """Show the events that can be subscribed to."""
     return Reply(nodes=[Node("Event", name, (("id", number),)) for name, number in ctx.server.registry.events.items()], live=CONSTANT)
 
 
 @command("subscribers_list")
-def subscribers_list(ctx, event=None, place=None):
+def subscribers_list(ctx, event=None, socket=None):
     """Show who gets which events, all or those of one EVENT, or one SOCKET of it."""
-    events = ctx.server.registry.events
+    events, server = ctx.server.registry.events, ctx.server
     if event is not None and event not in events:
         raise Error(404, "Event not published")
-    nodes = []
+    nodes, shown = [], []
     for name in events if event is None else [event]:
-        found = [Node("Subscriber", None, (("socket", target), ("expire", json.loads(row)["expire"])))
-                 for target, row in ctx.store.items(f"event:{name}") if place in (None, target)]
-        if found:
-            nodes.append(Node("Event", name, (("id", events[name]),), found))
-    if place is not None and not nodes:
+        rows = [(place, row) for place, row in server.subscribers(name, ended=True) if socket in (None, place)]
+        lines = [Node("Subscriber", None, (("socket", place), ("expire", row["expire"]))) for place, row in rows]
+        if rows:
+            nodes.append(Node("Event", name, (("id", events[name]),), lines))
+            subscribers = [{"socket": place, "expire": row["expire"], "ttl": time_left(row)} for place, row in rows]
+            shown.append({"name": name, "id": events[name],
+                          **({"Subscribers": subscribers} if socket is None else {"Subscriber": subscribers[0]})})
+    if socket is not None and not nodes:
         raise Error(404, "Subscriber does not exist")
-    return Reply(nodes=nodes)
+    return Reply(nodes=nodes, result={"Events": shown} if event is None else {"Event": shown[0] if shown else {}})
 
 
-@command("list_tcp_conns", input=False)
+def time_left(row: dict):
+    """How long a subscription lasts, as 3.x shows it: seconds, `expired`, or `never` for one that does not end."""
+    if not row["expire"]:
+        return "expired" if row["ended"] else "never"
+    return max(0, round(row["since"] + row["expire"] - time.time()))
+
+
+@command("list_tcp_conns", input=False, json=JsonForm(plurals={"Connection": ("Connections", "ID")}))
 def list_tcp_conns(ctx):
     """Show TCP connections; datagrams have none."""
     return Reply(live=CONSTANT)
 
 
-@command("help")
-def show_help(ctx, mi_cmd="", *ignored):
+USAGE = "help mi_cmd - returns information about 'mi_cmd'"
+
+
+def bind_help(arguments: tuple) -> list:
+    """The command of a text request; further arguments are not looked at."""
+    return [value or "" for _, value in arguments[:1]]
+
+
+@command("help", bind=bind_help)
+def show_help(ctx, mi_cmd=""):
     """Show what a command does and which module it is from."""
     if not mi_cmd:
-        return Reply(nodes=(Node("Usage", "help mi_cmd - returns information about 'mi_cmd'"),), live=CONSTANT)
+        return Reply(nodes=(Node("Usage", USAGE),), live=CONSTANT, result=f"Usage: {USAGE}")
     found = ctx.server.registry.commands.get(mi_cmd)
     if found is None:
         raise Error(404, "unknown MI command")
@@ -2322,23 +2974,30 @@ def show_help(ctx, mi_cmd="", *ignored):
                         Node("Exported by", found.module.name)), live=CONSTANT)
 
 
-@command("list_blacklists", input=False)
+@command("list_blacklists", input=False, json=JsonForm(plurals={"List": ("Lists", "name")}))
 def list_blacklists(ctx):
     """Show blacklists; there are none."""
     return Reply(live=CONSTANT)
 
 
-@command("cache_remove_chunk")
-def cache_remove_chunk(ctx, first, second=None, *ignored):
-    """Forget the values whose names fit a pattern: [COLLECTION] GLOB."""
-    collection, pattern = ("default", first) if second is None else (first, second)
-    if not collection or not pattern:
+def bind_chunk(arguments: tuple) -> list:
+    """[COLLECTION] GLOB of a text request; further arguments are not looked at."""
+    values = [value for _, value in arguments[:2]]
+    if not values:
+        raise WRONG_COUNT
+    if not all(values):
         raise BAD_PARAMETER
+    return values[::-1]
+
+
+@command("cache_remove_chunk", bind=bind_chunk, json=JsonForm(errors={"Server Internal Error": Error(500, "Internal error")}))
+def cache_remove_chunk(ctx, glob, collection="default"):
+    """Forget the values whose names fit a pattern (in text requests a COLLECTION stands before the GLOB)."""
     if collection not in ctx.server.registry.modules_by_name["cachedb_local"].settings["cache_collections"]:
         raise Error(500, "Server Internal Error")
     space = f"cache:{collection}"
     for key, _ in ctx.store.items(space):
-        if fnmatch.fnmatchcase(key, pattern):
+        if fnmatch.fnmatchcase(key, glob):
             ctx.store.remove(space, key)
     return Reply()
 
@@ -2466,9 +3125,10 @@ def built_in_modules() -> list[Module]:
         return Module(name, {**{function.__name__: function for function in functions}, **rows}, __file__)
 
     return [
-        module("statistics", get_statistics, list_statistics, reset_statistics),
+        module("statistics", get_statistics, list_statistics, reset_statistics, reset_all_statistics),
         module("core", uptime, version, working_directory, command_line_arguments, which, list_processes, kill, log_level,
-               cache_store, cache_fetch, cache_remove, event_subscribe, events_list, subscribers_list, list_tcp_conns, show_help),
+               xlog_level, cache_store, cache_fetch, cache_remove, event_subscribe, events_list, subscribers_list,
+               raise_event, list_tcp_conns, show_help),
         module("blacklists", list_blacklists),
         module("cachedb_local", cache_remove_chunk, forget_expired, PARAMS=[
             Param("cache_collections", ("default",), collections_of, "names of collections, with semicolons"),
@@ -2617,6 +3277,10 @@ class Tracing:
     def trace(self, times: tuple, client: Any, server: Any, data: bytes, answer: tuple) -> None:
         """Trace one answered request; unknown commands are traced whatever the list says."""
         written, call, reply = answer
+        if isinstance(call, list):  # a batch
+            for part in call:
+                self.trace(times, client, server, data, part)
+            return
         if call and not self.list.allows(call.command.name):
             return
         shown = call and call.command.input and not reply.bare and reply.code // 100 == 2
@@ -2681,6 +3345,10 @@ class Endpoint:
         """The (pid, uid, gid) of a UNIX sender, if the kernel told."""
         found = [data for level, kind, data in client[1] if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS)]
         return struct.unpack("3i", found[0]) if found else None
+
+    def is_lost(self) -> bool:
+        """Whether the file of a UNIX socket is no longer ours."""
+        return self.unix and not self.kept and identity_of(self.place.spot) != self.identity
 
     def own_address(self) -> Any:
         """The address that is served, as tracing shows it."""
@@ -2873,7 +3541,7 @@ class Outbox:
                 return self.post_to_peer(endpoint, data, client)
             try:
                 send(data, client)
-            except OSError as error:
+            except (OSError, TypeError) as error:  # TypeError: it has no address
                 return self.refused(endpoint, data, client, error)
             count[replies] += 1
             count[sent] += len(data)
@@ -2883,18 +3551,21 @@ class Outbox:
     def post_to_peer(self, endpoint: Endpoint, data: bytes, client: Any) -> None:
         """Send to one of the clients that have, or should get, a socket of their own; else as to any other."""
         peer = self.peers.get((endpoint, client))
-        if peer is None and len(data) > LARGE and endpoint.unix and len(self.peers) < OWN_SOCKETS:
+        if peer is None and len(data) > LARGE and endpoint.unix and len(self.peers) < OWN_SOCKETS and endpoint.address_of(client):
             peer = self.peer(endpoint, client)
         if peer:
             return self.send_to(peer, data)
         try:
             endpoint.send(data, client)
-        except OSError as error:
+        except (OSError, TypeError) as error:
             return self.refused(endpoint, data, client, error)
         return self.sent(data)
 
-    def refused(self, endpoint: Endpoint, data: bytes, client: Any, error: OSError) -> None:
+    def refused(self, endpoint: Endpoint, data: bytes, client: Any, error: Exception) -> None:
         """A reply could not be sent: the client is behind, or cannot be reached."""
+        if not endpoint.address_of(client):
+            self.server.count("unreachable")
+            return self.tell(endpoint, None, "is not bound, so it has no address to reply to")
         if error.errno in WAIT:
             return self.send_to(self.peer(endpoint, client), data)
         return self.complain(endpoint, client, error)
@@ -2991,8 +3662,6 @@ class Outbox:
     def complain(self, endpoint: Endpoint, client: Any, error: OSError) -> None:
         """Count a reply that cannot be sent; say why once per client."""
         self.server.count("unreachable")
-        if client is None or not endpoint.address_of(client):
-            return self.tell(endpoint, None, "is not bound, so it has no address to reply to")
         why = error.strerror
         if error.errno == errno.EACCES and endpoint.unix:
             why = f"may not be written to by uid {os.geteuid()}, its owner is uid {owner_of(endpoint.address_of(client))}"
@@ -3038,6 +3707,7 @@ def owner_of(path: str) -> Any:
 # idle the sockets are not watched: the kernel's queue is the back-pressure.
 
 BURST = 64  # datagrams a worker takes before others get their turn
+BURST_S = 0.05  # and for how long, if handlers are slow
 BOOT_FAILED = 70  # exit status of a child that cannot start; more of them would not either
 ORPHAN_S = 0.5  # what a child may finish when its attendant is gone
 
@@ -3068,8 +3738,9 @@ class Child:
         self.access = Access(own)
         self.outbox = Outbox(server)
         self.tracing = Tracing(self.setup) if self.setup.destinations else None
-        self.answers = Answers(server.registry, log, self.setup.mi["reply_indent"], self.access.restricted, self.access.allows,
-                               functools.partial(server.count, "errors"))
+        self.answers = Answers(
+            server.registry, log, own["dialect"], self.setup.mi["reply_indent"], self.setup.mi["pretty_printing"],
+            self.access.restricted, self.access.allows, functools.partial(server.count, "errors"))
         self.hosts: dict[str, bool] = {}
         self.last_request = self.request_limit(own["max_requests"])
         self.debug = False
@@ -3079,8 +3750,12 @@ class Child:
         done = self.server.counted[self.server.core["requests"]]
         return done + max(1, round(limit * random.uniform(0.9, 1.1))) if limit else float("inf")
 
-    def serve(self, ready: Callable[[], None], alive: int) -> None:
-        """Serve until told to stop. ready(): called when all sockets are watched; alive: closed when the attendant dies."""
+    def serve(self, ready: Callable[[], None], tell: Callable[[], None], alive: int) -> None:
+        """Serve until told to stop.
+
+        ready(): called when all sockets are watched; tell(): wakes the attendant; alive: closed when that dies.
+        """
+        self.tell = tell
         loop = self.hub.loop
         interval_s = max(0.01, min(0.5, self.timeout_s / 10, self.setup.own["stall_timeout"] / 5000, self.outbox.timeout_s / 5 or 1))
         watched = [loop.timer(interval_s, interval_s), loop.io(alive, 1), loop.signal(signal.SIGTERM),
@@ -3138,7 +3813,7 @@ class Child:
     def drain_of(self, endpoint: Endpoint) -> Callable[[Worker], None]:
         """The function that takes datagrams from one socket and answers them, until there are none."""
         receive, address_of, answer, post = endpoint.receive, endpoint.address_of, self.answers.answer, self.outbox.poster(endpoint)
-        flags, limit = socket.MSG_TRUNC, LIMIT  # with the flag a cut datagram comes with its full length
+        now, flags, limit = time.monotonic, socket.MSG_TRUNC, LIMIT  # with the flag a cut datagram comes with its full length
         count, columns = self.server.counted, self.server.core
         requests, received = columns["requests"], columns["bytes_received"]
         screened = self.access.networks is not None and not endpoint.unix
@@ -3146,6 +3821,7 @@ class Child:
         server_address = endpoint.own_address()
 
         def drain(worker: Worker) -> None:
+            until_s = now() + BURST_S
             for _ in range(BURST):
                 try:
                     data, client = receive(limit + 1, flags)
@@ -3167,12 +3843,17 @@ class Child:
                 if size <= limit:
                     done = answer(data, (endpoint, client) if restricted else None)
                 else:
-                    done = self.answers.refuse(request_too_long(size))
+                    done = self.answers.refuse_size(data, size)
                 if self.debug:
                     log.debug("%a from %s: %a", data[:limit], shown_address(address_of(client)), done[0])
-                post(done[0], client)
+                if done[0]:
+                    post(done[0], client)
+                else:
+                    self.server.count("notifications")
                 if tracing:
                     tracing.trace((started_s, time.time()), address_of(client), server_address, data[:limit], done)
+                if now() > until_s:
+                    break
             if count[requests] >= self.last_request:
                 self.retire()
 
@@ -3210,6 +3891,7 @@ class Child:
         if self.last_request != float("inf"):
             self.last_request = float("inf")
             self.server.processes.set(self.row, state=Processes.STOPPING)
+            self.tell()
 
     def start_jobs(self) -> list:
         """Start what plug-ins do every so often; `where="one"` runs in the child of rank 1."""
@@ -3321,10 +4003,11 @@ KILL_AFTER_S = 0.7  # more than stop_timeout, after which a child that does not 
 class Record:
     """What the attendant knows of a child."""
 
-    __slots__ = ("pid", "row", "rank", "born_s", "retiring", "told_s")
+    __slots__ = ("pid", "row", "rank", "server", "born_s", "retiring", "told_s")
 
-    def __init__(self, pid: int, row: int, rank: int):
-        self.pid, self.row, self.rank, self.born_s, self.retiring, self.told_s = pid, row, rank, time.monotonic(), False, 0.0
+    def __init__(self, pid: int, row: int, rank: int, server: Server):
+        self.pid, self.row, self.rank, self.server = pid, row, rank, server
+        self.born_s, self.retiring, self.told_s = time.monotonic(), False, 0.0
 
 
 class Supervisor:
@@ -3395,6 +4078,8 @@ class Supervisor:
                 self.tick()
             return self.exit_status
         finally:
+            for number in self.ACTIONS:  # the way out is not to be cut short
+                original("signal", "signal")(number, signal.SIG_IGN)
             self.close_sockets(self.endpoints + self.leaving)
             self.store.close()
             shutil.rmtree(os.path.dirname(self.store.path), ignore_errors=True)
@@ -3447,12 +4132,13 @@ class Supervisor:
         log_notes(setup)
         self.previous = (self.setup, self.server, self.endpoints)
         self.setup, self.server, self.endpoints = setup, server, endpoints
+        self.leaving = [endpoint for endpoint in self.leaving if endpoint not in endpoints]
         return self.retire_all()
 
     def endpoint_for(self, place: Place, opened: list[Endpoint]) -> Endpoint:
         """The open socket of a place, or a new one, which is added to `opened`."""
-        for endpoint in self.endpoints:
-            if endpoint.place.spot == place.spot:
+        for endpoint in [*self.endpoints, *self.leaving]:
+            if endpoint.place.spot == place.spot and not endpoint.is_lost():
                 if endpoint.unix and not endpoint.kept and endpoint.place != place:
                     os.chown(place.spot, place.uid, place.gid)
                     os.chmod(place.spot, place.mode)
@@ -3525,6 +4211,8 @@ class Supervisor:
         serving = [rank for rank in wanted if rank in current and self.serves(current[rank])]
         if len(serving) == len(wanted):
             self.all_serve()
+        if self.leaving and not self.previous and not any(record.retiring for record in self.children.values()):
+            self.close_sockets(self.leaving)
 
     def serves(self, record: Record) -> bool:
         return self.processes.get(record.row, "state") == Processes.SERVING
@@ -3580,7 +4268,7 @@ class Supervisor:
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, every_signal)
         self.processes.set(row, pid=pid, rank=rank, beat_ms=int(time.monotonic() * 1000))
-        self.children[pid] = Record(pid, row, rank)
+        self.children[pid] = Record(pid, row, rank, self.server)
         self.not_before_s = 0.0
 
     def be_child(self, row: int, rank: int, every_signal: set) -> None:
@@ -3591,6 +4279,9 @@ class Supervisor:
                 original("signal", "signal")(number, signal.SIG_IGN if number in (signal.SIGINT, signal.SIGHUP) else signal.SIG_DFL)
             signal.set_wakeup_fd(-1)
             os.close(self.alive_write)
+            for endpoint in [*self.leaving, *(self.previous[2] if self.previous else ())]:
+                if endpoint not in self.endpoints:
+                    endpoint.socket.close()  # of a configuration that is going
             self.server.store.connection = None
             self.server.become(row)
             set_title(f"midatagram: MI Datagram {rank}")
@@ -3609,9 +4300,13 @@ class Supervisor:
                 nonlocal status
                 status = EXIT_CRASH
                 self.processes.set(row, state=Processes.SERVING)
-                os.write(self.news_write, b".")
+                tell()
 
-            child.serve(ready, self.alive_read)
+            def tell() -> None:
+                with contextlib.suppress(BlockingIOError):
+                    os.write(self.news_write, b".")
+
+            child.serve(ready, tell, self.alive_read)
             status = EXIT_OK
         except BaseException:  # nothing may pass into the attendant's code
             log.exception("child %d ends", rank)
@@ -3640,15 +4335,13 @@ class Supervisor:
         state = self.processes.get(record.row, "state")
         self.processes.set(record.row, pid=0, state=Processes.FREE)
         self.loads.pop(record.pid, None)
-        if not any(other.retiring for other in self.children.values()) and not self.previous:
-            self.close_sockets(self.leaving)
         if self.exit_status is not None or (record.retiring and code == 0) or (record.told_s and state == Processes.STOPPING):
             return
         why = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         log.error("child %d (pid %d) died: %s", record.rank, record.pid, why)
         self.server.count("child_deaths")
         if code == BOOT_FAILED:
-            return self.boot_failed()
+            return self.boot_failed() if record.server is self.server else None  # else its reload is taken back already
         self.server.raise_event("E_MI_CHILD_DIED", {"pid": record.pid, "reason": why})
         self.back_off(record)
 
@@ -3719,7 +4412,7 @@ class Supervisor:
     def check_sockets(self) -> None:
         """Bind those sockets again whose file somebody deleted."""
         for index, endpoint in enumerate(self.endpoints):
-            if not endpoint.unix or endpoint.kept or identity_of(endpoint.place.spot) == endpoint.identity:
+            if not endpoint.is_lost():
                 continue
             if os.path.lexists(endpoint.place.spot):
                 self.say_once(endpoint, f"{endpoint.place.spot} is no longer our socket; somebody put another file there")

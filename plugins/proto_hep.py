@@ -305,7 +305,7 @@ class Encoder:
 def packet(head: tuple, time_s: float, payload: bytes, tail: bytes) -> bytes:
     """One packet of a head, the time, the payload and the chunk of the correlation id."""
     layout, before, after = head
-    seconds, micros = divmod(int(time_s * 1_000_000), 1_000_000)
+    seconds, micros = divmod(round(time_s * 1_000_000), 1_000_000)
     size = len(payload)
     start = layout.pack(b"HEP3", layout.size + size + len(tail), before, seconds, MICROS, micros, after, 6 + size)
     return start + payload + tail

@@ -45,7 +45,7 @@ class TraceFile:
         self.file = os.open(self.path, FLAGS, 0o640)
 
     def write(self, traces: list) -> None:
-        """Append a batch with one write, so that lines of several children do not mix; OSError when there is no room."""
+        """Append a batch with one write, so that lines of several children do not mix; OSError where it fails."""
         data = (b"\n" if self.torn else b"") + "".join(map(line, traces)).encode("ascii")
         self.torn = True
         while data:

@@ -12,7 +12,7 @@ import time
 import pytest
 
 import midatagram as mi
-from conftest import PLUGINS, free_port, needs_root, wait_for
+from conftest import PLUGINS, free_port, needs_root, readable_python, wait_for
 
 NOBODY = 65534
 ECHO = ("-p", str(PLUGINS))
@@ -70,7 +70,8 @@ def test_500_of_500_in_order_when_read_after_half_a_second(start, connected):
     assert [number_in(reply) for reply in received(client, 500)] == list(range(500))
     assert client.receive(0.1) is None
     assert server.statistic("timeouts") == 0
-    assert server.statistic("delayed") >= 500 - UNREAD - 1
+    if not connected:  # the kernel sets no limit to what a socket may send to one that is connected to it
+        assert server.statistic("delayed") >= 500 - UNREAD - 1
 
 
 def test_5000_of_5000_from_ten_slow_readers(start):
@@ -120,6 +121,18 @@ def test_unread_large_replies_do_not_hold_up_another_client(start, send_buffer, 
     assert [len(reply) for reply in received(behind, 4)] == [60009] * 4
 
 
+def test_a_connected_client_that_does_not_read_holds_up_no_other_connected_one(start):
+    server = start(PLUG_INS + own("send_buffer", 212992), *ECHO)
+    behind, other = server.client(connected=True), server.client(connected=True)
+    for _ in range(12):
+        behind.send(b":big:\n60000\n")
+    for number in range(20):
+        began_s = time.monotonic()
+        assert number_in(other.ask(numbered(number))) == number
+        assert time.monotonic() - began_s < 0.5
+    assert [len(reply) for reply in received(behind, 12)] == [60009] * 12
+
+
 def test_many_clients_with_unread_large_replies_do_not_hold_up_another(start):
     server = start(PLUG_INS + own("send_buffer", 212992), *ECHO)
     behind = [server.client() for _ in range(20)]
@@ -134,25 +147,28 @@ def test_many_clients_with_unread_large_replies_do_not_hold_up_another(start):
 
 
 def test_what_waits_for_one_client_is_bounded_in_bytes(start):
-    server = start(PLUG_INS + own("peer_queue", 300000), *ECHO)
+    server = start(PLUG_INS + own("peer_queue", 300000) + base("socket_timeout", 60000), *ECHO)
     client = server.client()
     for _ in range(100):
         client.send(b":big:\n60000\n")
-    wait_for(lambda: server.statistic("timeouts") + server.statistic("delayed") == 100 - UNREAD, what="100 answers")
+    assert server.statistic("requests") == 101  # one child answers one after the other: those of before are done
     assert server.statistic("delayed") == 4  # of 60,009 bytes in 300,000
-    assert len(received(client, UNREAD + 4)) == UNREAD + 4
-    assert client.receive(0.1) is None
+    lost = server.statistic("timeouts")
+    assert 100 - UNREAD - 4 <= lost <= 95
+    assert server.log.count("reads too slowly and its queue is full") == 1
+    assert len(received(client, 100, 0.3)) == 100 - lost
     assert len(client.ask(b":big:\n60000\n")) == 60009
 
 
 def test_what_waits_for_all_clients_is_bounded_in_bytes(start):
-    server = start(PLUG_INS + own("reply_queue", 65536) + own("peer_queue", 65536), *ECHO)
+    server = start(PLUG_INS + own("reply_queue", 65536) + own("peer_queue", 65536) + base("socket_timeout", 60000), *ECHO)
     clients = [server.client() for _ in range(4)]
     for client in clients:
-        for _ in range(UNREAD + 1):
-            client.send(b":big:\n20000\n")
-    wait_for(lambda: server.statistic("timeouts") + server.statistic("delayed") == 4, what="all answers")
-    assert server.statistic("delayed") == 3
+        for _ in range(UNREAD):
+            client.send(numbered(0))
+        client.send(b":big:\n20000\n")
+    assert server.statistic("requests") == 4 * (UNREAD + 1) + 1
+    assert (server.statistic("delayed"), server.statistic("timeouts")) == (3, 1)
     assert sum(len(received(client, UNREAD + 1, 0.2)) for client in clients) == 4 * UNREAD + 3
 
 
@@ -270,22 +286,19 @@ def test_udp_client_whose_port_is_closed_harms_nobody(start):
 
 def test_path_that_we_may_not_write_to_is_one_log_line(start, open_folder):
     needs_root()
-    server = start(PLUG_INS, *ECHO, "-u", "nobody", place=f"{open_folder}/mi.sock")
-    client = server.client(bound=False)
+    server = start(PLUG_INS, *ECHO, "-u", "nobody", place=f"{open_folder}/mi.sock", wrapper=readable_python())
+    client, other = server.client(bound=False), server.client(bound=False)
     path = f"{open_folder}/private"
     client.socket.bind(path)
     os.chmod(path, 0o600)
     os.chown(path, 1, 1)
     for _ in range(3):
         client.send(numbered(1))
-    other = server.client(bound=False)
     other.socket.bind("")
-    other.ask(b":which:\n")
+    assert b"unreachable:: 3\n" in other.ask(b":get_statistics:\nunreachable\n")
     lines = [line for line in server.lines if path in line]
     assert len(lines) == 1
     assert f"may not be written to by uid {NOBODY}, its owner is uid 1" in lines[0]
-    other.send(b":get_statistics:\nunreachable\n")
-    assert b"unreachable:: 3\n" in other.receive()
     assert client.receive(0.05) is None
 
 
@@ -359,8 +372,9 @@ def test_stall_timeout_replaces_a_child_that_is_away_from_its_hub(start, childre
 def test_a_busy_child_is_not_taken_for_a_stalled_one(start):
     server = start(PLUG_INS + own("stall_timeout", 500), *ECHO)
     client, before = server.client(), server.children()
-    for _ in range(8):  # 1.6 s away from the hub in all, but never for long
-        assert client.ask(b":block:\n200\n") == b"200 OK\n\n"
+    for _ in range(8):  # 1.6 s of work, none of which takes long
+        client.send(b":block:\n200\n")
+    assert received(client, 8) == [b"200 OK\n\n"] * 8
     assert server.children() == before
     assert server.statistic("child_stalls") == 0
 

@@ -101,7 +101,7 @@ def echo_server(tmp_path_factory):
     from conftest import Server
 
     port = free_port()
-    server = Server(tmp_path_factory.mktemp("echo"), f'loadmodule "mi_echo.so"\nmodparam("midatagram", "listen", "udp:127.0.0.1:{port}")',
+    server = Server(tmp_path_factory.mktemp("echo"), f'loadmodule "mi_echo.so"\nmodparam("midatagram", "dialect", "text")\nmodparam("midatagram", "listen", "udp:127.0.0.1:{port}")',
                     "-p", str(PLUGINS))
     server.udp = f"udp:127.0.0.1:{port}"
     yield server

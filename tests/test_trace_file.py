@@ -1,0 +1,133 @@
+"""plugins/trace_file.py: lines, files that are full, moved away or unusable, and a server that writes them."""
+
+import errno
+import json
+import os
+import signal
+import sys
+
+import pytest
+from conftest import ROOT, wait_for
+from hypothesis import given, settings
+from traces import TRACE, TRACES, FakeContext
+
+import midatagram as mi
+
+sys.path.insert(0, str(ROOT / "plugins"))
+import trace_file
+
+
+def lines_of(path):
+    """The traces in a file, as mi.Trace."""
+    rows = [json.loads(text) for text in path.read_text("ascii").splitlines() if text]
+    return [mi.Trace(**row) for row in rows]
+
+
+@settings(deadline=None)
+@given(TRACES)
+def test_a_line_holds_the_whole_trace(trace):
+    text = trace_file.line(trace)
+    assert text.endswith("\n") and "\n" not in text[:-1] and text.isascii()
+    found = mi.Trace(**json.loads(text))
+    assert mi.encode(found.request) == trace.request
+    assert found.reply is None if trace.reply is None else mi.encode(found.reply) == trace.reply
+    assert (found.command, found.code, found.reason, found.requested_s) == (
+        trace.command, trace.code, trace.reason, trace.requested_s)
+    assert found.parameters == (None if trace.parameters is None else list(trace.parameters))
+
+
+def test_it_appends_and_is_opened_again(tmp_path):
+    path, moved = tmp_path / "trace.jsonl", tmp_path / "trace.jsonl.1"
+    one, other = (trace_file.TraceFile(str(path), FakeContext()) for _ in range(2))
+    one.reopen()  # not open yet: nothing to do
+    assert not path.exists()
+    one.open()
+    other.open()
+    one.write([TRACE, TRACE])
+    other.write([TRACE])
+    path.rename(moved)
+    one.write([TRACE])
+    one.reopen()
+    one.write([TRACE])
+    assert (len(lines_of(moved)), len(lines_of(path))) == (4, 1)
+    one.close()
+    one.close()
+    other.close()
+    assert path.stat().st_mode & 0o777 & ~0o640 == 0
+
+
+def test_it_stays_with_the_old_file_when_a_new_one_cannot_be_opened(tmp_path, caplog):
+    folder = tmp_path / "log"
+    folder.mkdir()
+    file = trace_file.TraceFile(str(folder / "trace.jsonl"), FakeContext())
+    file.open()
+    folder.rename(tmp_path / "moved")
+    file.reopen()
+    file.write([TRACE])
+    file.close()
+    assert "cannot be opened again" in caplog.text
+    assert len(lines_of(tmp_path / "moved" / "trace.jsonl")) == 1
+
+
+def test_a_line_after_a_torn_one_is_whole(tmp_path, monkeypatch):
+    path = tmp_path / "trace.jsonl"
+    file = trace_file.TraceFile(str(path), FakeContext())
+    file.open()
+    written, write = [], os.write
+
+    def full_after_ten_bytes(descriptor, data):
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(write(descriptor, data[:10]))
+        return 10
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(os, "write", full_after_ten_bytes)
+        file.write([TRACE])
+    file.close()
+    file.open()
+    file.write([TRACE])
+    file.close()
+    torn, whole = path.read_text().splitlines()
+    assert len(torn) == 10 and json.loads(whole)["command"] == "which"
+
+
+def test_a_fifo_that_nobody_reads_is_an_error_not_a_wait(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="fifo"):
+        trace_file.TraceFile(str(tmp_path / "fifo"), FakeContext()).open()
+
+
+@pytest.mark.parametrize("value", ["trace.jsonl", "", 7])
+def test_a_path_is_absolute(value):
+    with pytest.raises(ValueError, match="takes a"):
+        trace_file.absolute_path(value)
+
+
+def test_without_a_path_there_is_no_destination():
+    module = mi.Module("trace_file", vars(trace_file))
+    assert trace_file.destinations(mi.Context(module)) == {}
+    module.set("path", "/tmp/x", "f", 1)
+    assert list(trace_file.destinations(mi.Context(module))) == ["trace_file"]
+
+
+def test_a_server_writes_it_and_opens_it_again_on_sigusr1(start, tmp_path):
+    path, moved = tmp_path / "trace.jsonl", tmp_path / "trace.jsonl.1"
+    server = start('modparam("mi_datagram", "children_count", 2)\nloadmodule "trace_file.so"\n'
+                   f'modparam("trace_file", "path", "{path}")\n'
+                   'modparam("mi_datagram", "trace_destination", "trace_file")\n')
+    for number in range(50):
+        assert server.ask(f":nosuch{number}:\n".encode()) == b"500 command not available\n"
+    wait_for(lambda: path.exists() and len(lines_of(path)) == 50, what="50 lines")
+    path.rename(moved)
+    server.signal(signal.SIGUSR1)
+    wait_for(path.exists, what="a new file")
+    reply = server.ask(b":get_statistics:\nrequests\nreplies\n")
+
+    def new_lines():
+        return [trace for trace in lines_of(path) if trace.command == "get_statistics"]
+    trace = wait_for(new_lines, what="a line in the new file")[0]
+    assert (trace.code, trace.reason, trace.parameters) == (200, "OK", ["requests", "replies"])
+    assert trace.reply == reply.decode()
+    assert trace.requested_s <= trace.replied_s and trace.server == server.place
+    assert len(lines_of(moved)) == 50
