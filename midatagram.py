@@ -610,7 +610,9 @@ def json_outcome(reply: Reply, form: JsonForm):
 
 def json_tree(nodes: Iterable[Node], form: JsonForm, nothing=None):
     """Nodes as JSON, as 3.x does: an object of the names, a name that comes again an array; values alone an array."""
-    found: dict[str, Any] = {plural: [] for plural, _ in form.plurals.values()} if nothing else {}
+    if nothing and not nodes:
+        return {plural: [] for plural, _ in form.plurals.values()} or nothing
+    found: dict[str, Any] = {}
     repeated, values = set(), []
     for name, value, attributes, children in nodes:
         if not name:
@@ -1214,7 +1216,7 @@ class Command:
         given, rest = self.named_params(params)
         form, values = self.tag.json, {}
         for name in sorted(given, key=lambda name: name not in form.order):
-            values[name] = given[name] if name in form.raw or not self.input else self.json_value(name, given[name])
+            values[name] = given[name] if name in form.raw else self.json_value(name, given[name])
         if form.check:
             form.check(values)
         pairs = tuple([(name, text_of(given[name])) for name in given] + [(None, text_of(value)) for value in rest])
@@ -2161,14 +2163,18 @@ class Server:
                  else functools.partial(read_all, [stat.read for stat in run]) for block, run in runs]
         return parts[0] if len(parts) == 1 else lambda: tuple(itertools.chain.from_iterable([part() for part in parts]))
 
-    def statistics(self, names: tuple) -> Reply:
-        """The reply that shows statistics, which is kept: pollers ask for the same ones again. Error when unknown."""
-        key = tuple(map(self.registry.askable.__getitem__, names))
+    def statistics(self, names: tuple, once: bool = False) -> Reply:
+        """The reply that shows statistics, which is kept: pollers ask for the same ones again. Error when unknown.
+
+        once: a statistic asked for twice is shown once, as the members of a JSON object are.
+        """
+        key = (once, *map(self.registry.askable.__getitem__, names))
         reply = self.plans.get(key)
         if reply is None:
-            stats = [stat for number in key if number >= 0 for stat in self.registry.stats[number]]
+            stats = [stat for number in key[1:] if number >= 0 for stat in self.registry.stats[number]]
             if not stats:
                 raise Error(404, "Statistics Not Found")
+            stats = list({id(stat): stat for stat in stats}.values()) if once else stats
             if len(self.plans) >= KEPT_ENTRIES:
                 self.plans.clear()
             nodes = tuple(Node(f"{stat.group}:{stat.name}", LIVE) for stat in stats)
@@ -2615,7 +2621,7 @@ def get_statistics(ctx, *statistics):
     """Show statistics: each is a name, a whole group as `core:`, or `all`."""
     if not statistics:
         raise WRONG_COUNT
-    return ctx.server.statistics(statistics)
+    return ctx.server.statistics(statistics, once=ctx.request.dialect == "jsonrpc")
 
 
 @command("list_statistics", json=JsonForm(recipes=[(), ("statistics",)]))
@@ -2628,6 +2634,7 @@ def list_statistics(ctx, *statistics):
                   for stat in registry.find_stats(name) if name != "all"]
     if not found:
         raise Error(404, "Statistics Not Found")
+    found = dict(found).items() if ctx.request.dialect == "jsonrpc" else found
     return Reply(nodes=[Node(name, stat.kind) for name, stat in found], live=CONSTANT)
 
 
@@ -2673,7 +2680,7 @@ def uptime(ctx):
     return Reply(nodes=(Node("Now", LIVE), Node("Up since", time.ctime(started_s)), Node("Up time", LIVE)), live=read)
 
 
-@command("version", input=False, json=JsonForm(recipes=[(), ("revision",)]))
+@command("version", input=False, json=JsonForm(recipes=[(), ("revision",)], raw=("revision",)))
 def version(ctx):
     """Show the name and version of the server."""
     machine = os.uname()

@@ -44,7 +44,7 @@ class Load:
     """Clients in closed loops; `lost` counts requests without a reply within a second, `replies` what came."""
 
     def __init__(self, server, request, clients=6):
-        self.over, self.lost, self.replies = threading.Event(), 0, collections.Counter()
+        self.over, self.losses, self.replies = threading.Event(), [], collections.Counter()
         self.threads = [threading.Thread(target=self.ask, args=(server.place, server.folder, request))
                         for _ in range(clients)]
         for thread in self.threads:
@@ -52,11 +52,25 @@ class Load:
 
     def ask(self, place, folder, request):
         while not self.over.is_set():
-            # After a loss by a new one, so that no late reply is taken for the next.
-            with Client(place, folder) as client, contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
-                while not self.over.is_set() and (reply := client.ask(request, 1.0)) is not None:
-                    self.replies[reply] += 1
-            self.lost += not self.over.is_set()
+            with Client(place, folder) as client:  # a new one after a loss, so that no late reply is taken for the next
+                while not self.over.is_set() and self.ask_once(client, request):
+                    pass
+
+    def ask_once(self, client, request):
+        """Whether a reply came; what did not is counted."""
+        reply = None
+        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+            reply = client.ask(request, 1.0)
+        if reply is None:
+            self.losses.append(request)
+            return self.over.wait(0.05)
+        self.replies[reply] += 1
+        return True
+
+    @property
+    def lost(self):
+        """How many requests got no reply."""
+        return len(self.losses)
 
     @property
     def answered(self):

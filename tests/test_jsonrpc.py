@@ -75,6 +75,7 @@ WANTED = {
     "env-007": OK % b"-1.900000", "env-008": OK % b"1000", "env-015": OK % b"31", "env-016": OK % b"null",
     "env-017": OK % b"null", "env-018": OK % b"7", "env-019": OK % b"5", "env-021": OK % b"-0.500000",
     "env-028": INVALID, "env-029": INVALID, "env-030": INVALID, "env-031": INVALID,
+    "size-005": b"400 Parse_error",
     "env-075": b'[' + OK % b"1" + b"," + OK % b"1" + b"]",
     "stat-002": b'{"jsonrpc":"2.0","error":{"code":404,"message":"Statistics Not Found"},"id":1}',
     "stat-009": b'{"jsonrpc":"2.0","result":{"script:myvar":0},"id":1}',
@@ -115,4 +116,4 @@ def test_in_file_order(start, name):
         reply = client.ask(request, 0.3 if row["reply"] is None else 5)
         if not check(row, reply):
             wrong.append((row["id"], row["request"], reply, row["reply"]))
-    assert not wrong
+    assert not wrong, "\n".join(map(str, wrong))
