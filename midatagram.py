@@ -448,6 +448,7 @@ def write_text(reply: Reply, indent: str = "\t") -> str:
 def node_lines(nodes: Iterable[Node], indent: str) -> list[str]:
     """One line a node, depth first: indent for each level, `NAME:: `, value, ` NAME=VALUE` for each attribute."""
     lines, levels, margin = [], [iter(nodes)], ""
+    add = lines.append
     while levels:
         for name, value, attributes, children in levels[-1]:
             line = f"{margin}{name}:: " if name else margin
@@ -458,7 +459,7 @@ def node_lines(nodes: Iterable[Node], indent: str) -> list[str]:
                     line = f"{line} {key}={text}"
                 else:
                     line += f" {key}=" if key else "" if text is None else f"{text}"
-            lines.append(line + "\n")
+            add(f"{line}\n")
             if children:
                 levels.append(iter(children))
                 margin += indent
@@ -636,6 +637,9 @@ def json_tree(nodes: Iterable[Node], form: JsonForm, nothing=None):
             repeated.add(plural)
         else:
             found[plural] = item
+    for name in repeated:
+        if any(isinstance(item, dict) for item in found[name]):  # then all of them are
+            found[name] = [item if isinstance(item, dict) else {name: item} for item in found[name]]
     if not found:
         return values or nothing
     return {**found, "values": values} if values else found
@@ -976,7 +980,8 @@ class JsonForm(NamedTuple):
     recipes: lists of parameter names it can be called with; the name of *rest takes an array.
     order: parameters whose types are checked before the others; raw: those that get JSON values as they are.
     check: called with the values by name before the command; plurals: node name -> (name of the array, name of the
-    node's own value); renamed: node name -> member name; errors: reason -> Error; listing: values as an array.
+    node's own value); renamed: node name -> member name; errors: reason -> Error; listing: values as an array;
+    nameless: params by name are taken in the order in which they come, whatever their names.
     """
 
     recipes: Optional[list] = None
@@ -987,6 +992,7 @@ class JsonForm(NamedTuple):
     renamed: dict = {}
     errors: dict = {}
     listing: bool = False
+    nameless: bool = False
 
 
 class CommandTag(NamedTuple):
@@ -1231,7 +1237,7 @@ class Command:
 
     def named_params(self, params) -> tuple[dict, list]:
         """Params by the names of the recipe that fits them; and, for *rest without a recipe, what is beyond those."""
-        params = params or {}
+        params = list(params.values()) if self.form.nameless and isinstance(params, dict) else params or {}
         by_position, count = isinstance(params, list), getattr(params, "members", len(params))
         if by_position and self.rest and not self.tag.json.recipes and count > len(self.required):
             names = self.names[:count]
@@ -1857,6 +1863,7 @@ import fcntl
 import fnmatch
 import gc
 import grp
+import importlib
 import itertools
 import logging
 import logging.handlers
@@ -2306,12 +2313,14 @@ arguments = force_list(default=None)
 code = integer(min=0, max=4294967295, default=200)
 reason = string(default="OK")
 reply = string(default="")
+json = string(default="")
 delay = integer(min=0, max=86400000, default=0)
     [[__many__]]
     arguments = force_list(default=None)
     code = integer(min=0, max=4294967295, default=200)
     reason = string(default="OK")
     reply = string(default="")
+    json = string(default="")
     delay = integer(min=0, max=86400000, default=0)
 """
 
@@ -2374,7 +2383,8 @@ def canned_function(name: str, section, path: str, text: str) -> Callable:
             time.sleep(case.delay_ms / 1000)
         return case.reply
 
-    function = command(name, help=section["help"], pure=not any(case.delay_ms for case in cases))(answer)
+    function = command(name, help=section["help"], pure=not any(case.delay_ms for case in cases),
+                       json=JsonForm(nameless=True))(answer)
     function.mi_line = line_of(text, f"[{name}]")
     return function
 
@@ -2388,7 +2398,31 @@ def canned_case(section, path: str, text: str) -> Canned:
     if "arguments" not in section.defaults and not section["arguments"]:
         patterns = []
     body = section["reply"].removeprefix("\n").removesuffix("\n")
-    return Canned(patterns, Reply(section["code"], section["reason"], (Node(None, body),) if body else ()), section["delay"])
+    try:
+        result = read_json(encode(section["json"])) if section["json"] else None
+    except ParseError as error:
+        raise ConfigError(path, line_of(text, "json"), f"json of {section.name}: not JSON: {error}") from None
+    if result is None and section["code"] // 100 == 2:
+        result = json_tree(read_tree(body), NO_FORM, "OK")
+    nodes = (Node(None, body),) if body else ()
+    return Canned(patterns, Reply(section["code"], section["reason"], nodes, result=result), section["delay"])
+
+
+def read_tree(text: str) -> list[Node]:
+    """The MI tree that a text reply shows: a TAB a level, `NAME:: VALUE`, attributes behind a second blank."""
+    levels: list[list] = [[]]
+    for line in text.split("\n") if text else []:
+        bare = line.lstrip("\t")
+        name, colons, rest = bare.partition(":: ")
+        attributes = []
+        if colons and rest.startswith(" "):
+            attributes = [tuple(item.split("=", 1)) for item in re.split(r" (?=[^\s=]+=)", rest[1:]) if "=" in item]
+        value = None if attributes else rest if colons else bare
+        depth = min(len(line) - len(bare), len(levels) - 1)
+        del levels[depth + 1:]
+        levels.append([])
+        levels[depth].append(Node(name if colons else None, value, tuple(attributes), levels[-1]))
+    return levels[0]
 
 
 LOADERS = {".py": load_python, ".conf": load_canned}
@@ -4536,6 +4570,9 @@ def load_packages() -> None:
     except ImportError as error:
         raise StartError(EXIT_CRASH, f"{error.name} is missing; {PACKAGES}") from None
     gevent.monkey.patch_all()
+    for name in ("loop", "resolver", "threadpool"):  # imported now: after -u a child may not read Python's files
+        getattr(gevent.config, name)
+    importlib.import_module("gevent.util")
 
 
 class SyslogHandler(logging.handlers.SysLogHandler):
@@ -4800,8 +4837,10 @@ def drop_privileges(options) -> None:
 
 
 def go_background() -> int:
-    """Fork twice, away from the terminal; the first process waits and exits as the start ends. Gives a descriptor
-    that takes the exit status once it is known."""
+    """Fork twice, away from the terminal; the first process waits and exits as the start ends.
+
+    Lets go of stderr unless the log goes there. Gives a descriptor that takes the exit status once it is known.
+    """
     read, write = os.pipe()
     fork = original("os", "fork")
     pid = fork()
@@ -4815,8 +4854,9 @@ def go_background() -> int:
         os._exit(0)
     os.close(read)
     nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, 0)
-    os.dup2(nothing, 1)
+    to_stderr = any(type(handler) is logging.StreamHandler for handler in log.handlers)
+    for descriptor in (0, 1) if to_stderr else (0, 1, 2):
+        os.dup2(nothing, descriptor)
     return write
 
 

@@ -164,7 +164,6 @@ RULES = [
     ("gid:daemon", (NOBODY, DAEMON, []), True),
     ("gid:1", (NOBODY, DAEMON, []), True),
     ("gid:daemon", (NOBODY, NOBODY, []), False),
-    ("gid:daemon", (DAEMON, NOBODY, []), True),  # the group that the user is listed in
     ("127.0.0.0/8", (0, 0, []), False),
     ("127.0.0.0/8, gid:nogroup", (NOBODY, NOBODY, []), True),
 ]

@@ -87,7 +87,7 @@ def big(ctx, number="", place="value", *ignored):
     """Answer with so many `x` in one place: value, name, attr, attrname, kid, lines or reason."""
     wanted = atoi(number, 10)
     text = "x" * wanted
-    return mi.Reply(200, text if place == "reason" else "OK", PLACES[place](text, wanted))
+    return mi.Reply(200, text if place == "reason" else "OK", PLACES.get(place, PLACES["value"])(text, wanted))
 
 
 @mi.command
