@@ -3192,15 +3192,20 @@ TRACE_BATCH = 100  # traces written at once
 TRACE_PAUSE_S = 0.002  # how long a trace may wait for others to be written with it
 TRACE_TIMEOUT_S = 5.0  # for connecting, and for writing a batch
 TRACE_BACKOFF_S = (1.0, 30.0)  # first and longest pause after a failure; the pause doubles, give or take a fifth
+TRACE_STEADY_S = 5.0  # a connection that lasted so long makes the next pause short again
+
+
+TRACE_FIGURES = {
+    "queued": "packets put into the queue", "sent": "packets written", "dropped": "packets lost or left out",
+    "errors": "failed connects and writes", "reconnects": "connects after the first", "depth": "packets in the queue",
+    "connected": "children that are connected",
+}
 
 
 def trace_stats(name: str, group: str) -> list[Stat]:
-    """The counters of one destination; the last two are levels, see Stat."""
-    texts = {"queued": "packets put into the queue", "sent": "packets written", "dropped": "packets lost or left out",
-             "errors": "failed connects and writes", "reconnects": "connects after the first"}
-    levels = {"depth": "packets in the queue", "connected": "children that are connected"}
-    return [*(Stat(f"{name}-{word}", text, group) for word, text in texts.items()),
-            *(Stat(f"{name}-{word}", text, group, resettable=False) for word, text in levels.items())]
+    """The counters of one destination; the last two figures are levels."""
+    return [Stat(f"{name}-{word}", text, group, resettable=word not in ("depth", "connected"))
+            for word, text in TRACE_FIGURES.items()]
 
 
 class Tracer:
@@ -3210,24 +3215,26 @@ class Tracer:
         self.name, self.module, self.destination = name, module, destination
         self.packets = getattr(destination, "packets_per_trace", 1)
         self.queue: collections.deque = collections.deque()
-        self.connected, self.opened, self.pause_s = False, 0, TRACE_BACKOFF_S[0]
+        self.columns = {word: module.columns[f"{name}-{word}"] for word in TRACE_FIGURES}
+        self.connected, self.opened, self.opened_s, self.pause_s = False, 0, 0.0, TRACE_BACKOFF_S[0]
         self.waiting, self.log = False, log.getChild(module.name)
         self.sender = gevent.spawn(self.run)
 
-    def count(self, word: str, traces: int = 1) -> None:
-        """Add to a counter, in packets."""
-        self.module.row[self.module.columns[f"{self.name}-{word}"]] += traces * self.packets
+    def count(self, word: str, by: int = 1) -> None:
+        """Add to a counter."""
+        self.module.row[self.columns[word]] += by
 
-    def level(self, word: str, value: int) -> None:
-        """Set a level."""
-        self.module.row[self.module.columns[f"{self.name}-{word}"]] = value
+    def show_depth(self) -> None:
+        """Show how many packets wait."""
+        self.module.row[self.columns["depth"]] = len(self.queue) * self.packets
 
     def put(self, trace: Trace) -> None:
         """Queue a trace, or drop it when the queue is full."""
         if len(self.queue) >= TRACE_QUEUE:
-            return self.count("dropped")
+            return self.count("dropped", self.packets)
+        self.count("queued", self.packets)
         self.queue.append(trace)
-        self.count("queued")
+        self.show_depth()
         if self.waiting:
             self.waiting = False
             gevent.get_hub().loop.run_callback(self.sender.switch)
@@ -3239,9 +3246,7 @@ class Tracer:
                 self.waiting = True
                 gevent.get_hub().switch()
             gevent.sleep(TRACE_PAUSE_S)
-            if self.connected or self.connect():
-                self.write()
-            else:
+            if not ((self.connected or self.connect()) and self.write()):
                 gevent.sleep(self.pause_s * random.uniform(0.8, 1.2))
                 self.pause_s = min(self.pause_s * 2, TRACE_BACKOFF_S[1])
 
@@ -3251,42 +3256,43 @@ class Tracer:
             with gevent.Timeout(TRACE_TIMEOUT_S, OSError("timed out")):
                 self.destination.open()
         except Exception as error:  # a destination is a plug-in's: whatever it raises must not stop tracing
-            self.failed("cannot be reached", error)
-            return False
+            return self.failed("cannot be reached", error)
         self.log.log(NOTICE, "tracing to %s", self.name)
-        self.count_once("reconnects" if self.opened else "")
-        self.opened += 1
-        self.connected, self.pause_s = True, TRACE_BACKOFF_S[0]
-        self.level("connected", 1)
+        if self.opened:
+            self.count("reconnects")
+        self.opened, self.opened_s, self.connected = self.opened + 1, time.monotonic(), True
+        self.module.row[self.columns["connected"]] = 1
         return True
 
-    def count_once(self, word: str) -> None:
-        """Add one, whatever a trace has in packets."""
-        if word:
-            self.module.row[self.module.columns[f"{self.name}-{word}"]] += 1
-
-    def write(self) -> None:
+    def write(self) -> bool:
         """Write a batch; what a failed write held counts as dropped, since it may have arrived in part."""
         batch = [self.queue.popleft() for _ in range(min(len(self.queue), TRACE_BATCH))]
-        self.level("depth", len(self.queue) * self.packets)
+        self.show_depth()
         try:
             with gevent.Timeout(TRACE_TIMEOUT_S, OSError("timed out")):
                 self.destination.write(batch)
         except Exception as error:  # as in connect()
-            self.count("dropped", len(batch))
-            self.failed("is lost", error)
-        else:
-            self.count("sent", len(batch))
+            self.count("dropped", len(batch) * self.packets)
+            return self.failed("is lost", error)
+        self.count("sent", len(batch) * self.packets)
+        if time.monotonic() - self.opened_s > TRACE_STEADY_S:
+            self.pause_s = TRACE_BACKOFF_S[0]
+        return True
 
-    def failed(self, what: str, error: Exception) -> None:
+    def failed(self, what: str, error: Exception) -> bool:
         """Close after a failure; logged only when it changes the state."""
-        self.count_once("errors")
+        self.count("errors")
         if self.connected or not self.opened:
             self.log.error("tracing destination %s %s: %s", self.name, what, error)
             self.opened = max(1, self.opened)
+        self.close()
+        return False
+
+    def close(self) -> None:
+        """Close the destination."""
         self.connected = False
-        self.level("connected", 0)
-        with contextlib.suppress(OSError):
+        self.module.row[self.columns["connected"]] = 0
+        with contextlib.suppress(Exception):
             self.destination.close()
 
     def drain(self, limit_s: float) -> None:
@@ -3295,12 +3301,10 @@ class Tracer:
             while self.queue and self.connected:
                 gevent.sleep(TRACE_PAUSE_S)
         self.sender.kill()
-        self.count("dropped", len(self.queue))
+        self.count("dropped", len(self.queue) * self.packets)
         self.queue.clear()
-        self.level("depth", 0)
-        self.level("connected", 0)
-        with contextlib.suppress(Exception):
-            self.destination.close()
+        self.show_depth()
+        self.close()
 
     def reopen(self) -> None:
         """SIGUSR1: let the destination open its file again, if it has one."""
@@ -3324,7 +3328,7 @@ class Tracing:
             return
         if call and not self.list.allows(call.command.name):
             return
-        shown = call and call.command.input and not reply.bare and reply.code // 100 == 2
+        shown = call and call.command.input and not reply.bare
         trace = Trace(*times, client, server, data, call.command.name if call else "",
                       tuple([value for _, value in call.request.arguments]) if shown else None,
                       reply.code, reply.reason, None if reply.bare else written)

@@ -112,7 +112,8 @@ class Client:
 class Server:
     """A running midatagram: `python midatagram.py -f CONFIGURATION ARGUMENTS...`."""
 
-    def __init__(self, folder, configuration, *arguments, place=None, environment=None, wrapper=(), pass_fds=(), ready=True):
+    def __init__(self, folder, configuration, *arguments, place=None, environment=None, wrapper=(), pass_fds=(),
+                 ready=True):
         self.folder = folder
         self.place = place or f"{folder}/mi.sock"
         self.config_path = folder / "test.conf"
@@ -219,5 +220,5 @@ def start(tmp_path):
 
 def run(*arguments, timeout_s=START_S, environment=None, cwd=None):
     """Run the script to its end: a CompletedProcess with text output."""
-    return subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True,
-                          timeout=timeout_s, env={**os.environ, **(environment or {})}, cwd=cwd, errors="surrogateescape")
+    return subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True, cwd=cwd,
+                          timeout=timeout_s, env={**os.environ, **(environment or {})}, errors="surrogateescape")

@@ -24,11 +24,9 @@ import sys
 import tempfile
 import time
 
-sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent), str(pathlib.Path(__file__).resolve().parent.parent)]
+from conftest import PLUGINS, Server, free_port
 
-import midatagram as mi
-from conftest import PLUGINS, Client, Server, free_port
-
+LIMIT = 65457  # bytes of the longest answer
 DATA = pathlib.Path(__file__).resolve().parent / "data"
 # What is switched off would end or silence the server, reset the counters that are compared with in the end, or have
 # datagrams sent to whatever address a mutation made.
@@ -39,13 +37,14 @@ modparam("mi_datagram", "children_count", 2)
 modparam("midatagram", "disable", "kill, log_level, reset_statistics, reset_all_statistics, event_subscribe")
 modparam("midatagram", "listen", "{udp}")
 """
-BATCH = {"unix": 32, "connected": 32, "udp": 4}  # requests that a socket has in flight; UDP loses what nobody reads in time
+BATCH = {"unix": 32, "connected": 32, "udp": 4}  # requests a socket has in flight; UDP loses what is not read in time
 KINDS = ("unix", "unix", "unix", "connected", "connected", "udp", "udp")
 LARGE = 2048  # bytes; longer recordings are rarely chosen, and not for UDP
 LARGE_SHARE = 0.002
 WAIT_S = 15.0  # for an answer, on a busy machine
-TOKENS = [b":", b"::", b":\n", b"\n", b'"', b'\\"', b"\\", b"\\\\", b"\0", b" ", b"\t", b"\r", b"\v", b"\xff", b"\xc3\xa9", b"%s", b"%",
-          b"{", b"}", b"[", b"]", b",", b'"id":', b'"jsonrpc":"2.0"', b"null", b"1e400", b"-1", b"99999999999999999999", b"\\u0000", b"\\ud800"]
+TOKENS = [b":", b"::", b":\n", b"\n", b'"', b'\\"', b"\\", b"\\\\", b"\0", b" ", b"\t", b"\r", b"\v", b"\xff",
+          b"\xc3\xa9", b"%s", b"%", b"{", b"}", b"[", b"]", b",", b'"id":', b'"jsonrpc":"2.0"', b"null", b"1e400", b"-1",
+          b"99999999999999999999", b"\\u0000", b"\\ud800"]
 # Commands whose cost is a number of the request, and so many digits make it too dear.
 DEAR = {b"msleep": 3, b"deep": 4, b"big": 6}
 
@@ -60,7 +59,8 @@ def recorded_requests():
         parts = [pieces] if isinstance(pieces, str) else [p if isinstance(p, str) else p[0] * p[1] for p in pieces]
         return "".join(parts).encode("latin-1")
 
-    return sorted({expand(json.loads(line)["request"]) for path in (*sorted(DATA.glob("text_*.jsonl")), DATA / "jsonrpc.jsonl")
+    files = [*sorted(DATA.glob("text_*.jsonl")), DATA / "jsonrpc.jsonl"]
+    return sorted({expand(json.loads(line)["request"]) for path in files
                    for line in path.read_text(encoding="utf-8").splitlines()})
 
 
@@ -172,7 +172,7 @@ class Talker:
         reply = self.client.receive(WAIT_S)
         if reply is None:
             raise Wrong(f"an answer is missing on a {self.kind} socket; sent: {self.sent}")
-        if len(reply) > mi.LIMIT or not re.match(rb"\d+ |\{|\[", reply):
+        if len(reply) > LIMIT or not re.match(rb"\d+ |\{|\[", reply):
             raise Wrong(f"not an answer: {len(reply)} bytes, {reply[:200]}; sent: {self.sent}")
         return reply
 
@@ -237,8 +237,8 @@ def fuzz(folder, count, seconds, seed):
         raise Wrong(str(error)) from None
     finally:
         server.close()
-    print(f"{figures.requests} requests, {figures.replies} answers, {notifications} notifications and {figures.empty} empty "
-          f"datagrams without one, in {elapsed_s:.1f} s ({figures.requests / elapsed_s:.0f}/s)")
+    print(f"{figures.requests} requests, {figures.replies} answers, {notifications} notifications and "
+          f"{figures.empty} empty datagrams without one, in {elapsed_s:.1f} s ({figures.requests / elapsed_s:.0f}/s)")
     print(f"{figures.bytes} bytes of answers, the longest {figures.longest}; codes: "
           + ", ".join(f"{code} {times}" for code, times in figures.codes.most_common(12)))
 
@@ -248,7 +248,7 @@ def main(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=1_000_000, help="requests to send (1000000)")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="send no longer than that")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32), help="of the random numbers")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32), help="of the random edits")
     options = parser.parse_args(argv)
     print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="mi-fuzz-") as folder:

@@ -9,7 +9,6 @@ import socket
 import tempfile
 
 import pytest
-
 from conftest import PLUGINS, free_port, needs_root, run, wait_for
 
 TROUBLE = ("-p", str(PLUGINS))
@@ -91,18 +90,12 @@ def test_allow_from_drops_unread_what_comes_from_elsewhere(start):
 
 
 def test_allow_from_with_ipv6(start):
-    port = free_port(socket.AF_INET6)
-    text = own("listen", f"udp:[::1]:{port}")
-    assert ask_from("::1", start_port(start, text + own("allow_from", "::1"), port), target="::1").startswith(b"200 OK\n")
-    port = free_port(socket.AF_INET6)
-    text = own("listen", f"udp:[::1]:{port}")
-    assert ask_from("::1", start_port(start, text + own("allow_from", "127.0.0.0/8"), port), target="::1", timeout_s=0.1) is None
-
-
-def start_port(start, text, port):
-    """Start a server; gives its port."""
-    start(text, *TROUBLE)
-    return port
+    ports = []
+    for networks in ("::1", "fe80::/10, 127.0.0.0/8"):
+        ports.append(free_port(socket.AF_INET6))
+        start(own("listen", f"udp:[::1]:{ports[-1]}") + own("allow_from", networks), *TROUBLE)
+    assert ask_from("::1", ports[0], target="::1").startswith(b"200 OK\n")
+    assert ask_from("::1", ports[1], target="::1", timeout_s=0.1) is None
 
 
 def test_allow_from_knows_ipv4_on_an_ipv6_socket(start):
@@ -133,7 +126,8 @@ def test_warning_when_bound_beyond_loopback_without_a_list(start, place, allow, 
 
 def test_allow_command_by_network(start):
     port = free_port()
-    server = start(own("listen", f"udp:127.0.0.1:{port}") + own("allow_command", "uptime, kill: 127.0.0.2, 127.9.0.0/16"), *TROUBLE)
+    server = start(own("listen", f"udp:127.0.0.1:{port}")
+                   + own("allow_command", "uptime, kill: 127.0.0.2, 127.9.0.0/16"), *TROUBLE)
     for host in ("127.0.0.2", "127.9.1.1"):
         assert ask_from(host, port).startswith(b"200 OK\n")
     assert ask_from("127.0.0.1", port) == FORBIDDEN
@@ -141,7 +135,8 @@ def test_allow_command_by_network(start):
     assert ask_from("127.0.0.1", port, b":version:\n").startswith(b"200 OK\n")
     assert server.ask(UPTIME) == FORBIDDEN  # a UNIX client is in no network
     assert server.statistic("forbidden") == 3
-    assert re.search(r"WARNING:midatagram: audit: command uptime refused to 127\.0\.0\.1:\d+ \(127\.0\.0\.1\)\n", server.log)
+    audit = r"WARNING:midatagram: audit: command uptime refused to 127\.0\.0\.1:\d+ \(127\.0\.0\.1\)\n"
+    assert re.search(audit, server.log)
     assert re.search(r"audit: command kill refused to 127\.0\.0\.1:\d+ ", server.log)
     assert server.process.poll() is None
 
@@ -172,8 +167,8 @@ RULES = [
 @pytest.mark.parametrize("who, client, allowed", RULES)
 def test_allow_command_by_user_and_group(start, open_folder, who, client, allowed):
     needs_root()
-    server = start('modparam("mi_datagram", "unix_socket_mode", 0666)\n' + own("allow_command", f"uptime: {who}"), *TROUBLE,
-                   place=f"{open_folder}/mi.sock")
+    server = start('modparam("mi_datagram", "unix_socket_mode", 0666)\n' + own("allow_command", f"uptime: {who}"),
+                   *TROUBLE, place=f"{open_folder}/mi.sock")
     reply = ask_as(*client, server.place, UPTIME)
     assert reply.startswith(b"200 OK\n") if allowed else reply == FORBIDDEN
     assert ask_as(*client, server.place, b":version:\n").startswith(b"200 OK\n")
@@ -185,7 +180,8 @@ def test_allow_command_by_user_and_group(start, open_folder, who, client, allowe
 def test_allow_command_on_each_socket(start, open_folder):
     needs_root()
     second = f"{open_folder}/second.sock"
-    server = start(own("listen", f"{second};mode=0666") + own("allow_command", "uptime: uid:nobody") + own("allow_command", "version: uid:root"))
+    server = start(own("listen", f"{second};mode=0666") + own("allow_command", "uptime: uid:nobody")
+                   + own("allow_command", "version: uid:root"))
     for place in (server.place, second):
         assert server.ask(UPTIME, place=place) == FORBIDDEN
         assert server.ask(b":version:\n", place=place).startswith(b"200 OK\n")
@@ -201,8 +197,10 @@ def test_unix_mode_keeps_other_users_out(start, open_folder):
 
 
 def test_rule_that_names_nobody_known_is_refused(tmp_path):
-    for rule in ("uptime: uid:no_such_user", "uptime: gid:no_such_group", "uptme: uid:root", "uptime: 127.0.0.1/40", "uptime"):
-        (tmp_path / "c").write_text(f'modparam("mi_datagram", "socket_name", "{tmp_path}/mi.sock")\n' + own("allow_command", rule))
+    main = f'modparam("mi_datagram", "socket_name", "{tmp_path}/mi.sock")\n'
+    for rule in ("uptime: uid:no_such_user", "uptime: gid:no_such_group", "uptme: uid:root", "uptime: 127.0.0.1/40",
+                 "uptime"):
+        (tmp_path / "c").write_text(main + own("allow_command", rule))
         done = run("-c", "-f", tmp_path / "c")
         assert done.returncode == 78
         assert f"{tmp_path}/c:2: " in done.stderr, done.stderr
@@ -236,7 +234,8 @@ WRITABLE = {
     "folder, by its group": lambda folder, path: folder.chmod(0o775),
     "folder, by its owner": lambda folder, path: os.chown(folder, NOBODY, 0),
 }
-SOURCES = {"hello.py": "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n", "hello.conf": "[hi]\nreply = hi\n"}
+SOURCES = {"hello.py": "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n",
+           "hello.conf": "[hi]\nreply = hi\n"}
 
 
 @pytest.mark.parametrize("name", SOURCES)

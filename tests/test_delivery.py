@@ -10,9 +10,9 @@ import threading
 import time
 
 import pytest
+from conftest import PLUGINS, free_port, needs_root, readable_python, wait_for
 
 import midatagram as mi
-from conftest import PLUGINS, free_port, needs_root, readable_python, wait_for
 
 NOBODY = 65534
 ECHO = ("-p", str(PLUGINS))
@@ -161,7 +161,8 @@ def test_what_waits_for_one_client_is_bounded_in_bytes(start):
 
 
 def test_what_waits_for_all_clients_is_bounded_in_bytes(start):
-    server = start(PLUG_INS + own("reply_queue", 65536) + own("peer_queue", 65536) + base("socket_timeout", 60000), *ECHO)
+    server = start(PLUG_INS + own("reply_queue", 65536) + own("peer_queue", 65536)
+                   + base("socket_timeout", 60000), *ECHO)
     clients = [server.client() for _ in range(4)]
     for client in clients:
         for _ in range(UNREAD):

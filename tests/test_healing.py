@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import itertools
 import os
 import pathlib
 import re
@@ -14,7 +15,6 @@ import threading
 import time
 
 import pytest
-
 from conftest import PLUGINS, SCRIPT, STOP_S, Client, free_port, needs_root, run, wait_for
 
 TROUBLE = ("-p", str(PLUGINS))
@@ -190,7 +190,7 @@ def test_pauses_between_starts_grow_in_a_crash_loop(start, plug_in):
     for times in range(1, 6):
         server.wait_log("died:", times=times)
         deaths.append(time.monotonic())
-    gaps = [after - before for before, after in zip(deaths, deaths[1:])]
+    gaps = [after - before for before, after in itertools.pairwise(deaths)]
     assert gaps[-1] > gaps[0] + 0.2
     assert server.process.wait(5) == 1
 
@@ -269,7 +269,8 @@ def greeted(ctx):
     ctx.count("greetings")
     return mi.Reply()
 """
-NEW_GREETER = GREETER.replace('"hello"', '"good day"').replace("STATS = [", 'STATS = [mi.Stat("bows", "how many"), ') + """
+BOWS = 'STATS = [mi.Stat("bows", "how many"), '
+NEW_GREETER = GREETER.replace('"hello"', '"good day"').replace("STATS = [", BOWS) + """
 
 @mi.command
 def bow(ctx):
@@ -357,7 +358,7 @@ def is_closed(client):
 
 def test_reload_takes_more_or_fewer_children_and_other_sockets(start):
     ports = free_port(), free_port()
-    text = PLUG_INS + 'modparam("mi_datagram", "children_count", {})\nmodparam("midatagram", "listen", "udp:127.0.0.1:{}")\n'
+    text = PLUG_INS + children_count("{}") + own("listen", '"udp:127.0.0.1:{}"')
     server = start(text.format(2, ports[0]), *TROUBLE)
     assert server.ask(WHOAMI, place=f"udp:127.0.0.1:{ports[0]}")
     for count, here, there in ((4, ports[1], ports[0]), (1, ports[0], ports[1])):
@@ -365,17 +366,18 @@ def test_reload_takes_more_or_fewer_children_and_other_sockets(start):
         reload(server)
         assert len(server.children()) == count
         assert server.ask(WHOAMI, place=f"udp:127.0.0.1:{here}")
-        wait_for(lambda: is_closed(server.client(f"udp:127.0.0.1:{there}", connected=True)), what="the old one to be closed")  # noqa: B023
+        old = server.client(f"udp:127.0.0.1:{there}", connected=True)
+        wait_for(lambda: is_closed(old), what="the old one to be closed")  # noqa: B023
 
 
-BAD = {
-    "value": ("{text}modparam(\"mi_datagram\", \"children_count\", \"many\")\n", None, r"test\.conf:\d+: .*children_count"),
-    "syntax": ("{text}modparam(\"mi_datagram\"\n", None, r"test\.conf:\d+: "),
-    "no such plug-in": ("{text}loadmodule \"absent.py\"\n", None, r"test\.conf:\d+: .*absent"),
-    "folder of a socket": ("{text}modparam(\"midatagram\", \"listen\", \"/nowhere/at/all.sock\")\n", None, "/nowhere/at/all.sock"),
-    "plug-in's syntax": ("{text}", "def (:\n", r"greeter\.py:1: "),
-    "plug-in's import": ("{text}", "import no_such_module\n", r"greeter\.py:1: .*no_such_module"),
-    "plug-in's init": ("{text}", GREETER + "def init(ctx):\n    1 / 0\n", r"greeter\.py:\d+: .*ZeroDivisionError"),
+BAD = {  # what is added to the configuration, the new source of the plug-in, what the log says
+    "value": ('modparam("mi_datagram", "children_count", "many")\n', None, r"test\.conf:\d+: .*children_count"),
+    "syntax": ('modparam("mi_datagram"\n', None, r"test\.conf:\d+: "),
+    "no such plug-in": ('loadmodule "absent.py"\n', None, r"test\.conf:\d+: .*absent"),
+    "folder of a socket": (own("listen", '"/nowhere/at/all.sock"'), None, "/nowhere/at/all.sock"),
+    "plug-in's syntax": ("", "def (:\n", r"greeter\.py:1: "),
+    "plug-in's import": ("", "import no_such_module\n", r"greeter\.py:1: .*no_such_module"),
+    "plug-in's init": ("", GREETER + "def init(ctx):\n    1 / 0\n", r"greeter\.py:\d+: .*ZeroDivisionError"),
 }
 
 
@@ -385,7 +387,7 @@ def test_reload_with_a_mistake_keeps_the_old_and_says_why(greeter, kind):
     before, good = greeter.children(), greeter.config_path.read_text()
     with Load(greeter, b":greet:\n", 2) as load:
         load.wait(50)
-        greeter.write(text.format(text=good))
+        greeter.write(good + text)
         if source:
             greeter.write_plug_in(source)
         reload(greeter, "reload refused, the old configuration stays: ")
@@ -497,7 +499,8 @@ def test_usr1_opens_the_log_file_again_in_all_processes(start, tmp_path):
     server.ask(b":fail:\n")
     assert "command fail failed" in moved.read_text()
     server.signal(signal.SIGUSR1)
-    wait_for(lambda: server.ask(b":fail:\n") and path.exists() and "command fail failed" in path.read_text(), what="a new file")
+    wait_for(path.exists, what="a new file")
+    wait_for(lambda: server.ask(b":fail:\n") and "command fail failed" in path.read_text(), what="the child to use it")
     size = moved.stat().st_size
     server.stop()
     assert "stopping" in path.read_text()
@@ -600,7 +603,7 @@ def test_start_refuses_a_live_socket(start, tmp_path, kind):
         before = snapshot(place)
         done = run("-s", place)
         assert done.returncode == 69
-        assert f"midatagram: {place} is the socket of a running server; stop that one or choose another path" in done.stderr
+        assert f"{place} is the socket of a running server; stop that one or choose another path" in done.stderr
         assert snapshot(place) == before
 
 

@@ -15,9 +15,9 @@ import tempfile
 import time
 
 import pytest
+from conftest import PLUGINS, ROOT, SCRIPT, STOP_S, Client, free_port, needs, needs_root, readable_python, run, wait_for
 
 import midatagram as mi
-from conftest import PLUGINS, ROOT, SCRIPT, STOP_S, Client, free_port, needs, needs_root, readable_python, run, wait_for
 
 NOBODY = 65534
 WHOAMI = b":whoami:\n"
@@ -96,7 +96,8 @@ def installed():
     copy.remove()
 
 
-# The daemon sees an /etc/crontab, crontabs and /run of its own, so that nothing else is run and nobody else's is touched.
+CRON_ENVIRONMENT = {"HOME": "/root", "LOGNAME": "root", "PATH": "/usr/bin:/bin", "SHELL": "/bin/sh"}
+# The daemon sees an /etc/crontab, crontabs and /run of its own: nothing else is run, and nobody else's is touched.
 CRON = """
 set -e
 mount --make-rprivate /
@@ -142,7 +143,7 @@ def test_once_a_minute_line_as_cron_runs_it(installed):
         """What cron does: /bin/sh, hardly any environment, output collected for a mail."""
         with open(installed.folder / "mail", "w+") as mail:
             subprocess.run(["/bin/sh", "-c", command], stdin=subprocess.DEVNULL, stdout=mail, stderr=mail, check=True,
-                           cwd="/", timeout=20, env={"HOME": "/root", "LOGNAME": "root", "PATH": "/usr/bin:/bin", "SHELL": "/bin/sh"})
+                           cwd="/", timeout=20, env=CRON_ENVIRONMENT)
             mail.seek(0)
             return mail.read()
 
@@ -167,7 +168,7 @@ def test_version():
     assert (done.returncode, done.stdout, done.stderr) == (0, f"midatagram {mi.__version__}\n", "")
 
 
-@pytest.mark.parametrize("arguments", [["--no-such-option"], ["-P"], ["call"], ["call", "-t", "soon", "which"], ["extra"]])
+@pytest.mark.parametrize("arguments", [["--no-such-option"], ["-P"], ["extra"], ["call"], ["call", "-t", "soon", "ps"]])
 def test_usage_is_2(arguments):
     done = run(*arguments)
     assert done.returncode == 2
@@ -275,11 +276,12 @@ def test_background_start_returns_when_all_children_serve(background):
 
 def test_background_server_lets_go_of_stderr_when_it_logs_elsewhere(background):
     server = background()
-    server.config_path.write_text(server.config_path.read_text() + f'modparam("midatagram", "log_file", "{server.log_path}")\n')
+    log_line = f'modparam("midatagram", "log_file", "{server.log_path}")\n'
+    server.config_path.write_text(server.config_path.read_text() + log_line)
     starter = subprocess.Popen([sys.executable, SCRIPT, *server.arguments, "-D"], stderr=subprocess.PIPE)
     with starter.stderr:
         assert starter.wait(20) == 0
-        assert select.select([starter.stderr], [], [], 2)[0], "who waits for the end of stderr (cron, ssh) waits for ever"
+        assert select.select([starter.stderr], [], [], 2)[0], "who waits for the end of stderr (ssh) waits for ever"
         assert starter.stderr.read() == b""
 
 
@@ -287,7 +289,8 @@ def test_background_server_lets_go_of_stderr_when_it_logs_elsewhere(background):
 def test_background_start_that_fails_says_so_to_who_started_it(background, fails, status):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.0.1", 0))
-        (pathlib.Path(background().folder) / "boot.py").write_text("def child_init(ctx):\n    raise OSError('no database')\n")
+        boot = "def child_init(ctx):\n    raise OSError('no database')\n"
+        (pathlib.Path(background().folder) / "boot.py").write_text(boot)
         server = background({"port": f'modparam("midatagram", "listen", "udp:127.0.0.1:{other.getsockname()[1]}")\n',
                              "folder": 'modparam("midatagram", "listen", "/no/such/folder/x")\n',
                              "child": 'loadmodule "boot.so"\n'}[fails], "-p", background().folder)
@@ -350,13 +353,15 @@ def test_status_without_a_pid_file_asks_the_socket(start, tmp_path, kind):
 # Users
 
 
-@pytest.mark.parametrize("arguments, uid, gid", [(["-u", "daemon"], 1, 1), (["-u", "daemon", "-g", "nogroup"], 1, 65534),
-                                                 (["-g", "daemon"], 0, 1)])
+@pytest.mark.parametrize("arguments, uid, gid", [
+    (["-u", "daemon"], 1, 1), (["-u", "daemon", "-g", "nogroup"], 1, 65534), (["-g", "daemon"], 0, 1),
+])
 def test_privileges_are_dropped_after_binding(start, open_folder, arguments, uid, gid):
     needs_root()
     port = free_port()
-    server = start(f'modparam("mi_datagram", "children_count", 2)\nmodparam("midatagram", "listen", "udp:127.0.0.1:{port}")\n',
-                   *arguments, place=f"{open_folder}/mi.sock", wrapper=readable_python())
+    server = start('modparam("mi_datagram", "children_count", 2)\n'
+                   f'modparam("midatagram", "listen", "udp:127.0.0.1:{port}")\n', *arguments,
+                   place=f"{open_folder}/mi.sock", wrapper=readable_python())
     children = pathlib.Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
     assert len(children) == 2
     for pid in (server.pid, *children):
@@ -499,7 +504,8 @@ def activated(*sockets, pid="os.getpid()"):
 
 def test_sockets_of_systemd_are_served_and_keep_their_queue_over_a_restart(start, tmp_path):
     path, port = f"{tmp_path}/mi.sock", free_port()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as unix, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+    with (socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as unix,
+          socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp):
         unix.bind(path)
         os.chmod(path, 0o604)
         udp.bind(("127.0.0.1", port))
@@ -558,7 +564,8 @@ def test_priorities_stand_before_each_line_when_stderr_is_the_journal(start):
     assert all(re.match(r"<[1-7]>", line) for line in server.lines), server.log
     priorities = {text: line[1] for line in server.lines for text in
                   ("ready:", "stumble raised", "Traceback", "ZeroDivisionError", "no_such_command") if text in line}
-    assert priorities == {"ready:": "5", "stumble raised": "3", "Traceback": "3", "ZeroDivisionError": "3", "no_such_command": "7"}
+    assert priorities == {"ready:": "5", "stumble raised": "3", "Traceback": "3", "ZeroDivisionError": "3",
+                          "no_such_command": "7"}
     assert not re.search(r"\d\d:\d\d:\d\d", server.lines[0])  # the journal has the time
 
 
