@@ -44,7 +44,8 @@ import operator
 import pathlib
 import re
 import struct
-from typing import Any, Callable, Iterable, Iterator, NamedTuple, Optional
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 __version__ = "1.0.0"
 
@@ -68,7 +69,7 @@ class Error(Exception):
     `data` is the detail that JSON-RPC clients get beside the reason.
     """
 
-    def __init__(self, code: int, reason: str, data: Optional[str] = None):
+    def __init__(self, code: int, reason: str, data: str | None = None):
         super().__init__(code, reason)
         self.code, self.reason, self.data = code, reason, data
 
@@ -123,7 +124,7 @@ def encode(text: str) -> bytes:
 class Node(NamedTuple):
     """A node of an MI tree. A name or value of None is absent; attributes are (name, value) pairs."""
 
-    name: Optional[str] = None
+    name: str | None = None
     value: Any = None
     attributes: tuple = ()
     children: Any = ()
@@ -153,7 +154,7 @@ class Reply(NamedTuple):
     code: int = 200
     reason: str = "OK"
     nodes: Any = ()
-    live: Optional[Callable[[], tuple]] = None
+    live: Callable[[], tuple] | None = None
     bare: bool = False
     result: Any = None
 
@@ -490,7 +491,7 @@ def write_request(name: str, arguments: Iterable[tuple]) -> bytes:
     return request
 
 
-def write_argument(name: Optional[str], value: Optional[str]) -> str:
+def write_argument(name: str | None, value: str | None) -> str:
     """One argument line, in quotes where the grammar needs them."""
     label = "" if name is None else f"{name}::"
     if name is not None and ('"' in name or "\n" in name or f"{label}:".index("::") < len(name)
@@ -683,7 +684,7 @@ def string(value) -> str:
     return value
 
 
-def integer(lo: Optional[int] = None, hi: Optional[int] = None) -> Callable:
+def integer(lo: int | None = None, hi: int | None = None) -> Callable:
     """Converter: an int, or decimal or 0x text, within lo..hi, both included."""
     span = {(False, False): "", (True, False): f" of at least {lo}", (False, True): f" of at most {hi}",
             (True, True): f" from {lo} to {hi}"}[lo is not None, hi is not None]
@@ -737,7 +738,7 @@ def file_mode(value) -> int:
     return int(value)
 
 
-def decimal_mode(value) -> Optional[str]:
+def decimal_mode(value) -> str | None:
     """What to say about a file mode that was written in decimal; None for the octal form."""
     text = getattr(value, "text", "0")
     if text.startswith("0"):
@@ -805,7 +806,7 @@ class Address(NamedTuple):
     """Where a datagram socket is: a UNIX path (port None), or a host and port of UDP."""
 
     host: str
-    port: Optional[int] = None
+    port: int | None = None
 
     def __str__(self) -> str:
         if self.port is None:
@@ -834,7 +835,7 @@ def address(value) -> Address:
     return Address(bracketed.group(1) if bracketed else host, int(port))
 
 
-def odd_scheme(value) -> Optional[str]:
+def odd_scheme(value) -> str | None:
     """What to say about a path that looks like another kind of address."""
     match = re.match(r"(?i)(udp|unix|tcp|udp4|udp6):", str(value))
     if match and not value.startswith("udp:"):
@@ -846,7 +847,7 @@ class Listener(NamedTuple):
     """A socket to serve: its address and, for a UNIX socket, mode and owners (None: as unix_socket_* say)."""
 
     address: Address
-    mode: Optional[int] = None
+    mode: int | None = None
     user: Any = None
     group: Any = None
 
@@ -957,9 +958,9 @@ class Stat(NamedTuple):
 
     name: str
     help: str
-    group: Optional[str] = None
+    group: str | None = None
     resettable: bool = True
-    read: Optional[Callable[[], int]] = None
+    read: Callable[[], int] | None = None
 
     @property
     def kind(self) -> str:
@@ -984,11 +985,11 @@ class JsonForm(NamedTuple):
     nameless: params by name are taken in the order in which they come, whatever their names.
     """
 
-    recipes: Optional[list] = None
+    recipes: list | None = None
     order: tuple = ()
     raw: tuple = ()
-    check: Optional[Callable[[dict], None]] = None
-    plurals: dict = {}  # noqa: RUF012 - a constant
+    check: Callable[[dict], None] | None = None
+    plurals: dict = {}
     renamed: dict = {}
     errors: dict = {}
     listing: bool = False
@@ -999,10 +1000,10 @@ class CommandTag(NamedTuple):
     """What @command keeps on a function."""
 
     name: str
-    help: Optional[str]
+    help: str | None
     input: bool
     pure: bool
-    bind: Optional[Callable[[tuple], list]]
+    bind: Callable[[tuple], list] | None
     json: JsonForm
     converters: dict
 
@@ -1057,10 +1058,10 @@ class Trace(NamedTuple):
     server: Any
     request: bytes
     command: str
-    parameters: Optional[tuple]
+    parameters: tuple | None
     code: int
     reason: str
-    reply: Optional[bytes]
+    reply: bytes | None
 
 
 class Context:
@@ -1068,7 +1069,7 @@ class Context:
 
     __slots__ = ("module", "request", "caller")
 
-    def __init__(self, module: Module, request: Optional[Request] = None, caller: Any = None):
+    def __init__(self, module: Module, request: Request | None = None, caller: Any = None):
         self.module, self.request, self.caller = module, request, caller
 
     def param(self, name: str):
@@ -1140,7 +1141,7 @@ class Module:
             seen.add(key)
         return list(rows)
 
-    def set(self, name: str, value, path: str, line: int) -> Optional[str]:
+    def set(self, name: str, value, path: str, line: int) -> str | None:
         """Take one modparam line; gives a warning or None, raises ConfigError."""
         param = self.params.get(name)
         if param is None:
@@ -1199,7 +1200,7 @@ class Command:
     def refuse(self, message: str):
         raise ConfigError(self.path, self.line, f'command "{self.name}" {message}')
 
-    def signature(self) -> tuple[list, list, Optional[str]]:
+    def signature(self) -> tuple[list, list, str | None]:
         """Names of the required and optional arguments and of *rest, without the Context."""
         parameters = list(inspect.signature(self.function).parameters.values())
         plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -1264,7 +1265,7 @@ class Command:
         return self.converted(converter, (json_int if integer else json_string)(value, name), name)
 
     @staticmethod
-    def converted(converter: Optional[Callable], value, name: str):
+    def converted(converter: Callable | None, value, name: str):
         """A value through a converter; what the converter refuses is a bad type."""
         try:
             return converter(value) if converter else value
@@ -1293,7 +1294,7 @@ class Command:
         return " ".join(parts + ([f"[{self.rest.upper()}...]"] if self.rest else []))
 
 
-def text_of(value) -> Optional[str]:
+def text_of(value) -> str | None:
     """A JSON value as tracing and handlers see it among the request's arguments."""
     return value if value is None or isinstance(value, str) else json_text(value)
 
@@ -1486,7 +1487,7 @@ class Answers:
             written = encode(f"{NOT_SENDABLE.code} {NOT_SENDABLE.reason}")
         return written, parts, Reply()
 
-    def answer_envelope(self, value: Any, caller: Any, data: Optional[bytes]) -> tuple[bytes, Any, Reply]:
+    def answer_envelope(self, value: Any, caller: Any, data: bytes | None) -> tuple[bytes, Any, Reply]:
         """Answer one request object; `data` is the datagram it is, to remember it by (None for a part of a batch)."""
         request, params = read_envelope(value)
         command = self.commands.get(request.name, NO_COMMAND)
@@ -1502,7 +1503,7 @@ class Answers:
         call = Call(command, request._replace(arguments=arguments), values)
         return self.finish(call, caller, self.remember(data, call) if data else None)
 
-    def remember(self, data: bytes, call: Call) -> Optional[Kept]:
+    def remember(self, data: bytes, call: Call) -> Kept | None:
         """Keep what a request taught, from its second time on. When there is no room all is forgotten; pollers teach
         it again."""
         if len(data) > KEPT_REQUEST:
@@ -1519,7 +1520,7 @@ class Answers:
         kept = self.kept[data] = Kept(call)
         return kept
 
-    def finish(self, call: Call, caller: Any, kept: Optional[Kept]) -> tuple[bytes, Any, Reply]:
+    def finish(self, call: Call, caller: Any, kept: Kept | None) -> tuple[bytes, Any, Reply]:
         """Run a command and write its reply; keep the reply if it says so and the request is kept."""
         reply = self.run(call, caller)
         try:
@@ -1565,7 +1566,7 @@ class Answers:
             shape.refresh(values)
         return shape
 
-    def refuse(self, reply: Reply, call: Optional[Call] = None, unknown: bool = False) -> tuple[bytes, Any, Reply]:
+    def refuse(self, reply: Reply, call: Call | None = None, unknown: bool = False) -> tuple[bytes, Any, Reply]:
         """Answer with an error that no handler gave; `unknown`: the call names no command of ours."""
         if reply.bare or unknown:
             self.failed()
@@ -1709,7 +1710,7 @@ class ConfigReader:
         "import_file": 'import_file "FILE"',
     }
 
-    def __init__(self, read: Callable[[str], Optional[str]]):
+    def __init__(self, read: Callable[[str], str | None]):
         self.read_file = read
         self.directives: list[Directive] = []
 
@@ -1798,7 +1799,7 @@ class ConfigReader:
     def pass_over(self, first: Token) -> None:
         """Skip a statement that is not ours: to the end of its line or its block, or to a word that is ours."""
         depth, last = 0, first
-        token: Optional[Token] = first
+        token: Token | None = first
         while token:
             depth += {"{": 1, "}": -1}.get(token.value, 0) if token.kind == "other" else 0
             if depth < 0:
@@ -1847,7 +1848,7 @@ MIDATAGRAM_PARAMS = [
     Param("allow_command", (), access_rule, "COMMAND, ...: NETWORK|uid:NAME|gid:NAME, ...", repeat=True),
     Param("disable", (), words, "commands that are not served, with commas: kill, log_level"),
     Param("log_file", None, string, "log to this file instead of stderr or syslog; SIGUSR1 opens it again"),
-    Param("crash_limit", 10, integer(1), "children in a row that may die within a second of their start before the server gives up"),
+    Param("crash_limit", 10, integer(1), "children in a row that may die within a second of their start, then the server ends"),
 ]
 
 ###############################################################################
@@ -1875,11 +1876,11 @@ import shutil
 import signal
 import socket
 import sqlite3
-import stat
 import tempfile
 import time
 import traceback
 import types
+from stat import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_ISSOCK
 
 log = logging.getLogger("midatagram")
 
@@ -2021,7 +2022,7 @@ class Store:
 
     def __init__(self, folder: str):
         self.path = os.path.join(folder, "store.sqlite")
-        self.connection: Optional[sqlite3.Connection] = None
+        self.connection: sqlite3.Connection | None = None
         self.owner_pid = 0
 
     def run(self, statement: str, *values) -> list:
@@ -2034,7 +2035,7 @@ class Store:
             self.owner_pid = os.getpid()
         return self.connection.execute(statement, values).fetchall()
 
-    def get(self, space: str, key: str) -> Optional[str]:
+    def get(self, space: str, key: str) -> str | None:
         """The value of a key, None if there is none or it expired."""
         found = self.run("SELECT value FROM item WHERE space = ? AND key = ? AND expires > ?",
                          encode(space), encode(key), time.time())
@@ -2328,7 +2329,7 @@ delay = integer(min=0, max=86400000, default=0)
 class Canned(NamedTuple):
     """One canned answer: the argument patterns it is for (None: any), the reply, its delay in ms."""
 
-    patterns: Optional[list]
+    patterns: list | None
     reply: Reply
     delay_ms: int
 
@@ -2361,7 +2362,8 @@ def load_canned(path: str) -> Module:
     for sections, name in configobj.get_extra_values(content):
         what = "section" if sections else "command"
         known = list(spec["__many__"].scalars)
-        raise ConfigError(path, line_of(text, name), f'"{name}" is no key of a {what}; keys are {", ".join(known)}{nearest(name, known)}')
+        keys = f"keys are {', '.join(known)}{nearest(name, known)}"
+        raise ConfigError(path, line_of(text, name), f'"{name}" is no key of a {what}; {keys}')
     name = pathlib.Path(path).stem
     functions = {command_name: canned_function(command_name, content[command_name], path, text)
                  for command_name in content.sections}
@@ -2428,7 +2430,7 @@ def read_tree(text: str) -> list[Node]:
 LOADERS = {".py": load_python, ".conf": load_canned}
 
 
-def find_plugin(name: str, folders: Iterable[str]) -> Optional[str]:
+def find_plugin(name: str, folders: Iterable[str]) -> str | None:
     """The file of a plug-in, from the first folder that has one."""
     paths = (os.path.join(folder, name + suffix) for folder in folders for suffix in LOADERS)
     return next((path for path in paths if os.path.isfile(path)), None)
@@ -2511,10 +2513,12 @@ class Loader:
         if modules or pattern in self.passed:
             return
         if find_plugin(pattern, self.search()):
-            raise ConfigError(directive.path, directive.line, f'module {pattern} is not loaded; put loadmodule "{pattern}.so" before')
+            mend = f'put loadmodule "{pattern}.so" before'
+            raise ConfigError(directive.path, directive.line, f"module {pattern} is not loaded; {mend}")
         hint = nearest(pattern, self.modules)
         self.passed.add(pattern)
-        self.note(logging.WARNING if hint else logging.INFO, directive, f"modparam for {pattern}, which has no plug-in here, passed over{hint}")
+        level = logging.WARNING if hint else logging.INFO
+        self.note(level, directive, f"modparam for {pattern}, which has no plug-in here, passed over{hint}")
 
     def finish(self) -> Setup:
         """What can be checked only when all lines are known."""
@@ -2591,7 +2595,8 @@ def checked_global(directive: Directive):
             raise ConfigError(directive.path, directive.line, f"log_facility takes LOG_DAEMON, LOG_LOCAL0 ..., not {value}")
         return facility
     if not isinstance(value, int) or (word != "log_level" and value not in (0, 1)):
-        raise ConfigError(directive.path, directive.line, f"{word} takes {'-3 to 4' if word == 'log_level' else 'yes or no'}, not {value}")
+        form = "-3 to 4" if word == "log_level" else "yes or no"
+        raise ConfigError(directive.path, directive.line, f"{word} takes {form}, not {value}")
     return int(value)
 
 
@@ -2603,7 +2608,8 @@ def check_account(name, look_up: Callable, module: Module, param: str):
         return look_up(name)
     except KeyError:
         kind = "user" if look_up is pwd.getpwnam else "group"
-        raise ConfigError(*module.lines.get(param, [(module.path, 0)])[-1], f'{param}: no {kind} "{name}" on this system') from None
+        where = module.lines.get(param, [(module.path, 0)])[-1]
+        raise ConfigError(*where, f'{param}: no {kind} "{name}" on this system') from None
 
 
 class Place(NamedTuple):
@@ -2958,7 +2964,8 @@ def raise_event(ctx, event, params=()):
 @command("events_list", input=False, json=JsonForm(plurals={"Event": ("Events", "name")}))
 def events_list(ctx):
     """Show the events that can be subscribed to."""
-    return Reply(nodes=[Node("Event", name, (("id", number),)) for name, number in ctx.server.registry.events.items()], live=CONSTANT)
+    events = ctx.server.registry.events
+    return Reply(nodes=[Node("Event", name, (("id", number),)) for name, number in events.items()], live=CONSTANT)
 
 
 @command("subscribers_list")
@@ -3386,7 +3393,7 @@ class Endpoint:
         self.socket.sendmsg([data], asked, 0, address)
 
     @staticmethod
-    def credentials_of(client: Any) -> Optional[tuple]:
+    def credentials_of(client: Any) -> tuple | None:
         """The (pid, uid, gid) of a UNIX sender, if the kernel told."""
         found = [data for level, kind, data in client[1] if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS)]
         return struct.unpack("3i", found[0]) if found else None
@@ -3407,7 +3414,7 @@ class Endpoint:
                 os.unlink(self.place.spot)
 
 
-def identity_of(path: str) -> Optional[tuple]:
+def identity_of(path: str) -> tuple | None:
     """What tells a file from another one of the same name; None when there is none."""
     try:
         status = os.lstat(path)
@@ -3492,9 +3499,9 @@ def clear_path(place: Place) -> None:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
-    if not stat.S_ISSOCK(mode):
-        kinds = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFREG: "a file"}
-        raise StartError(EXIT_CANNOT_CREATE, f"{path} is {kinds.get(stat.S_IFMT(mode), 'no socket')}, which is left as it is; "
+    if not S_ISSOCK(mode):
+        kinds = {S_IFLNK: "a symbolic link", S_IFDIR: "a folder", S_IFIFO: "a FIFO", S_IFREG: "a file"}
+        raise StartError(EXIT_CANNOT_CREATE, f"{path} is {kinds.get(S_IFMT(mode), 'no socket')}, which is left as it is; "
                                              "remove it or choose another path")
     if is_live(path):
         raise StartError(EXIT_IN_USE, f"{path} is the socket of a running server; stop that one or choose another path")
@@ -3802,7 +3809,8 @@ class Child:
         """
         self.tell = tell
         loop = self.hub.loop
-        interval_s = max(0.01, min(0.5, self.timeout_s / 10, self.setup.own["stall_timeout"] / 5000, self.outbox.timeout_s / 5 or 1))
+        stall_s = self.setup.own["stall_timeout"] / 1000
+        interval_s = max(0.01, min(0.5, self.timeout_s / 10, stall_s / 5, self.outbox.timeout_s / 5 or 1))
         watched = [loop.timer(interval_s, interval_s), loop.io(alive, 1), loop.signal(signal.SIGTERM),
                    loop.signal(signal.SIGQUIT), loop.signal(signal.SIGUSR1)]
         handlers = [self.sweep, self.orphaned, self.stopping.set, self.quit, self.reopen]
@@ -3857,7 +3865,8 @@ class Child:
 
     def drain_of(self, endpoint: Endpoint) -> Callable[[Worker], None]:
         """The function that takes datagrams from one socket and answers them, until there are none."""
-        receive, address_of, answer, post = endpoint.receive, endpoint.address_of, self.answers.answer, self.outbox.poster(endpoint)
+        receive, address_of, post = endpoint.receive, endpoint.address_of, self.outbox.poster(endpoint)
+        answer = self.answers.answer
         now, flags, limit = time.monotonic, socket.MSG_TRUNC, LIMIT  # with the flag a cut datagram comes with its full length
         count, columns = self.server.counted, self.server.core
         requests, received = columns["requests"], columns["bytes_received"]
@@ -4009,7 +4018,7 @@ class Access:
         rules = [rule for rule in self.rules if command.name in rule.commands]
         if endpoint.unix:
             allowed = credentials is not None and any(self.fits(rule, *credentials[1:]) for rule in rules)
-            who = "pid %d uid %d gid %d" % credentials if credentials else "unknown"
+            who = "pid {} uid {} gid {}".format(*credentials) if credentials else "unknown"
         else:
             who = endpoint.address_of(client)[0]
             allowed = any(self.in_networks(who, rule.networks) for rule in rules)
@@ -4070,8 +4079,8 @@ class Supervisor:
         self.leaving: list[Endpoint] = []  # sockets of the old configuration, until its children are gone
         self.children: dict[int, Record] = {}
         self.pending: collections.deque = collections.deque()
-        self.previous: Optional[tuple] = None  # what a reload replaced, until its children serve
-        self.exit_status: Optional[int] = None
+        self.previous: tuple | None = None  # what a reload replaced, until its children serve
+        self.exit_status: int | None = None
         self.stop_s = 0.0
         self.early_deaths, self.not_before_s = 0, 0.0
         self.ready_told = False
@@ -4321,7 +4330,8 @@ class Supervisor:
         status = BOOT_FAILED
         try:
             for number in (*self.ACTIONS, signal.SIGCHLD):
-                original("signal", "signal")(number, signal.SIG_IGN if number in (signal.SIGINT, signal.SIGHUP) else signal.SIG_DFL)
+                handler = signal.SIG_IGN if number in (signal.SIGINT, signal.SIGHUP) else signal.SIG_DFL
+                original("signal", "signal")(number, handler)
             signal.set_wakeup_fd(-1)
             os.close(self.alive_write)
             for endpoint in [*self.leaving, *(self.previous[2] if self.previous else ())]:
@@ -4582,7 +4592,7 @@ def load_packages() -> None:
 class SyslogHandler(logging.handlers.SysLogHandler):
     """Logs to syslog through sockets that gevent has not patched, so that the attendant needs no hub."""
 
-    def createSocket(self):  # noqa: N802 - the base class names it
+    def createSocket(self):
         self.socket = original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.connect(self.address)
 
@@ -4634,10 +4644,11 @@ def log_notes(setup: Setup) -> None:
     for place in setup.listeners:
         if place.family != socket.AF_UNIX and not ipaddress.ip_address(place.spot[0].partition("%")[0]).is_loopback \
                 and setup.own["allow_from"] is None:
-            log.warning("%s can be reached from other machines and allow_from is not set: all may use all commands", place.address)
+            log.warning("%s can be reached from other machines and allow_from is not set: all may use all commands",
+                        place.address)
 
 
-def read_file(path: str) -> Optional[str]:
+def read_file(path: str) -> str | None:
     """The text of a configuration file; None if there is no such file or it cannot be read."""
     try:
         with open(path, "rb") as file:
@@ -4719,7 +4730,7 @@ def call(argv: list[str]) -> int:
     return 0 if re.match(rb"2\d\d ", reply) else 1
 
 
-def split_argument(text: str) -> tuple[Optional[str], Optional[str]]:
+def split_argument(text: str) -> tuple[str | None, str | None]:
     """`name=value` of the command line as (name, value); other text is a value alone."""
     match = re.fullmatch(r"([A-Za-z_][\w.-]*)=(.*)", text, re.S)
     return (match.group(1), match.group(2)) if match else (None, text)

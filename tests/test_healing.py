@@ -283,11 +283,13 @@ PARAMS = [mi.Param("depth", 1, mi.integer(1, 9), "how deep")]
 """
 
 
-def reload(server, text="ready:"):
-    """SIGHUP, and wait until the log says once more that it is done."""
-    times = server.log.count(text)
+def reload(server, refused=None):
+    """SIGHUP, and wait until the new children serve alone; or until the log says that it was refused."""
+    text = refused or "ready:"
+    before, times = server.children(), server.log.count(text)
     server.signal(signal.SIGHUP)
     server.wait_log(text, times=times + 1)
+    wait_for(lambda: refused or not any(map(is_alive, before)), what="the old children to end")
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ import json
 import re
 
 import pytest
-
-from conftest import PLUGINS, Server, free_port
+from conftest import PLUGINS, Server
 from test_recorded import recordings
 
 RECORDED = recordings("jsonrpc.jsonl")

@@ -45,6 +45,12 @@ def described(name, value):
 
 @mi.command
 def echo(ctx, *arguments):
+    """Answer with the arguments."""
+    return mi.Reply(nodes=[mi.Node(name, value) for name, value in ctx.request.arguments])
+
+
+@mi.command
+def describe(ctx, *arguments):
     """Answer with the arguments, each with what is to be said about it."""
     return mi.Reply(nodes=[described(name, value) for name, value in ctx.request.arguments])
 
