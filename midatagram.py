@@ -1877,6 +1877,7 @@ import signal
 import socket
 import sqlite3
 import tempfile
+import termios
 import time
 import traceback
 import types
@@ -2023,6 +2024,7 @@ class Store:
     def __init__(self, folder: str):
         self.path = os.path.join(folder, "store.sqlite")
         self.connection: sqlite3.Connection | None = None
+        self.inherited: sqlite3.Connection | None = None
         self.owner_pid = 0
 
     def run(self, statement: str, *values) -> list:
@@ -2060,6 +2062,10 @@ class Store:
         """Delete what expired."""
         self.run("DELETE FROM item WHERE expires <= ?", time.time())
 
+    def disown(self) -> None:
+        """After a fork: leave the attendant's connection alone; closing it here would disturb its locks."""
+        self.inherited, self.connection, self.owner_pid = self.connection, None, 0
+
     def close(self) -> None:
         """Close this process' connection."""
         if self.connection and self.owner_pid == os.getpid():
@@ -2081,7 +2087,7 @@ def run_folder() -> str:
 
 LOG_LEVELS = {4: logging.DEBUG, 3: logging.INFO, 2: 25, 1: logging.WARNING, 0: logging.ERROR, -1: logging.ERROR,
               -2: logging.CRITICAL, -3: 60}  # OpenSIPS' log levels and those of Python's logging
-NOTICE = 25
+NOTICE, LOG_LEVEL_DEFAULT = 25, 3
 logging.addLevelName(NOTICE, "NOTICE")
 logging.addLevelName(60, "ALERT")
 PRIORITIES = {10: 7, 20: 6, 25: 5, 30: 4, 40: 3, 50: 2, 60: 1}  # of syslog and the journal
@@ -3398,6 +3404,11 @@ class Endpoint:
         found = [data for level, kind, data in client[1] if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS)]
         return struct.unpack("3i", found[0]) if found else None
 
+    def has_room(self, size: int) -> bool:
+        """Whether a large reply leaves half of the send buffer to others: what clients have not read is charged to it."""
+        unread, = struct.unpack("i", fcntl.ioctl(self.socket, termios.TIOCOUTQ, b"\0\0\0\0"))
+        return unread + size <= self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2
+
     def is_lost(self) -> bool:
         """Whether the file of a UNIX socket is no longer ours."""
         return self.unix and not self.kept and identity_of(self.place.spot) != self.identity
@@ -3549,6 +3560,8 @@ class Peer:
         """Send through the own socket, or from the bound one where there is none; OSError as send(2)."""
         self.used_s = time.monotonic()
         if self.socket is None:
+            if self.endpoint.unix and len(data) > LARGE and not self.endpoint.has_room(len(data)):
+                raise BlockingIOError(errno.EAGAIN, "other clients need the rest of the send buffer")
             return self.endpoint.send(data, self.client)
         try:
             self.socket.send(data)
@@ -4093,7 +4106,7 @@ class Supervisor:
         try:
             for place in self.setup.listeners:
                 self.endpoints.append(open_endpoint(place, given))
-                self.enlarge(self.endpoints[-1])
+                self.tune(self.endpoints[-1])
         except StartError:
             self.close_sockets(self.endpoints)
             raise
@@ -4101,8 +4114,10 @@ class Supervisor:
             log.warning("socket %s was given to us but is not configured, closed", spot)
             os.close(descriptor)
 
-    def enlarge(self, endpoint: Endpoint) -> None:
-        """Ask for a large send buffer; as root beyond the system's limit."""
+    def tune(self, endpoint: Endpoint) -> None:
+        """Ask for a large send buffer, as root beyond the system's limit, and for credentials where rules want them."""
+        if endpoint.unix and self.setup.own["allow_command"]:
+            endpoint.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         size = self.setup.own["send_buffer"]
         try:
             endpoint.socket.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_SNDBUFFORCE", 32), size)
@@ -4184,6 +4199,9 @@ class Supervisor:
             log.error("reload refused, the old configuration stays: %s", error)
             return self.tell_ready()
         log_notes(setup)
+        if setup.globals.get("log_level") != self.setup.globals.get("log_level"):
+            for row in range(ROWS):
+                self.processes.set(row, level=setup.globals.get("log_level", LOG_LEVEL_DEFAULT), own_level=0)
         self.previous = (self.setup, self.server, self.endpoints)
         self.setup, self.server, self.endpoints = setup, server, endpoints
         self.leaving = [endpoint for endpoint in self.leaving if endpoint not in endpoints]
@@ -4199,7 +4217,7 @@ class Supervisor:
                     endpoint.place = place
                 return endpoint
         opened.append(open_endpoint(place, {}))
-        self.enlarge(opened[-1])
+        self.tune(opened[-1])
         return opened[-1]
 
     def retire_all(self) -> None:
@@ -4337,7 +4355,7 @@ class Supervisor:
             for endpoint in [*self.leaving, *(self.previous[2] if self.previous else ())]:
                 if endpoint not in self.endpoints:
                     endpoint.socket.close()  # of a configuration that is going
-            self.server.store.connection = None
+            self.server.store.disown()
             self.server.become(row)
             set_title(f"midatagram: MI Datagram {rank}")
             watch_parent()
@@ -4478,7 +4496,7 @@ class Supervisor:
                 self.say_once(endpoint, f"{endpoint.place.spot} was deleted and cannot be bound again: {error}")
                 continue
             log.warning("%s was deleted; bound again", endpoint.place.spot)
-            self.enlarge(fresh)
+            self.tune(fresh)
             self.endpoints = [*self.endpoints[:index], fresh, *self.endpoints[index + 1:]]
             self.leaving.append(endpoint)
             self.retire_all()
@@ -4603,7 +4621,7 @@ class SyslogHandler(logging.handlers.SysLogHandler):
 def start_logging(setup: Setup, processes: Processes, background: bool, debug: bool) -> None:
     """Log to stderr, syslog or a file, as the configuration and the command line say."""
     settings = setup.globals
-    level = 4 if debug else settings.get("log_level", 3)
+    level = 4 if debug else settings.get("log_level", LOG_LEVEL_DEFAULT)
     for row in range(ROWS):
         processes.set(row, level=level)
     to_stderr = settings.get("log_stderror", settings.get("stderror_enabled", not background)) or debug and not background

@@ -39,8 +39,8 @@ def needs_root():
 
 def readable_python():
     """Words to put before a server's command line, so that the Python that runs it can be read by all users."""
-    home = os.path.realpath(sys.executable)
-    if not home.startswith(("/root/", "/home/")):
+    homes = "/root/", "/home/"
+    if not os.path.realpath(sys.executable).startswith(homes) and not sys.prefix.startswith(homes):
         return []
     return ["/bin/sh", "-c", 'shift; exec /usr/bin/python3 "$@"', "sh"]
 

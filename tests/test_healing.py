@@ -436,7 +436,82 @@ def test_many_reloads_at_once_lose_nothing(greeter):
     assert greeter.statistic("child_deaths") == 0
 
 
+def test_reload_gets_rid_of_a_child_that_is_stuck(start):
+    server = start(PLUG_INS + own("stop_timeout", 300) + children_count(2), *TROUBLE)
+    before = server.children()
+    server.client().send(b":block:\n60000\n")
+    wait_for(lambda: server.ask(WHOAMI, 0.2), what="the other child")
+    reload(server)
+    assert server.log.count("does not stop, killed") >= 1
+    assert not set(before) & set(server.children())
+    assert len(server.children()) == 2
+
+
+def open_files(pid):
+    """How many descriptors a process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def test_reloads_and_deaths_leave_nothing_behind_in_the_attendant(start):
+    server = start(PLUG_INS + children_count(2) + own("listen", f'"udp:127.0.0.1:{free_port()}"'), *TROUBLE)
+    assert len(os.listdir(f"/proc/{server.pid}/task")) == 1  # no hub, no threads
+    reload(server)
+    files = open_files(server.pid)
+    for _ in range(5):
+        reload(server)
+    assert open_files(server.pid) == files
+    victim = server.children()[0]
+    time.sleep(max(0, 1.1 - process_age_s(victim)))  # what dies later than a second after its start is replaced at once
+    os.kill(victim, signal.SIGKILL)
+    wait_for(lambda: len(set(server.children()) - {victim}) == 2, what="a new child")
+    assert open_files(server.pid) == files
+    assert len(os.listdir(f"/proc/{server.pid}/task")) == 1
+
+
+def process_age_s(pid):
+    """How long ago a process was started."""
+    ticks = int(pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+
+
+def shared_folders(pid):
+    """The folders with what a server's processes share."""
+    return list(pathlib.Path("/dev/shm").glob(f"midatagram-{pid}-*"))
+
+
+def test_shared_files_go_with_the_server_and_those_of_a_killed_one_with_the_next(start):
+    first = start(PLUG_INS, *TROUBLE)
+    assert len(shared_folders(first.pid)) == 1
+    first.stop()
+    assert not shared_folders(first.pid)
+    second = start(PLUG_INS, *TROUBLE)
+    second.process.kill()
+    second.process.wait()
+    assert len(shared_folders(second.pid)) == 1
+    third = start(PLUG_INS, *TROUBLE)
+    assert not shared_folders(second.pid)
+    assert len(shared_folders(third.pid)) == 1
+
+
 # Stops
+
+
+@pytest.mark.parametrize("how", ["time.sleep(3600)", "mi.original('time', 'sleep')(3600)"])
+def test_term_ends_a_server_whose_children_never_start(start, plug_in, how):
+    folder = plug_in("late", f"import time\nimport midatagram as mi\n\n\ndef child_init(ctx):\n    {how}\n")
+    server = start('loadmodule "late.so"\n', "-p", folder, ready=False)
+    children = pathlib.Path(f"/proc/{server.pid}/task/{server.pid}/children")
+    wait_for(children.read_text, what="a child")
+    wait_for(lambda: os.path.exists(server.place), what="the socket")
+    server.stop()
+    assert not os.path.exists(server.place)
+
+
+def test_child_that_takes_long_to_start_is_not_taken_for_a_stalled_one(start, plug_in):
+    folder = plug_in("late", "import time\n\n\ndef child_init(ctx):\n    time.sleep(1.2)\n")
+    server = start('loadmodule "late.so"\n' + own("stall_timeout", 300), "-p", folder)
+    assert "stalled" not in server.log
+    assert server.statistic("child_stalls") == 0
 
 
 @pytest.mark.parametrize("connected", [False, True])

@@ -15,7 +15,20 @@ import tempfile
 import time
 
 import pytest
-from conftest import PLUGINS, ROOT, SCRIPT, STOP_S, Client, free_port, needs, needs_root, readable_python, run, wait_for
+from conftest import (
+    NO_SKIP,
+    PLUGINS,
+    ROOT,
+    SCRIPT,
+    STOP_S,
+    Client,
+    free_port,
+    needs,
+    needs_root,
+    readable_python,
+    run,
+    wait_for,
+)
 
 import midatagram as mi
 
@@ -111,13 +124,18 @@ exec cron -f
 """
 
 
+def needs_mount_namespaces():
+    """Skip the test where the kernel allows no mount namespaces; where all must run, fail."""
+    if subprocess.run([needs("unshare"), "-m", "true"], capture_output=True).returncode:
+        (pytest.fail if NO_SKIP else pytest.skip)("no mount namespaces here")
+
+
 @pytest.fixture(scope="module")
 def cron():
     """Debian's cron at work on the printed lines; its @reboot line has started the server, which was then killed."""
     needs_root()
     needs("cron")
-    if subprocess.run([needs("unshare"), "-m", "true"], capture_output=True).returncode:
-        (pytest.fail if os.environ.get("MIDATAGRAM_NO_SKIP") == "1" else pytest.skip)("no mount namespaces here")
+    needs_mount_namespaces()
     copy = Installed(pathlib.Path(tempfile.mkdtemp(prefix="mi-test-")))
     daemon = subprocess.Popen(["unshare", "-m", "sh", "-c", CRON, "sh", copy.lines("@reboot")])
     try:
@@ -184,9 +202,12 @@ def test_configuration_is_78(tmp_path):
 
 
 def run_as_nobody(*arguments):
-    """Run the script as the user nobody."""
-    return subprocess.run([*readable_python(), sys.executable, SCRIPT, *arguments], capture_output=True, text=True,
-                          user=NOBODY, group=NOBODY, extra_groups=[], timeout=20)
+    """Run a copy of the script, which all can read, as the user nobody."""
+    with tempfile.TemporaryDirectory(prefix="mi-test-") as folder:
+        os.chmod(folder, 0o755)
+        copy = shutil.copy(SCRIPT, folder)
+        return subprocess.run([*readable_python(), sys.executable, copy, *arguments], capture_output=True, text=True,
+                              user=NOBODY, group=NOBODY, extra_groups=[], timeout=20, cwd=folder)
 
 
 def test_permission_is_77(open_folder):
@@ -572,6 +593,48 @@ def test_priorities_stand_before_each_line_when_stderr_is_the_journal(start):
 def test_no_priorities_when_stderr_is_something_else(start):
     server = start(wrapper=[sys.executable, "-c", JOURNAL % 1])
     assert re.match(r"[A-Z][a-z]{2} \d\d \d\d:\d\d:\d\d \[\d+\] NOTICE", server.lines[0])
+
+
+def test_processes_have_names(start):
+    server = start('modparam("mi_datagram", "children_count", 2)\n')
+    names = [pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode()
+             for pid in (server.pid, *server.children())]
+    assert names == ["midatagram: attendant", "midatagram: MI Datagram 1", "midatagram: MI Datagram 2"]
+
+
+# The server sees a /dev of its own, in which /dev/log is the test's socket.
+SYSLOG = """
+set -e
+mount --make-rprivate /
+mkdir "$1/dev"
+mount --rbind /dev "$1/dev"
+mount -t tmpfs none /dev
+mkdir /dev/shm
+for name in null zero random urandom; do
+    touch "/dev/$name"
+    mount --bind "$1/dev/$name" "/dev/$name"
+done
+touch /dev/log
+mount --bind "$1/log" /dev/log
+shift
+exec "$@"
+"""
+
+
+def test_log_goes_to_syslog_with_its_facility(start, tmp_path):
+    needs_root()
+    needs_mount_namespaces()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
+        syslog.bind(f"{tmp_path}/log")
+        syslog.settimeout(10)
+        server = start('log_stderror=no\nlog_facility=LOG_LOCAL0\n' + TROUBLE, "-p", str(PLUGINS), ready=False,
+                       wrapper=["unshare", "-m", "sh", "-c", SYSLOG, "sh", str(tmp_path)])
+        local0 = 16 << 3
+        assert syslog.recv(4096).startswith(b"<%d>midatagram: " % (local0 + 5))  # the notice that it is ready
+        server.ask(b":stumble:\n")
+        assert syslog.recv(4096).startswith(b"<%d>midatagram: " % (local0 + 3))  # an error, from a child
+        server.stop()
+        assert server.log == ""
 
 
 # supervisor

@@ -1,6 +1,8 @@
-"""mi_trouble -- a handler that blocks its whole child, one that raises, and one that tells which child it runs in."""
+"""mi_trouble -- handlers that block their whole child, raise or never answer, and one that tells which child it is in."""
 
 import os
+
+from gevent.event import AsyncResult
 
 import midatagram as mi
 
@@ -16,6 +18,12 @@ def block(ctx, milliseconds):
 def stumble(ctx):
     """Raise what no handler should."""
     return 1 // 0
+
+
+@mi.command
+def never(ctx):
+    """Promise an answer that never comes."""
+    return AsyncResult()
 
 
 @mi.command(input=False)
