@@ -22,8 +22,8 @@ it, from opensips-style modparam lines. Data flows one way, from the top of this
      5 Converters                             14 Sockets
      6 Declarations                           15 Child
      7 Registry                               16 Supervisor
-     8 Answering                              17 Command line
-     9 Configuration
+     8 Answering                              17 Client
+     9 Configuration                          18 Command line
 
 A plug-in imports this file as `midatagram`; sections 1, 2, 5 and 6 are what it uses.
 """
@@ -877,6 +877,11 @@ def words(value) -> tuple:
     return names
 
 
+def names_or_none(value) -> tuple:
+    """Converter: as words(), or an empty text for no name at all."""
+    return words(value) if value else ()
+
+
 def networks(value) -> tuple:
     """Converter: a comma list of networks: `127.0.0.0/8, ::1`."""
     try:
@@ -1039,7 +1044,10 @@ def every(seconds: float, where: str = "each"):
 
 
 def trace_destination(function):
-    """Tag the function of a Context that gives {name: destination} for tracing, see section 13."""
+    """Tag the function of a Context that gives {name: destination} for tracing, see section 13.
+
+    It opens nothing. A destination of None is declared but cannot be traced to, which the plug-in has told.
+    """
     function.mi_trace_destination = True
     return function
 
@@ -1829,7 +1837,7 @@ MI_DATAGRAM_PARAMS = [
     Param("socket_timeout", 2000, integer(0, 3600000), "ms a reply is tried to be delivered"),
     Param("pretty_printing", False, boolean, "write JSON-RPC replies over several lines"),
     Param("reply_indent", "\t", string, "what a line is indented with, once a level"),
-    Param("trace_destination", (), words, "names of the tracing destinations, with commas"),
+    Param("trace_destination", (), names_or_none, "names of the tracing destinations, with commas"),
     Param("trace_bwlist", TraceList(False, ()), trace_list, "commands to trace: w: only these, b: all but these"),
 ]
 
@@ -2549,14 +2557,14 @@ class Loader:
             for function in module.destinations:
                 for name, destination in function(Context(module)).items():
                     found[name] = (module, destination)
-                    module.stats += trace_stats(name, module.name)
+                    module.stats += trace_stats(name, module.name) if destination else []
         wanted = self.modules["mi_datagram"].settings["trace_destination"]
         for name in wanted:
             if name not in found:
                 where = self.modules["mi_datagram"].lines["trace_destination"][-1]
                 self.notes.append((logging.ERROR, f"{where[0]}:{where[1]}: no tracing destination \"{name}\""
                                                   f"{nearest(name, found)}; commands are not traced to it"))
-        return {name: found[name] for name in wanted if name in found}
+        return {name: found[name] for name in wanted if name in found and found[name][1]}
 
     def call_init(self, module: Module) -> None:
         """Run a plug-in's init(ctx)."""
@@ -3227,9 +3235,12 @@ class Tracer:
     def __init__(self, name: str, module: Module, destination: Any):
         self.name, self.module, self.destination = name, module, destination
         self.packets = getattr(destination, "packets_per_trace", 1)
+        self.check = getattr(destination, "check", None)  # raises OSError when a connection is lost already
         self.queue: collections.deque = collections.deque()
+        self.batch: list[Trace] = []  # what is being written
         self.columns = {word: module.columns[f"{name}-{word}"] for word in TRACE_FIGURES}
-        self.connected, self.opened, self.opened_s, self.pause_s = False, 0, 0.0, TRACE_BACKOFF_S[0]
+        self.connected = self.opened = self.complained = False
+        self.opened_s, self.pause_s = 0.0, TRACE_BACKOFF_S[0]
         self.waiting, self.log = False, log.getChild(module.name)
         self.sender = gevent.spawn(self.run)
 
@@ -3273,31 +3284,38 @@ class Tracer:
         self.log.log(NOTICE, "tracing to %s", self.name)
         if self.opened:
             self.count("reconnects")
-        self.opened, self.opened_s, self.connected = self.opened + 1, time.monotonic(), True
+        self.opened, self.opened_s, self.connected, self.complained = True, time.monotonic(), True, False
         self.module.row[self.columns["connected"]] = 1
         return True
 
     def write(self) -> bool:
         """Write a batch; what a failed write held counts as dropped, since it may have arrived in part."""
-        batch = [self.queue.popleft() for _ in range(min(len(self.queue), TRACE_BATCH))]
-        self.show_depth()
         try:
             with gevent.Timeout(TRACE_TIMEOUT_S, OSError("timed out")):
-                self.destination.write(batch)
+                if self.check:
+                    self.check()
+                self.batch = [self.queue.popleft() for _ in range(min(len(self.queue), TRACE_BATCH))]
+                self.destination.write(self.batch)
         except Exception as error:  # as in connect()
-            self.count("dropped", len(batch) * self.packets)
+            self.settle("dropped")
             return self.failed("is lost", error)
-        self.count("sent", len(batch) * self.packets)
+        self.settle("sent")
         if time.monotonic() - self.opened_s > TRACE_STEADY_S:
             self.pause_s = TRACE_BACKOFF_S[0]
         return True
 
+    def settle(self, word: str) -> None:
+        """Count the batch as sent or dropped."""
+        self.count(word, len(self.batch) * self.packets)
+        self.batch = []
+        self.show_depth()
+
     def failed(self, what: str, error: Exception) -> bool:
         """Close after a failure; logged only when it changes the state."""
         self.count("errors")
-        if self.connected or not self.opened:
+        if not self.complained:
             self.log.error("tracing destination %s %s: %s", self.name, what, error)
-            self.opened = max(1, self.opened)
+            self.complained = True
         self.close()
         return False
 
@@ -3311,9 +3329,10 @@ class Tracer:
     def drain(self, limit_s: float) -> None:
         """Write what is left, for at most so long; then the rest is dropped."""
         with gevent.Timeout(limit_s, False):
-            while self.queue and self.connected:
+            while (self.queue or self.batch) and not self.complained:
                 gevent.sleep(TRACE_PAUSE_S)
         self.sender.kill()
+        self.settle("dropped")
         self.count("dropped", len(self.queue) * self.packets)
         self.queue.clear()
         self.show_depth()
@@ -3341,7 +3360,7 @@ class Tracing:
             return
         if call and not self.list.allows(call.command.name):
             return
-        shown = call and call.command.input and not reply.bare
+        shown = call and call.command.input and reply.reason not in (PARSE_ERROR.reason, COMMAND_FAILED.reason)
         trace = Trace(*times, client, server, data, call.command.name if call else "",
                       tuple([value for _, value in call.request.arguments]) if shown else None,
                       reply.code, reply.reason, None if reply.bare else written)
@@ -4580,7 +4599,351 @@ def set_title(title: str) -> None:
 
 
 ###############################################################################
-# 17. Command line ############################################################
+# 17. Client ##################################################################
+###############################################################################
+# Strategy: `call` asks a server as any other client does, and knows of it only
+# what `which` and `help` tell. A terminal gets a prompt; a pipe gets plain lines.
+
+def client_socket(place: Address, timeout_s: float):
+    """A socket for asking a server, and where to send; its own address is abstract, so nothing is left behind. OSError."""
+    if place.port is None:
+        client, target = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), place.host
+    else:
+        family, _, _, _, target = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_DGRAM)[0]
+        client = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        client.bind("") if place.port is None else client.connect(target)
+    except OSError:
+        client.close()
+        raise
+    client.settimeout(timeout_s)
+    return client, target
+
+
+def ask(place: Address, request: bytes, timeout_s: float) -> bytes:
+    """Send a request and wait for its reply; OSError (TimeoutError) when none comes.
+
+    Each request has a socket of its own, so a reply that comes too late is never taken for the next one's.
+    """
+    client, target = client_socket(place, timeout_s)
+    with client:
+        client.send(request) if place.port is not None else client.sendto(request, target)
+        return client.recv(1 << 20)
+
+
+class Client:
+    """Asks one server in one dialect, and prints what it answers."""
+
+    def __init__(self, place: Address, timeout_s: float, dialect: ClientDialect):
+        self.place, self.timeout_s, self.dialect = place, timeout_s, dialect
+
+    def ask(self, words: list[str], most_s: float = float("inf")) -> tuple[str, bool]:
+        """The reply to COMMAND [ARG...] as it is shown, and whether it is a good one. OSError, ValueError.
+
+        most_s: wait no longer than this, whatever the time-out is.
+        """
+        arguments = [split_argument(word) for word in words[1:]]
+        reply = ask(self.place, self.dialect.request(words[0], arguments), min(self.timeout_s, most_s))
+        return self.dialect.shown(decode(reply))
+
+    def run(self, words: list[str]) -> int:
+        """Send a command and print its reply, or one line when there is none; gives the exit status."""
+        try:
+            text, good = self.ask(words)
+        except OSError as error:
+            print(f"midatagram: no reply from {self.place}: {error.strerror or error}", file=sys.stderr, flush=True)
+            return EXIT_NOT_RUNNING
+        except ValueError as error:
+            print(f"midatagram: {error}", file=sys.stderr, flush=True)
+            return EXIT_USAGE
+        show(text)
+        return EXIT_OK if good else EXIT_CRASH
+
+    def repeat(self, words: list[str], count: int | None, pause_s: float) -> int:
+        """Send a command `count` times (None: until Ctrl-C), print replies and a summary; 0 when no reply was lost."""
+        times_ms: list[float] = []
+        sent, start_s = 0, time.monotonic()
+        with contextlib.suppress(KeyboardInterrupt):
+            while count is None or sent < count:
+                time.sleep(max(0.0, start_s + sent * pause_s - time.monotonic()))
+                asked_s = time.monotonic()
+                status = self.run(words)
+                if status == EXIT_USAGE:
+                    return status
+                sent += 1  # one that Ctrl-C cut short is neither received nor lost
+                if status != EXIT_NOT_RUNNING:
+                    times_ms.append((time.monotonic() - asked_s) * 1000)
+        show(summary(sent, times_ms))
+        return EXIT_OK if sent == len(times_ms) else EXIT_NOT_RUNNING
+
+
+def show(text: str) -> None:
+    """Print a text with the very bytes it was decoded from."""
+    sys.stdout.buffer.write(encode(text))
+    sys.stdout.flush()
+
+
+def summary(sent: int, times_ms: list[float]) -> str:
+    """What `--repeat` ends with: how many requests, how many without a reply, and how long (ms) the others took."""
+    lost, received = sent - len(times_ms), sorted(times_ms)
+    text = f"--- {sent} sent, {len(received)} received, {lost} lost ({100 * lost / max(sent, 1):.0f}%)\n"
+    if received:
+        p50, p99 = (received[-(-len(received) * percent // 100) - 1] for percent in (50, 99))
+        text += f"--- ms: p50 {p50:.2f}, p99 {p99:.2f}, min {received[0]:.2f}, max {received[-1]:.2f}\n"
+    return text
+
+
+def shown_text(reply: str) -> tuple[str, bool]:
+    """A reply of the text dialect, which is shown as received."""
+    return reply, re.match(r"2\d\d ", reply) is not None
+
+
+def json_request(name: str, arguments: list[tuple]) -> bytes:
+    """The JSON-RPC request for a command; params by name when all arguments have one. ValueError if it is too long."""
+    params: Any = [json_argument(value if key is None else f"{key}={value}") for key, value in arguments]
+    if arguments and all(key is not None for key, _ in arguments):
+        params = {key: json_argument(value) for key, value in arguments}
+    message = {"jsonrpc": "2.0", "id": 1, "method": name, **({"params": params} if arguments else {})}
+    request = encode(json.dumps(message, ensure_ascii=False))
+    if len(request) > LIMIT:
+        raise ValueError(f"the request has {len(request)} bytes, {LIMIT} is the most")
+    return request
+
+
+def json_argument(text: str):
+    """An argument as a JSON value: an array or object where it is written as one, else the text itself."""
+    if text.startswith(("[", "{")):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(text)
+    return text
+
+
+def shown_json(reply: str) -> tuple[str, bool]:
+    """The result of a JSON-RPC reply, or its error, over several lines; what is not JSON is shown as received."""
+    try:
+        message = json.loads(reply)
+    except (ValueError, RecursionError):
+        return reply, False
+    good = isinstance(message, dict) and "result" in message
+    text = json.dumps(message["result"] if good else message, indent=2, ensure_ascii=False)
+    return decode(text.encode("utf-8", "backslashreplace")) + "\n", good
+
+
+class ClientDialect(NamedTuple):
+    """How a client writes a request, and shows a reply and tells a good one."""
+
+    request: Callable[[str, list], bytes]
+    shown: Callable[[str], tuple[str, bool]]
+
+
+CLIENT_TEXT = ClientDialect(write_request, shown_text)
+CLIENT_JSON = ClientDialect(json_request, shown_json)
+
+# What the prompt completes. The patterns fit the replies of both dialects as they
+# are shown: `Process::  ID=1 PID=77`, and `"PID": 77`.
+
+PROMPT = "midatagram> "
+HISTORY_FILE, HISTORY_LINES = "~/.midatagram_history", 1000
+COMPLETION_S = 1.0  # TAB waits no longer for the server
+COMMAND_NAMES = (("which",), r'(?m)^\s*"?([^\s",\[\]{}]+)"?,?$')
+SIGNATURE = r'Help"?::? "?(.*?) - '
+VALUES = {  # parameter: the command that lists its values, and where they are in its reply
+    "statistics": (("list_statistics",), r'([\w.-]+:[\w.-]+)(?=::|")'),
+    "event": (("events_list",), r"\b(E_\w+)"),
+    "pid": (("ps",), r'PID"?[=:] ?(\d+)'),
+    "mi_cmd": COMMAND_NAMES,
+    "command": COMMAND_NAMES,
+}
+
+
+class Completer:
+    """Completes commands, names of parameters and their values, as the server tells them."""
+
+    def __init__(self, client: Client):
+        self.client, self.found = client, []
+        self.known: dict[tuple, list[str]] = {}  # of one line: a reload or a restart is seen in the next
+
+    def listed(self, words: tuple, pattern: str) -> list[str]:
+        """What a pattern finds in the reply to a command; nothing when there is none."""
+        if words not in self.known:
+            try:
+                text, good = self.client.ask(list(words), COMPLETION_S)
+            except (OSError, ValueError):
+                text, good = "", False
+            self.known[words] = re.findall(pattern, text) if good else []
+        return self.known[words]
+
+    def parameters(self, command: str) -> list[tuple[str, bool]]:
+        """(name, whether it may be repeated) of each parameter, from `help COMMAND`."""
+        signature = "".join(self.listed(("help", command), SIGNATURE)[:1])
+        return [(word.strip("[].").lower(), "..." in word) for word in signature.split()[1:]]
+
+    def candidates(self, before: str) -> list[str]:
+        """All that may come behind the text of a line."""
+        words = before.split()
+        if not words:
+            return [f"{name} " for name in [*self.listed(*COMMAND_NAMES), "quit"]]
+        parameters = self.parameters(words[0])
+        if before.endswith("="):
+            return self.values(words[-1][:-1])
+        at = len(words) - 1
+        here = parameters[at:at + 1] or [pair for pair in parameters[-1:] if pair[1]]
+        named = here  # the text dialect goes by position, whatever the names are
+        if self.client.dialect is CLIENT_JSON:
+            used = {word.partition("=")[0] for word in words[1:]}
+            named = [pair for pair in parameters if pair[0] not in used]
+        return [*(value for name, _ in here for value in self.values(name)), *(f"{name}=" for name, _ in named)]
+
+    def values(self, parameter: str) -> list[str]:
+        """The values the server knows for a parameter."""
+        return [f"{value} " for value in self.listed(*VALUES[parameter])] if parameter in VALUES else []
+
+    def complete(self, text: str, state: int) -> str | None:
+        """What readline asks for: the candidate number `state` for the word that starts with `text`."""
+        if state == 0:
+            import readline
+
+            before = readline.get_line_buffer()[:readline.get_begidx()]
+            self.found = [word for word in self.candidates(before) if word.startswith(text)]
+        return self.found[state] if state < len(self.found) else None
+
+
+class Prompt:
+    """Reads commands from a terminal, with history and completion where Python has readline."""
+
+    def __init__(self, client: Client):
+        self.client, self.completer, self.readline = client, Completer(client), None
+        self.history = os.path.expanduser(HISTORY_FILE)
+        with contextlib.suppress(ImportError):
+            import readline
+
+            self.readline = readline
+            self.set_up()
+
+    def set_up(self) -> None:
+        """Read the history, and complete with TAB; words end at blanks and `=`."""
+        self.readline.set_history_length(HISTORY_LINES)
+        with contextlib.suppress(OSError):
+            self.readline.read_history_file(self.history)
+        self.readline.set_completer_delims(" \t\n=")
+        self.readline.set_completer(self.completer.complete)
+        self.readline.parse_and_bind("tab: complete")
+
+    def lines(self) -> Iterator[str]:
+        """The lines that are typed, up to Ctrl-D; Ctrl-C drops one."""
+        while True:
+            self.completer.known.clear()
+            try:
+                line = input(PROMPT)
+            except EOFError:
+                print()
+                return
+            except KeyboardInterrupt:
+                print()
+                continue
+            self.save()
+            yield line
+
+    def save(self) -> None:
+        """Write the history at once, for a lost connection ends the process; no file is no reason to complain."""
+        if self.readline:
+            with contextlib.suppress(OSError):
+                self.readline.write_history_file(self.history)
+
+    def run(self) -> int:
+        """Answer what is typed until `quit` or Ctrl-D; Ctrl-C ends the waiting for a reply."""
+        for line in self.lines():
+            if line.strip() == "quit":
+                break
+            try:
+                run_line(self.client, line)
+            except KeyboardInterrupt:
+                print("\nmidatagram: interrupted", file=sys.stderr, flush=True)
+        return EXIT_OK
+
+
+def run_line(client: Client, line: str) -> int:
+    """Run a line of COMMAND [ARG...], quoted as in a shell; gives the exit status."""
+    import shlex
+
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        print(f"midatagram: {error}", file=sys.stderr, flush=True)
+        return EXIT_USAGE
+    return client.run(words) if words else EXIT_OK
+
+
+def run_lines(client: Client) -> int:
+    """Run the lines of standard input up to its end or `quit`; the status of the last one that failed."""
+    status = EXIT_OK
+    for line in sys.stdin.buffer:
+        if line.strip() == b"quit":
+            break
+        status = run_line(client, decode(line)) or status
+    return status
+
+
+def call(argv: list[str]) -> int:
+    """`midatagram.py call`: send a request, print the reply; 0 for a good one, 1 for another, 3 for none."""
+    options = call_parser().parse_args(argv)
+    options.plugins = []
+    try:
+        place = address(options.socket) if options.socket else socket_of(options)
+    except ValueError as error:
+        print(f"midatagram: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    client = Client(place, options.timeout, CLIENT_JSON if options.json else CLIENT_TEXT)
+    if not options.words:
+        return Prompt(client).run() if sys.stdin.isatty() and sys.stdout.isatty() else run_lines(client)
+    if options.count is None and options.every is None:
+        return client.run(options.words)
+    return client.repeat(options.words, options.count, 1.0 if options.every is None else options.every)
+
+
+def split_argument(text: str) -> tuple[str | None, str | None]:
+    """`name=value` of the command line as (name, value); other text is a value alone."""
+    match = re.fullmatch(r"([A-Za-z_][\w.-]*)=(.*)", text, re.S)
+    return (match.group(1), match.group(2)) if match else (None, text)
+
+
+def seconds(text: str) -> float:
+    """A time for the command line, in seconds; ValueError."""
+    if not 0 < float(text) <= 1e6:
+        raise ValueError
+    return float(text)
+
+
+def times(text: str) -> int:
+    """A count for the command line; ValueError."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def call_parser():
+    """The command line of `call`."""
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        "midatagram.py call", description="Send an MI command to a server and print its reply; without a command, read "
+        "commands from the terminal or line by line from standard input.",
+        epilog="exit status: 0 for a 2xx reply or a result, 1 for another one, 2 usage, 3 no reply; "
+               "with --repeat: 0 when no reply was lost; of several lines: of the last one that failed")
+    option = parser.add_argument
+    option("-f", dest="file", metavar="FILE", help="configuration that names the socket")
+    option("-s", dest="socket", metavar="SOCKET", help="a UNIX path or udp:HOST:PORT")
+    option("-t", dest="timeout", metavar="SECONDS", type=seconds, default=5.0, help="wait so long for the reply (5)")
+    option("--json", action="store_true", help="speak JSON-RPC; an ARG that is a JSON array or object is sent as one")
+    option("--repeat", dest="count", metavar="N", type=times, help="send the command N times, then print a summary")
+    option("--every", metavar="S", type=seconds, help="seconds between two requests (1); without --repeat until Ctrl-C")
+    option("words", metavar=("COMMAND", "ARG"), nargs="*",
+           help="the MI command and its arguments; NAME=VALUE is sent under that name (text: NAME::VALUE)")
+    return parser
+
+
+###############################################################################
+# 18. Command line ############################################################
 ###############################################################################
 # Strategy: main(argv) gives the exit status. Everything is checked before
 # anything is opened, and everything is opened before the server goes to the
@@ -4705,67 +5068,6 @@ def socket_of(options) -> Address:
     if module.settings["socket_name"] is None:
         raise ConfigError(options.file or default_configuration(), 0, "no socket_name; give a socket with -s")
     return module.settings["socket_name"]
-
-
-def client_socket(place: Address, timeout_s: float):
-    """A socket for asking a server; its own address is abstract, so nothing is left behind. OSError."""
-    if place.port is None:
-        client = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        client.bind("")
-        target: Any = place.host
-    else:
-        family, _, _, _, target = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_DGRAM)[0]
-        client = socket.socket(family, socket.SOCK_DGRAM)
-        client.connect(target)
-    client.settimeout(timeout_s)
-    return client, target
-
-
-def ask(place: Address, request: bytes, timeout_s: float) -> bytes:
-    """Send a request and wait for its reply; OSError (TimeoutError) when none comes."""
-    client, target = client_socket(place, timeout_s)
-    with client:
-        client.send(request) if place.port is not None else client.sendto(request, target)
-        return client.recv(1 << 20)
-
-
-def call(argv: list[str]) -> int:
-    """`midatagram.py call`: send a request, print the reply; 0 for a 2xx code, 1 for another, 3 for none."""
-    options = call_parser().parse_args(argv)
-    options.plugins = []
-    arguments = [split_argument(text) for text in options.arguments]
-    try:
-        place = address(options.socket) if options.socket else socket_of(options)
-        reply = ask(place, write_request(options.command, arguments), options.timeout)
-    except ValueError as error:
-        print(f"midatagram: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    except OSError as error:
-        print(f"midatagram: no reply from {place}: {error.strerror or error}", file=sys.stderr)
-        return EXIT_NOT_RUNNING
-    sys.stdout.buffer.write(reply)
-    sys.stdout.flush()
-    return 0 if re.match(rb"2\d\d ", reply) else 1
-
-
-def split_argument(text: str) -> tuple[str | None, str | None]:
-    """`name=value` of the command line as (name, value); other text is a value alone."""
-    match = re.fullmatch(r"([A-Za-z_][\w.-]*)=(.*)", text, re.S)
-    return (match.group(1), match.group(2)) if match else (None, text)
-
-
-def call_parser():
-    """The command line of `call`."""
-    import argparse
-
-    parser = argparse.ArgumentParser("midatagram.py call", description="Send an MI command to a server and print its reply.",
-                                     epilog="exit status: 0 for a 2xx reply, 1 for another one, 2 usage, 3 no reply")
-    parser.add_argument("-f", dest="file", metavar="FILE", help="configuration that names the socket")
-    parser.add_argument("-s", dest="socket", metavar="SOCKET", help="a UNIX path or udp:HOST:PORT")
-    parser.add_argument("-t", dest="timeout", metavar="SECONDS", type=float, default=5.0, help="wait so long for the reply (5)")
-    parser.add_argument("command", metavar="COMMAND", help="the MI command")
-    parser.add_argument("arguments", metavar="ARG", nargs="*", help="its arguments; NAME=VALUE is sent as NAME::VALUE")
-    return parser
 
 
 def server_parser():

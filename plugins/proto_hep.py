@@ -413,15 +413,15 @@ class Tcp(Transport):
 
     def write(self, traces: list) -> None:
         """Write all packets at once; OSError when the collector is gone or cannot be written to."""
-        self.check()
         self.socket.sendall(b"".join(self.packets(traces)))
 
     def check(self) -> None:
         """Raise OSError if the collector has closed the connection; a write would not notice until the next one."""
         self.socket.settimeout(0)
         try:
-            if not self.socket.recv(4096):  # collectors have nothing to say
-                raise ConnectionResetError("closed by the collector")
+            while self.socket.recv(4096):
+                pass  # collectors have nothing to say
+            raise ConnectionResetError("closed by the collector")
         except (BlockingIOError, ssl.SSLWantReadError):
             pass
         finally:
@@ -489,9 +489,9 @@ def check_tls(ctx: mi.Context) -> None:
 
 @mi.trace_destination
 def destinations(ctx: mi.Context) -> dict:
-    """The collectors by name; those that declaration_advice() warned of are left out."""
+    """The collectors by name; None for those of HEP 1 and 2, which carry no MI content. Those without a host are left out."""
     texts = {key: mi.encode(ctx.param(name)) for key, name in (("node", "hep_node_name"), ("key", "hep_auth_key"))}
     encoder = Encoder(ctx.param("hep_capture_id"), ctx.param("hep_proto_type"),
                       mi.encode(ctx.param("homer5_delim")) if ctx.param("homer5_on") else None, **texts)
-    return {found.name: TRANSPORTS[found.transport](found, encoder, ctx)
-            for _, _, found in collectors(ctx) if found.host and found.version == 3}
+    return {found.name: TRANSPORTS[found.transport](found, encoder, ctx) if found.version == 3 else None
+            for _, _, found in collectors(ctx) if found.host}

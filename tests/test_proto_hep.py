@@ -377,7 +377,8 @@ def test_both_spellings_declare_destinations():
                          ("trace_destination", "[d];transport=tcp;version=3"), ("hep_id", "[e]h;transport=tls"))
     proto_hep.init(mi.Context(module))
     found = proto_hep.destinations(mi.Context(module))
-    assert {name: type(found[name]) for name in found} == {"a": proto_hep.Udp, "b": proto_hep.Tcp, "e": proto_hep.Tls}
+    assert {name: type(found[name]) for name in found} == {"a": proto_hep.Udp, "b": proto_hep.Tcp, "c": type(None),
+                                                            "e": proto_hep.Tls}
 
 
 @pytest.mark.parametrize("name, value", [
@@ -536,7 +537,7 @@ def test_tcp_notices_that_the_collector_closed_before_it_writes(listener):
         connection.close()
         assert select.select([destination.socket], [], [], 5)[0]  # the news has come
         with pytest.raises(ConnectionResetError, match="closed by the collector"):
-            destination.write([TRACE])
+            destination.check()
 
 
 def test_tcp_that_is_refused_and_a_name_that_is_not_there():

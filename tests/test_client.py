@@ -1,0 +1,367 @@
+"""The client, `midatagram.py call`: both dialects, lines from a pipe, --repeat, and the prompt in a real terminal."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import pexpect
+import pytest
+from conftest import SCRIPT
+
+PROMPT = "midatagram> "
+TAB, CTRL_C, CTRL_D, UP = "\t", "\x03", "\x04", "\x1b[A"
+ENDING = (pexpect.EOF, pexpect.TIMEOUT)
+
+
+def call(place, *arguments, lines=None):
+    """Run the client to its end; gives what subprocess.run() gives."""
+    return subprocess.run([sys.executable, str(SCRIPT), "call", "-s", str(place), *arguments], input=lines,
+                          stdin=subprocess.DEVNULL if lines is None else None, capture_output=True, text=True, timeout=30)
+
+
+@contextlib.contextmanager
+def stand_in(path, answer):
+    """A datagram server of one thread: answer(request, number from 1, client) gives (datagram, client) pairs to send."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(str(path))
+        server.settimeout(0.1)
+        stop = threading.Event()
+
+        def serve():
+            number = 0
+            while not stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    request, client = server.recvfrom(1 << 18)
+                    number += 1
+                    for reply, to in answer(request, number, client):
+                        with contextlib.suppress(OSError):
+                            server.sendto(reply, to)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield path
+        finally:
+            stop.set()
+            thread.join(5)
+
+
+@pytest.fixture
+def terminal(tmp_path):
+    """Start the client in a terminal of its own, its home in the test's folder; all are ended with the test."""
+    spawned = []
+
+    def open_terminal(place, *arguments, ready=True):
+        environment = {**os.environ, "HOME": str(tmp_path), "TERM": "dumb", "INPUTRC": "/dev/null"}
+        child = pexpect.spawn(sys.executable, [str(SCRIPT), "call", "-s", str(place), *arguments], env=environment,
+                              encoding="utf-8", timeout=10, dimensions=(50, 200))
+        spawned.append(child)
+        if ready:
+            child.expect_exact(PROMPT)
+        return child
+
+    yield open_terminal
+    for child in spawned:
+        child.close(force=True)
+
+
+@pytest.fixture
+def server(start):
+    """A server with one child."""
+    return start("")
+
+
+def end_of(child):
+    """Wait for the end of a client; gives its exit status."""
+    child.expect(pexpect.EOF)
+    child.close()
+    return child.exitstatus
+
+
+# One request ----------------------------------------------------------------
+
+
+def test_text_is_printed_as_received(server):
+    done = call(server.place, "which")
+    assert done.returncode == 0 and done.stdout.encode() == server.ask(b":which:\n")
+
+
+def test_options_may_follow_the_command(server):
+    assert call(server.place, "help", "-t", "3", "which").stdout.startswith("200 OK\nHelp:: which")
+
+
+def test_an_error_reply_gives_status_1(server):
+    done = call(server.place, "nosuch")
+    assert (done.returncode, done.stdout) == (1, "500 command not available\n")
+
+
+def test_no_reply_gives_status_3(tmp_path):
+    done = call(tmp_path / "nobody", "uptime")
+    assert done.returncode == 3 and done.stdout == "" and "no reply from" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_timeout_of_t(tmp_path):
+    with stand_in(tmp_path / "s", lambda *_: []) as place:
+        assert call(place, "-t", "0.2", "uptime").returncode == 3
+
+
+@pytest.mark.parametrize("option", [("-t", "0"), ("-t", "nan"), ("--repeat", "0"), ("--every", "-1")])
+def test_a_wrong_number_is_a_usage_error(tmp_path, option):
+    assert call(tmp_path / "nobody", *option, "uptime").returncode == 2
+
+
+@pytest.mark.parametrize("words, sent", [
+    (["f", "a", "b c"], b":f:\na\nb c\n"),
+    (["f", "x=1", "y="], b':f:\nx::1\ny::""\n'),
+    (["f", " a"], b':f:\n" a"\n'),
+])
+def test_arguments_in_text(tmp_path, words, sent):
+    got = []
+    with stand_in(tmp_path / "s", lambda request, _, client: got.append(request) or [(b"200 OK\n\n", client)]) as place:
+        assert call(place, *words).returncode == 0
+    assert got == [sent]
+
+
+def test_nothing_is_left_behind(tmp_path):
+    clients = []
+
+    def answer(request, _, client):
+        clients.append(client)
+        return [(b"200 OK\n\n", client)]
+
+    with stand_in(tmp_path / "s", answer) as place:
+        call(place, "uptime")
+        assert os.listdir(tmp_path) == ["s"]
+    assert clients[0][:1] == b"\0"
+
+
+# JSON-RPC ---------------------------------------------------------------------
+
+
+def test_json_result_is_printed_pretty(server):
+    done = call(server.place, "--json", "which")
+    assert done.returncode == 0
+    assert done.stdout == json.dumps(json.loads(done.stdout), indent=2) + "\n" and "uptime" in json.loads(done.stdout)
+
+
+def test_json_error_is_printed_and_gives_status_1(server):
+    done = call(server.place, "--json", "nosuch")
+    message = json.loads(done.stdout)
+    assert done.returncode == 1 and message["error"]["code"] == -32601 and done.stdout.count("\n") > 4
+
+
+@pytest.mark.parametrize("words, params", [
+    ([], None),
+    (["a", "7"], ["a", "7"]),
+    (["x=1", "y=b c"], {"x": "1", "y": "b c"}),
+    (["x=1", "b"], ["x=1", "b"]),
+    (['["core:"]'], [["core:"]]),
+    (['statistics=["core:"]'], {"statistics": ["core:"]}),
+    (["[no", "{"], ["[no", "{"]),
+])
+def test_json_params(tmp_path, words, params):
+    got = []
+
+    def answer(request, _, client):
+        got.append(json.loads(request))
+        return [(b'{"jsonrpc":"2.0","result":"\xc3\xa9","id":1}', client)]
+
+    with stand_in(tmp_path / "s", answer) as place:
+        done = call(place, "--json", "f", *words)
+    assert (done.returncode, done.stdout) == (0, '"é"\n')
+    assert got[0]["method"] == "f" and got[0]["jsonrpc"] == "2.0" and "id" in got[0] and got[0].get("params") == params
+
+
+def test_a_reply_that_is_not_json_is_printed_as_received(tmp_path):
+    with stand_in(tmp_path / "s", lambda request, _, client: [(b"400 Parse_error\n", client)]) as place:
+        done = call(place, "--json", "f")
+    assert (done.returncode, done.stdout) == (1, "400 Parse_error\n")
+
+
+# --repeat ---------------------------------------------------------------------
+
+
+def test_repeat_ends_with_a_summary(server):
+    done = call(server.place, "--repeat", "5", "--every", "0.01", "uptime")
+    assert done.returncode == 0 and done.stdout.count("200 OK") == 5
+    assert "5 sent, 5 received, 0 lost (0%)" in done.stdout
+    figures = re.search(r"p50 ([\d.]+), p99 ([\d.]+), min ([\d.]+), max ([\d.]+)", done.stdout)
+    p50, p99, least, most = map(float, figures.groups())
+    assert 0 < least <= p50 <= p99 <= most
+
+
+def test_a_late_reply_is_not_the_next_ones(tmp_path):
+    waiting = []
+
+    def answer(request, number, client):
+        if number == 1:
+            waiting.append(client)
+            return []
+        return [(b"200 late\n\n", waiting[0]), (b"200 number %d\n\n" % number, client)]
+
+    with stand_in(tmp_path / "s", answer) as place:
+        done = call(place, "-t", "0.3", "--repeat", "3", "--every", "0.01", "f")
+    assert done.returncode == 3 and "3 sent, 2 received, 1 lost (33%)" in done.stdout
+    assert "late" not in done.stdout and "number 2" in done.stdout and "number 3" in done.stdout
+
+
+def test_ctrl_c_ends_repeat_with_the_summary(server, terminal):
+    child = terminal(server.place, "--every", "30", "uptime", ready=False)
+    child.expect_exact("200 OK")
+    child.expect("Up time.*\n")
+    child.send(CTRL_C)
+    child.expect_exact("1 sent, 1 received, 0 lost")
+    assert end_of(child) == 0
+
+
+# Lines from a pipe ------------------------------------------------------------
+
+
+def test_lines_of_a_pipe_are_commands(server):
+    done = call(server.place, lines="cache_store local k 'a b'\n\ncache_fetch local k\n")
+    assert done.returncode == 0 and "a b" in done.stdout
+    assert PROMPT not in done.stdout + done.stderr and "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("lines, status", [
+    ("nosuch\nuptime\n", 1), ("uptime 'open\nuptime\n", 2), ("uptime\nquit\nnosuch\n", 0), ("", 0)])
+def test_the_status_of_several_lines(server, lines, status):
+    assert call(server.place, lines=lines).returncode == status
+
+
+# The prompt -------------------------------------------------------------------
+
+
+def test_prompt_answers_and_quits(server, terminal):
+    child = terminal(server.place)
+    child.sendline("uptime")
+    child.expect_exact("200 OK")
+    child.expect_exact(PROMPT)
+    child.sendline("help cache_store")
+    child.expect_exact("cache_store SYSTEM ATTR VALUE [EXPIRE]")
+    child.expect_exact(PROMPT)
+    child.sendline("quit")
+    assert end_of(child) == 0
+
+
+def test_ctrl_d_ends_the_prompt(server, terminal):
+    child = terminal(server.place)
+    child.send(CTRL_D)
+    assert end_of(child) == 0
+
+
+def test_ctrl_c_drops_the_line(server, terminal):
+    child = terminal(server.place)
+    child.send("nosuch")
+    child.expect_exact("nosuch")
+    child.send(CTRL_C)
+    child.expect_exact(PROMPT)
+    child.sendline("pwd")
+    child.expect_exact("200 OK")
+
+
+def test_ctrl_c_ends_the_waiting(tmp_path, terminal):
+    asked = threading.Event()
+    with stand_in(tmp_path / "s", lambda *_: asked.set() or []) as place:
+        child = terminal(place, "-t", "60")
+        child.sendline("uptime")
+        assert asked.wait(10)
+        child.send(CTRL_C)
+        child.expect_exact("interrupted")
+        child.expect_exact(PROMPT)
+        child.send(CTRL_D)
+        assert end_of(child) == 0
+
+
+@pytest.mark.parametrize("typed, shown", [
+    ("upt", "uptime "),
+    ("cache_f", "cache_fetch "),
+    ("help list_b", "help list_blacklists "),
+    ("cache_fetch sys", "cache_fetch system="),
+    ("event_subscribe E_MI_S", "event_subscribe E_MI_STOP "),
+    ("event_subscribe event=E_MI_R", "event_subscribe event=E_MI_RELOAD "),
+    ("get_statistics core:timest", "get_statistics core:timestamp "),
+    ("qu", "quit "),
+])
+@pytest.mark.parametrize("dialect", [(), ("--json",)])
+def test_tab_completes(server, terminal, dialect, typed, shown):
+    child = terminal(server.place, *dialect)
+    child.send(typed + TAB)
+    child.expect_exact(shown)
+
+
+def test_tab_completes_a_process(server, terminal):
+    pid = str(server.children()[0])
+    child = terminal(server.place)
+    child.send(f"log_level 3 {pid[:-1]}{TAB}")
+    child.expect_exact(f"log_level 3 {pid[:-1]}")
+    child.sendline(pid[-1] if pid[:-1] == str(server.pid)[:-1] else "")
+    child.expect_exact("200 OK")
+
+
+def test_json_completes_any_name_that_is_left(server, terminal):
+    child = terminal(server.place, "--json")
+    child.send(f"cache_fetch attr=k sys{TAB}")
+    child.expect_exact("system=")
+
+
+def test_history_is_kept(server, terminal, tmp_path):
+    child = terminal(server.place)
+    child.sendline("help which")
+    child.expect_exact(PROMPT)
+    child.kill(signal.SIGHUP)  # a lost connection
+    child.expect(list(ENDING))
+    assert (tmp_path / ".midatagram_history").read_text().splitlines()[-1] == "help which"
+    again = terminal(server.place)
+    again.send(UP)
+    again.expect_exact("help which")
+
+
+def test_history_is_bounded(server, terminal, tmp_path):
+    history = tmp_path / ".midatagram_history"
+    history.write_text("".join(f"line {number}\n" for number in range(3000)))
+    child = terminal(server.place)
+    child.sendline("pwd")
+    child.expect_exact("200 OK")
+    lines = history.read_text().splitlines()
+    assert len(lines) == 1000 and lines[-2:] == ["line 2999", "pwd"]
+
+
+def test_history_that_cannot_be_written_is_no_matter(server, terminal, tmp_path):
+    (tmp_path / ".midatagram_history").mkdir()
+    child = terminal(server.place)
+    child.sendline("pwd")
+    child.expect_exact("200 OK")
+    assert "history" not in child.before and "Traceback" not in child.before
+
+
+def test_unreachable_server_gives_one_line_and_the_prompt_goes_on(tmp_path, terminal):
+    child = terminal(tmp_path / "nobody")
+    for _ in range(2):
+        child.sendline("uptime")
+        child.expect_exact("no reply from")
+        child.expect_exact(PROMPT)
+        assert child.before.count("\n") == 1
+    with stand_in(tmp_path / "nobody", lambda request, _, client: [(b"200 back\n\n", client)]):
+        child.sendline("uptime")
+        child.expect_exact("200 back")
+
+
+def test_tab_without_a_server_only_offers_quit(tmp_path, terminal):
+    child = terminal(tmp_path / "nobody")
+    child.send(f"qu{TAB}")
+    child.expect_exact("quit ")
+
+
+def test_a_quote_left_open_gives_one_line(server, terminal):
+    child = terminal(server.place)
+    child.sendline("uptime 'open")
+    child.expect_exact("No closing quotation")
+    child.expect_exact(PROMPT)
