@@ -4081,6 +4081,7 @@ class Access:
 # has one child that is wanted; a child that is to go (reload, max_requests) is
 # told to when its successor serves, so that somebody reads at every moment.
 
+START_LIMIT_S = 60.0  # how long a child may take to start
 EARLY_S = 1.0  # a child that dies so soon after its start may be in a crash loop
 LONGEST_PAUSE_S = 5.0  # between two starts of a child that keeps dying
 KILL_AFTER_S = 0.7  # more than stop_timeout, after which a child that does not stop is killed
@@ -4305,7 +4306,12 @@ class Supervisor:
         if self.leaving and not self.previous and not any(record.retiring for record in self.children.values()):
             self.close_sockets(self.leaving)
 
+    def has_started(self, record: Record) -> bool:
+        """Whether a child came to serving, and so to its beats."""
+        return self.processes.get(record.row, "state") != Processes.STARTING
+
     def serves(self, record: Record) -> bool:
+        """Whether a child serves."""
         return self.processes.get(record.row, "state") == Processes.SERVING
 
     def dismiss(self, current: dict[int, Record], wanted: range) -> None:
@@ -4424,7 +4430,7 @@ class Supervisor:
         """Free what an ended child had; find out whether it should have ended."""
         for column in self.level_columns():
             self.counters.use(record.row)[column] = 0
-        state = self.processes.get(record.row, "state")
+        state, started = self.processes.get(record.row, "state"), self.has_started(record)
         self.processes.set(record.row, pid=0, state=Processes.FREE)
         self.loads.pop(record.pid, None)
         if self.exit_status is not None or (record.retiring and code == 0) or (record.told_s and state == Processes.STOPPING):
@@ -4435,16 +4441,16 @@ class Supervisor:
         if code == BOOT_FAILED:
             return self.boot_failed() if record.server is self.server else None  # else its reload is taken back already
         self.server.raise_event("E_MI_CHILD_DIED", {"pid": record.pid, "reason": why})
-        self.back_off(record)
+        self.back_off(not started or time.monotonic() - record.born_s <= EARLY_S)
 
     def level_columns(self) -> list[int]:
         """The columns of statistics that are levels, not counters."""
         return [self.counters.column(stat.group, stat.name) for stat in self.server.registry.stats[0]
                 if stat.read is None and not stat.resettable]
 
-    def back_off(self, record: Record) -> None:
+    def back_off(self, early: bool) -> None:
         """Wait longer and longer between starts of children that die early; give up after crash_limit of them."""
-        if time.monotonic() - record.born_s > EARLY_S:
+        if not early:
             self.early_deaths = 0
             return
         self.early_deaths += 1
@@ -4492,10 +4498,10 @@ class Supervisor:
 
     def check_beats(self, now_s: float) -> None:
         """Kill children that are away from their hub for too long; tell systemd that all is well."""
-        stalled = [record for record in self.children.values()
-                   if now_s * 1000 - self.processes.get(record.row, "beat_ms") > self.setup.own["stall_timeout"]]
+        stalled = [record for record in self.children.values() if now_s * 1000 - self.processes.get(record.row, "beat_ms")
+                   > (self.setup.own["stall_timeout"] if self.has_started(record) else START_LIMIT_S * 1000)]
         for record in stalled:
-            log.error("child %d (pid %d) is stalled for %d ms, killed", record.rank, record.pid, self.setup.own["stall_timeout"])
+            log.error("child %d (pid %d) is stalled, killed", record.rank, record.pid)
             self.server.count("child_stalls")
             self.kill(record.pid, signal.SIGKILL)
         if not stalled:
@@ -4603,6 +4609,7 @@ def set_title(title: str) -> None:
 ###############################################################################
 # Strategy: `call` asks a server as any other client does, and knows of it only
 # what `which` and `help` tell. A terminal gets a prompt; a pipe gets plain lines.
+
 
 def client_socket(place: Address, timeout_s: float):
     """A socket for asking a server, and where to send; its own address is abstract, so nothing is left behind. OSError."""
@@ -4827,7 +4834,8 @@ class Prompt:
             self.readline.read_history_file(self.history)
         self.readline.set_completer_delims(" \t\n=")
         self.readline.set_completer(self.completer.complete)
-        self.readline.parse_and_bind("tab: complete")
+        is_libedit = "libedit" in (self.readline.__doc__ or "")  # in its place in some builds of Python
+        self.readline.parse_and_bind("bind ^I rl_complete" if is_libedit else "tab: complete")
 
     def lines(self) -> Iterator[str]:
         """The lines that are typed, up to Ctrl-D; Ctrl-C drops one."""
@@ -4886,7 +4894,7 @@ def run_lines(client: Client) -> int:
 
 def call(argv: list[str]) -> int:
     """`midatagram.py call`: send a request, print the reply; 0 for a good one, 1 for another, 3 for none."""
-    options = call_parser().parse_args(argv)
+    options = call_parser().parse_intermixed_args(argv)
     options.plugins = []
     try:
         place = address(options.socket) if options.socket else socket_of(options)
@@ -4894,11 +4902,12 @@ def call(argv: list[str]) -> int:
         print(f"midatagram: {error}", file=sys.stderr)
         return EXIT_USAGE
     client = Client(place, options.timeout, CLIENT_JSON if options.json else CLIENT_TEXT)
-    if not options.words:
+    if options.command is None:
         return Prompt(client).run() if sys.stdin.isatty() and sys.stdout.isatty() else run_lines(client)
+    words = [options.command, *options.arguments]
     if options.count is None and options.every is None:
-        return client.run(options.words)
-    return client.repeat(options.words, options.count, 1.0 if options.every is None else options.every)
+        return client.run(words)
+    return client.repeat(words, options.count, 1.0 if options.every is None else options.every)
 
 
 def split_argument(text: str) -> tuple[str | None, str | None]:
@@ -4937,8 +4946,8 @@ def call_parser():
     option("--json", action="store_true", help="speak JSON-RPC; an ARG that is a JSON array or object is sent as one")
     option("--repeat", dest="count", metavar="N", type=times, help="send the command N times, then print a summary")
     option("--every", metavar="S", type=seconds, help="seconds between two requests (1); without --repeat until Ctrl-C")
-    option("words", metavar=("COMMAND", "ARG"), nargs="*",
-           help="the MI command and its arguments; NAME=VALUE is sent under that name (text: NAME::VALUE)")
+    option("command", metavar="COMMAND", nargs="?", help="the MI command")
+    option("arguments", metavar="ARG", nargs="*", help="its arguments; NAME=VALUE is sent under that name (text: NAME::VALUE)")
     return parser
 
 
@@ -4973,12 +4982,13 @@ def load_packages() -> None:
 class SyslogHandler(logging.handlers.SysLogHandler):
     """Logs to syslog through sockets that gevent has not patched, so that the attendant needs no hub."""
 
-    def createSocket(self):
-        self.socket = original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.connect(self.address)
-
     def _connect_unixsocket(self, address):
-        self.createSocket()
+        self.socktype, self.socket = socket.SOCK_DGRAM, original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            self.socket.connect(address)
+        except OSError:
+            self.socket.close()
+            raise
 
 
 def start_logging(setup: Setup, processes: Processes, background: bool, debug: bool) -> None:
@@ -4996,6 +5006,7 @@ def start_logging(setup: Setup, processes: Processes, background: bool, debug: b
         handler = SyslogHandler("/dev/log", settings.get("log_facility", "daemon"))
         handler.ident = "midatagram: "
     handler.setFormatter(LineFormatter(isinstance(handler, logging.StreamHandler) and stderr_is_journal()))
+    logging.raiseExceptions = False  # a syslog daemon that is away is no reason for a traceback on stderr
     log.handlers[:] = [handler]
     log.setLevel(1)
     log.propagate = False

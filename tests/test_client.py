@@ -298,12 +298,16 @@ def test_tab_completes(server, terminal, dialect, typed, shown):
 
 
 def test_tab_completes_a_process(server, terminal):
-    pid = str(server.children()[0])
+    pid, attendant = str(server.children()[0]), str(server.pid)
+    least = pid[:len(os.path.commonprefix([pid, attendant])) + 1]
     child = terminal(server.place)
-    child.send(f"log_level 3 {pid[:-1]}{TAB}")
-    child.expect_exact(f"log_level 3 {pid[:-1]}")
-    child.sendline(pid[-1] if pid[:-1] == str(server.pid)[:-1] else "")
-    child.expect_exact("200 OK")
+    child.send(f"log_level 3 {least}{TAB}")
+    child.expect_exact(f"log_level 3 {pid} ")  # the blank at least is not what was typed
+
+
+def test_help_of_the_command_line():
+    done = subprocess.run([sys.executable, str(SCRIPT), "call", "--help"], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0 and "--repeat" in done.stdout
 
 
 def test_json_completes_any_name_that_is_left(server, terminal):

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import fcntl
 import itertools
 import os
 import pathlib
@@ -634,9 +635,13 @@ def put_link(path):
     path.symlink_to(path.parent / "elsewhere")
 
 
-def put_link_to_dead_socket(path):
+def put_dead_socket(path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as left:
-        left.bind(f"{path}.real")
+        left.bind(str(path))
+
+
+def put_link_to_dead_socket(path):
+    put_dead_socket(f"{path}.real")
     path.symlink_to(f"{path}.real")
 
 
@@ -712,8 +717,7 @@ def test_of_two_servers_started_at_once_on_one_path_one_serves(tmp_path):
     place = tmp_path / "mi.sock"
     for turn in range(4):
         if turn % 2:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as left:
-                left.bind(str(place))
+            put_dead_socket(place)
         started = [subprocess.Popen([sys.executable, str(SCRIPT), "-s", str(place)], stderr=subprocess.PIPE, text=True)
                    for _ in range(3)]
         try:
@@ -733,6 +737,29 @@ def test_of_two_servers_started_at_once_on_one_path_one_serves(tmp_path):
                 process.wait()
                 process.stderr.close()
         assert not place.exists()
+
+
+def waits_for_lock(pid):
+    """Whether a process waits for a lock on a file."""
+    return re.search(rf"-> FLOCK +ADVISORY +WRITE {pid} ", pathlib.Path("/proc/locks").read_text())
+
+
+def test_start_waits_for_another_that_is_looking_at_the_path(tmp_path):
+    place, folder = tmp_path / "mi.sock", os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)  # as a server does that has found a dead socket and is about to replace it
+    put_dead_socket(place)
+    late = subprocess.Popen([sys.executable, str(SCRIPT), "-s", str(place)], stderr=subprocess.PIPE, text=True)
+    with late, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as first:
+        try:
+            wait_for(lambda: waits_for_lock(late.pid), what="the second server to wait")
+            place.unlink()
+            first.bind(str(place))
+            os.close(folder)
+            assert late.wait(10) == 69
+            assert "is the socket of a running server" in late.stderr.read()
+            first.connect(str(place))
+        finally:
+            late.kill()
 
 
 def test_two_servers_share_nothing(start):

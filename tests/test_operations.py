@@ -186,7 +186,7 @@ def test_version():
     assert (done.returncode, done.stdout, done.stderr) == (0, f"midatagram {mi.__version__}\n", "")
 
 
-@pytest.mark.parametrize("arguments", [["--no-such-option"], ["-P"], ["extra"], ["call"], ["call", "-t", "soon", "ps"]])
+@pytest.mark.parametrize("arguments", [["--no-such-option"], ["-P"], ["extra"], ["call", "-t", "soon", "ps"]])
 def test_usage_is_2(arguments):
     done = run(*arguments)
     assert done.returncode == 2
@@ -342,10 +342,11 @@ def test_pid_file_is_locked_and_a_second_start_is_75(background):
 
 def test_pid_file_that_a_killed_server_left_means_nothing(background):
     server = background()
-    server.pid_path.write_text(f"{os.getpid()}\n")  # the number of a process that lives, but is no server
-    assert run(*server.arguments, "--status").returncode == 3
-    assert server.start("--if-not-running") == 0
-    assert server.pid() != os.getpid()
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as other:  # it ends with the block
+        server.pid_path.write_text(f"{other.pid}\n")  # the number is in use again, by what is no server
+        assert run(*server.arguments, "--status").returncode == 3
+        assert server.start("--if-not-running") == 0
+        assert server.pid() != other.pid
     os.kill(server.pid(), signal.SIGKILL)
     wait_for(lambda: not asked(server.place, server.folder), what="the children to end")
     assert run(*server.arguments, "--status").returncode == 3
