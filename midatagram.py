@@ -2115,10 +2115,11 @@ class LogFilter(logging.Filter):
 
 
 class LineFormatter(logging.Formatter):
-    """One record as text; with `journal` each line carries its priority, as systemd reads it from stderr."""
+    """One record as text; `dated` puts the time before it; with `journal` each line carries its priority, as systemd
+    reads it from stderr."""
 
-    def __init__(self, journal: bool = False):
-        when = "" if journal else "%(asctime)s "
+    def __init__(self, dated: bool, journal: bool):
+        when = "%(asctime)s " if dated else ""
         super().__init__(f"{when}[%(process)d] %(levelname)s:%(name)s: %(message)s", "%b %d %H:%M:%S")
         self.journal = journal
 
@@ -4498,10 +4499,12 @@ class Supervisor:
 
     def check_beats(self, now_s: float) -> None:
         """Kill children that are away from their hub for too long; tell systemd that all is well."""
-        stalled = [record for record in self.children.values() if now_s * 1000 - self.processes.get(record.row, "beat_ms")
-                   > (self.setup.own["stall_timeout"] if self.has_started(record) else START_LIMIT_S * 1000)]
+        limits_ms = {True: self.setup.own["stall_timeout"], False: START_LIMIT_S * 1000}
+        stalled = [record for record in self.children.values() if
+                   now_s * 1000 - self.processes.get(record.row, "beat_ms") > limits_ms[self.has_started(record)]]
         for record in stalled:
-            log.error("child %d (pid %d) is stalled, killed", record.rank, record.pid)
+            limit_ms = limits_ms[self.has_started(record)]
+            log.error("child %d (pid %d) is stalled for %d ms, killed", record.rank, record.pid, limit_ms)
             self.server.count("child_stalls")
             self.kill(record.pid, signal.SIGKILL)
         if not stalled:
@@ -4982,6 +4985,8 @@ def load_packages() -> None:
 class SyslogHandler(logging.handlers.SysLogHandler):
     """Logs to syslog through sockets that gevent has not patched, so that the attendant needs no hub."""
 
+    priority_map = {**logging.handlers.SysLogHandler.priority_map, "NOTICE": "notice", "ALERT": "alert"}
+
     def _connect_unixsocket(self, address):
         self.socktype, self.socket = socket.SOCK_DGRAM, original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
@@ -5005,7 +5010,8 @@ def start_logging(setup: Setup, processes: Processes, background: bool, debug: b
     else:
         handler = SyslogHandler("/dev/log", settings.get("log_facility", "daemon"))
         handler.ident = "midatagram: "
-    handler.setFormatter(LineFormatter(isinstance(handler, logging.StreamHandler) and stderr_is_journal()))
+    journal = type(handler) is logging.StreamHandler and stderr_is_journal()
+    handler.setFormatter(LineFormatter(not journal and not isinstance(handler, SyslogHandler), journal))
     logging.raiseExceptions = False  # a syslog daemon that is away is no reason for a traceback on stderr
     log.handlers[:] = [handler]
     log.setLevel(1)
