@@ -1216,6 +1216,7 @@ class Command:
         if not plain or len(plain) + len(rest) != len(parameters):
             self.refuse("takes a context, then arguments by position: def name(ctx, required, optional=None, *rest)")
         required = [p.name for p in plain[1:] if p.default is p.empty]
+        self.defaults = {p.name: p.default for p in plain}
         return required, [p.name for p in plain[1 + len(required):]], rest[0] if rest else None
 
     def natural_recipes(self) -> list[tuple]:
@@ -1237,10 +1238,8 @@ class Command:
         pairs = tuple([(name, text_of(given[name])) for name in given] + [(None, text_of(value)) for value in rest])
         if not self.input:
             return pairs, []
-        positional = [name for name in (*self.required, *self.optional) if name in values]
-        defaults = inspect.signature(self.function).parameters
-        last = max([self.names.index(name) for name in positional], default=-1)
-        called = [values[name] if name in values else defaults[name].default for name in self.names[:last + 1]]
+        last = max([place for place, name in enumerate(self.names) if name in values], default=-1)
+        called = [values[name] if name in values else self.defaults[name] for name in self.names[:last + 1]]
         more = values.get(self.rest, []) if self.rest else []
         return pairs, [*called, *more, *[self.json_value(self.rest, value, alone=True) for value in rest]]
 
