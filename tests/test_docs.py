@@ -1,0 +1,135 @@
+"""What README, the example configuration and --help say is true of the program."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, free_port, run
+
+import midatagram as mi
+
+README = (ROOT / "README.md").read_text()
+EXAMPLE = (ROOT / "midatagram.conf.example").read_text()
+SHIPPED = [mi.load_plugin(str(path)) for path in sorted((ROOT / "plugins").iterdir()) if path.suffix in (".py", ".conf")]
+MODULES = [*mi.built_in_modules(), *SHIPPED]
+PARAMS = [(module, param) for module in MODULES for param in module.params.values()]
+SHOWN = {"unix_socket_mode": "0660", "reply_indent": "TAB", "trace_bwlist": "none", "cache_collections": "default"}
+
+
+def blocks(language):
+    """The fenced blocks of the README in one language ("" for none)."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
+    return [text for name, text in fenced if name == language]
+
+
+def shown_default(param):
+    """How the README writes a default."""
+    value = param.default
+    return SHOWN.get(param.name, "none" if value in (None, ()) else "no" if value is False else str(value))
+
+
+@pytest.mark.parametrize("module, param", PARAMS, ids=[f"{module.name}.{param.name}" for module, param in PARAMS])
+def test_every_parameter_is_in_the_readme_with_its_default(module, param):
+    if module.name == "hello":
+        assert f'modparam("hello", "{param.name}"' in README
+        return
+    rows = re.findall(rf"^\| `{param.name}` \| (.*?) \|", README, re.M)
+    assert shown_default(param).strip() in [row.strip() for row in rows]
+
+
+@pytest.mark.parametrize("param", [*mi.MI_DATAGRAM_PARAMS, *mi.MIDATAGRAM_PARAMS], ids=lambda param: param.name)
+def test_every_parameter_is_in_the_example(param):
+    assert re.search(rf'^(# )?modparam\("(mi_datagram|midatagram)", "{param.name}", ', EXAMPLE, re.M)
+
+
+def test_the_example_shows_defaults():
+    """Numbers in commented lines are what the program takes without them."""
+    for param in (*mi.MI_DATAGRAM_PARAMS, *mi.MIDATAGRAM_PARAMS):
+        found = re.search(rf'^# modparam\("\w+", "{param.name}", (0?\d+)\)', EXAMPLE, re.M)
+        if found and type(param.default) is int:
+            assert int(found[1], 8 if found[1].startswith("0") and len(found[1]) > 1 else 10) == param.default, param.name
+
+
+def test_every_command_is_in_the_readme():
+    for module in mi.built_in_modules():
+        for command in module.commands:
+            assert f"| `{command.signature_line()}` | {' '.join(command.help.split())} |" in README
+
+
+def test_statistics_that_the_readme_names():
+    names = {stat.name for stat in mi.MI_DATAGRAM_STATS}
+    assert {"refused", "timeouts"} <= names
+    for word in mi.TRACE_FIGURES:
+        assert word in README
+
+
+def test_every_exit_status_is_in_readme_and_help():
+    statuses = {value for name, value in vars(mi).items() if name.startswith("EXIT_")}
+    table = {int(status) for status in re.findall(r"^\| (\d+) \| ", README, re.M)}
+    told = run("--help").stdout
+    assert statuses == table
+    assert all(re.search(rf"\b{status}\b", told) for status in statuses)
+
+
+def test_every_option_is_in_the_readme_and_the_other_way_round():
+    told = run("--help").stdout + run("call", "--help").stdout
+    options = set(re.findall(r"(?<![\w-])(--?[a-z][a-z-]*)", told)) - {"-h", "--help"}
+    named = set(re.findall(r"(?<![\w-])(--?[a-zA-Z][a-z-]*)(?=[` \]])", README))
+    assert {option for option in options if not re.search(rf"{option}[`\\] ]", README)} == set()
+    others = {"--prefix", "--systemd", "--markdown", "--short", "--rows"}  # of install.sh and the bench
+    assert {option for option in named if option not in told} <= others
+
+
+def test_the_plugin_shown_is_the_one_shipped():
+    assert blocks("python") == [(ROOT / "plugins" / "hello.py").read_text()]
+
+
+def test_the_example_is_good():
+    done = run("-c", "-f", ROOT / "midatagram.conf.example")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_configuration_with_its_request_and_reply(start, tmp_path):
+    configuration = next(block for block in blocks("") if block.startswith('loadmodule "mi_datagram.so"'))
+    path, port = tmp_path / "mi.sock", free_port()
+    text = configuration.replace("/tmp/midatagram.sock", str(path)).replace("8080", str(port))
+    server = start(text, place=str(path))
+    session = blocks("sh")[1]
+    command, reply = re.match(r"\$ \./midatagram\.py (call .*?)\n(.*?)\n\$ ", session, re.S).groups()
+    done = run(*shlex.split(command.replace("/tmp/midatagram.sock", str(path))))
+    assert (done.stdout, done.returncode) == (reply + "\n", 0)
+    raw = re.search(r"printf '(.*?)' \| socat - UDP:127\.0\.0\.1:8080\n(.*)", session, re.S)
+    request = raw[1].encode().decode("unicode_escape").encode()
+    assert server.ask(request, place=f"udp:127.0.0.1:{port}").decode() == raw[2]
+
+
+@pytest.mark.parametrize("block", [block for block in blocks("") if block.startswith(("modparam", "loadmodule"))])
+def test_every_configuration_of_the_readme_is_good(block, tmp_path):
+    path = tmp_path / "readme.conf"
+    if '"hep_proto_type"' in block:
+        block = 'loadmodule "proto_hep.so"\n' + block
+    path.write_text('modparam("mi_datagram", "socket_name", "/tmp/x.sock")\n' + block)
+    done = run("-c", "-f", path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_canned_replies_of_the_readme(start, tmp_path):
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "lab.conf").write_text(next(block for block in blocks("") if block.startswith("[ul_show")))
+    server = start('loadmodule "lab.so"', "-p", str(tmp_path / "plugins"))
+    found = server.ask(b":ul_show_contact:\nlocation\nalice\n")
+    assert found == b"200 OK\nAOR:: alice\n\tContact:: sip:alice@192.0.2.10:5060;transport=udp Q=1\n\n"
+    assert server.ask(b":ul_show_contact:\nlocation\nbob\n") == b"404 AOR not found\n\n"
+
+
+def test_the_two_commands_are_those_of_install_sh():
+    done = subprocess.run(["sh", ROOT / "install.sh"], capture_output=True, text=True, timeout=20)
+    for verb in ("run", "test", "system"):
+        assert f"./install.sh {verb}" in README and f"./install.sh {verb}" in done.stdout + done.stderr
+
+
+def test_python_versions():
+    assert f'requires-python = ">={sys.version_info[0]}.10"' in (ROOT / "midatagram.py").read_text()
+    assert "Python 3.10 or later" in README
