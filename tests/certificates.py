@@ -11,12 +11,12 @@ def make(folder):
 
     def sign(name, subject, extension, *by):
         command = (f"req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -keyout {name}.key "
-                   f"-out {name}.pem -addext {extension}").split()
+                   f"-out {name}.pem -addext keyUsage=digitalSignature,keyCertSign {extension}").split()
         subprocess.run([openssl, *command, "-subj", subject, *by], cwd=folder, check=True, capture_output=True)
 
-    sign("ca", "/CN=test CA", "keyUsage=keyCertSign")
+    sign("ca", "/CN=test CA", "")
     by = ("-CA", "ca.pem", "-CAkey", "ca.key")
-    sign("server", "/CN=collector", "subjectAltName=DNS:localhost,DNS:collector.example.net", *by)
-    sign("client", "/CN=midatagram", "extendedKeyUsage=clientAuth", *by)
-    sign("other", "/CN=other", "subjectAltName=DNS:localhost")
+    sign("server", "/CN=collector", "-addext subjectAltName=DNS:localhost,DNS:collector.example.net", *by)
+    sign("client", "/CN=midatagram", "-addext extendedKeyUsage=clientAuth", *by)
+    sign("other", "/CN=other", "-addext subjectAltName=DNS:localhost")
     return folder
