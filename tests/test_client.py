@@ -60,7 +60,8 @@ def terminal(tmp_path):
     def open_terminal(place, *arguments, ready=True):
         environment = {**os.environ, "HOME": str(tmp_path), "TERM": "dumb", "INPUTRC": "/dev/null"}
         child = pexpect.spawn(sys.executable, [str(SCRIPT), "call", "-s", str(place), *arguments], env=environment,
-                              encoding="utf-8", timeout=10, dimensions=(50, 200))
+                              encoding="utf-8", timeout=10, dimensions=(50, 200),
+                              preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # it may be ignored here
         spawned.append(child)
         if ready:
             child.expect_exact(PROMPT)
