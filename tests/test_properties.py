@@ -1,0 +1,82 @@
+"""What holds for any bytes, by Hypothesis: parsers refuse or read, what is written reads back, answers always come."""
+
+import contextlib
+import logging
+import types
+
+import pytest
+from conftest import PLUGINS
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+import midatagram as mi
+
+BYTES = some.binary(max_size=300) | some.text(':"\\ \n\t\r\0a=é{}[],', max_size=60).map(lambda text: text.encode())
+TEXTS = some.binary(max_size=40).map(mi.decode)
+COMMANDS = ("echo", "count", "tree", "code", "fail", "noinput", "nosuch", "empty", "big", "deep")
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """Answers from the commands of mi_echo, in this process."""
+    module = mi.load_plugin(str(PLUGINS / "mi_echo.py"))
+    module.server = types.SimpleNamespace(logger=logging.getLogger)
+    return mi.Answers(mi.Registry([module]), logging.getLogger("test"))
+
+
+@given(BYTES)
+def test_any_bytes_parse_or_are_refused(data):
+    text = mi.decode(data)
+    assert mi.encode(text) == data
+    for read in (mi.read_first_line, mi.read_arguments):
+        with contextlib.suppress(mi.ParseError):
+            read(text)
+
+
+@given(some.lists(some.tuples(TEXTS | some.none(), TEXTS | some.none()), max_size=6))
+def test_a_written_request_reads_back(arguments):
+    try:
+        request = mi.write_request("echo", arguments)
+    except ValueError:
+        return  # a name or value that the grammar cannot carry
+    name, body = mi.read_first_line(mi.decode(request))
+    assert (name, mi.read_arguments(body)) == ("echo", tuple(arguments))
+
+
+@given(some.lists(some.text("abc :\"=\\\t", min_size=1).filter(lambda text: not text.endswith("\\")), min_size=1, max_size=6))
+def test_every_value_without_a_backslash_at_its_end_can_be_sent(values):
+    _, body = mi.read_first_line(mi.decode(mi.write_request("echo", [(None, value) for value in values])))
+    assert [value for _, value in mi.read_arguments(body)] == values
+
+
+@settings(max_examples=300)
+@given(some.sampled_from(COMMANDS), BYTES, some.booleans())
+def test_an_answer_always_comes_and_fits(answers, command, body, whole):
+    data = body if whole else b":%s:\n%s" % (command.encode(), body.replace(b"9", b"1"))
+    first = answers.answer(data)[0]
+    assert 0 <= len(first) <= mi.LIMIT
+    assert answers.answer(data)[0] == answers.answer(data)[0] == first  # remembered or not
+    if not answers.is_json(data):
+        assert first.split(b" ")[0].isdigit()
+
+
+@given(some.recursive(some.tuples(TEXTS | some.none(), TEXTS | some.integers() | some.none()),
+                      lambda inner: some.lists(inner, max_size=3).map(tuple), max_leaves=8))
+def test_any_tree_is_written_with_a_line_a_node(tree):
+    def node(item):
+        if len(item) == 2 and not isinstance(item[0], tuple):
+            return mi.Node(*item)
+        return mi.Node("n", None, (), [node(part) for part in item])
+
+    nodes = [node(tree)]
+    text = mi.write_text(mi.Reply(nodes=nodes))
+    assert text.startswith("200 OK\n") and text.endswith("\n\n")
+    live = mi.write_text(mi.Reply(nodes=nodes, live=mi.CONSTANT))
+    assert live % () == text  # as a template it says the same
+
+
+def test_a_deep_tree_needs_no_recursion():
+    chain = ()
+    for number in range(5000):
+        chain = (mi.Node("d", number, (), chain),)
+    assert mi.write_text(mi.Reply(nodes=chain), "").count("\n") == 5002
