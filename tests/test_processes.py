@@ -1,0 +1,160 @@
+"""Real processes and sockets: families, children, permissions, counters, and clients that come and go."""
+
+import os
+import pwd
+import socket
+import stat
+import threading
+import time
+
+import pytest
+from conftest import PLUGINS, free_port, needs_root, wait_for
+
+ECHO = 'loadmodule "mi_echo.so"\n'
+PATHS = ("-p", str(PLUGINS))
+
+
+@pytest.mark.parametrize("children", [1, 3])
+@pytest.mark.parametrize("host, family", [(None, None), ("127.0.0.1", socket.AF_INET), ("[::1]", socket.AF_INET6)])
+def test_each_family_is_served(start, children, host, family):
+    place = f"udp:{host}:{free_port(family)}" if host else None
+    server = start(f'modparam("mi_datagram", "children_count", {children})\n{ECHO}', *PATHS, place=place)
+    assert server.ask(b":echo:\nx\n").startswith(b"200 OK\nx len_name=0")
+    assert server.ask(b"nonsense") == b"500 command not available\n"
+    assert len(server.children()) == children
+
+
+def test_ps_and_titles_tell_what_each_process_is(start):
+    server = start('modparam("mi_datagram", "children_count", 2)')
+    lines = server.ask(b":ps:\n").decode().splitlines()[1:-1]
+    first, second = server.children()
+    assert lines == [f"Process::  ID=0 PID={server.pid} Type=attendant", f"Process::  ID=1 PID={first} Type=MI Datagram",
+                     f"Process::  ID=2 PID={second} Type=MI Datagram"]
+    titles = {pid: open(f"/proc/{pid}/cmdline").read().strip("\0") for pid in (server.pid, first, second)}  # noqa: SIM115
+    assert titles == {server.pid: "midatagram: attendant", first: "midatagram: MI Datagram 1",
+                      second: "midatagram: MI Datagram 2"}
+
+
+@pytest.mark.parametrize("written, mode", [("", 0o660), ("0666", 0o666), ("0600", 0o600), ("384", 0o600)])
+def test_mode_of_the_socket(start, written, mode):
+    line = f'modparam("mi_datagram", "unix_socket_mode", {written})' if written else ""
+    server = start(line)
+    assert stat.S_IMODE(os.stat(server.place).st_mode) == mode
+    assert ("is decimal and means mode 0600" in server.log) == (written == "384")
+
+
+def test_owner_of_the_socket(start):
+    needs_root()
+    nobody = pwd.getpwnam("nobody")
+    server = start('modparam("mi_datagram", "unix_socket_user", "nobody")')
+    assert (os.stat(server.place).st_uid, os.stat(server.place).st_gid) == (nobody.pw_uid, nobody.pw_gid)
+    server = start('modparam("mi_datagram", "unix_socket_user", 1234)\nmodparam("mi_datagram", "unix_socket_group", "daemon")')
+    assert (os.stat(server.place).st_uid, os.stat(server.place).st_gid) == (1234, 1)
+
+
+def test_counters_are_exact_under_three_children(start):
+    server = start(f'modparam("mi_datagram", "children_count", 3)\n{ECHO}loadmodule "hello.so"\n', *PATHS)
+    before = {name: server.statistic(name) for name in ("greetings", "errors")}
+    requests = server.statistic("requests")
+
+    def work():
+        with_own = server.client()
+        for number in range(300):
+            assert with_own.ask(b":hello:\nBob\n2\n" if number % 3 else b"no command")
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert server.statistic("greetings") - before["greetings"] == 6 * 200 * 2
+    assert server.statistic("errors") - before["errors"] == 6 * 100
+    assert server.statistic("requests") - requests == 6 * 300 + 3  # and the three that asked
+
+
+def test_counters_are_reset_and_go_on(start):
+    server = start('modparam("mi_datagram", "children_count", 3)\nloadmodule "hello.so"')
+    for _ in range(10):
+        server.ask(b":hello:\nBob\n")
+    assert server.ask(b":reset_statistics:\ngreetings\n") == b"200 OK\n\n"
+    assert server.statistic("greetings") == 0
+    server.ask(b":hello:\nBob\n3\n")
+    assert server.statistic("greetings") == 3
+
+
+def test_a_blocking_handler_holds_up_nobody(start):
+    server = start(ECHO, *PATHS)
+    slow, quick = server.client(), server.client()
+    slow.send(b":msleep:\n700\n")
+    asked_s = time.monotonic()
+    assert quick.ask(b":echo:\n") == b"200 OK\n\n"
+    assert time.monotonic() - asked_s < 0.6
+    assert slow.receive() == b"200 OK\nslept:: 700\n\n"
+
+
+def test_a_full_pool_loses_nothing(start):
+    server = start(f'modparam("midatagram", "pool_size", 2)\n{ECHO}', *PATHS)
+    clients = [server.client() for _ in range(8)]
+    for client in clients:
+        client.send(b":msleep:\n50\n")
+    assert [client.receive() for client in clients] == [b"200 OK\nslept:: 50\n\n"] * 8
+
+
+def test_a_hundred_slow_requests_at_once(start):
+    server = start(ECHO, *PATHS)
+    clients, asked_s = [server.client() for _ in range(100)], time.monotonic()
+    for client in clients:
+        client.send(b":msleep:\n300\n")
+    assert all(client.receive() == b"200 OK\nslept:: 300\n\n" for client in clients)
+    assert time.monotonic() - asked_s < 15  # one after the other they would take 30 s
+
+
+def test_clients_that_are_not_there(start):
+    server = start(ECHO, *PATHS)
+    server.client(bound=False).send(b":uptime:\n")
+    gone = server.client()
+    gone.send(b":msleep:\n50\n")
+    gone.close()
+    os.unlink(gone.path)
+    server.client().send(b"")
+    wait_for(lambda: server.statistic("unreachable") == 2)
+    assert server.statistic("empty") == 1
+    assert server.log.count("is not bound") == 1
+    assert server.ask(b":echo:\n") == b"200 OK\n\n"
+
+
+def test_kill_answers_and_stops(start):
+    server = start()
+    assert server.ask(b":kill:\n") == b"200 OK\n\n"
+    assert server.process.wait(5) == 0
+    assert not os.path.exists(server.place)
+
+
+def test_log_level_reaches_all_children_or_one(start):
+    server = start('log_level=2\nmodparam("mi_datagram", "children_count", 2)')
+    first, second = server.children()
+    assert server.ask(b":log_level:\n4\n%d\n" % first) == b"200 OK\nNew log level:: 4\n\n"
+    lines = server.ask(b":log_level:\n").decode()
+    assert f"PID={first} Log level=4" in lines and f"PID={second} Log level=2" in lines
+    assert server.ask(b":log_level:\n4\n") == b"200 OK\nNew global log level:: 4\n\n"
+    wait_for(lambda: server.ask(b":pwd:\n") and "b':pwd:\\n' from" in server.log)  # seen within half a second
+    assert server.ask(b":log_level:\n1\n") == b"200 OK\nNew global log level:: 1\n\n"
+    assert f"PID={first} Log level=1" in server.ask(b":log_level:\n").decode()
+
+
+def test_d_logs_requests_and_replies_escaped(start):
+    server = start(ECHO, "-d", *PATHS)
+    server.ask(b":echo:\n\x01\xff\n")
+    server.wait_log(r"b':echo:\n\x01\xff\n' from")
+    server.wait_log("null_value=0")
+
+
+def test_figures_of_the_operating_system(start):
+    server = start()
+    child = server.children()[0]
+    with open(f"/proc/{child}/status") as status:
+        resident = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS"))
+    assert abs(server.statistic("1-real_used_size") - resident) < 4 << 20
+    assert 0 <= server.statistic("timestamp") < 60
+    assert server.statistic("total_size") == server.statistic("used_size") + server.statistic("free_size")
+    assert 0 <= server.statistic("load-proc-1") <= 100
