@@ -1149,6 +1149,10 @@ class Module:
             seen.add(key)
         return list(rows)
 
+    def where(self, param: str) -> tuple:
+        """Where the last modparam line of a parameter stands: path and line."""
+        return self.lines.get(param, [(self.path, 0)])[-1]
+
     def set(self, name: str, value, path: str, line: int) -> str | None:
         """Take one modparam line; gives a warning or None, raises ConfigError."""
         param = self.params.get(name)
@@ -2546,8 +2550,9 @@ class Loader:
         destinations = self.find_destinations()
         registry = Registry(self.modules.values(), own.settings["disable"])
         self.check_names(registry, mi, own)
-        main = Listener(mi.settings["socket_name"])
-        listeners = [fill_listener(listener, mi) for listener in [main, *own.settings["listen"]]]
+        places = [(Listener(mi.settings["socket_name"]), mi.where("socket_name")),
+                  *zip(own.settings["listen"], own.lines.get("listen", []))]
+        listeners = [fill_listener(listener, where, mi) for listener, where in places]
         return Setup(self.path, registry, mi.settings, own.settings, self.globals, self.notes, listeners, destinations)
 
     def find_destinations(self) -> dict:
@@ -2561,7 +2566,7 @@ class Loader:
         wanted = self.modules["mi_datagram"].settings["trace_destination"]
         for name in wanted:
             if name not in found:
-                where = self.modules["mi_datagram"].lines["trace_destination"][-1]
+                where = self.modules["mi_datagram"].where("trace_destination")
                 self.notes.append((logging.ERROR, f"{where[0]}:{where[1]}: no tracing destination \"{name}\""
                                                   f"{nearest(name, found)}; commands are not traced to it"))
         return {name: found[name] for name in wanted if name in found and found[name][1]}
@@ -2584,7 +2589,7 @@ class Loader:
             for name in names:
                 if name in registry.commands or name in own.settings["disable"]:
                     continue
-                where = mi.lines[param][-1]
+                where = mi.where(param)
                 message = f'{param} names the command "{name}", which is not there{nearest(name, registry.commands)}'
                 if not self.passed:
                     raise ConfigError(*where, message)
@@ -2593,11 +2598,12 @@ class Loader:
         for param, names in (("allow_command", given), ("disable", own.settings["disable"])):
             known = [*registry.commands, *(command.name for command in registry.switched_off)]
             for name in set(names) - set(known):
-                raise ConfigError(*own.lines[param][-1], f'{param}: no command "{name}"{nearest(name, known)}')
-        for rule in own.settings["allow_command"]:
-            for kind, look_up in (("users", pwd.getpwnam), ("groups", grp.getgrnam)):
-                for name in getattr(rule, kind):
-                    check_account(name, look_up, own, "allow_command")
+                raise ConfigError(*own.where(param), f'{param}: no command "{name}"{nearest(name, known)}')
+        for rule, where in zip(own.settings["allow_command"], own.lines.get("allow_command", [])):
+            for name in rule.users:
+                check_account(name, pwd.getpwnam, where, "user")
+            for name in rule.groups:
+                check_account(name, grp.getgrnam, where, "group")
 
 
 def checked_global(directive: Directive):
@@ -2614,16 +2620,14 @@ def checked_global(directive: Directive):
     return int(value)
 
 
-def check_account(name, look_up: Callable, module: Module, param: str):
-    """The entry of a user or group by name, None for a number; ConfigError if there is none."""
+def check_account(name, look_up: Callable, where: tuple, kind: str):
+    """The entry of a user or group by name, None for a number; ConfigError at `where` if there is none."""
     if not isinstance(name, str):
         return None
     try:
         return look_up(name)
     except KeyError:
-        kind = "user" if look_up is pwd.getpwnam else "group"
-        where = module.lines.get(param, [(module.path, 0)])[-1]
-        raise ConfigError(*where, f'{param}: no {kind} "{name}" on this system') from None
+        raise ConfigError(*where, f'no {kind} "{name}" on this system') from None
 
 
 class Place(NamedTuple):
@@ -2637,15 +2641,17 @@ class Place(NamedTuple):
     gid: int
 
 
-def fill_listener(listener: Listener, mi: Module) -> Place:
-    """A Listener with names looked up; what it does not say is as unix_socket_* say. ConfigError for unknown names."""
+def fill_listener(listener: Listener, where: tuple, mi: Module) -> Place:
+    """A Listener, written at `where`, with names looked up; what it does not say is as unix_socket_* of `mi` say.
+
+    ConfigError for unknown names.
+    """
     address = listener.address
-    param = "socket_name" if address == mi.settings["socket_name"] else "listen"
     if address.port is None:
         user = mi.settings["unix_socket_user"] if listener.user is None else listener.user
         group = mi.settings["unix_socket_group"] if listener.group is None else listener.group
-        owner = check_account(user, pwd.getpwnam, mi, "unix_socket_user")
-        team = check_account(group, grp.getgrnam, mi, "unix_socket_group")
+        owner = check_account(user, pwd.getpwnam, where if listener.user else mi.where("unix_socket_user"), "user")
+        team = check_account(group, grp.getgrnam, where if listener.group else mi.where("unix_socket_group"), "group")
         uid = owner.pw_uid if owner else -1 if user is None else user
         gid = team.gr_gid if team else owner.pw_gid if owner else -1 if group is None else group
         mode = mi.settings["unix_socket_mode"] if listener.mode is None else listener.mode
@@ -2653,7 +2659,7 @@ def fill_listener(listener: Listener, mi: Module) -> Place:
     try:
         found = original("socket", "getaddrinfo")(address.host, address.port, type=socket.SOCK_DGRAM)
     except (OSError, UnicodeError) as error:
-        raise ConfigError(*mi.lines.get(param, [(mi.path, 0)])[-1], f"no such host: {address.host} ({error})") from None
+        raise ConfigError(*where, f"no such host: {address.host} ({error})") from None
     family, _, _, _, spot = min(found, key=lambda entry: entry[0] != socket.AF_INET)  # IPv4 first, as OpenSIPS
     return Place(address, family, spot, 0, -1, -1)
 
