@@ -2601,9 +2601,9 @@ class Loader:
                 raise ConfigError(*own.where(param), f'{param}: no command "{name}"{nearest(name, known)}')
         for rule, where in zip(own.settings["allow_command"], own.lines.get("allow_command", [])):
             for name in rule.users:
-                check_account(name, pwd.getpwnam, where, "user")
+                check_account(name, pwd.getpwnam, where, "allow_command")
             for name in rule.groups:
-                check_account(name, grp.getgrnam, where, "group")
+                check_account(name, grp.getgrnam, where, "allow_command")
 
 
 def checked_global(directive: Directive):
@@ -2620,14 +2620,15 @@ def checked_global(directive: Directive):
     return int(value)
 
 
-def check_account(name, look_up: Callable, where: tuple, kind: str):
+def check_account(name, look_up: Callable, where: tuple, param: str):
     """The entry of a user or group by name, None for a number; ConfigError at `where` if there is none."""
     if not isinstance(name, str):
         return None
     try:
         return look_up(name)
     except KeyError:
-        raise ConfigError(*where, f'no {kind} "{name}" on this system') from None
+        kind = "user" if look_up is pwd.getpwnam else "group"
+        raise ConfigError(*where, f'{param}: no {kind} "{name}" on this system') from None
 
 
 class Place(NamedTuple):
@@ -2650,8 +2651,8 @@ def fill_listener(listener: Listener, where: tuple, mi: Module) -> Place:
     if address.port is None:
         user = mi.settings["unix_socket_user"] if listener.user is None else listener.user
         group = mi.settings["unix_socket_group"] if listener.group is None else listener.group
-        owner = check_account(user, pwd.getpwnam, where if listener.user else mi.where("unix_socket_user"), "user")
-        team = check_account(group, grp.getgrnam, where if listener.group else mi.where("unix_socket_group"), "group")
+        owner = check_account(user, pwd.getpwnam, where if listener.user else mi.where("unix_socket_user"), "unix_socket_user")
+        team = check_account(group, grp.getgrnam, where if listener.group else mi.where("unix_socket_group"), "unix_socket_group")
         uid = owner.pw_uid if owner else -1 if user is None else user
         gid = team.gr_gid if team else owner.pw_gid if owner else -1 if group is None else group
         mode = mi.settings["unix_socket_mode"] if listener.mode is None else listener.mode
