@@ -1,0 +1,120 @@
+"""The ways in which it is installed and run: install.sh, the distribution's packages, uv, a user who is not root."""
+
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import NO_SKIP, ROOT, SCRIPT, free_port, needs, needs_root, run, wait_for
+
+SYSTEM_PYTHON = "/usr/bin/python3"
+
+
+def copy_to(folder):
+    """The project as a new user has it: what is under version control, no virtual environment."""
+    names = ["midatagram.py", "midatagram.conf.example", "plugins", "install.sh", "LICENSE", "README.md", "pyproject.toml"]
+    for name in names:
+        source = ROOT / name
+        shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy(source, folder / name)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() or path.suffix in (".sh", ".py") else 0o644)
+    return folder
+
+
+@pytest.fixture
+def background():
+    """Start programs that serve: background(arguments...) gives the Popen once they are ready; they are stopped."""
+    started = []
+
+    def begin(*arguments, **options):
+        process = subprocess.Popen([str(word) for word in arguments], stderr=subprocess.STDOUT, stdout=subprocess.PIPE,
+                                   text=True, start_new_session=True, **options)
+        started.append(process)
+        process.lines = []
+        for line in process.stdout:
+            process.lines.append(line)
+            if "ready:" in line:
+                return process
+        raise AssertionError("".join(process.lines))
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(10)
+        process.stdout.close()
+
+
+def test_a_lab_without_a_file(background, tmp_path):
+    place = f"udp:127.0.0.1:{free_port()}"
+    (tmp_path / "one.py").write_text('import midatagram as mi\n@mi.command\ndef one(ctx):\n    "One."\n    return mi.Reply()\n')
+    (tmp_path / "two.conf").write_text("[two]\nreply = second\n")
+    background(sys.executable, SCRIPT, "-s", place, "-p", tmp_path)
+    assert run("call", "-s", place, "one").stdout == "200 OK\n\n"
+    assert run("call", "-s", place, "two").stdout == "200 OK\nsecond\n\n"
+
+
+def test_install_system_serves_what_it_installed(background, tmp_path):
+    (tmp_path / "copy").mkdir()
+    copy, prefix = copy_to(tmp_path / "copy"), tmp_path / "prefix"
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(["sh", copy / "install.sh", "system", "--prefix", prefix], capture_output=True, text=True, timeout=120,
+                          env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(f"# {keeper}" in done.stdout for keeper in ("cron", "supervisor", "systemd"))
+    (prefix / "run" / "midatagram").mkdir(parents=True, exist_ok=True)
+    background(prefix / "bin" / "midatagram", "-f", prefix / "etc" / "midatagram" / "midatagram.conf")
+    done = subprocess.run([prefix / "bin" / "midatagram", "call", "hello", "Bob"], capture_output=True, text=True, timeout=20)
+    assert done.stdout == "200 OK\ngreeting:: Hello Bob\n\n", done.stderr
+
+
+def test_the_distributions_packages_are_enough(background, tmp_path):
+    for package in ("gevent", "configobj", "setproctitle"):
+        if subprocess.run([SYSTEM_PYTHON, "-c", f"import {package}"], capture_output=True).returncode:
+            (pytest.fail if NO_SKIP else pytest.skip)(f"python3-{package} is not installed")
+    process = background(SYSTEM_PYTHON, SCRIPT, "-s", tmp_path / "mi.sock", "-p", ROOT / "plugins")
+    assert run("call", "-s", tmp_path / "mi.sock", "hello", "Bob").stdout == "200 OK\ngreeting:: Hello Bob\n\n"
+    assert "WARNING" not in "".join(process.lines)
+
+
+@pytest.mark.parametrize("missing", ["gevent", "configobj"])
+def test_a_missing_package_is_named_with_all_three(tmp_path, missing):
+    (tmp_path / f"{missing}.py").write_text(f"raise ImportError('none', name='{missing}')\n")
+    done = run("-s", tmp_path / "mi.sock", environment={"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert re.search(rf"{missing} is missing; .*pip install gevent configobj setproctitle, or apt install python3-gevent "
+                     "python3-configobj python3-setproctitle", done.stderr)
+
+
+def test_a_missing_setproctitle_is_a_warning(background, tmp_path):
+    (tmp_path / "setproctitle.py").write_text("raise ImportError('none', name='setproctitle')\n")
+    process = background(sys.executable, SCRIPT, "-s", tmp_path / "mi.sock", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert "WARNING:midatagram: setproctitle is missing" in "".join(process.lines)
+    assert run("call", "-s", tmp_path / "mi.sock", "uptime").returncode == 0
+
+
+def test_uv_runs_the_script_as_it_is(background, tmp_path):
+    beside = pathlib.Path(sys.executable).parent / "uv"
+    uv = str(beside) if beside.exists() else needs("uv")
+    background(uv, "run", "--python", sys.executable, SCRIPT, "-s", tmp_path / "mi.sock", cwd=tmp_path)
+    assert run("call", "-s", tmp_path / "mi.sock", "uptime").returncode == 0
+
+
+def test_the_example_is_for_a_user_who_is_not_root(background, tmp_path):
+    needs_root()
+    setpriv = needs("setpriv")
+    folder = pathlib.Path(f"/tmp/midatagram-test-{os.getpid()}")
+    folder.mkdir()
+    try:
+        copy_to(folder)
+        example = folder / "midatagram.conf.example"
+        example.write_text(example.read_text().replace("/tmp/midatagram.sock", f"/tmp/midatagram-test-{os.getpid()}.sock"))
+        background(setpriv, "--reuid", "nobody", "--regid", "nogroup", "--clear-groups", SYSTEM_PYTHON,
+                   folder / "midatagram.py", "-f", example, cwd="/")
+        wait_for(lambda: run("call", "-f", example, "hello", "Bob").stdout == "200 OK\ngreeting:: Hello Bob\n\n")
+    finally:
+        shutil.rmtree(folder)
