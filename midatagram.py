@@ -1598,6 +1598,8 @@ class Answers:
             return Reply(403, "Forbidden")
         try:
             reply = command.function(Context(command.module, request, caller), *values)
+            if reply is None:
+                raise Failed("its handler returned nothing")
             return reply if isinstance(reply, Reply) else reply.get()  # one without get() is no answer: it raises
         except Error as error:
             return Reply(error.code, error.reason, result=error if error.data else None)
