@@ -2004,13 +2004,13 @@ class Processes:
         for field, value in fields.items():
             self.slots[row * len(self.FIELDS) + self.FIELDS.index(field)] = value
 
-    def take(self) -> int:
-        """A free row for a new child; RuntimeError when there is none."""
+    def take(self) -> int | None:
+        """A free row for a new child, None when there is none."""
         for row in range(ATTENDANT + 1, ROWS):
             if not self.get(row, "pid") and self.get(row, "state") == self.FREE:
                 self.set(row, state=self.STARTING, own_level=0, load=0, load1m=0, load10m=0)
                 return row
-        raise RuntimeError("no room in the process table")
+        return None
 
     def rows(self) -> list[int]:
         """The rows of living processes that are not on their way out, the attendant first, then by rank."""
@@ -2089,7 +2089,9 @@ class Store:
 def run_folder() -> str:
     """Make the folder of this run's shared files, in RAM where there is a tmpfs; clear away what dead runs left."""
     places = [os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0], "/dev/shm", tempfile.gettempdir()]
-    place = next(place for place in places if place and os.access(place, os.W_OK | os.X_OK))
+    place = next((place for place in places if place and os.access(place, os.W_OK | os.X_OK)), None)
+    if place is None:
+        raise StartError(EXIT_CANNOT_CREATE, "no folder for shared files: neither /dev/shm nor the temporary folder is writable")
     for name in os.listdir(place):
         match = re.fullmatch(r"midatagram-(\d+)-\w+", name)
         left = os.path.join(place, name)
@@ -2216,8 +2218,12 @@ class Server:
 
     def raise_event(self, name: str, attributes) -> int:
         """Send an event to its subscribers as datagrams; gives how many were sent to. Never blocks."""
-        sent = 0
-        for place, row in self.subscribers(name):
+        sent, found = 0, []
+        try:
+            found = self.subscribers(name)
+        except sqlite3.Error as error:  # a full disk must not end who raises an event
+            log.error("event %s not sent: the store fails: %s", name, error)
+        for place, row in found:
             family, target = row["target"]
             try:
                 with original("socket", "socket")(family, socket.SOCK_DGRAM) as sender:
@@ -2317,8 +2323,11 @@ def read_source(path: str) -> str:
             if status.st_mode & 0o022 or status.st_uid != 0:
                 raise ConfigError(path, 0, f"{place} can be written by others than root, who runs this; "
                                            f"mend: chown root {place}; chmod go-w {place}")
-    with open(path, "rb") as file:
-        return decode(file.read())
+    try:
+        with open(path, "rb") as file:
+            return decode(file.read())
+    except OSError as error:
+        raise ConfigError(path, 0, f"cannot be read by uid {os.geteuid()}: {error.strerror}") from None
 
 
 def line_of(text: str, word: str) -> int:
@@ -4227,6 +4236,11 @@ class Supervisor:
             self.server.count("reload_errors")
             log.error("reload refused, the old configuration stays: %s", error)
             return self.tell_ready()
+        except Exception:  # whatever a plug-in or the system does now, the server that runs goes on
+            self.close_sockets(opened)
+            self.server.count("reload_errors")
+            log.exception("reload refused, the old configuration stays")
+            return self.tell_ready()
         log_notes(setup)
         if setup.globals.get("log_level") != self.setup.globals.get("log_level"):
             for row in range(ROWS):
@@ -4359,8 +4373,11 @@ class Supervisor:
 
     def spawn(self, rank: int) -> None:
         """Fork a child. Signals are held back until it has handlers of its own."""
-        row = self.processes.take()
         every_signal = signal.valid_signals()
+        row = self.processes.take()
+        if row is None:  # children that are on their way out still have theirs
+            self.not_before_s = time.monotonic() + 1
+            return
         signal.pthread_sigmask(signal.SIG_BLOCK, every_signal)
         try:
             pid = original("os", "fork")()
