@@ -495,7 +495,7 @@ def write_argument(name: str | None, value: str | None) -> str:
     """One argument line, in quotes where the grammar needs them."""
     label = "" if name is None else f"{name}::"
     if name is not None and ('"' in name or "\n" in name or f"{label}:".index("::") < len(name)
-                             or name.strip(BLANKS) != name or not name):
+                             or name.strip(BLANKS) != name or not name or name.startswith("\0")):
         raise ValueError(f"not a name that can be sent: {name!r}")
     if value is None:
         if name is None:

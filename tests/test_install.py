@@ -97,10 +97,19 @@ def test_a_missing_setproctitle_is_a_warning(background, tmp_path):
     assert run("call", "-s", tmp_path / "mi.sock", "uptime").returncode == 0
 
 
+def pip_setting(name):
+    """A setting of pip's, from its environment or files; empty if there is none."""
+    done = subprocess.run([sys.executable, "-m", "pip", "config", "get", f"global.{name}"], capture_output=True, text=True)
+    return os.environ.get(f"PIP_{name.upper().replace('-', '_')}") or done.stdout.strip()
+
+
 def test_uv_runs_the_script_as_it_is(background, tmp_path):
     beside = pathlib.Path(sys.executable).parent / "uv"
     uv = str(beside) if beside.exists() else needs("uv")
-    background(uv, "run", "--python", sys.executable, SCRIPT, "-s", tmp_path / "mi.sock", cwd=tmp_path)
+    settings = {"UV_DEFAULT_INDEX": pip_setting("index-url"), "SSL_CERT_FILE": pip_setting("cert")}  # where pip finds packages
+    settings = {name: value for name, value in settings.items() if value}
+    background(uv, "run", "--python", sys.executable, SCRIPT, "-s", tmp_path / "mi.sock", cwd=tmp_path,
+               env={**settings, **os.environ})
     assert run("call", "-s", tmp_path / "mi.sock", "uptime").returncode == 0
 
 
