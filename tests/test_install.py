@@ -106,10 +106,9 @@ def pip_setting(name):
 def test_uv_runs_the_script_as_it_is(background, tmp_path):
     beside = pathlib.Path(sys.executable).parent / "uv"
     uv = str(beside) if beside.exists() else needs("uv")
-    settings = {"UV_DEFAULT_INDEX": pip_setting("index-url"), "SSL_CERT_FILE": pip_setting("cert")}  # where pip finds packages
-    settings = {name: value for name, value in settings.items() if value}
+    settings = {"UV_DEFAULT_INDEX": index} if (index := pip_setting("index-url")) else {}  # where pip finds packages
     background(uv, "run", "--python", sys.executable, SCRIPT, "-s", tmp_path / "mi.sock", cwd=tmp_path,
-               env={**settings, **os.environ})
+               env={"UV_SYSTEM_CERTS": "true", "UV_NATIVE_TLS": "true", **settings, **os.environ})
     assert run("call", "-s", tmp_path / "mi.sock", "uptime").returncode == 0
 
 
