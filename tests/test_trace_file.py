@@ -7,7 +7,7 @@ import signal
 import sys
 
 import pytest
-from conftest import ROOT, wait_for
+from conftest import PLUGINS, ROOT, wait_for
 from hypothesis import given, settings
 from traces import TRACE, TRACES, FakeContext
 
@@ -131,3 +131,26 @@ def test_a_server_writes_it_and_opens_it_again_on_sigusr1(start, tmp_path):
     assert trace.reply == reply.decode()
     assert trace.requested_s <= trace.replied_s and trace.server == server.place
     assert len(lines_of(moved)) == 50
+
+
+def test_size_errors_late_replies_and_json_are_traced_too(start, tmp_path):
+    path = tmp_path / "traces"
+    server = start('loadmodule "mi_echo.so"\nloadmodule "trace_file.so"\n'
+                   f'modparam("trace_file", "path", "{path}")\nmodparam("mi_datagram", "trace_destination", "trace_file")',
+                   "-p", str(PLUGINS))
+    slow = server.client()
+    for _ in range(40):  # more than the client's queue holds: the last ones are late
+        slow.send(b":echo:\nlate\n")
+    server.ask(b":big:\n70000\n")
+    server.ask(b":echo:\n" + b"x" * 70000)
+    server.ask(b'{"jsonrpc":"2.0","method":"empty","params":["a"],"id":7}')
+    server.ask(b'[{"jsonrpc":"2.0","method":"empty","id":8},{"jsonrpc":"2.0","method":"nosuch","id":9}]')
+    assert [slow.receive() for _ in range(40)].count(None) == 0
+    server.stop()
+    traces = [json.loads(line) for line in path.read_text().splitlines()]
+    found = [(trace["command"], trace["code"], trace["reason"]) for trace in traces]
+    assert found.count(("echo", 200, "OK")) == 40
+    assert ("big", 500, "reply of 70009 bytes exceeds 65457") in found
+    assert ("", 400, "request of 70007 bytes exceeds 65457") in found
+    assert found.count(("empty", 200, "OK")) == 2
+    assert ("", 500, "command not available") in found
