@@ -1,14 +1,17 @@
 """Real servers for the tests: each is a process of its own, in a folder of its own, on loopback or a UNIX path."""
 
 import contextlib
+import fcntl
 import itertools
 import os
 import pathlib
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 
@@ -142,7 +145,11 @@ class Server:
 
     @property
     def log(self):
-        """What the server logged so far."""
+        """What the server logged so far, to the last byte that it wrote."""
+        with contextlib.suppress(OSError, ValueError):  # the pipe is closed already
+            while struct.unpack("i", fcntl.ioctl(self.process.stderr, termios.FIONREAD, b"\0\0\0\0"))[0]:
+                time.sleep(0.001)
+        time.sleep(0.001)  # and the reader has kept it
         return "".join(self.lines)
 
     def wait_log(self, text, timeout_s=10.0, times=1):

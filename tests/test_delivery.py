@@ -297,6 +297,7 @@ def test_path_that_we_may_not_write_to_is_one_log_line(start, open_folder):
         client.send(numbered(1))
     other.socket.bind("")
     assert b"unreachable:: 3\n" in other.ask(b":get_statistics:\nunreachable\n")
+    server.wait_log(path)
     lines = [line for line in server.lines if path in line]
     assert len(lines) == 1
     assert f"may not be written to by uid {NOBODY}, its owner is uid 1" in lines[0]

@@ -119,8 +119,9 @@ def test_clients_that_are_not_there(start):
     server.client().send(b"")
     wait_for(lambda: server.statistic("unreachable") == 2)
     assert server.statistic("empty") == 1
-    assert server.log.count("is not bound") == 1
     assert server.ask(b":echo:\n") == b"200 OK\n\n"
+    server.wait_log("is not bound")
+    assert server.log.count("is not bound") == 1
 
 
 def test_kill_answers_and_stops(start):
