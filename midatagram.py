@@ -39,6 +39,7 @@ import difflib
 import functools
 import inspect
 import ipaddress
+import itertools
 import json
 import operator
 import pathlib
@@ -160,16 +161,22 @@ class Reply(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What was asked: `arguments` are (name, value) pairs in order, each text or None.
+    """What was asked: the values of the arguments in order, each text or None, and their names if any has one.
 
     dialect: "text" or "jsonrpc". `id` keeps its JSON type; a request that is not `answered` is a notification.
     """
 
     name: str
-    arguments: tuple = ()
+    values: tuple = ()
+    names: tuple | None = None
     dialect: str = "text"
     id: Any = None
     answered: bool = True
+
+    @property
+    def arguments(self) -> tuple:
+        """The arguments as (name, value) pairs in order, each text or None."""
+        return tuple(zip(self.names or itertools.repeat(None), self.values))
 
 
 NOT_AVAILABLE = Reply(500, "command not available", bare=True)
@@ -226,21 +233,22 @@ def read_first_line(text: str) -> tuple[str, str]:
     return match.group(1), text[match.end():]
 
 
-def read_arguments(body: str) -> tuple:
-    """Read the arguments of a text request: pairs of (name or None, value or None) in order."""
+def read_arguments(body: str) -> tuple[tuple, tuple | None]:
+    """Read the arguments of a text request: their values in order, and their names, or None if none has a name."""
     if body.startswith("\0"):
-        return ()
+        return (), None
     if '"' not in body and "::" not in body:  # what follows, for the plain values that most requests hold
         lines = body.split("\n")
         if any(map(body.__contains__, INLINE_BLANKS)):
             lines = [line.strip(INLINE_BLANKS) for line in lines]
-        return tuple([(None, value) for value in lines if value])
-    arguments, at = [], skip(body, 0, BLANKS)
+        return tuple(filter(None, lines)), None
+    pairs, at = [], skip(body, 0, BLANKS)
     while at < len(body):
         pair, at = read_argument(body, at)
-        arguments.append(pair)
+        pairs.append(pair)
         at = skip(body, at, BLANKS)
-    return tuple(arguments)
+    names, values = zip(*pairs) if pairs else ((), ())
+    return values, names if any(names) else None
 
 
 def skip(text: str, at: int, blanks: str) -> int:
@@ -429,7 +437,7 @@ def read_envelope(value) -> tuple[Request, Any]:
         return Request("", dialect="jsonrpc"), None
     if members.get("jsonrpc") != "2.0" or not isinstance(method, str) or not isinstance(params, (list, dict)):
         return Request("", dialect="jsonrpc", id=request_id), None
-    return Request(method, (), "jsonrpc", request_id, "id" in members), params or None
+    return Request(method, dialect="jsonrpc", id=request_id, answered="id" in members), params or None
 
 
 ###############################################################################
@@ -441,8 +449,10 @@ def read_envelope(value) -> tuple[Request, Any]:
 
 def write_text(reply: Reply, indent: str = "\t") -> str:
     """The text dialect's form of a reply; LIVE values become %s and all else is made safe for `%`."""
-    nodes = reply.nodes if reply.live is None else [escape_percent(node) for node in reply.nodes]
-    head = f"{reply.code & 0xFFFFFFFF} {reply.reason}\n"
+    nodes, reason = reply.nodes, reply.reason
+    if reply.live is not None:
+        nodes, reason, indent = [as_template(node) for node in nodes], safe(reason), safe(indent)
+    head = f"{reply.code & 0xFFFFFFFF} {reason}\n"
     return head if reply.bare else f"{head}{''.join(node_lines(nodes, indent))}\n"
 
 
@@ -452,6 +462,9 @@ def node_lines(nodes: Iterable[Node], indent: str) -> list[str]:
     add = lines.append
     while levels:
         for name, value, attributes, children in levels[-1]:
+            if not attributes and not children and value is not None:  # what follows, for what most nodes are
+                add(f"{margin}{name}:: {value}\n" if name else f"{margin}{value}\n")
+                continue
             line = f"{margin}{name}:: " if name else margin
             if value is not None:
                 line = f"{line}{value}"
@@ -471,14 +484,15 @@ def node_lines(nodes: Iterable[Node], indent: str) -> list[str]:
     return lines
 
 
-def escape_percent(node: Node) -> Node:
+def safe(text):
+    """Text as a part of a `%` template, with %s for a LIVE value."""
+    return "%s" if text is LIVE else text if text is None else f"{text}".replace("%", "%%")
+
+
+def as_template(node: Node) -> Node:
     """A node of a kept reply as a part of a `%` template."""
-
-    def safe(text):
-        return "%s" if text is LIVE else text if text is None else f"{text}".replace("%", "%%")
-
     return Node(safe(node.name), safe(node.value), [(safe(name), safe(value)) for name, value in node.attributes],
-                [escape_percent(child) for child in node.children])
+                [as_template(child) for child in node.children])
 
 
 def write_request(name: str, arguments: Iterable[tuple]) -> bytes:
@@ -1008,7 +1022,7 @@ class CommandTag(NamedTuple):
     help: str | None
     input: bool
     pure: bool
-    bind: Callable[[tuple], list] | None
+    bind: Callable[[Request], list] | None
     json: JsonForm
     converters: dict
 
@@ -1228,8 +1242,8 @@ class Command:
         names = [*self.optional, *([self.rest] if self.rest else [])]
         return [(*self.required, *names[:count]) for count in range(len(names) + 1)]
 
-    def bind_json(self, params) -> tuple[tuple, list]:
-        """The arguments as (name, value) pairs and the values to call the function with, from JSON-RPC params.
+    def bind_json(self, params) -> tuple[tuple, tuple, list]:
+        """The arguments' values and names, and the values to call the function with, from JSON-RPC params.
 
         Types are checked in the order in which OpenSIPS' handlers look at them.
         """
@@ -1239,13 +1253,13 @@ class Command:
             values[name] = given[name] if name in form.raw else self.json_value(name, given[name])
         if form.check:
             form.check(values)
-        pairs = tuple([(name, text_of(given[name])) for name in given] + [(None, text_of(value)) for value in rest])
+        shown, names = tuple(map(text_of, [*given.values(), *rest])), (*given, *[None] * len(rest))
         if not self.input:
-            return pairs, []
+            return shown, names, []
         last = max([place for place, name in enumerate(self.names) if name in values], default=-1)
         called = [values[name] if name in values else self.defaults[name] for name in self.names[:last + 1]]
         more = values.get(self.rest, []) if self.rest else []
-        return pairs, [*called, *more, *[self.json_value(self.rest, value, alone=True) for value in rest]]
+        return shown, names, [*called, *more, *[self.json_value(self.rest, value, alone=True) for value in rest]]
 
     def named_params(self, params) -> tuple[dict, list]:
         """Params by the names of the recipe that fits them; and, for *rest without a recipe, what is beyond those."""
@@ -1283,12 +1297,14 @@ class Command:
         except ValueError:
             raise invalid_params(BAD_TYPE % name) from None
 
-    def bind_text(self, arguments: tuple) -> list:
-        """The values to call the function with, from a text request's arguments: by position, names are ignored."""
-        count = len(arguments)
+    def bind_text(self, request: Request) -> Iterable:
+        """The values to call the function with, from a text request: by position, names are ignored."""
+        values = request.values
+        count = len(values)
         if count < len(self.required) or (self.most is not None and count > self.most):
             raise WRONG_COUNT
-        values = ["" if value is None else value for _, value in arguments]
+        if request.names or self.tag.converters:  # a value can be absent only where there is a name
+            values = ["" if value is None else value for value in values]
         try:
             for position, converter in self.converters:
                 if position < count:
@@ -1376,6 +1392,8 @@ SEEN_ENTRIES = 10000  # requests that came once, per child
 KEPT_ENTRIES = 1000  # requests that are remembered, per child
 KEPT_REQUEST = 4096  # bytes; a longer request is read anew each time
 KEPT_REPLIES = 8 << 20  # bytes of remembered replies, per child
+PLAIN_ID = re.compile(rb'"id"[\x01-\x20]*:[\x01-\x20]*(0|-?[1-9][0-9]{0,8}|"[ !#-\[\]-~]*")(?=[\x01-\x20]*[,}])')
+# An id that is replied with as it was written: an integer of few digits, or a string without escapes.
 
 
 class NoCommand:
@@ -1401,21 +1419,28 @@ class Call(NamedTuple):
 
 
 class Shape:
-    """A reply that is kept: the text around its live values, the last values, and the bytes with these."""
+    """A reply that is kept: its text around the live values, the values of last time, and the bytes with these.
 
-    __slots__ = ("reply", "live", "template", "values", "data", "write_value")
+    Of a JSON-RPC reply it is the text before the id; `tail` is what stands behind that.
+    """
 
-    def __init__(self, reply: Reply, template: str, write_value: Callable):
-        self.reply, self.live, self.template, self.write_value = reply, reply.live, template, write_value
-        self.refresh(reply.live())
+    __slots__ = ("reply", "live", "template", "tail", "write_value", "values", "data")
 
-    def refresh(self, values: tuple) -> None:
-        """Put new values into the text."""
-        self.data, self.values = encode(self.template % tuple(map(self.write_value, values))), values
+    def __init__(self, reply: Reply, template: str, tail: bytes = b"", write_value: Callable = str):
+        self.reply, self.live, self.template, self.tail, self.write_value = reply, reply.live, template, tail, write_value
+        self.values = self.data = None
+
+    def now(self) -> bytes:
+        """The bytes with the values of now."""
+        values = self.live()
+        if values is not self.values and values != self.values:
+            self.data = encode(self.template % tuple(map(self.write_value, values)))
+            self.values = values
+        return self.data
 
 
 class Kept:
-    """What is remembered of a request."""
+    """What is remembered of a request: the call, and the shape of its reply if that says so."""
 
     __slots__ = ("call", "shape")
 
@@ -1437,30 +1462,49 @@ class Answers:
         self.restricted, self.allowed, self.failed = frozenset(restricted), allowed, failed
         self.is_json = {"auto": JSON_START.match, "text": lambda data: False, "jsonrpc": lambda data: True}[dialect]
         self.seen: set[int] = set()  # hashes of requests that came once
-        self.kept: dict[bytes, Kept] = {}
-        self.shapes: dict[int, Shape] = {}  # by the id of their reply, which they hold
+        self.kept: dict[Any, Kept] = {}  # by a text request's bytes, or those of JSON-RPC before and behind the id
         self.kept_bytes = 0
+        self.shapes: dict[int, Shape] = {}  # of text replies, by the id of the reply, which they hold
 
     def answer(self, data: bytes, caller: Any = None) -> tuple[bytes, Any, Reply]:
         """The reply's bytes (none for a notification), the call that was made and the reply itself.
 
         The call is None for what named no command, and the list of such triples for a batch.
         """
-        kept = self.kept.get(data)
-        if kept is None:
-            return self.answer_new(data, caller)
-        shape = kept.shape
-        if shape is None:
-            return self.finish(kept.call, caller, kept)
-        values = shape.live()
-        if values is not shape.values and values != shape.values:
-            shape.refresh(values)
-        if len(shape.data) > LIMIT:
-            return self.refuse(reply_too_long(len(shape.data)), kept.call)
-        return shape.data, kept.call, shape.reply
+        return self.recall(data) or self.work_out(data, caller)
 
-    def answer_new(self, data: bytes, caller: Any) -> tuple[bytes, Any, Reply]:
-        """Answer a request that is not remembered, and remember it."""
+    def recall(self, data: bytes) -> tuple[bytes, Any, Reply] | None:
+        """The answer to a request whose reply is kept: no handler runs. None for any other request."""
+        kept, request_id = self.kept.get(data), b""
+        if kept is None and data[:1] == b"{":
+            kept, request_id = self.kept_json(data)
+        if kept is None or kept.shape is None:
+            return None
+        shape = kept.shape
+        try:
+            written = shape.now()
+        except Exception:  # asked again, the command tells the same to who can answer and log it
+            return None
+        if request_id:
+            written = b"%b%b%b" % (written, request_id, shape.tail)
+            return (written, kept.call, shape.reply) if len(written) <= LIMIT - NUMBER_ROOM else None
+        if len(written) > LIMIT:
+            return self.refuse(reply_too_long(len(written)), kept.call)
+        return written, kept.call, shape.reply
+
+    def kept_json(self, data: bytes) -> tuple[Kept | None, bytes]:
+        """What is remembered of a JSON-RPC request, whatever its id; and this id as it is written."""
+        found = PLAIN_ID.search(data)
+        return (self.kept.get((data[:found.start(1)], data[found.end(1):])), found[1]) if found else (None, b"")
+
+    def work_out(self, data: bytes, caller: Any = None) -> tuple[bytes, Any, Reply]:
+        """Answer a request by calling its command."""
+        kept = self.kept.get(data)
+        if kept:
+            return self.finish(kept.call, caller, kept)
+        if len(data) > LIMIT:  # of such a request only the first byte is looked at
+            dialect = "jsonrpc" if self.is_json(data[:LIMIT]) else "text"
+            return self.refuse(request_too_long(len(data)), Call(NO_COMMAND, Request("", dialect=dialect), None))
         if self.is_json(data):
             return self.answer_json(data, caller)
         try:
@@ -1470,16 +1514,20 @@ class Answers:
             return self.refuse(NOT_AVAILABLE)
         request = Request(name)
         try:
-            request = Request(name, read_arguments(body) if command.input else ())
-            call = Call(command, request, command.bind(request.arguments) if command.input else ())
+            request = Request(name, *read_arguments(body)) if command.input else request
+            call = Call(command, request, command.bind(request) if command.input else ())
         except ParseError:
             return self.refuse(PARSE_ERROR, Call(command, request, None))
         except Error as error:
             return self.refuse(Reply(error.code, error.reason), Call(command, request, None))
-        return self.finish(call, caller, self.remember(data, call))
+        return self.finish(call, caller, self.remember(data, call) if len(data) <= KEPT_REQUEST else None)
 
     def answer_json(self, data: bytes, caller: Any) -> tuple[bytes, Any, Reply]:
         """Answer a JSON-RPC datagram: a request, or a batch of them."""
+        kept, request_id = self.kept_json(data)
+        if kept:
+            request = kept.call.request._replace(id=json.loads(request_id))
+            return self.finish(kept.call._replace(request=request), caller, kept)
         try:
             value = read_json(data)
         except ParseError:
@@ -1508,44 +1556,54 @@ class Answers:
         if command is NO_COMMAND:
             return self.refuse(NOT_AVAILABLE, call, unknown=True)
         try:
-            arguments, values = command.bind_json(params)
+            values, names, bound = command.bind_json(params)
         except Error as error:
             return self.refuse(json_refusal(error), call)
-        call = Call(command, request._replace(arguments=arguments), values)
-        return self.finish(call, caller, self.remember(data, call) if data else None)
+        call = Call(command, request._replace(values=values, names=names), bound)
+        return self.finish(call, caller, self.remember_json(data, call) if data else None)
 
-    def remember(self, data: bytes, call: Call) -> Kept | None:
+    def remember_json(self, data: bytes, call: Call) -> Kept | None:
+        """Keep what a JSON-RPC request taught for requests that are the same but for their id."""
+        found = PLAIN_ID.search(data) if len(data) <= KEPT_REQUEST else None
+        if not found:
+            return None
+        key = data[:found.start(1)], data[found.end(1):]
+        kept = self.remember(key, call)
+        if kept and read_envelope(read_json(b'%b"?"%b' % key))[0] != call.request._replace(id="?", values=(), names=None):
+            del self.kept[key]  # it is not the request's id that stands there
+        return kept
+
+    def remember(self, key: Any, call: Call) -> Kept | None:
         """Keep what a request taught, from its second time on. When there is no room all is forgotten; pollers teach
         it again."""
-        if len(data) > KEPT_REQUEST:
-            return None
         if len(self.seen) >= SEEN_ENTRIES:
             self.seen.clear()
-        if hash(data) not in self.seen:
-            self.seen.add(hash(data))
+        if hash(key) not in self.seen:
+            self.seen.add(hash(key))
             return None
         if len(self.kept) >= KEPT_ENTRIES or self.kept_bytes > KEPT_REPLIES:
             self.kept.clear()
             self.shapes.clear()
             self.kept_bytes = 0
-        kept = self.kept[data] = Kept(call)
+        kept = self.kept[key] = Kept(call)
         return kept
 
     def finish(self, call: Call, caller: Any, kept: Kept | None) -> tuple[bytes, Any, Reply]:
         """Run a command and write its reply; keep the reply if it says so and the request is kept."""
-        reply = self.run(call, caller)
+        name = call.command.name
         try:
-            if call.command.pure and reply.live is None and not reply.bare:
+            reply = self.run(call, caller)
+            if kept and call.command.pure and reply.live is None and not reply.bare:
                 reply = reply._replace(live=CONSTANT)
             if reply.live is None or not call.request.answered:
                 written = encode(self.write(reply, call))
             else:
-                shape = self.shape_of(reply, call)
-                written = shape.data
-                if kept and call.command.name not in self.restricted:
-                    kept.shape = shape
-        except Exception:  # the seam again: what the handler returned cannot be written
-            self.log.exception("command %s gave a reply that cannot be written", call.command.name)
+                written = self.write_kept(reply, call, kept if name not in self.restricted else None)
+        except Interrupted:
+            self.log.error("command %s ran longer than handler_timeout and was ended", name)
+            return self.refuse(TIMED_OUT, call)
+        except BaseException:  # the seam: whatever a plug-in raises, a Timeout of gevent or an exit, costs one reply
+            self.log.exception("command %s raised, or gave a reply that cannot be written", name)
             return self.refuse(COMMAND_FAILED, call)
         if len(written) > self.limit(call.request):
             return self.refuse(reply_too_long(len(written)), call)
@@ -1563,18 +1621,25 @@ class Answers:
             return write_text(reply, self.indent)
         return write_jsonrpc(reply, call.request, call.command.form, self.pretty) if call.request.answered else ""
 
+    def write_kept(self, reply: Reply, call: Call, kept: Kept | None) -> bytes:
+        """Write a reply that may be kept, with its values of now."""
+        shape = self.shape_of(reply, call)
+        written = shape.now()
+        if kept:
+            kept.shape = shape
+            self.kept_bytes += len(written)
+        return written if call.request.dialect == "text" else encode(json_text(call.request.id)).join((written, shape.tail))
+
     def shape_of(self, reply: Reply, call: Call) -> Shape:
-        """The shape of a reply, which several text requests may share, with its values of now."""
-        shape = self.shapes.get(id(reply))
+        """The shape of a reply, which several text requests may share."""
         if call.request.dialect != "text":
-            return Shape(reply, self.write(reply, call), json_text)
+            template, _, tail = self.write(reply, call._replace(request=call.request._replace(id=LIVE))).rpartition("%s")
+            return Shape(reply, template, encode(tail), json_text)
+        shape = self.shapes.get(id(reply))
         if shape is None:
-            shape = self.shapes[id(reply)] = Shape(reply, self.write(reply, call), str)
-            self.kept_bytes += len(shape.data)
-            return shape
-        values = shape.live()
-        if values is not shape.values and values != shape.values:
-            shape.refresh(values)
+            if len(self.shapes) >= KEPT_ENTRIES:
+                self.shapes.clear()
+            shape = self.shapes[id(reply)] = Shape(reply, self.write(reply, call))
         return shape
 
     def refuse(self, reply: Reply, call: Call | None = None, unknown: bool = False) -> tuple[bytes, Any, Reply]:
@@ -1586,13 +1651,8 @@ class Answers:
             reply = NOT_SENDABLE if reply.code == 500 else NO_JSON
         return encode(self.write(reply, call)), None if call.command is NO_COMMAND else call, reply
 
-    def refuse_size(self, data: bytes, size: int) -> tuple[bytes, Any, Reply]:
-        """Answer a request that is too long, unread but for its first byte."""
-        dialect = "jsonrpc" if self.is_json(data[:LIMIT]) else "text"
-        return self.refuse(request_too_long(size), Call(NO_COMMAND, Request("", dialect=dialect), None))
-
     def run(self, call: Call, caller: Any) -> Reply:
-        """Call the handler; whatever it raises becomes a reply."""
+        """Call the handler; a refusal that it raises becomes a reply."""
         command, request, values = call
         if command.name in self.restricted and not self.allowed(command, caller):
             return Reply(403, "Forbidden")
@@ -1605,11 +1665,6 @@ class Answers:
             return Reply(error.code, error.reason, result=error if error.data else None)
         except Failed as why:
             self.log.warning("command %s failed: %s", command.name, why)
-        except Interrupted:
-            self.log.error("command %s ran longer than handler_timeout and was ended", command.name)
-            return TIMED_OUT
-        except Exception:  # the seam: a plug-in's mistake must not end the child
-            self.log.exception("command %s raised", command.name)
         return COMMAND_FAILED
 
 
@@ -1626,7 +1681,7 @@ TOKEN = re.compile(
       | (?P<open>/\*)
       | (?P<string>"(?:[^"\\]|\\.)*")
       | (?P<raw>'[^']*')
-      | (?P<number>(?:0x[0-9a-fA-F]+|[0-9]+)(?![A-Za-z0-9_.]))
+      | (?P<number>[0-9][A-Za-z0-9_.]*)
       | (?P<word>[A-Za-z_][A-Za-z0-9_]*)
       | (?P<other>.)""",
     re.X | re.S,
@@ -1762,7 +1817,7 @@ class ConfigReader:
 
     def value(self, form: str, kinds: tuple = ("string", "number", "word")):
         """Take a value: text, or an integer with its sign; a bare word is WORDS' integer or a name."""
-        sign = self.peek() if self.peek() in ("-", "+") and "number" in kinds else ""
+        sign = self.peek() if self.peek() in ("-", "+") and self.tokens[self.at].kind == "other" else ""
         self.at += len(sign)
         token = self.tokens[self.at] if self.at < len(self.tokens) else Token("end", "", self.tokens[-1].line)
         if token.kind not in kinds or (sign and token.kind != "number"):
@@ -1878,7 +1933,6 @@ import fnmatch
 import gc
 import grp
 import importlib
-import itertools
 import logging
 import logging.handlers
 import mmap
@@ -2150,6 +2204,22 @@ def read_all(functions: list[Callable[[], int]]) -> tuple:
     return tuple([function() for function in functions])
 
 
+class Tally:
+    """The totals that change with every request, of one process. Its columns lie side by side: one write for all."""
+
+    NAMES = ("requests", "replies", "bytes_received", "bytes_sent")
+    __slots__ = (*NAMES, "memory", "place")
+    pack = struct.Struct(f"{len(NAMES)}q").pack_into
+
+    def __init__(self, counters: Counters, slot: int):
+        self.memory, self.place = counters.memory, slot * SLOT
+        self.requests, self.replies, self.bytes_received, self.bytes_sent = counters.slots[slot:slot + len(self.NAMES)]
+
+    def write(self) -> None:
+        """Show the totals to all processes."""
+        self.pack(self.memory, self.place, self.requests, self.replies, self.bytes_received, self.bytes_sent)
+
+
 class Server:
     """What the attendant and the children have in common, and handlers reach as ctx.server.
 
@@ -2176,6 +2246,7 @@ class Server:
         for module in self.registry.modules:
             module.row = self.counted
         self.core = next(module for module in self.registry.modules if module.name == "mi_datagram").columns
+        self.tally = Tally(self.counters, row * BLOCK + self.core[Tally.NAMES[0]])
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to one of the statistics of group mi_datagram."""
@@ -2231,7 +2302,7 @@ class Server:
                     sender.sendto(write_event(name, attributes, row["dialect"]),
                                   target if family == socket.AF_UNIX else tuple(target))
                 sent += 1
-            except OSError as error:
+            except (OSError, ValueError) as error:  # ValueError: text cannot carry one of its attributes
                 self.count("events_lost")
                 log.info("event %s not sent to %s: %s", name, place, error)
         return sent
@@ -2308,11 +2379,16 @@ def load_python(path: str) -> Module:
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-        raise ConfigError(path, lines[-1] if lines else 0, f"{type(error).__name__}: {error}") from None
+        raise mistake(path, error) from None
     own = {key: value for key, value in vars(namespace).items() if getattr(value, "__module__", name) == name
            or not callable(value)}
     return Module(name, own, path, functools.partial(line_of, source))
+
+
+def mistake(path: str, error: BaseException, where: str = "") -> ConfigError:
+    """What a plug-in's code raised while it was loaded, with the line of its file."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    return ConfigError(path, lines[-1] if lines else 0, f"{where}{type(error).__name__}: {error}")
 
 
 def read_source(path: str) -> str:
@@ -2459,9 +2535,12 @@ def read_tree(text: str) -> list[Node]:
 LOADERS = {".py": load_python, ".conf": load_canned}
 
 
-def find_plugin(name: str, folders: Iterable[str]) -> str | None:
-    """The file of a plug-in, from the first folder that has one."""
-    paths = (os.path.join(folder, name + suffix) for folder in folders for suffix in LOADERS)
+def find_plugin(file: str, folders: Iterable[str]) -> str | None:
+    """The file of a plug-in that loadmodule calls `file`: in one of the folders so, by its last name, or as x/x."""
+    stem = re.sub(r"\.(so|py|conf)$", "", file)
+    name = os.path.basename(stem)
+    paths = (os.path.join(folder, wanted + suffix) for wanted in (stem, name, f"{name}/{name}")
+             for folder in folders for suffix in LOADERS)
     return next((path for path in paths if os.path.isfile(path)), None)
 
 
@@ -2508,14 +2587,13 @@ class Loader:
     def load_module(self, directive: Directive) -> None:
         """loadmodule: a plug-in of ours, or a module of OpenSIPS that is passed over."""
         file = directive.args[0]
-        folder, base = os.path.split(file)
-        name = base[:-3] if base.endswith((".so", ".py")) else base.removesuffix(".conf")
+        name = re.sub(r"\.(so|py|conf)$", "", os.path.basename(file))
         if name in self.loaded and name not in self.passed:
             raise ConfigError(directive.path, directive.line, f"module {name} is loaded already, at {self.loaded[name]}")
         self.loaded[name] = f"{directive.path}:{directive.line}"
         if name in BUILT_IN:
             return
-        path = find_plugin(name, [folder] * os.path.isabs(file) + self.search())
+        path = find_plugin(file, self.search())
         if path:
             self.modules[name] = load_plugin(path)
             return
@@ -2557,7 +2635,8 @@ class Loader:
                                             'or "udp:127.0.0.1:8080" is needed')
         self.modules["core"].stats += self.core_figures(mi.settings["children_count"])
         for module in self.modules.values():
-            self.call_init(module)
+            if "init" in module.hooks:
+                self.call(module, module.hooks["init"])
         destinations = self.find_destinations()
         registry = Registry(self.modules.values(), own.settings["disable"])
         self.check_names(registry, mi, own)
@@ -2571,7 +2650,7 @@ class Loader:
         found = {}
         for module in self.modules.values():
             for function in module.destinations:
-                for name, destination in function(Context(module)).items():
+                for name, destination in self.call(module, function).items():
                     found[name] = (module, destination)
                     module.stats += trace_stats(name, module.name) if destination else []
         wanted = self.modules["mi_datagram"].settings["trace_destination"]
@@ -2582,17 +2661,15 @@ class Loader:
                                                   f"{nearest(name, found)}; commands are not traced to it"))
         return {name: found[name] for name in wanted if name in found and found[name][1]}
 
-    def call_init(self, module: Module) -> None:
-        """Run a plug-in's init(ctx)."""
-        if "init" not in module.hooks:
-            return
+    @staticmethod
+    def call(module: Module, function: Callable) -> Any:
+        """Call a function of a plug-in with a Context; ConfigError for what it raises."""
         try:
-            module.hooks["init"](Context(module))
+            return function(Context(module))
         except ConfigError:
             raise
         except Exception as error:
-            lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == module.path]
-            raise ConfigError(module.path, lines[-1] if lines else 0, f"init: {type(error).__name__}: {error}") from None
+            raise mistake(module.path, error, f"{function.__name__}: ") from None
 
     def check_names(self, registry: Registry, mi: Module, own: Module) -> None:
         """Commands that parameters name must be there; a list of OpenSIPS' own may name those of modules passed over."""
@@ -2757,7 +2834,7 @@ def version(ctx):
     """Show the name and version of the server."""
     machine = os.uname()
     name = f"midatagram ({__version__} ({machine.machine}/{machine.sysname.lower()}))"
-    revision = (Node("unknown", "unknown"),) if ctx.request.arguments else ()  # as 3.x built from no repository
+    revision = (Node("unknown", "unknown"),) if ctx.request.values else ()  # as 3.x built from no repository
     return Reply(nodes=(Node("Server", name), *revision), live=CONSTANT)
 
 
@@ -2776,7 +2853,7 @@ def command_line_arguments(ctx):
 @command("which", input=False, json=JsonForm(recipes=[(), ("command",)], listing=True))
 def which(ctx):
     """Show the names of all commands; JSON-RPC clients may ask for the parameters of one."""
-    for _, name in ctx.request.arguments:
+    for name in ctx.request.values:
         if name not in ctx.server.registry.commands:
             raise Error(404, "unknown MI command")
         return Reply(result=ctx.server.registry.commands[name].recipes)
@@ -2817,10 +2894,10 @@ def c_integer(value) -> int:
 c_integer.kind = "integer"
 
 
-def bind_log_level(arguments: tuple) -> list:
+def bind_log_level(request: Request) -> list:
     """LEVEL and PID of a text request; further arguments are not looked at."""
     try:
-        return [c_integer(value or "") for _, value in arguments[:2]]
+        return [c_integer(value or "") for value in request.values[:2]]
     except ValueError:
         raise BAD_PARAMETER from None
 
@@ -2856,23 +2933,23 @@ def xlog_level(ctx, level=None):
     return Reply(nodes=(Node("New xLog level", level),))
 
 
-def in_order(empty: list[str], least: int, too_many: str) -> Callable[[tuple], list]:
+def in_order(empty: list[str], least: int, too_many: str) -> Callable[[Request], list]:
     """The text binding of a cache command, which looks at its arguments one after the other and tells what is wrong
     with the first that is: 404 and the text from `empty` for one without a value."""
 
-    def bind(arguments: tuple) -> list:
-        values = []
-        for index, text in enumerate(empty[:max(least, len(arguments))]):
-            if index >= len(arguments):
+    def bind(request: Request) -> list:
+        given, values = request.values, []
+        for index, text in enumerate(empty[:max(least, len(given))]):
+            if index >= len(given):
                 raise Error(404, "Too few arguments")
-            values.append(arguments[index][1])
+            values.append(given[index])
             if values[-1] is None:
                 raise Error(404, text)
         if len(values) > least:
             if not re.fullmatch(r"\+?[0-9]{1,10}", values[-1]):
                 raise Error(404, "Bad format for expires argument")
             values[-1] = int(values[-1])
-        if len(arguments) > len(empty):
+        if len(given) > len(empty):
             raise Error(404, too_many)
         return values
 
@@ -2926,9 +3003,9 @@ def cache_remove(ctx, system, attr):
     return Reply()
 
 
-def bind_subscription(arguments: tuple) -> list:
+def bind_subscription(request: Request) -> list:
     """EVENT, SOCKET and EXPIRE of a text request; further arguments are not looked at."""
-    values = [value or "" for _, value in arguments[:3]]
+    values = [value or "" for value in request.values[:3]]
     if not all(values[:2]) or len(values) < 2:
         raise WRONG_COUNT
     if not re.fullmatch(r"\+?[0-9]{1,9}", (values + ["3600"])[2]):
@@ -2973,8 +3050,9 @@ def event_params(value):
     return [json_string(item, "params") for item in value]
 
 
-def bind_event(arguments: tuple) -> list:
+def bind_event(request: Request) -> list:
     """EVENT and the attributes of a text request, NAME::VALUE each."""
+    arguments = request.arguments
     if not arguments or arguments[0][1] is None:
         raise WRONG_COUNT
     return [arguments[0][1], {name or f"param{number}": value or "" for number, (name, value) in enumerate(arguments[1:], 1)}]
@@ -2988,7 +3066,7 @@ def raise_event(ctx, event, params=()):
     if not ctx.server.subscribers(event):
         raise Error(480, "Temporarily Unavailable")
     if ctx.request.dialect == "jsonrpc":
-        params = event_params(params) if len(ctx.request.arguments) > 1 else ()
+        params = event_params(params) if len(ctx.request.values) > 1 else ()
     ctx.server.raise_event(event, params)
     return Reply()
 
@@ -3036,9 +3114,9 @@ def list_tcp_conns(ctx):
 USAGE = "help mi_cmd - returns information about 'mi_cmd'"
 
 
-def bind_help(arguments: tuple) -> list:
+def bind_help(request: Request) -> list:
     """The command of a text request; further arguments are not looked at."""
-    return [value or "" for _, value in arguments[:1]]
+    return [value or "" for value in request.values[:1]]
 
 
 @command("help", bind=bind_help)
@@ -3060,9 +3138,9 @@ def list_blacklists(ctx):
     return Reply(live=CONSTANT)
 
 
-def bind_chunk(arguments: tuple) -> list:
+def bind_chunk(request: Request) -> list:
     """[COLLECTION] GLOB of a text request; further arguments are not looked at."""
-    values = [value for _, value in arguments[:2]]
+    values = request.values[:2]
     if not values:
         raise WRONG_COUNT
     if not all(values):
@@ -3172,12 +3250,12 @@ def core_stats(processes: Processes, started_s: float, children: int) -> list[St
     return stats
 
 
-MI_DATAGRAM_STATS = [
+MI_DATAGRAM_STATS = [  # the first are those of Tally
     Stat("requests", "datagrams received that were not empty"),
     Stat("replies", "replies sent"),
-    Stat("errors", "requests that were malformed, too long, unknown or whose command failed"),
     Stat("bytes_received", "bytes of requests"),
     Stat("bytes_sent", "bytes of replies"),
+    Stat("errors", "requests that were malformed, too long, unknown or whose command failed"),
     Stat("timeouts", "replies that could not be delivered within socket_timeout"),
     Stat("unreachable", "replies to clients that are gone, not bound, or not to be written to"),
     Stat("empty", "empty datagrams"),
@@ -3380,7 +3458,7 @@ class Tracing:
             return
         shown = call and call.command.input and reply.reason not in (PARSE_ERROR.reason, COMMAND_FAILED.reason)
         trace = Trace(*times, client, server, data, call.command.name if call else "",
-                      tuple([value for _, value in call.request.arguments]) if shown else None,
+                      call.request.values if shown else None,
                       reply.code, reply.reason, None if reply.bare else written)
         for tracer in self.tracers:
             tracer.put(trace)
@@ -3419,6 +3497,7 @@ class Endpoint:
         may be a pair of its address and what the kernel told with the datagram; address_of() gives the first."""
         sock = self.socket
         self.receive, self.send, self.address_of = sock.recvfrom, sock.sendto, lambda client: client
+        self.address = sock.getsockname()
         if self.wildcard or (self.unix and credentials):
             if self.unix:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -3449,10 +3528,6 @@ class Endpoint:
     def is_lost(self) -> bool:
         """Whether the file of a UNIX socket is no longer ours."""
         return self.unix and not self.kept and identity_of(self.place.spot) != self.identity
-
-    def own_address(self) -> Any:
-        """The address that is served, as tracing shows it."""
-        return self.socket.getsockname()
 
     def close(self, remove: bool) -> None:
         """Close; remove the socket's file if it is still ours."""
@@ -3635,8 +3710,7 @@ class Outbox:
 
     def poster(self, endpoint: Endpoint) -> Callable[[bytes, Any], None]:
         """The function that sends a reply from one socket, or keeps it for later; it never blocks."""
-        send, peers, count, columns = endpoint.send, self.peers, self.server.counted, self.server.core
-        replies, sent, large = columns["replies"], columns["bytes_sent"], LARGE if endpoint.unix else 2 * LIMIT
+        send, peers, tally, large = endpoint.send, self.peers, self.server.tally, LARGE if endpoint.unix else 2 * LIMIT
 
         def post(data: bytes, client: Any) -> None:
             if peers or len(data) > large:
@@ -3645,8 +3719,8 @@ class Outbox:
                 send(data, client)
             except (OSError, TypeError) as error:  # TypeError: it has no address
                 return self.refused(endpoint, data, client, error)
-            count[replies] += 1
-            count[sent] += len(data)
+            tally.replies += 1
+            tally.bytes_sent += len(data)
 
         return post
 
@@ -3674,8 +3748,8 @@ class Outbox:
 
     def sent(self, data: bytes) -> None:
         """Count a reply that is on its way."""
-        self.server.count("replies")
-        self.server.count("bytes_sent", len(data))
+        self.server.tally.replies += 1
+        self.server.tally.bytes_sent += len(data)
 
     def peer(self, endpoint: Endpoint, client: Any) -> Peer:
         """A new Peer, with a socket of its own if there are not too many."""
@@ -3845,11 +3919,11 @@ class Child:
             self.access.restricted, self.access.allows, functools.partial(server.count, "errors"))
         self.hosts: dict[str, bool] = {}
         self.last_request = self.request_limit(own["max_requests"])
-        self.debug = False
+        self.debug = self.noting = False
 
     def request_limit(self, limit: int) -> float:
         """The count of requests at which this child asks to be replaced: the limit, give or take a tenth."""
-        done = self.server.counted[self.server.core["requests"]]
+        done = self.server.tally.requests
         return done + max(1, round(limit * random.uniform(0.9, 1.1))) if limit else float("inf")
 
     def serve(self, ready: Callable[[], None], tell: Callable[[], None], alive: int) -> None:
@@ -3901,13 +3975,16 @@ class Child:
 
     def work(self, worker: Worker, drain: Callable) -> None:
         """The life of a worker."""
-        idle, park = self.idle, self.hub.switch
+        idle, park, tally = self.idle, self.hub.switch, self.server.tally
         while True:
             try:
                 drain(worker)
-            except Exception:  # the last seam: a mistake of ours costs one reply, not the child
+            except BaseException:  # the last seam: a mistake of ours costs one reply, not the child
                 log.exception("a request was lost")
             worker.data = None
+            tally.write()
+            if tally.requests >= self.last_request:
+                self.retire()
             if not idle and len(self.workers) == self.size and not self.stopping.is_set():
                 self.watch()
             idle.append(worker)
@@ -3915,53 +3992,59 @@ class Child:
 
     def drain_of(self, endpoint: Endpoint) -> Callable[[Worker], None]:
         """The function that takes datagrams from one socket and answers them, until there are none."""
-        receive, address_of, post = endpoint.receive, endpoint.address_of, self.outbox.poster(endpoint)
-        answer = self.answers.answer
-        now, flags, limit = time.monotonic, socket.MSG_TRUNC, LIMIT  # with the flag a cut datagram comes with its full length
-        count, columns = self.server.counted, self.server.core
-        requests, received = columns["requests"], columns["bytes_received"]
-        screened = self.access.networks is not None and not endpoint.unix
-        restricted, tracing = self.access.restricted, self.tracing
-        server_address = endpoint.own_address()
+        receive, post, tally = endpoint.receive, self.outbox.poster(endpoint), self.server.tally
+        recall, work_out = self.answers.recall, self.answers.work_out
+        now, size, flags = time.monotonic, LIMIT + 1, socket.MSG_TRUNC  # so a cut datagram comes with its full length
+        screened, restricted = self.access.networks is not None and not endpoint.unix, self.access.restricted
 
         def drain(worker: Worker) -> None:
             until_s = now() + BURST_S
             for _ in range(BURST):
                 try:
-                    data, client = receive(limit + 1, flags)
+                    data, client = receive(size, flags)
                 except BlockingIOError:
-                    break
+                    return
                 except OSError as error:  # an ICMP error for an earlier reply: the next datagram is not worse for it
                     log.debug("receiving on %s: %s", endpoint.place.address, error)
                     continue
-                if screened and not self.screen(address_of(client)[0]):
+                if (screened or not data) and not self.admits(endpoint, client, data):
                     continue
-                size = len(data)
-                if not size:
-                    self.server.count("empty")
-                    continue
-                count[requests] += 1
-                count[received] += size
-                started_s = time.time() if tracing else 0
-                worker.data = data
-                if size <= limit:
-                    done = answer(data, (endpoint, client) if restricted else None)
-                else:
-                    done = self.answers.refuse_size(data, size)
-                if self.debug:
-                    log.debug("%a from %s: %a", data[:limit], shown_address(address_of(client)), done[0])
+                tally.requests += 1
+                tally.bytes_received += len(data)
+                tally.write()
+                started_s = time.time() if self.noting else 0
+                done = recall(data)
+                if done is None:
+                    worker.data = data
+                    done = work_out(data, (endpoint, client) if restricted else None)
+                    if now() > until_s:
+                        until_s = 0
+                if self.noting:
+                    self.note(endpoint, client, data, started_s, done)
                 if done[0]:
                     post(done[0], client)
                 else:
                     self.server.count("notifications")
-                if tracing:
-                    tracing.trace((started_s, time.time()), address_of(client), server_address, data[:limit], done)
-                if now() > until_s:
-                    break
-            if count[requests] >= self.last_request:
-                self.retire()
+                if not until_s:
+                    return
 
         return drain
+
+    def admits(self, endpoint: Endpoint, client: Any, data: bytes) -> bool:
+        """Whether a datagram is to be answered: it is not empty, and allow_from lets its host in."""
+        if endpoint.unix or self.access.networks is None or self.screen(endpoint.address_of(client)[0]):
+            if data:
+                return True
+            self.server.count("empty")
+        return False
+
+    def note(self, endpoint: Endpoint, client: Any, data: bytes, started_s: float, done: tuple) -> None:
+        """Log a request and its answer, if debugging is on, and trace them."""
+        address, data = endpoint.address_of(client), data[:LIMIT]
+        if self.debug:
+            log.debug("%a from %s: %a", data, shown_address(address), done[0])
+        if self.tracing:
+            self.tracing.trace((started_s, time.time()), address, endpoint.address, data, done)
 
     def screen(self, host: str) -> bool:
         """Whether allow_from lets a host in; those that it does not are counted, and named once."""
@@ -3981,6 +4064,7 @@ class Child:
         now_s = time.monotonic()
         self.server.processes.set(self.row, beat_ms=int(now_s * 1000))
         self.debug = self.server.processes.log_level(self.row) >= 4
+        self.noting = self.debug or self.tracing is not None
         self.outbox.sweep(now_s)
         for worker in self.workers:
             if worker.data is not worker.seen:

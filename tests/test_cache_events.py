@@ -66,6 +66,66 @@ def test_an_event_reaches_its_subscribers(start, listener, tmp_path):
         assert (sock.recv(9999), local.recv(9999)) == (wanted, wanted)
 
 
+def test_an_event_that_cannot_be_written_is_lost_for_its_subscriber_alone(start, listener, tmp_path):
+    """A value that needs quotes and ends in a backslash has no text form; a JSON-RPC subscriber gets it."""
+    (tmp_path / "shouts.py").write_text("""
+import midatagram as mi
+
+EVENTS = [mi.Event("E_SHOUT", "a shout")]
+
+@mi.command
+def shout(ctx, text):
+    "Raise an event; answer how many it was sent to."
+    return mi.Reply(nodes=[mi.Node("sent", ctx.raise_event("E_SHOUT", text=text))])
+""")
+    sock, place = listener
+    server = start('loadmodule "shouts.so"', "-p", str(tmp_path))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as local:
+        local.bind(str(tmp_path / "events"))
+        local.settimeout(5)
+        assert server.ask(text("event_subscribe", "E_SHOUT", place)) == b"200 OK\n\n"
+        place = f"unix:{tmp_path}/events".encode()
+        server.ask(b'{"jsonrpc":"2.0","method":"event_subscribe","params":["E_SHOUT","%b"],"id":1}' % place)
+        assert server.ask(text("shout", "fine")) == b"200 OK\nsent:: 2\n\n"
+        assert sock.recv(999) == b"E_SHOUT\ntext::fine\n\n"
+        assert local.recv(999) == b'{"jsonrpc":"2.0","method":"E_SHOUT","params":{"text":"fine"}}'
+        assert server.ask(b':shout:\n"\\"a\\" b\\c"\n') == b"200 OK\nsent:: 2\n\n"
+        assert sock.recv(999) == b'E_SHOUT\ntext::"\\"a\\" b\\c"\n\n'
+        assert local.recv(999) == b'{"jsonrpc":"2.0","method":"E_SHOUT","params":{"text":"\\"a\\" b\\\\c"}}'
+        server.ask(b'{"jsonrpc":"2.0","method":"shout","params":["\\" \\\\"],"id":1}')
+        assert local.recv(999) == b'{"jsonrpc":"2.0","method":"E_SHOUT","params":{"text":"\\" \\\\"}}'
+    assert server.statistic("events_lost") == 1
+
+
+def test_a_subscriber_that_is_gone_costs_nobody_else(start, listener, tmp_path):
+    sock, place = listener
+    server = start(f'{THREE}loadmodule "opensips_core.so"', "-p", str(PLUGINS))
+    for target in (f"unix:{tmp_path}/nobody", place, f"unix:{tmp_path}/no/folder"):
+        assert server.ask(text("event_subscribe", "E_PIKE_BLOCKED", target)) == b"200 OK\n\n"
+    assert server.ask(text("raise_event", "E_PIKE_BLOCKED", "ip::192.0.2.1")) == b"200 OK\n\n"
+    assert sock.recv(999) == b"E_PIKE_BLOCKED\nip::192.0.2.1\n\n"
+    assert server.statistic("events_lost") == 2
+
+
+def test_a_subscription_of_the_same_socket_takes_the_place_of_the_old(start, listener):
+    sock, place = listener
+    server = start(f'{THREE}loadmodule "opensips_core.so"', "-p", str(PLUGINS))
+    for expire in ("100", "200"):
+        server.ask(text("event_subscribe", "E_PIKE_BLOCKED", place, expire))
+    assert server.ask(text("subscribers_list", "E_PIKE_BLOCKED")).count(b"socket=") == 1
+    server.ask(text("raise_event", "E_PIKE_BLOCKED"))
+    server.ask(text("raise_event", "E_PIKE_BLOCKED", "last::1"))
+    assert (sock.recv(999), sock.recv(999)) == (b"E_PIKE_BLOCKED\n\n", b"E_PIKE_BLOCKED\nlast::1\n\n")
+
+
+@pytest.mark.parametrize("value", [b"x" * 60000, bytes(range(1, 256)).replace(b'"', b"").replace(b"\\", b""), "é✓".encode()],
+                         ids=["long", "bytes", "utf8"])
+def test_a_cached_value_comes_back_as_it_was(start, value):
+    server = start(THREE)
+    assert server.ask(b':cache_store:\nlocal\nk\n"%s"\n' % value) == b"200 OK\n\n"
+    assert server.ask(text("cache_fetch", "local", "k")) == b"200 OK\nkey:: k\nvalue:: %s\n\n" % value
+
+
 def test_a_subscription_ends(start, listener):
     sock, place = listener
     server = start('loadmodule "opensips_core.so"', "-p", str(PLUGINS))

@@ -40,7 +40,11 @@ def read(text, **files):
 @pytest.mark.parametrize("written, value", [
     (r'"a\tb\n\"\\"', 'a\tb\n"\\'), (r'"\x41\x4a\101\06"', "AJA\x06"), (r'"\q\b\7"', r"\q\b\7"), (r'"a\
 b"', "ab"), ('"a\nb"', "a\nb"), (r"'a\tb'", r"a\tb"), (r'"cut\x00here"', "cut"), ("0660", 0o660), ("0x1F", 31), ("- 5", -5),
-    ("+7", 7), ("yes", 1), ("disable", 0), ('"# no comment /* nor this */"', "# no comment /* nor this */"),
+    ("+7", 7), ("yes", 1), ("disable", 0), ('"-"', "-"), ('"+"', "+"), ("'-'", "-"), ('"yes"', "yes"), ('""', ""),
+    ("+ 0x10", 16), ("0", 0), ("2147483647", 2147483647), (r'"\x4"', "\x04"), (r'"\x"', r"\x"), (r'"\0"', r"\0"),
+    (r"""'"'""", '"'),
+    ('"$var @ ; //"', "$var @ ; //"), ('"a\r\nb"', "a\r\nb"), ("'cut\0here'", "cut"),
+    ('"# no comment /* nor this */"', "# no comment /* nor this */"),
 ])
 def test_values(written, value):
     assert read(f'modparam("m", "p", {written})')[0].args == ("m", "p", value)

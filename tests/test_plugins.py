@@ -14,11 +14,17 @@ PYTHON_MISTAKES = [
     ('import midatagram as mi\n@mi.command("ps")\ndef f(ctx):\n    "F."\n', 2, "is there already"),
     ('import midatagram as mi\nSTATS = [mi.Stat("a", "A."), mi.Stat("a", "B.")]\n', 2, 'names "a" twice'),
     ("import midatagram as mi\ndef init(ctx):\n    raise ValueError('no')\n", 3, "init: ValueError: no"),
+    ("import nosuchmodule\n", 1, "No module named 'nosuchmodule'"),
+    ("import midatagram as mi\n@mi.trace_destination\ndef d(ctx):\n    return {}[1]\n", 4, "KeyError: 1"),
+    ('import midatagram as mi\n@mi.command(inpt=False)\ndef f(ctx):\n    "F."\n', 2,
+     'converter for "inpt", which it does not take'),
+    ('import midatagram as mi\n@mi.command\ndef f():\n    "F."\n', 2, "takes a context"),
 ]
 CANNED_MISTAKES = [
     ("[one]\ncode = many\n", 2, "code"), ("[one]\nreply = a\nrepyl = b\n", 3, 'did you mean "reply"?'), ("[one\n", 1, ""),
     ("[one]\narguments = '('\n", 2, "not a pattern"), ("[one]\ndelay = -1\n", 2, "delay"), ("top = 1\n[one]\n", 1, "top"),
-    ("[one]\njson = '{'\n", 2, "not JSON"),
+    ("[one]\njson = '{'\n", 2, "not JSON"), ("[one]\n[one]\n", 2, "Duplicate"), ("[one]\nreply = x\nreply = y\n", 3, "Duplicate"),
+    ("[one]\nreply = '''\nx\n", 2, ""), ("[ps]\nreply = x\n", 1, "is there already"),
 ]
 
 
@@ -52,6 +58,12 @@ delay = 30
     reply = two of them
 [three]
 arguments = ,
+[four]
+reason = 50% of %s
+    [[late]]
+    arguments = 'late'
+    delay = 1
+    reason = 50% of %s
 """)
     server = start('loadmodule "lab.so"', "-p", str(tmp_path))
     body = b"name:: value  \n\t\tindented :: ::\n\xff\xc3\xa9 \"quoted\" 'single' % $x\n"
@@ -62,6 +74,8 @@ arguments = ,
     assert server.ask(b":two:\nx\ny\n") == b"200 OK\ntwo of them\n\n"
     assert server.ask(b":three:\n") == b"200 OK\n\n"
     assert server.ask(b":three:\nx\n") == b"400 Too few or too many arguments\n\n"
+    for request in (b":four:\nlate\n", b":four:\n"):
+        assert server.ask(request) == b"200 50% of %s\n\n"
     assert server.ask(b":help:\none\n") == b"200 OK\nHelp:: one [ARGUMENTS...] - One of them.\nExported by:: lab\n\n"
 
 
@@ -110,11 +124,71 @@ def test_what_a_handler_does_wrong_costs_one_reply(start, tmp_path):
     server.stop(tracebacks=True)
 
 
-def test_a_conf_and_a_py_of_one_name_and_a_module_in_a_folder(start, tmp_path):
-    """loadmodule with a path takes that file's folder first."""
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "mine.conf").write_text("[mine]\nreply = here\n")
-    server = start(f'loadmodule "{tmp_path}/deep/mine.so"')
+ANYTHING = '''
+import gevent
+
+import midatagram as mi
+
+@mi.command
+def raises(ctx, what):
+    "Raise one of those that are no Exception, or one that is rare."
+    if what == "Timeout":
+        with gevent.Timeout(0.01):
+            gevent.sleep(5)
+    elif what == "killed":
+        greenlet = gevent.spawn(gevent.sleep, 5)
+        gevent.spawn_later(0.01, greenlet.kill)
+        return greenlet
+    elif what == "recursion":
+        return raises(ctx, what)
+    raise {"exit": SystemExit(3), "GreenletExit": gevent.GreenletExit(), "memory": MemoryError()}[what]
+
+VALUES = iter([(1,), (2,)])
+
+@mi.command
+def breaks(ctx):
+    "Break where a kept reply is filled with its values, from the third time on."
+    return mi.Reply(nodes=[mi.Node("n", mi.LIVE)], live=lambda: next(VALUES))
+'''
+
+
+def test_a_handler_may_raise_anything(start, tmp_path):
+    """More often than there are workers, and nobody else notices."""
+    (tmp_path / "anything.py").write_text(ANYTHING)
+    server = start('modparam("midatagram", "pool_size", 3)\nloadmodule "anything.so"', "-p", str(tmp_path))
+    child = server.children()
+    for what in ("Timeout", "killed", "recursion", "exit", "GreenletExit", "memory"):
+        for _ in range(4):
+            assert server.ask(f":raises:\n{what}\n".encode(), 2) == b"500 command failed\n", what
+    assert server.children() == child
+    assert server.statistic("errors") == 6 * 4
+    server.stop(tracebacks=True)
+
+
+def test_a_kept_reply_whose_values_fail(start, tmp_path):
+    (tmp_path / "anything.py").write_text(ANYTHING)
+    server = start('loadmodule "anything.so"', "-p", str(tmp_path))
+    found = [server.ask(b":breaks:\n", 1) for _ in range(4)]
+    assert found == [b"200 OK\nn:: 1\n\n", b"200 OK\nn:: 2\n\n", b"500 command failed\n", b"500 command failed\n"]
+    server.stop(tracebacks=True)
+
+
+def test_a_statistic_that_cannot_be_read(start, tmp_path):
+    (tmp_path / "odd_stat.py").write_text(
+        "import midatagram as mi\nSTATS = [mi.Stat('good', 'G.'), mi.Stat('bad', 'B.', read=lambda: 1 // 0)]\n")
+    server = start('loadmodule "odd_stat.so"', "-p", str(tmp_path))
+    for _ in range(4):
+        assert server.ask(b":get_statistics:\nodd_stat:\n", 2) == b"500 command failed\n"
+    assert server.ask(b":get_statistics:\ngood\n") == b"200 OK\nodd_stat:good:: 0\n\n"
+    server.stop(tracebacks=True)
+
+
+@pytest.mark.parametrize("file", ["{0}/mine/mine.so", "mine/mine.so", "mine.so", "{0}/mine/mine.conf"])
+def test_a_module_in_a_folder(start, tmp_path, file):
+    """loadmodule takes a path, a path below the plug-in folders, and the name of a folder with a plug-in of that name."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.conf").write_text("[mine]\nreply = here\n")
+    server = start(f'loadmodule "{file.format(tmp_path)}"', "-p", str(tmp_path))
     assert server.ask(b":mine:\n") == b"200 OK\nhere\n\n"
 
 

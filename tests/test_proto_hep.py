@@ -63,7 +63,7 @@ def trace_of(row):
         name = ""
     command, bare = name if name in COMMANDS else "", row["reply"] in BARE
     shown = command and not bare and command not in NO_INPUT
-    values = tuple(value for _, value in mi.read_arguments(body)) if shown else None
+    values = mi.read_arguments(body)[0] if shown else None
     code, reason = re.match(r"(\d+) (.*)\n", mi.decode(row["reply"])).groups()
     asked, answered = (walk(packet) for packet in row["packets"])
     times = (packet.seconds + packet.micros / 1e6 for packet in (asked, answered))

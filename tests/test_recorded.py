@@ -156,11 +156,46 @@ def own_reading(request):
     return echoed(*pairs)
 
 
+PLAIN = [row for row in GRAMMAR if "finding" not in row and "compare" not in row and row["reply"]]
+
+
 def test_grammar_over_udp(echo_server):
-    rows = [row for row in GRAMMAR if "finding" not in row and "compare" not in row and row["reply"]][::7]
     client = echo_server.client(echo_server.udp)
-    for row in rows:
+    for row in PLAIN[::7]:
         assert client.ask(row["request"]) == row["reply"], row["id"]
+
+
+def test_grammar_again(echo_server):
+    """From their second time on requests are remembered, and it must not show."""
+    rows = [row for row in PLAIN if b"sleep" not in row["request"] and len(row["request"]) <= mi.KEPT_REQUEST]
+    client = echo_server.client()
+    for _ in range(3):
+        assert [row["id"] for row in rows if client.ask(row["request"]) != row["reply"]] == []
+    assert len(rows) > 400
+
+
+def test_requests_that_get_no_reply(echo_server):
+    """An empty datagram is the only one; what comes behind it is answered."""
+    assert {row["request"] for row in GRAMMAR if row["reply"] is None and "finding" not in row} <= {b""}
+    client = echo_server.client()
+    client.send(b"")
+    assert client.ask(b":empty:\n") == b"200 OK\n\n"
+
+
+@pytest.mark.parametrize("written, number", [
+    ("", 7), ("5", 5), (" \t+5x", 5), ("-3", -3), ("x", 0), ("0x10", 0), ("\u0663", 0), ("2147483648", -2**31),
+    ("4294967295", -1),
+    ("99999999999999999999", -1), ("-99999999999999999999", 0),
+])
+def test_numbers_are_read_as_c_does(written, number):
+    assert atoi()(written, 7) == number
+
+
+def atoi():
+    """The function of that name in mi_echo."""
+    namespace = {}
+    exec(compile((PLUGINS / "mi_echo.py").read_text(), "mi_echo.py", "exec"), namespace)
+    return namespace["atoi"]
 
 
 LEFT_OUT = {
@@ -177,13 +212,14 @@ OWN_LISTS = {  # lists of what a server has: only the first line and the form ar
 }
 
 
-def test_core(start):
-    """In file order, since commands change state."""
-    names = "opensips_core"
-    configuration = "".join(f'loadmodule "{name}.so"\n' for name in names.split())
-    server = start(configuration + 'log_level=2\n'
+@pytest.mark.parametrize("children, udp", [(1, False), (3, False), (3, True)])
+def test_core(start, children, udp):
+    """In file order, since commands change state; which child answers must not matter."""
+    server = start('loadmodule "opensips_core.so"\nlog_level=2\n'
+                   f'modparam("mi_datagram", "children_count", {children})\n'
                    'modparam("cachedb_local", "cache_collections", "default; c1; c2")\n'
-                   'modparam("cachedb_local", "cachedb_url", "local:two:///c2")\n', "-p", str(PLUGINS))
+                   'modparam("cachedb_local", "cachedb_url", "local:two:///c2")\n', "-p", str(PLUGINS),
+                   place=f"udp:127.0.0.1:{free_port()}" if udp else None)
     client = server.client()
     wrong = []
     for row in CORE:

@@ -9,11 +9,15 @@ import midatagram as mi
 
 
 def atoi(text, default):
-    """A number as C's atoi reads it: blanks, a sign, digits, whatever follows; `default` for a missing one."""
+    """A number as C's atoi reads it: blanks, a sign, digits, whatever follows; `default` for a missing one.
+
+    As in glibc it is a 64-bit number that stops at its limits, of which the lowest 32 bits are taken.
+    """
     if not text:
         return default
-    match = re.match(r"[ \t\n\v\f\r]*([+-]?\d+)", text)
-    return int(match.group(1)) if match else 0
+    match = re.match(r"[ \t\n\v\f\r]*([+-]?[0-9]+)", text)
+    number = max(-2**63, min(2**63 - 1, int(match.group(1)))) if match else 0
+    return (number + 2**31) % 2**32 - 2**31
 
 
 def size(text):

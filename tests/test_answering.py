@@ -1,0 +1,234 @@
+"""From bytes to bytes in one process: what is remembered must not show, the limit to the byte, and what errors become."""
+
+import json
+import logging
+
+import pytest
+
+import midatagram as mi
+
+SOURCE = '''
+import midatagram as mi
+from types import SimpleNamespace
+
+@mi.command(pure=True)
+def same(ctx, *values):
+    "Depends on its arguments alone."
+    return mi.Reply(200, "OK", [mi.Node("v", "|".join(values), (), [mi.Node("kid", len(values))])])
+
+@mi.command(pure=True)
+def percent(ctx, *values):
+    "With what a template could take for its own."
+    return mi.Reply(299, "100% of %s", [mi.Node("%d", "|".join(values), (("%(a)s", "%%"),))])
+
+@mi.command
+def size(ctx, bytes):
+    "So many bytes, the empty line included."
+    return mi.Reply(nodes=[mi.Node(None, "x" * (int(bytes) - 9))])
+
+@mi.command(pure=True)
+def pure_size(ctx, bytes):
+    "The same, kept."
+    return mi.Reply(nodes=[mi.Node(None, "x" * (int(bytes) - 9))])
+
+numbers = iter(range(1000))
+
+@mi.command
+def ticks(ctx):
+    "A live value."
+    return mi.Reply(nodes=[mi.Node("tick", mi.LIVE)], live=lambda: (next(numbers),))
+
+@mi.command
+def grows(ctx):
+    "A live value that becomes too long for a reply, and short again."
+    sizes = iter([10, 65448, 65449, 10])
+    return mi.Reply(nodes=[mi.Node(None, mi.LIVE)], live=lambda: ("x" * next(sizes),))
+
+@mi.command(input=False)
+def blind(ctx):
+    "Reads nothing."
+    return mi.Reply(nodes=[mi.Node("arguments", len(ctx.request.arguments))])
+
+@mi.command(number=mi.integer(1, 9))
+def bound(ctx, number, optional="none", *rest):
+    "Show what came."
+    return mi.Reply(nodes=[mi.Node(None, repr((number, optional, rest))), mi.Node(None, repr(ctx.request.arguments))])
+
+@mi.command(rest=mi.integer())
+def total(ctx, *rest):
+    "Add numbers."
+    return mi.Reply(nodes=[mi.Node(None, sum(rest))])
+
+@mi.command
+def refuses(ctx, code, reason):
+    "Raise an Error."
+    raise mi.Error(int(code), reason)
+
+@mi.command
+def later(ctx, what="Reply"):
+    "Answer with something that has get()."
+    def get():
+        if what == "Reply":
+            return mi.Reply(202, "Accepted")
+        if what == "Error":
+            raise mi.Error(480, "Not now")
+        if what == "Failed":
+            raise mi.Failed("no")
+        return what
+    return SimpleNamespace(get=get)
+
+@mi.command
+def exits(ctx):
+    "Raise what no handler should."
+    raise SystemExit(3)
+'''
+FAILED = b"500 command failed\n"
+
+
+@pytest.fixture
+def answer(tmp_path):
+    """A function that answers bytes from the commands above, as one child would."""
+    path = tmp_path / "answering.py"
+    path.write_text(SOURCE)
+    errors = []
+    answers = mi.Answers(mi.Registry([mi.load_plugin(str(path))]), logging.getLogger("test"), failed=lambda: errors.append(1))
+
+    def answer(data):
+        return answers.answer(data)[0]
+
+    answer.answers, answer.errors = answers, errors
+    return answer
+
+
+@pytest.mark.parametrize("request_, reply", [
+    (b"", b"500 command not available\n"), (b"no MI", b"500 command not available\n"),
+    (b":same:", b"500 command not available\n"),
+    (b":Same:\n", b"500 command not available\n"), (b":same:\n\"", b"400 parse_error\n"),
+    (b":nosuch:\n\"", b"500 command not available\n"),
+    (b":blind:\n\"", b"200 OK\narguments:: 0\n\n"), (b":blind:\na\n", b"200 OK\narguments:: 0\n\n"),
+    (b":bound:\n", b"400 Too few or too many arguments\n\n"), (b":bound:\nx\n", b"400 Bad parameter\n\n"),
+    (b":bound:\n\"x\n", b"400 parse_error\n"),
+    (b":bound:\nname::7\n", b"200 OK\n(7, 'none', ())\n(('name', '7'),)\n\n"),
+    (b":bound:\n0x9\nn::\nr::s\n\"\"", b"200 OK\n(9, '', ('s', ''))\n((None, '0x9'), ('n', None), ('r', 's'), (None, ''))\n\n"),
+    (b":total:\n1\n0x10\n-3\n", b"200 OK\n14\n\n"), (b":total:\n1\nx\n", b"400 Bad parameter\n\n"),
+    (b":total:\n", b"200 OK\n0\n\n"),
+    (b":refuses:\n404\nAOR not found\n", b"404 AOR not found\n\n"), (b":refuses:\n600\n\"\"\n", b"600 \n\n"),
+    (b":later:\n", b"202 Accepted\n\n"), (b":later:\nError\n", b"480 Not now\n\n"), (b":later:\nFailed\n", FAILED),
+    (b":later:\nnonsense\n", FAILED), (b":exits:\n", FAILED),
+    (b":percent:\n%s\n%\n", b"299 100% of %s\n%d:: %s|% %(a)s=%%\n\n"),
+])
+def test_answers(answer, request_, reply):
+    """Four times: new, remembered, from memory, from memory."""
+    assert [answer(request_) for _ in range(4)] == [reply] * 4
+    assert len(answer.errors) == (4 if reply.count(b"\n") == 1 else 0)
+
+
+def test_the_same_is_answered_when_remembered(answer):
+    requests = [b":same:\n", b":same:\na\n", b":same:\na\nb\n", b":same:\n a \nb", b':same:\n"%s"\n', b":same:\n%d\n"]
+    first = [answer(data) for data in requests]
+    assert first[1] == b"200 OK\nv:: a\n\tkid:: 1\n\n" and first[4] == b"200 OK\nv:: %s\n\tkid:: 1\n\n"
+    for _ in range(4):
+        assert [answer(data) for data in requests] == first
+    assert len(answer.answers.kept) == len(requests)
+
+
+def test_live_values_are_read_each_time(answer):
+    found = [int(answer(b":ticks:\n").split()[-1]) for _ in range(6)]
+    assert found == sorted(set(found))
+
+
+def test_a_kept_reply_that_grows_too_long_is_refused_until_it_fits(answer):
+    command = answer.answers.commands["grows"].function
+    reply = command(None)
+    answer.answers.commands["grows"].function = lambda ctx: reply
+    sizes = [len(answer(b":grows:\n")) for _ in range(4)]
+    assert sizes == [19, mi.LIMIT, len(b"500 reply of 65458 bytes exceeds 65457\n"), 19]
+
+
+@pytest.mark.parametrize("command", [b"size", b"pure_size"])
+def test_the_limit_to_the_byte(answer, command):
+    for _ in range(4):
+        assert len(answer(b":%s:\n%d\n" % (command, mi.LIMIT))) == mi.LIMIT == 65457
+        assert answer(b":%s:\n%d\n" % (command, mi.LIMIT + 1)) == b"500 reply of 65458 bytes exceeds 65457\n"
+
+
+def test_what_is_kept_is_bounded(answer):
+    """Requests that are never the same leave nothing behind, nor do those that come twice once there are too many."""
+    kept = answer.answers
+    for number in range(3 * mi.SEEN_ENTRIES):
+        answer(b":same:\n%d\n" % number)
+    assert len(kept.seen) <= mi.SEEN_ENTRIES and not kept.kept
+    assert len(kept.shapes) <= mi.KEPT_ENTRIES
+    for number in range(3 * mi.KEPT_ENTRIES):
+        for _ in range(2):
+            answer(b":same:\nx%d\n" % number)
+    assert len(kept.kept) <= mi.KEPT_ENTRIES and len(kept.shapes) <= 2 * mi.KEPT_ENTRIES
+
+
+def test_long_requests_are_not_remembered(answer):
+    data = b":same:\n" + b"x" * mi.KEPT_REQUEST
+    assert answer(data) == answer(data) == answer(data)
+    assert not answer.answers.kept
+
+
+def test_a_name_used_twice_is_refused(tmp_path):
+    first, second = tmp_path / "one.py", tmp_path / "two.py"
+    for path in (first, second):
+        path.write_text('import midatagram as mi\n\n@mi.command\ndef same(ctx):\n    "Same."\n    return mi.Reply()\n')
+    with pytest.raises(mi.ConfigError) as caught:
+        mi.Registry([mi.load_plugin(str(first)), mi.load_plugin(str(second))])
+    assert (caught.value.path, caught.value.line) == (str(second), 3) and f"{first}:3" in caught.value.message
+
+
+JSON = '{"jsonrpc":"2.0","method":"%s","params":%s,"id":%s}'
+
+
+@pytest.mark.parametrize("command, params",
+                         [("same", '["a"]'), ("same", "{}"), ("percent", '["%s"]'), ("ticks", "[]"), ("bound", "[5]"),
+                                             ("pure_size", "[100]"), ("refuses", '["404","no"]')])
+@pytest.mark.parametrize("written",
+                         ["0", "1", "-7", "123456789", '"a"', '"?"', '""', '"id"', "1234567890123", "1.5", "null", '"\\u0041"',
+                          '"é"', "-0"])
+def test_an_id_comes_back_whatever_was_kept(answer, command, params, written):
+    """The reply to a request is the same as if nothing had been kept, but for its id."""
+    for other in ("1", "2", '"b"', "3"):
+        answer((JSON % (command, params, other)).encode())
+    found, fresh = json.loads(answer((JSON % (command, params, written)).encode())), json.loads(written)
+    assert found.pop("id") == fresh and type(fresh) is type(json.loads(written))
+    reference = json.loads(answer((JSON % (command, params, written)).replace('"jsonrpc"', ' "jsonrpc"').encode()))
+    reference.pop("id")
+    assert found == reference or command == "ticks"
+
+
+@pytest.mark.parametrize("template", [
+    '{"jsonrpc":"2.0","method":"same","params":{"values":["x"]},"id":%s}', '{"id": %s, "jsonrpc":"2.0","method":"same"}',
+    '{"jsonrpc":"2.0","id"\t:\n%s ,"method":"same","params":["a","b"]}', '{"jsonrpc":"2.0","id":%s,"id":5,"method":"same"}',
+])
+def test_requests_are_remembered_without_their_id(answer, template):
+    for number in range(5):
+        assert json.loads(answer((template % number).encode()))["id"] == number
+    assert len(answer.answers.kept) == 1
+    assert answer.answers.recall((template % '"another"').encode())
+
+
+@pytest.mark.parametrize("template", [
+    '{"params":{"id":%s},"jsonrpc":"2.0","method":"bound","id":7}', '{"ID":7,"jsonrpc":"2.0","method":"same","id":%s}',
+    '{"jsonrpc":"2.0","method":"same","params":["a", {"id":%s}],"id":7}',
+    '{"jsonrpc":"2.0","id":7.0,"method":"same","params":[{"id":%s}]}',
+])
+def test_another_id_is_not_taken_for_the_requests(answer, template):
+    answers = [json.loads(answer((template % number).encode())) for number in (7, 7, 7, 8, 9)]
+    assert [found["id"] for found in answers] == [7] * 5
+    assert not answer.answers.kept
+
+
+def test_the_limit_of_a_kept_json_reply_is_that_of_a_new_one(answer):
+    """To the byte, which depends on the id."""
+    lengths = set()
+    for size in range(mi.LIMIT - 60, mi.LIMIT - 20):
+        for number in ("0", "1", "12345", '"long as an id"'):
+            request = (JSON % ("pure_size", f"[{size}]", number)).encode()
+            found = [answer(request) for _ in range(4)]
+            assert len(set(found)) == 1 and (found[0] == b"500 Internal error" or json.loads(found[0]))
+            lengths.add(len(found[0]))
+    assert max(lengths) == mi.LIMIT - 1 and min(lengths) == len(b"500 Internal error")
