@@ -41,8 +41,7 @@ def ticks(ctx):
 @mi.command
 def grows(ctx):
     "A live value that becomes too long for a reply, and short again."
-    sizes = iter([10, 65448, 65449, 10])
-    return mi.Reply(nodes=[mi.Node(None, mi.LIVE)], live=lambda: ("x" * next(sizes),))
+    return mi.Reply(nodes=[mi.Node(None, mi.LIVE)], live=lambda: ("x" * ctx.param("size"),))
 
 @mi.command(input=False)
 def blind(ctx):
@@ -138,11 +137,12 @@ def test_live_values_are_read_each_time(answer):
 
 
 def test_a_kept_reply_that_grows_too_long_is_refused_until_it_fits(answer):
-    command = answer.answers.commands["grows"].function
-    reply = command(None)
-    answer.answers.commands["grows"].function = lambda ctx: reply
-    sizes = [len(answer(b":grows:\n")) for _ in range(4)]
-    assert sizes == [19, mi.LIMIT, len(b"500 reply of 65458 bytes exceeds 65457\n"), 19]
+    sizes = []
+    for size in (10, 65448, 65449, 65449, 10):
+        answer.answers.commands["grows"].module.settings["size"] = size
+        sizes.append(len(answer(b":grows:\n")))
+    refusal = len(b"500 reply of 65458 bytes exceeds 65457\n")
+    assert sizes == [19, mi.LIMIT, refusal, refusal, 19]
 
 
 @pytest.mark.parametrize("command", [b"size", b"pure_size"])
@@ -207,8 +207,7 @@ def test_an_id_comes_back_whatever_was_kept(answer, command, params, written):
 def test_requests_are_remembered_without_their_id(answer, template):
     for number in range(5):
         assert json.loads(answer((template % number).encode()))["id"] == number
-    assert len(answer.answers.kept) == 1
-    assert answer.answers.recall((template % '"another"').encode())
+    assert [kept.shape is not None for kept in answer.answers.kept.values()] == [True]
 
 
 @pytest.mark.parametrize("template", [
