@@ -1402,6 +1402,11 @@ PLAIN_ID = re.compile(rb'"id"[\x01-\x20]*:[\x01-\x20]*(0|-?[1-9][0-9]{0,17}|"[ !
 # An id that is replied with as it was written: an integer of at most 18 digits, or a string without escapes.
 
 
+IS_JSON = {  # dialect -> whether a datagram is to be JSON-RPC
+    "auto": lambda data: data[:1] != b":" and JSON_START.match(data), "text": lambda data: False, "jsonrpc": lambda data: True,
+}
+
+
 class NoCommand:
     """Stands where a request names no command."""
 
@@ -1475,7 +1480,7 @@ class Answers:
                  restricted: Iterable[str] = (), allowed=None, failed: Callable[[], None] = lambda: None):
         self.commands, self.log, self.indent, self.pretty = registry.commands, log, indent, pretty
         self.restricted, self.allowed, self.failed = frozenset(restricted), allowed, failed
-        self.is_json = {"auto": lambda data: data[:1] != b":" and JSON_START.match(data), "text": lambda data: False, "jsonrpc": lambda data: True}[dialect]
+        self.is_json = IS_JSON[dialect]
         self.seen: set[int] = set()  # hashes of requests that came once
         self.kept: dict[Any, Kept] = {}  # by a text request's bytes, or those of JSON-RPC before and behind the id
         self.kept_bytes = 0
@@ -3311,7 +3316,7 @@ def built_in_modules() -> list[Module]:
 # all that can go wrong with it is handled here, and never reaches a reply.
 
 TRACE_QUEUE = 1000  # traces that wait, per destination and child; further ones are dropped
-TRACE_BATCH = 100  # traces written at once
+TRACE_BATCH = 200  # traces written at once
 TRACE_PAUSE_S = 0.002  # how long a trace may wait for others to be written with it
 TRACE_TIMEOUT_S = 5.0  # for connecting, and for writing a batch
 TRACE_BACKOFF_S = (1.0, 30.0)  # first and longest pause after a failure; the pause doubles, give or take a fifth
@@ -3338,9 +3343,10 @@ class Tracer:
         self.name, self.module, self.destination = name, module, destination
         self.packets = getattr(destination, "packets_per_trace", 1)
         self.check = getattr(destination, "check", None)  # raises OSError when a connection is lost already
-        self.queue: collections.deque = collections.deque()
+        self.queue: collections.deque = collections.deque()  # arguments of trace_of()
         self.batch: list[Trace] = []  # what is being written
         self.columns = {word: module.columns[f"{name}-{word}"] for word in TRACE_FIGURES}
+        self.taken = self.overflow = self.shown = 0  # traces from the queue, those it had no room for, those counted
         self.connected = self.opened = self.complained = False
         self.opened_s, self.pause_s = 0.0, TRACE_BACKOFF_S[0]
         self.waiting, self.log = False, log.getChild(module.name)
@@ -3350,20 +3356,29 @@ class Tracer:
         """Add to a counter."""
         self.module.row[self.columns[word]] += by
 
-    def show_depth(self) -> None:
-        """Show how many packets wait."""
-        self.module.row[self.columns["depth"]] = len(self.queue) * self.packets
+    def show(self) -> None:
+        """Bring into the counters what put() did since the last time."""
+        waiting, overflow = len(self.queue), self.overflow
+        self.count("queued", (self.taken + waiting - self.shown) * self.packets)
+        self.count("dropped", overflow * self.packets)
+        self.shown, self.overflow = self.taken + waiting, 0
+        self.module.row[self.columns["depth"]] = waiting * self.packets
 
-    def put(self, trace: Trace) -> None:
+    def put(self, record: tuple) -> None:
         """Queue a trace, or drop it when the queue is full."""
         if len(self.queue) >= TRACE_QUEUE:
-            return self.count("dropped", self.packets)
-        self.count("queued", self.packets)
-        self.queue.append(trace)
-        self.show_depth()
-        if self.waiting:
-            self.waiting = False
-            gevent.get_hub().loop.run_callback(self.sender.switch)
+            self.overflow += 1
+        else:
+            self.queue.append(record)
+            if self.waiting:
+                self.waiting = False
+                gevent.get_hub().loop.run_callback(self.sender.switch)
+
+    def take(self, most: int) -> list[Trace]:
+        """The traces that wait, the first ones."""
+        found = [trace_of(*self.queue.popleft()) for _ in range(min(len(self.queue), most))]
+        self.taken += len(found)
+        return found
 
     def run(self) -> None:
         """Write what is queued, for ever."""
@@ -3371,7 +3386,7 @@ class Tracer:
             if not self.queue:
                 self.waiting = True
                 gevent.get_hub().switch()
-            gevent.sleep(TRACE_PAUSE_S)
+            gevent.sleep(TRACE_PAUSE_S if len(self.queue) < TRACE_BATCH else 0)
             if not ((self.connected or self.connect()) and self.write()):
                 gevent.sleep(self.pause_s * random.uniform(0.8, 1.2))
                 self.pause_s = min(self.pause_s * 2, TRACE_BACKOFF_S[1])
@@ -3396,7 +3411,7 @@ class Tracer:
             with gevent.Timeout(TRACE_TIMEOUT_S, OSError("timed out")):
                 if self.check:
                     self.check()
-                self.batch = [self.queue.popleft() for _ in range(min(len(self.queue), TRACE_BATCH))]
+                self.batch = self.take(TRACE_BATCH)
                 self.destination.write(self.batch)
         except Exception as error:  # as in connect()
             self.settle("dropped")
@@ -3410,7 +3425,7 @@ class Tracer:
         """Count the batch as sent or dropped."""
         self.count(word, len(self.batch) * self.packets)
         self.batch = []
-        self.show_depth()
+        self.show()
 
     def failed(self, what: str, error: Exception) -> bool:
         """Close after a failure; logged only when it changes the state."""
@@ -3435,9 +3450,8 @@ class Tracer:
                 gevent.sleep(TRACE_PAUSE_S)
         self.sender.kill()
         self.settle("dropped")
-        self.count("dropped", len(self.queue) * self.packets)
-        self.queue.clear()
-        self.show_depth()
+        self.batch = self.take(TRACE_QUEUE)
+        self.settle("dropped")
         self.close()
 
     def reopen(self) -> None:
@@ -3446,28 +3460,36 @@ class Tracer:
             self.destination.reopen()
 
 
+def trace_of(requested_s: float, replied_s: float, client: Any, server: Any, data: bytes, answer: tuple) -> Trace:
+    """The Trace of one answered request."""
+    written, call, (code, reason, _, _, bare, _) = answer
+    name, values = "", None
+    if call:
+        name = call.command.name
+        if call.command.input and not (bare and reason in (PARSE_ERROR.reason, COMMAND_FAILED.reason)):
+            values = call.request.values
+    if bare:
+        written = None
+    return tuple.__new__(Trace, (requested_s, replied_s, client, server, data, name, values, code, reason, written))
+
+
 class Tracing:
     """Sends the traces of a child to all its destinations, filtered by trace_bwlist."""
 
     def __init__(self, setup: Setup):
         self.tracers = [Tracer(name, *found) for name, found in setup.destinations.items()]
-        self.list = setup.mi["trace_bwlist"]
+        self.silent = {name for name in setup.registry.commands if not setup.mi["trace_bwlist"].allows(name)}
 
-    def trace(self, times: tuple, client: Any, server: Any, data: bytes, answer: tuple) -> None:
-        """Trace one answered request; unknown commands are traced whatever the list says."""
-        written, call, reply = answer
-        if isinstance(call, list):  # a batch
+    def trace(self, requested_s: float, endpoint: Endpoint, client: Any, data: bytes, answer: tuple) -> None:
+        """Trace an answered request; unknown commands are traced whatever the list says."""
+        call = answer[1]
+        if type(call) is list:  # a batch
             for part in call:
-                self.trace(times, client, server, data, part)
-            return
-        if call and not self.list.allows(call.command.name):
-            return
-        shown = call and call.command.input and reply.reason not in (PARSE_ERROR.reason, COMMAND_FAILED.reason)
-        trace = Trace(*times, client, server, data, call.command.name if call else "",
-                      call.request.values if shown else None,
-                      reply.code, reply.reason, None if reply.bare else written)
-        for tracer in self.tracers:
-            tracer.put(trace)
+                self.trace(requested_s, endpoint, client, data, part)
+        elif call is None or call.command.name not in self.silent:
+            record = requested_s, time.time(), endpoint.address_of(client), endpoint.address, data[:LIMIT], answer
+            for tracer in self.tracers:
+                tracer.put(record)
 
 
 ###############################################################################
@@ -3905,13 +3927,13 @@ class Child:
         self.limit_s = own["stop_timeout"] / 1000
         self.access = Access(own)
         self.outbox = Outbox(server)
-        self.tracing = Tracing(self.setup) if self.setup.destinations else None
+        self.tracing = Tracing(self.setup)
         self.answers = Answers(
             server.registry, log, own["dialect"], self.setup.mi["reply_indent"], self.setup.mi["pretty_printing"],
             self.access.restricted, self.access.allows, functools.partial(server.count, "errors"))
         self.hosts: dict[str, bool] = {}
         self.last_request = self.request_limit(own["max_requests"])
-        self.debug = self.noting = False
+        self.note: Callable | None = None  # what is to be done with each request and its answer besides
 
     def request_limit(self, limit: int) -> float:
         """The count of requests at which this child asks to be replaced: the limit, give or take a tenth."""
@@ -3975,6 +3997,8 @@ class Child:
                 log.exception("a request was lost")
             worker.data = None
             tally.write()
+            for tracer in self.tracing.tracers:
+                tracer.show()
             if tally.requests >= self.last_request:
                 self.retire()
             if not idle and len(self.workers) == self.size and not self.stopping.is_set():
@@ -4005,15 +4029,16 @@ class Child:
                 tally.requests += 1
                 tally.bytes_received += len(data)
                 tally.write()
-                started_s, answer = time.time() if self.noting else 0, None
+                note, answer = self.note, None
+                started_s = time.time() if note else 0
                 kept = remembered.get(data)
                 reply = kept.now() if kept is not None else None
                 if reply is None:
                     worker.data = data
                     answer = answers.answer(data, (endpoint, client) if restricted else None)
                     reply = answer[0]
-                if started_s:
-                    self.note(endpoint, client, data, started_s, answer or (reply, kept.call, kept.shape.reply))
+                if note:
+                    note(started_s, endpoint, client, data, answer or (reply, kept.call, kept.shape.reply))
                 if behind or len(reply) > large or not reply:
                     outbox.post(endpoint, reply, client)
                 else:
@@ -4037,13 +4062,10 @@ class Child:
             self.server.count("empty")
         return False
 
-    def note(self, endpoint: Endpoint, client: Any, data: bytes, started_s: float, done: tuple) -> None:
-        """Log a request and its answer, if debugging is on, and trace them."""
-        address, data = endpoint.address_of(client), data[:LIMIT]
-        if self.debug:
-            log.debug("%a from %s: %a", data, shown_address(address), done[0])
-        if self.tracing:
-            self.tracing.trace((started_s, time.time()), address, endpoint.address, data, done)
+    def log_request(self, started_s: float, endpoint: Endpoint, client: Any, data: bytes, answer: tuple) -> None:
+        """Log a request and its answer for debugging, and trace them."""
+        log.debug("%a from %s: %a", data[:LIMIT], shown_address(endpoint.address_of(client)), answer[0])
+        self.tracing.trace(started_s, endpoint, client, data, answer)
 
     def screen(self, host: str) -> bool:
         """Whether allow_from lets a host in; those that it does not are counted, and named once."""
@@ -4062,8 +4084,8 @@ class Child:
         """Runs in the hub, some times a second: beat, end what takes too long, give up what cannot be delivered."""
         now_s = time.monotonic()
         self.server.processes.set(self.row, beat_ms=int(now_s * 1000))
-        self.debug = self.server.processes.log_level(self.row) >= 4
-        self.noting = self.debug or self.tracing is not None
+        debug = self.server.processes.log_level(self.row) >= 4
+        self.note = self.log_request if debug else self.tracing.trace if self.tracing.tracers else None
         self.outbox.sweep(now_s)
         for worker in self.workers:
             if worker.data is not worker.seen:
@@ -4108,7 +4130,7 @@ class Child:
     def reopen(self) -> None:
         """SIGUSR1: open logs and trace files again."""
         reopen_logs()
-        for tracer in self.tracing.tracers if self.tracing else ():
+        for tracer in self.tracing.tracers:
             tracer.reopen()
 
     def finish(self, jobs: list) -> None:
@@ -4118,7 +4140,7 @@ class Child:
         deadline_s = time.monotonic() + self.limit_s
         while time.monotonic() < deadline_s and (len(self.idle) < len(self.workers) or self.outbox.waiting):
             gevent.sleep(0.005)
-        for tracer in self.tracing.tracers if self.tracing else ():
+        for tracer in self.tracing.tracers:
             tracer.drain(max(0.0, min(1.0, deadline_s - time.monotonic())))
         for module in self.server.registry.modules:
             if "destroy" in module.hooks:

@@ -21,6 +21,7 @@ import socket
 import ssl
 import struct
 import time
+from collections.abc import Callable
 from json.encoder import encode_basestring
 from typing import NamedTuple
 
@@ -181,9 +182,10 @@ STATS = [mi.Stat("udp_refusals", "datagrams to collectors that were refused: not
 ###############################################################################
 # Packets #####################################################################
 ###############################################################################
-# Strategy: what is the same in all packets between two addresses is put
-# together once. The order of the chunks is OpenSIPS'; extra ones go before the
-# payload. The payload is cut in the one part that has no limit of its own.
+# Strategy: monitoring asks the same again and again, so the packets of a trace
+# are remembered but for what is never the same: times and correlation id. The
+# order of the chunks is OpenSIPS'; extra ones go before the payload. The
+# payload is cut in the one part that has no limit of its own.
 
 LIMIT = 8192  # bytes of a packet; collectors read no more than that at once
 PARAMETERS, REPLY = 127, 128  # bytes of the parameters and of the reply that OpenSIPS shows
@@ -192,12 +194,15 @@ PROTOCOL_TYPE, CAPTURE_ID, AUTH_KEY, PAYLOAD, CORRELATION_ID, NODE_NAME = 0xB, 0
 TCP = 6  # what OpenSIPS says, whatever MI came over
 FAMILIES = {4: (2, 0x3, 0x4), 6: (10, 0x5, 0x6)}  # IP version -> value of IP_FAMILY, types of source and target
 NOWHERE = (("127.0.0.1", 0), ("127.0.0.2", 0))  # client and server over UNIX sockets: OpenSIPS' "no address"
-KNOWN_PAIRS = 1000
+KNOWN_PAIRS = 1000  # of addresses
+KNOWN_BYTES = 4 << 20  # of packets
 ASKING, TELLING = ("command", "backend", "parameters"), ("code", "reason", "reply")
 JSON_FRAME = 64  # bytes, not less than what JSON payloads have besides their values
-CORRELATED_SIZE = 40
-CORRELATED = struct.pack("!HHH", 0, CORRELATION_ID, CORRELATED_SIZE)  # "MICORR" and 28 bytes of base64 follow
+ID_SIZE = 34  # bytes of a correlation id: "MICORR" and 28 of base64
+CORRELATED = struct.pack("!HHH", 0, CORRELATION_ID, 6 + ID_SIZE)
 MICROS = struct.pack("!HHH", 0, MICROSECONDS, 10)
+SECOND_US = 1_000_000
+TIME_SIZE = struct.calcsize("!I6sI")  # seconds, MICROS, microseconds
 WELL_FORMED = re.compile(rb":[^:\0]*(:)\n")
 ESCAPED = re.compile(r"(?:[^\\]|\\u[0-9a-f]{4}|\\[^u])*", re.S)
 
@@ -258,8 +263,19 @@ def write_json(values: tuple, names: tuple, limited: int, room: int, delim: None
     return ("{\n\t" + ",\n\t".join(members) + "\n}").encode("latin-1")
 
 
+class Frame(NamedTuple):
+    """The packets of a trace, of request and reply, without their times and correlation id."""
+
+    pack: Callable
+    asked: bytes
+    asking: bytes  # behind the time
+    answered: bytes
+    telling: bytes
+    cut: int  # where the second packet begins
+
+
 class Encoder:
-    """Turns traces into packets; without effects, but that it remembers the addresses it met.
+    """Turns traces into packets; without effects, but that it remembers what it met.
 
     delim: what parts the text of payloads, None for JSON; node and key: chunks that each packet has besides.
     """
@@ -269,17 +285,41 @@ class Encoder:
         self.fixed = chunk(PROTOCOL_TYPE, bytes([proto_type])) + chunk(CAPTURE_ID, struct.pack("!I", capture_id))
         self.extra = b"".join(chunk(kind, value) for kind, value in ((AUTH_KEY, key), (NODE_NAME, node)) if value)
         self.pairs: dict[tuple, tuple] = {}  # (client, server) -> head of requests, head of replies, room for payloads
+        self.frames: dict[tuple, Frame] = {}
+        self.known_bytes = 0
 
     def packets(self, trace: mi.Trace, correlation_id: bytes) -> list[bytes]:
         """The packets of one trace: its request and its reply, each of at most LIMIT bytes."""
+        both, cut = self.encode(trace, correlation_id)
+        return [both[:cut], both[cut:]]
+
+    def encode(self, trace: mi.Trace, correlation_id: bytes) -> tuple[bytes, int]:
+        """The packets of one trace one behind the other, and where the second begins."""
         requested_s, replied_s, client, server, request, command, values, code, reason, reply = trace
+        asked_for = (command, values) if command and request[:1] != b":" else request  # JSON-RPC has another id each time
+        key = client, server, asked_for, code, reason, reply and reply[:REPLY]
+        pack, asked, asking, answered, telling, cut = self.frames.get(key) or self.learn(key, trace)
+        asked_us, answered_us = int(requested_s * 1e6 + 0.5), int(replied_s * 1e6 + 0.5)
+        return pack(asked, asked_us // SECOND_US, MICROS, asked_us % SECOND_US, asking, correlation_id,
+                    answered, answered_us // SECOND_US, MICROS, answered_us % SECOND_US, telling, correlation_id), cut
+
+    def learn(self, key: tuple, trace: mi.Trace) -> Frame:
+        """Make and remember the packets of all traces that have the key in common."""
+        _, _, client, server, request, command, values, code, reason, reply = trace
         asked, answered, room = self.pairs.get((client, server)) or self.meet(client, server)
         shown = to_bytes(command) if command else shown_request(request)
         asking = shown, b"datagram", shown_parameters(values) if values else b""
         telling = b"%d" % code, to_bytes(reason), reply[:REPLY] if reply else b""
-        tail = CORRELATED + correlation_id
-        return [packet(asked, requested_s, self.write(asking, ASKING, 0, room, self.delim), tail),
-                packet(answered, replied_s, self.write(telling, TELLING, 1, room, self.delim), tail)]
+        first = packet(asked, self.write(asking, ASKING, 0, room, self.delim))
+        second = packet(answered, self.write(telling, TELLING, 1, room, self.delim))
+        sizes = [len(part) for part in (*first, *second)]
+        layout = struct.Struct("!{}sI6sI{}s34s{}sI6sI{}s34s".format(*sizes))
+        if self.known_bytes > KNOWN_BYTES:
+            self.frames.clear()
+            self.known_bytes = 0
+        self.known_bytes += 2 * layout.size
+        frame = self.frames[key] = Frame(layout.pack, *first, *second, sizes[0] + TIME_SIZE + sizes[1] + ID_SIZE)
+        return frame
 
     def meet(self, client, server) -> tuple:
         """Remember how packets between two socket addresses begin."""
@@ -287,28 +327,25 @@ class Encoder:
             self.pairs.clear()
         ends = (client, server) if isinstance(client, tuple) and isinstance(server, tuple) else NOWHERE
         asked, answered = self.head(*ends), self.head(*reversed(ends))
-        pair = self.pairs[client, server] = asked, answered, LIMIT - asked[0].size - CORRELATED_SIZE
+        pair = self.pairs[client, server] = asked, answered, LIMIT - sum(map(len, packet(asked, b""))) - TIME_SIZE - ID_SIZE
         return pair
 
-    def head(self, source: tuple, target: tuple) -> tuple:
-        """How packets from source to target begin: a Struct, and the constants before and after the time in it."""
+    def head(self, source: tuple, target: tuple) -> tuple[bytes, bytes]:
+        """The chunks of packets from source to target before the time, and those between it and the payload."""
         addresses = [ipaddress.ip_address(host.partition("%")[0]) for host, *_ in (source, target)]
         family, source_kind, target_kind = FAMILIES[addresses[0].version]
         before = (chunk(IP_FAMILY, bytes([family])) + chunk(IP_PROTOCOL, bytes([TCP]))
                   + chunk(SOURCE_PORT, struct.pack("!H", source[1])) + chunk(TARGET_PORT, struct.pack("!H", target[1]))
                   + struct.pack("!HHH", 0, SECONDS, 10))
-        after = (self.fixed + chunk(source_kind, addresses[0].packed) + chunk(target_kind, addresses[1].packed)
-                 + self.extra + struct.pack("!HH", 0, PAYLOAD))
-        return struct.Struct(f"!4sH{len(before)}sI6sI{len(after)}sH"), before, after
+        after = self.fixed + chunk(source_kind, addresses[0].packed) + chunk(target_kind, addresses[1].packed) + self.extra
+        return before, after
 
 
-def packet(head: tuple, time_s: float, payload: bytes, tail: bytes) -> bytes:
-    """One packet of a head, the time, the payload and the chunk of the correlation id."""
-    layout, before, after = head
-    seconds, micros = divmod(round(time_s * 1_000_000), 1_000_000)
-    size = len(payload)
-    start = layout.pack(b"HEP3", layout.size + size + len(tail), before, seconds, MICROS, micros, after, 6 + size)
-    return start + payload + tail
+def packet(head: tuple, payload: bytes) -> tuple[bytes, bytes]:
+    """One packet of a head and a payload: what stands before the time, and what between it and the correlation id."""
+    before, after = head
+    behind = after + chunk(PAYLOAD, payload) + CORRELATED
+    return b"HEP3" + struct.pack("!H", 6 + len(before) + TIME_SIZE + len(behind) + ID_SIZE) + before, behind
 
 
 ###############################################################################
@@ -342,10 +379,10 @@ class Transport:
         self.ids = self.ids or correlation_ids(os.getpid(), int(time.time()))
         self.socket = self.connect()
 
-    def packets(self, traces: list) -> list[bytes]:
-        """The packets of some traces, in order."""
-        encode, ids = self.encoder.packets, self.ids
-        return [packet for trace in traces for packet in encode(trace, next(ids))]
+    def encoded(self, traces: list) -> list[tuple]:
+        """The packets of some traces, in order: both of each in one, and where the second begins."""
+        encode = self.encoder.encode
+        return [encode(trace, correlation_id) for trace, correlation_id in zip(traces, self.ids)]
 
     def close(self) -> None:
         """Close the socket, if there is one."""
@@ -374,7 +411,7 @@ class Udp(Transport):
 
     def write(self, traces: list) -> None:
         """Send all packets; OSError when one cannot be sent."""
-        refusals = sum(map(self.send, self.packets(traces)))
+        refusals = sum(self.send(packet) for both, cut in self.encoded(traces) for packet in (both[:cut], both[cut:]))
         if refusals:
             self.refused(refusals)
 
@@ -413,7 +450,7 @@ class Tcp(Transport):
 
     def write(self, traces: list) -> None:
         """Write all packets at once; OSError when the collector is gone or cannot be written to."""
-        self.socket.sendall(b"".join(self.packets(traces)))
+        self.socket.sendall(b"".join([both for both, _ in self.encoded(traces)]))
 
     def check(self) -> None:
         """Raise OSError if the collector has closed the connection; a write would not notice until the next one."""
