@@ -289,9 +289,13 @@ class Lab:
         """The C program that answers with so many bytes."""
         return self.once(("echo", reply_bytes), lambda: self.start_echo(reply_bytes))
 
-    def start_echo(self, reply_bytes):
-        path = self.path(f"echo.{reply_bytes}")
-        process = self.start([self.program("echo"), path, str(reply_bytes)])
+    def floor(self, reply_bytes):
+        """The same in Python with gevent."""
+        return self.once(("floor", reply_bytes), lambda: self.start_echo(reply_bytes, self.python, str(HERE / "floor.py")))
+
+    def start_echo(self, reply_bytes, *program):
+        path = self.path(f"echo.{self.started}")
+        process = self.start([*(program or [self.program("echo")]), path, str(reply_bytes)])
         first_reply(process, path, b"x")
         return Server(path, process, (process.pid,))
 

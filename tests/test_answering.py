@@ -38,6 +38,11 @@ def ticks(ctx):
     "A live value."
     return mi.Reply(nodes=[mi.Node("tick", mi.LIVE)], live=lambda: (next(numbers),))
 
+@mi.command(input=False)
+def ticks_unread(ctx):
+    "The same value each time, read each time."
+    return mi.Reply(nodes=[mi.Node("tick", mi.LIVE)], live=lambda: (0,))
+
 @mi.command
 def grows(ctx):
     "A live value that becomes too long for a reply, and short again."
@@ -231,3 +236,11 @@ def test_the_limit_of_a_kept_json_reply_is_that_of_a_new_one(answer):
             assert len(set(found)) == 1 and (found[0] == b"500 Internal error" or json.loads(found[0]))
             lengths.add(len(found[0]))
     assert max(lengths) == mi.LIMIT - 1 and min(lengths) == len(b"500 Internal error")
+
+
+def test_what_a_command_does_not_read_does_not_matter(answer):
+    """Neither to the reply nor to what is remembered."""
+    assert {answer(b":ticks_unread:\n%d\n\"" % number)[:15] for number in range(9)} == {b"200 OK\ntick:: 0"}
+    assert list(answer.answers.kept) == [b":ticks_unread:\n"]
+    assert answer(b":ticks_unread:") == answer(b":ticks_unread: \n") == b"500 command not available\n"
+    assert answer(b":same:\na\n") != answer(b":same:\nb\n") != answer(b":same:\na\n")

@@ -57,11 +57,9 @@ ROWS = recordings()
 
 def trace_of(row):
     """The Trace of a recorded exchange, as the rules of the text dialect give it."""
-    try:
-        name, body = mi.read_first_line(mi.decode(row["request"]))
-    except mi.ParseError:
-        name = ""
-    command, bare = name if name in COMMANDS else "", row["reply"] in BARE
+    line = mi.read_first_line(row["request"])
+    command, bare = next((name for name in COMMANDS if mi.first_line(name) == line), ""), row["reply"] in BARE
+    body = mi.decode(row["request"][len(line):])
     shown = command and not bare and command not in NO_INPUT
     values = mi.read_arguments(body)[0] if shown else None
     code, reason = re.match(r"(\d+) (.*)\n", mi.decode(row["reply"])).groups()

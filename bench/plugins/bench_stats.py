@@ -46,7 +46,7 @@ def described(name, value):
 @mi.command
 def echo(ctx, *arguments):
     """Answer with the arguments."""
-    return mi.Reply(nodes=mi.leaves(ctx.request.arguments))
+    return mi.Reply(nodes=mi.leaves(ctx.request.values, ctx.request.names))
 
 
 @mi.command
