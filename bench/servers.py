@@ -222,6 +222,7 @@ class Lab:
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="midatagram-bench."))
         self.folder.chmod(0o755)
         self.running, self.servers, self.programs, self.started = [], {}, {}, 0
+        self.bare = set()  # sockets where nothing understands a request
         self.collector = None
 
     def __enter__(self):
@@ -297,6 +298,7 @@ class Lab:
         path = self.path(f"echo.{self.started}")
         process = self.start([*(program or [self.program("echo")]), path, str(reply_bytes)])
         first_reply(process, path, b"x")
+        self.bare.add(path)
         return Server(path, process, (process.pid,))
 
     def midatagram(self, children=1):
