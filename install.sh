@@ -107,7 +107,7 @@ provide_pinned() {
 
 # Print the socket_name that the configuration $1 sets.
 socket_of() {
-    sed -n 's/^[[:space:]]*modparam("mi_datagram", *"socket_name", *"\([^"]*\)").*/\1/p' "$1" | tail -n 1
+    sed -n 's/^[[:space:]]*modparam( *"mi_datagram", *"socket_name", *"\([^"]*\)").*/\1/p' "$1" | tail -n 1
 }
 
 do_run() {
@@ -158,13 +158,14 @@ set_places() {
         /*) ;;
         *) prefix=$(pwd)/$prefix ;;
     esac
+    prefix=${prefix%/}
     case $prefix in
         *[!A-Za-z0-9_./+@-]*) die "--prefix $prefix: cron and systemd want letters, digits and _ . / + @ -" ;;
         /usr | /usr/local) root='' owner=midatagram run_mode=0775 ;;
         *) root=$prefix owner=$(id -un) run_mode=0755 ;;
     esac
     lib=$prefix/lib/midatagram launcher=$prefix/bin/midatagram
-    etc=$root/etc/midatagram run=$root/run/midatagram units=$root/etc/systemd/system
+    etc=$root/etc/midatagram run=$root/run/midatagram units=$root/etc/systemd/system logs=$root/var/log/midatagram
 }
 
 # Have the user that the server runs as: one of its own on the whole machine, for a private copy whoever makes it.
@@ -204,6 +205,7 @@ sys.exit([int(part) for part in gevent.__version__.split(".")[:2]] < [22, 10])'
 copy_files() {
     install -d -m 0755 "$lib/plugins" "${launcher%/*}" "$etc/plugins" "${run%/*}"
     $make_run
+    install -d -m 0755 -o "$owner" -g "$group" "$logs"
     install -m 0755 "$here/midatagram.py" "$lib"
     install -m 0644 "$here/LICENSE" "$example" "$lib"
     install -m 0644 "$here"/plugins/*.py "$lib/plugins"
@@ -233,7 +235,8 @@ keep_or_write() {
 adapted_example() {
     sed -e "s|\"/tmp/midatagram.sock\"|\"$run/midatagram.sock\"|" \
         -e "s|^# *\(modparam(\"mi_datagram\", \"unix_socket_user\", \)\"[^\"]*\"|\1\"$owner\"|" \
-        -e "s|\"/etc/midatagram/plugins/\"|\"$etc/plugins/\"|" "$example"
+        -e "s|\"/etc/midatagram/plugins/\"|\"$etc/plugins/\"|" \
+        -e "s|\"/var/log/midatagram/|\"$logs/|" "$example"
 }
 
 # Write the units. They are made anew each time: changes belong into `systemctl edit`.
@@ -365,7 +368,8 @@ stopwaitsecs=10
 redirect_stderr=true
 
 # systemd: ./install.sh system --systemd writes $units/midatagram.service and .socket
-systemctl daemon-reload
+${root:+systemctl link $units/midatagram.service $units/midatagram.socket
+}systemctl daemon-reload
 systemctl enable --now midatagram.service
 # or, so that requests wait while the server starts anew
 systemctl enable --now midatagram.socket

@@ -704,7 +704,7 @@ class Written(int):
 def string(value) -> str:
     """Converter: text as it is."""
     if isinstance(value, int):
-        raise ValueError(f'takes a string: "{value}"')
+        raise ValueError(f'takes a string, in quotes: "{value}"')
     return value
 
 
@@ -1187,7 +1187,8 @@ class Module:
             converted = param.converter(value)
         except ValueError as error:
             shown = value.text if isinstance(value, Written) else f'"{value}"'
-            raise ConfigError(path, line, f'modparam("{self.name}", "{name}", {shown}): {name} {error}') from None
+            given = f'modparam("{self.name}", "{name}", {shown})' if line else shown
+            raise ConfigError(path, line, f"{given}: {name} {error}") from None
         if param.repeat:
             self.settings[name].append(converted)
         else:
@@ -1678,9 +1679,12 @@ class Answers:
             return Reply(403, "Forbidden")
         try:
             reply = command.function(Context(command.module, request, caller), *values)
-            if reply is None:
-                raise Failed("its handler returned nothing")
-            return reply if isinstance(reply, Reply) else reply.get()  # one without get() is no answer: it raises
+            if not isinstance(reply, Reply) and hasattr(reply, "get"):
+                reply = reply.get()
+            if not isinstance(reply, Reply):
+                kind = "nothing" if reply is None else f"{type(reply).__name__}, which is no midatagram.Reply"
+                raise Failed(f"its handler returned {kind}")
+            return reply
         except Error as error:
             return Reply(error.code, error.reason, result=error if error.data else None)
         except Failed as why:
@@ -1806,7 +1810,7 @@ class ConfigReader:
         """Read one file; gives all directives so far."""
         text = self.read_file(path)
         if text is None:
-            raise ConfigError(path, 0, "no such file, or not readable")
+            raise ConfigError(path, 0, "no such file")
         self.path, self.tokens, self.at = path, list(tokens(text, path)), 0
         while self.at < len(self.tokens):
             token = self.tokens[self.at]
@@ -1998,6 +2002,7 @@ ROWS = 512  # rows of counters: one a process, and as many again while a reload 
 BLOCK = 32  # columns that lie together, row after row, so that a poll of one module's statistics is one slice
 BLOCKS = 256  # 8,192 statistics at most, over all reloads
 SLOT = 8  # bytes of a counter
+FRESH_S = 10  # how long a folder may be without its lock
 ATTENDANT = 1  # the parent's row; row 0 holds what reset_statistics takes away
 
 
@@ -2163,18 +2168,48 @@ class Store:
         self.connection, self.owner_pid = None, 0
 
 
-def run_folder() -> str:
-    """Make the folder of this run's shared files, in RAM where there is a tmpfs; clear away what dead runs left."""
-    places = [os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0], "/dev/shm", tempfile.gettempdir()]
-    place = next((place for place in places if place and os.access(place, os.W_OK | os.X_OK)), None)
+def run_folder() -> tuple[str, int]:
+    """Make the folder of this run's shared files, in RAM where there is a tmpfs; clear away what dead runs left.
+
+    Gives its path, and a descriptor that locks it for as long as a process of this run lives.
+    """
+    place = next((place for place in run_places() if place and os.access(place, os.W_OK | os.X_OK)), None)
     if place is None:
         raise StartError(EXIT_CANNOT_CREATE, "no folder for shared files: neither /dev/shm nor the temporary folder is writable")
     for name in os.listdir(place):
-        match = re.fullmatch(r"midatagram-(\d+)-\w+", name)
-        left = os.path.join(place, name)
-        if match and not os.path.exists(f"/proc/{match.group(1)}") and os.lstat(left).st_uid == os.geteuid():
-            shutil.rmtree(left, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=f"midatagram-{os.getpid()}-", dir=place)
+        if re.fullmatch(r"midatagram-\d+-\w+", name):
+            with contextlib.suppress(OSError):
+                clear_run(os.path.join(place, name))
+    folder = tempfile.mkdtemp(prefix=f"midatagram-{os.getpid()}-", dir=place)
+    return folder, locked(folder)
+
+
+def run_places() -> Iterator[str]:
+    """Where the folder of a run may be, the best first."""
+    yield os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    yield "/dev/shm"
+    with contextlib.suppress(FileNotFoundError):
+        yield tempfile.gettempdir()
+
+
+def locked(folder: str) -> int:
+    """Lock a folder; gives the descriptor. BlockingIOError when another run has it, which may be in another container."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def clear_run(folder: str) -> None:
+    """Remove the folder of a run, if it is ours, nobody has it and it was not made this moment; OSError."""
+    status = os.lstat(folder)
+    if status.st_uid == os.geteuid() and time.time() - status.st_mtime > FRESH_S:
+        descriptor = locked(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
 
 
 LOG_LEVELS = {4: logging.DEBUG, 3: logging.INFO, 2: 25, 1: logging.WARNING, 0: logging.ERROR, -1: logging.ERROR,
@@ -2352,10 +2387,15 @@ def event_target(place: str) -> tuple[int, Any]:
     if scheme != "udp" or not colon or not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
         raise ValueError("takes udp:HOST:PORT or unix:PATH")
     try:
-        family, _, _, _, target = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
+        family, _, _, _, target = preferred(socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM))
     except OSError as error:
         raise ValueError(f"no such host: {host} ({error})") from None
     return family, target
+
+
+def preferred(found: list[tuple]) -> tuple:
+    """Of what getaddrinfo() gives for a name, the first with an IPv4 address, as OpenSIPS takes it, else the first."""
+    return min(found, key=lambda entry: entry[0] != socket.AF_INET)
 
 
 def original(module: str, name: str):
@@ -2374,6 +2414,7 @@ def original(module: str, name: str):
 
 BUILT_IN = ("mi_datagram", "midatagram", "core", "statistics", "blacklists", "cachedb_local")
 HERE = os.path.dirname(os.path.realpath(__file__))
+PLUGIN_PREFIX = "midatagram_plugin_"  # of the names that Python knows plug-ins by, so that none hides another module
 
 
 class Setup(NamedTuple):
@@ -2393,18 +2434,19 @@ def load_python(path: str) -> Module:
     """A Python plug-in as a Module; ConfigError for what is wrong in it."""
     source = read_source(path)
     name = pathlib.Path(path).stem
-    namespace = types.ModuleType(name)
+    namespace = types.ModuleType(f"{PLUGIN_PREFIX}{name}")
     namespace.__file__ = path
+    sys.modules[namespace.__name__] = namespace  # where dataclasses and pickle look for it
     try:
-        exec(compile(source, path, "exec"), namespace.__dict__)
+        exec(compile(source, path, "exec", dont_inherit=True), namespace.__dict__)
     except SyntaxError as error:
         raise ConfigError(path, error.lineno or 0, f"syntax error: {error.msg}") from None
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:
         raise mistake(path, error) from None
-    own = {key: value for key, value in vars(namespace).items() if getattr(value, "__module__", name) == name
-           or not callable(value)}
+    own = {key: value for key, value in vars(namespace).items()
+           if not callable(value) or getattr(value, "__module__", namespace.__name__) == namespace.__name__}
     return Module(name, own, path, functools.partial(line_of, source))
 
 
@@ -2601,7 +2643,10 @@ class Loader:
         return self.finish()
 
     def pass_over(self, directive: Directive) -> None:
-        self.note(logging.INFO, directive, f"{directive.args[0]}: passed over, it is not for midatagram")
+        word = directive.args[0]
+        meant = difflib.get_close_matches(word, [*ConfigReader.FORMS, *LOG_GLOBALS], 1, 0.85)
+        hint = f'; did you mean "{meant[0]}"?' if meant else ""
+        self.note(logging.WARNING if hint else logging.INFO, directive, f"{word}: passed over, it is not for midatagram{hint}")
 
     def search(self) -> list[str]:
         """The folders where plug-ins are looked for."""
@@ -2631,10 +2676,7 @@ class Loader:
     def apply(self, directive: Directive) -> None:
         """modparam: the module's name is a regular expression over the modules loaded so far."""
         pattern, name, value = directive.args
-        try:
-            match = re.compile(f"(?:{pattern})", re.I).fullmatch
-        except re.error as error:
-            raise ConfigError(directive.path, directive.line, f'"{pattern}" is not a pattern of module names: {error}') from None
+        match = name_pattern(directive)
         modules = [module for module in self.modules.values() if match(module.name)]
         for module in modules:
             advice = module.set(name, value, directive.path, directive.line)
@@ -2666,7 +2708,20 @@ class Loader:
         places = [(Listener(mi.settings["socket_name"]), mi.where("socket_name")),
                   *zip(own.settings["listen"], own.lines.get("listen", []))]
         listeners = [fill_listener(listener, where, mi) for listener, where in places]
+        self.check_listeners(listeners, places, own)
         return Setup(self.path, registry, mi.settings, own.settings, self.globals, self.notes, listeners, destinations)
+
+    def check_listeners(self, listeners: list[Place], places: list[tuple], own: Module) -> None:
+        """No socket twice; a warning for those that all the world may use."""
+        first: dict[Any, tuple] = {}
+        for place, (_, where) in zip(listeners, places):
+            other = first.setdefault(place.spot, where)
+            if other is not where:
+                raise ConfigError(*where, f"the socket {place.address} is there already, at {other[0]}:{other[1]}")
+            if place.family != socket.AF_UNIX and own.settings["allow_from"] is None \
+                    and not ipaddress.ip_address(place.spot[0].partition("%")[0]).is_loopback:
+                text = f"{place.address} can be reached from other machines and allow_from is not set: all may use all commands"
+                self.notes.append((logging.WARNING, text))
 
     def find_destinations(self) -> dict:
         """The tracing destinations that trace_destination names: name -> (module, destination)."""
@@ -2681,7 +2736,8 @@ class Loader:
             if name not in found:
                 where = self.modules["mi_datagram"].where("trace_destination")
                 self.notes.append((logging.ERROR, f"{where[0]}:{where[1]}: no tracing destination \"{name}\""
-                                                  f"{nearest(name, found)}; commands are not traced to it"))
+                                                  f"{nearest(name, found) or ', is its module loaded?'}; "
+                                                  "commands are not traced to it"))
         return {name: found[name] for name in wanted if name in found and found[name][1]}
 
     @staticmethod
@@ -2691,7 +2747,7 @@ class Loader:
             return function(Context(module))
         except ConfigError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise mistake(module.path, error, f"{function.__name__}: ") from None
 
     def check_names(self, registry: Registry, mi: Module, own: Module) -> None:
@@ -2715,6 +2771,15 @@ class Loader:
                 check_account(name, pwd.getpwnam, where, "allow_command")
             for name in rule.groups:
                 check_account(name, grp.getgrnam, where, "allow_command")
+
+
+def name_pattern(directive: Directive) -> Callable:
+    """What tells whether a modparam is for the module of a name; ConfigError."""
+    try:
+        return re.compile(f"(?:{directive.args[0]})", re.I).fullmatch
+    except re.error as error:
+        raise ConfigError(directive.path, directive.line,
+                          f'"{directive.args[0]}" is not a pattern of module names: {error}') from None
 
 
 def checked_global(directive: Directive):
@@ -2772,7 +2837,7 @@ def fill_listener(listener: Listener, where: tuple, mi: Module) -> Place:
         found = original("socket", "getaddrinfo")(address.host, address.port, type=socket.SOCK_DGRAM)
     except (OSError, UnicodeError) as error:
         raise ConfigError(*where, f"no such host: {address.host} ({error})") from None
-    family, _, _, _, spot = min(found, key=lambda entry: entry[0] != socket.AF_INET)  # IPv4 first, as OpenSIPS
+    family, _, _, _, spot = preferred(found)
     return Place(address, family, spot, 0, -1, -1)
 
 
@@ -3519,6 +3584,7 @@ LARGE = 8192  # bytes; larger replies to UNIX clients are charged to a socket of
 IDLE_S = 2.0  # after which a client's own socket is closed
 OWN_SOCKETS = 512  # at most; further clients that are behind are retried on a timer
 RETRY_S = 0.005  # how often those are retried who cannot be waited for
+LOCK_TRIES = 100  # a hundredth of a second apart
 TOLD = 1000  # clients remembered as already complained of
 
 
@@ -3570,10 +3636,10 @@ class Endpoint:
 
     def close(self, remove: bool) -> None:
         """Close; remove the socket's file if it is still ours."""
-        self.socket.close()
         if remove and self.unix and not self.kept and self.identity == identity_of(self.place.spot):
             with contextlib.suppress(OSError):
                 os.unlink(self.place.spot)
+        self.socket.close()
 
 
 def identity_of(path: str) -> tuple | None:
@@ -3637,7 +3703,7 @@ def bind_unix(place: Place, sock: Any) -> None:
     """
     folder = os.open(os.path.dirname(place.spot) or ".", os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+        wait_for_lock(folder)
         clear_path(place)
         mask = os.umask(0o777)
         try:
@@ -3652,6 +3718,16 @@ def bind_unix(place: Place, sock: Any) -> None:
             raise
     finally:
         os.close(folder)
+
+
+def wait_for_lock(descriptor: int) -> None:
+    """Lock a folder; not for ever, since whoever may read it may hold the lock."""
+    for _ in range(LOCK_TRIES):
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            original("time", "sleep")(0.01)
+    return log.warning("somebody holds the lock of the socket's folder; going on without it")
 
 
 def clear_path(place: Place) -> None:
@@ -3676,7 +3752,7 @@ def is_live(path: str) -> bool:
         try:
             probe.connect(path)
         except OSError as error:
-            return error.errno not in (errno.ECONNREFUSED, errno.ENOENT)
+            return error.errno not in (errno.ECONNREFUSED, errno.ENOENT, errno.ENOTDIR)
     return True
 
 
@@ -3874,8 +3950,8 @@ class Outbox:
             self.told.clear()
         if (endpoint, client, why) not in self.told:
             self.told.add((endpoint, client, why))
-            log.warning("client %s of %s: %s", "without a name" if client is None else shown_address(endpoint.address_of(client)),
-                        endpoint.place.address, why)
+            name = "a client" if client is None else f"client {shown_address(endpoint.address_of(client))}"
+            log.warning("%s of %s: %s", name, endpoint.place.address, why)
 
     @property
     def waiting(self) -> int:
@@ -4217,6 +4293,8 @@ class Access:
 
 START_LIMIT_S = 60.0  # how long a child may take to start
 EARLY_S = 1.0  # a child that dies so soon after its start may be in a crash loop
+FORGOTTEN_S = 60.0  # after which an early death does not count any more
+FROZEN_S = 2.0  # without a tick: the whole server was stopped, or the attendant was busy with a reload
 LONGEST_PAUSE_S = 5.0  # between two starts of a child that keeps dying
 KILL_AFTER_S = 0.7  # more than stop_timeout, after which a child that does not stop is killed
 
@@ -4249,8 +4327,8 @@ class Supervisor:
         self.previous: tuple | None = None  # what a reload replaced, until its children serve
         self.exit_status: int | None = None
         self.stop_s = 0.0
-        self.early_deaths, self.not_before_s = 0, 0.0
-        self.ready_told = False
+        self.early_deaths, self.early_s, self.not_before_s = 0, 0.0, 0.0
+        self.ready_told = self.again = False  # again: a HUP came while a reload was under way
         self.notify = Notifier()
         self.loads: dict[int, collections.deque] = {}
         self.tell_starter = -1  # descriptor that who started us in the background reads the exit status from
@@ -4267,6 +4345,15 @@ class Supervisor:
         for spot, descriptor in given.items():
             log.warning("socket %s was given to us but is not configured, closed", spot)
             os.close(descriptor)
+
+    def make_store(self) -> None:
+        """Have a place for what the processes share, as the user that we run as; StartError, the sockets being closed."""
+        try:
+            folder, self.folder_lock = run_folder()
+        except StartError:
+            self.close_sockets(self.endpoints)
+            raise
+        self.store = Store(folder)
 
     def tune(self, endpoint: Endpoint) -> None:
         """Ask for a large send buffer, as root beyond the system's limit, and for credentials where rules want them."""
@@ -4286,7 +4373,6 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until a signal ends it; gives the exit status."""
-        self.store = Store(run_folder())
         try:
             self.server = Server(self.setup, self.counters, self.processes, self.store, self.started_s)
             self.processes.set(ATTENDANT, pid=os.getpid(), rank=0, state=Processes.SERVING)
@@ -4303,7 +4389,7 @@ class Supervisor:
         finally:
             for number in self.ACTIONS:  # the way out is not to be cut short
                 original("signal", "signal")(number, signal.SIG_IGN)
-            self.close_sockets(self.endpoints + self.leaving)
+            self.close_sockets([*self.endpoints, *self.leaving, *(self.previous[2] if self.previous else ())])
             self.store.close()
             shutil.rmtree(os.path.dirname(self.store.path), ignore_errors=True)
 
@@ -4328,7 +4414,7 @@ class Supervisor:
     def wait(self) -> None:
         """Sleep until a signal, news of a child, or the next tick."""
         due_s = self.not_before_s - time.monotonic() if self.not_before_s else 1.0
-        timeout_s = 0.05 if self.exit_status is not None else max(0.01, min(0.5, due_s))
+        timeout_s = 0.0 if self.pending else 0.05 if self.exit_status is not None else max(0.01, min(0.5, due_s))
         original("select", "select")([self.wake_read, self.news_read], [], [], timeout_s)
         for descriptor in (self.wake_read, self.news_read):
             with contextlib.suppress(BlockingIOError):
@@ -4339,42 +4425,39 @@ class Supervisor:
         if self.exit_status is not None:
             return
         if self.previous:
-            log.warning("reload is under way already")
-            self.finish_reload()
+            log.log(NOTICE, "a reload is under way; the next one follows")
+            self.again = True
+            return
         self.notify.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         opened: list[Endpoint] = []
         try:
             setup = self.load()
-            endpoints = [self.endpoint_for(place, opened) for place in setup.listeners]
+            endpoints = [self.endpoint_of(place) or self.opened(place, opened) for place in setup.listeners]
             server = Server(setup, self.counters, self.processes, self.store, self.started_s)
         except (ConfigError, StartError) as error:
-            self.close_sockets(opened)
-            self.server.count("reload_errors")
-            log.error("reload refused, the old configuration stays: %s", error)
-            return self.tell_ready()
-        except Exception:  # whatever a plug-in or the system does now, the server that runs goes on
-            self.close_sockets(opened)
-            self.server.count("reload_errors")
-            log.exception("reload refused, the old configuration stays")
-            return self.tell_ready()
+            return self.refuse_reload(opened, error, None)
+        except Exception as error:  # whatever a plug-in or the system does now, the server that runs goes on
+            return self.refuse_reload(opened, error, error)
         log_notes(setup)
-        if setup.globals.get("log_level") != self.setup.globals.get("log_level"):
-            for row in range(ROWS):
-                self.processes.set(row, level=setup.globals.get("log_level", LOG_LEVEL_DEFAULT), own_level=0)
         self.previous = (self.setup, self.server, self.endpoints)
         self.setup, self.server, self.endpoints = setup, server, endpoints
         self.leaving = [endpoint for endpoint in self.leaving if endpoint not in endpoints]
         return self.retire_all()
 
-    def endpoint_for(self, place: Place, opened: list[Endpoint]) -> Endpoint:
-        """The open socket of a place, or a new one, which is added to `opened`."""
-        for endpoint in [*self.endpoints, *self.leaving]:
-            if endpoint.place.spot == place.spot and not endpoint.is_lost():
-                if endpoint.unix and not endpoint.kept and endpoint.place != place:
-                    os.chown(place.spot, place.uid, place.gid)
-                    os.chmod(place.spot, place.mode)
-                    endpoint.place = place
-                return endpoint
+    def refuse_reload(self, opened: list[Endpoint], why: Exception, trace: Exception | None) -> None:
+        """Go on as before."""
+        self.close_sockets(opened)
+        self.server.count("reload_errors")
+        log.error("reload refused, the old configuration stays: %s", why, exc_info=trace)
+        self.notify.send("READY=1")
+
+    def endpoint_of(self, place: Place) -> Endpoint | None:
+        """The open socket of a place, if there is one."""
+        return next((endpoint for endpoint in [*self.endpoints, *self.leaving]
+                     if endpoint.place.spot == place.spot and not endpoint.is_lost()), None)
+
+    def opened(self, place: Place, opened: list[Endpoint]) -> Endpoint:
+        """A new socket, which is added to `opened`; StartError."""
         opened.append(open_endpoint(place, {}))
         self.tune(opened[-1])
         return opened[-1]
@@ -4465,27 +4548,56 @@ class Supervisor:
         """Every wanted child serves: the start or the reload is done."""
         if not self.ready_told:
             self.ready_told = True
-            self.tell_ready()
-            if self.tell_starter >= 0:
-                os.write(self.tell_starter, bytes([EXIT_OK]))
-                os.close(self.tell_starter)
-                self.tell_starter = -1
             if self.previous:
                 self.finish_reload()
+            self.tell_ready()
+            if self.tell_starter >= 0:
+                with contextlib.suppress(BrokenPipeError):  # who started us did not wait
+                    os.write(self.tell_starter, bytes([EXIT_OK]))
+                os.close(self.tell_starter)
+                self.tell_starter = -1
 
     def tell_ready(self) -> None:
         """Say that all children serve."""
         self.notify.send("READY=1", f"STATUS={self.setup.mi['children_count']} children serve")
+        count = self.setup.mi["children_count"]
         places = ", ".join(str(endpoint.place.address) for endpoint in self.endpoints)
-        log.log(NOTICE, "ready: %d children serve %s", self.setup.mi["children_count"], places)
+        log.log(NOTICE, "ready: %d %s %s", count, "child serves" if count == 1 else "children serve", places)
 
     def finish_reload(self) -> None:
-        """The new configuration works: let go what only the old one needed."""
-        _, _, endpoints = self.previous
+        """The new configuration works: let go what only the old one needed, and do what could not have been undone."""
+        old, _, endpoints = self.previous
         self.previous = None
         self.leaving += [endpoint for endpoint in endpoints if endpoint not in self.endpoints]
+        for place in self.setup.listeners:
+            self.hand_over(self.endpoint_of(place), place)
+        if self.setup.globals.get("log_level") != old.globals.get("log_level"):
+            for row in range(ROWS):
+                self.processes.set(row, level=self.setup.globals.get("log_level", LOG_LEVEL_DEFAULT), own_level=0)
+        if self.setup.own["log_file"] != old.own["log_file"]:
+            log.warning("log_file is another one now, which takes effect at the next start")
         self.server.count("reloads")
         self.server.raise_event("E_MI_RELOAD", {"children": self.setup.mi["children_count"]})
+        log.log(NOTICE, "reloaded %s", self.setup.path)
+        self.reload_again()
+
+    def hand_over(self, endpoint: Endpoint | None, place: Place) -> None:
+        """Give the file of an open socket the mode and owner that its place has now."""
+        if endpoint is None or endpoint.place == place:
+            return
+        endpoint.place = place
+        if endpoint.unix and not endpoint.kept:
+            try:
+                os.chown(place.spot, place.uid, place.gid)
+                os.chmod(place.spot, place.mode)
+            except OSError as error:
+                log.error("mode and owner of %s stay as they are: %s", place.spot, error.strerror)
+
+    def reload_again(self) -> None:
+        """Do what a HUP asked for while a reload was under way."""
+        if self.again:
+            self.again = False
+            self.pending.append(signal.SIGHUP)
 
     def spawn(self, rank: int) -> None:
         """Fork a child. Signals are held back until it has handlers of its own."""
@@ -4517,6 +4629,7 @@ class Supervisor:
             for number in (*self.ACTIONS, signal.SIGCHLD):
                 handler = signal.SIG_IGN if number in (signal.SIGINT, signal.SIGHUP) else signal.SIG_DFL
                 original("signal", "signal")(number, handler)
+            original("signal", "signal")(signal.SIGUSR1, lambda number, frame: reopen_logs())  # while plug-ins start
             signal.set_wakeup_fd(-1)
             os.close(self.alive_write)
             for endpoint in [*self.leaving, *(self.previous[2] if self.previous else ())]:
@@ -4595,7 +4708,9 @@ class Supervisor:
         if not early:
             self.early_deaths = 0
             return
-        self.early_deaths += 1
+        if time.monotonic() - self.early_s > FORGOTTEN_S:
+            self.early_deaths = 0
+        self.early_deaths, self.early_s = self.early_deaths + 1, time.monotonic()
         if self.early_deaths >= self.setup.own["crash_limit"]:
             log.critical("%d children died within %g s of their start, giving up", self.early_deaths, EARLY_S)
             return self.stop(EXIT_CRASH, signal.SIGTERM)
@@ -4619,6 +4734,7 @@ class Supervisor:
             else:
                 self.retire(record)
         self.ready_told = False
+        self.reload_again()
 
     # Once a second.
 
@@ -4633,8 +4749,10 @@ class Supervisor:
                 self.kill(record.pid, signal.SIGKILL)
         if self.exit_status is not None or now_s - getattr(self, "ticked_s", 0) < 0.5:
             return
+        awake = now_s - getattr(self, "ticked_s", now_s) < FROZEN_S
         self.ticked_s = now_s
-        self.check_beats(now_s)
+        if awake:  # else the children were frozen too, and get the time to beat
+            self.check_beats(now_s)
         self.check_sockets()
         self.measure_load(now_s)
 
@@ -4760,7 +4878,7 @@ def client_socket(place: Address, timeout_s: float):
     if place.port is None:
         client, target = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), place.host
     else:
-        family, _, _, _, target = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_DGRAM)[0]
+        family, _, _, _, target = preferred(socket.getaddrinfo(place.host, place.port, type=socket.SOCK_DGRAM))
         client = socket.socket(family, socket.SOCK_DGRAM)
     try:
         client.bind("") if place.port is None else client.connect(target)
@@ -5045,7 +5163,20 @@ def call(argv: list[str]) -> int:
     except ValueError as error:
         print(f"midatagram: {error}", file=sys.stderr)
         return EXIT_USAGE
-    client = Client(place, options.timeout, CLIENT_JSON if options.json else CLIENT_TEXT)
+    if place.port is None and re.fullmatch(r"[^/]+:[0-9]+", place.host) and not os.path.exists(place.host):
+        print(f"midatagram: there is no {place}; a UDP socket is written udp:{place}", file=sys.stderr)
+        return EXIT_USAGE
+    try:
+        return talk(Client(place, options.timeout, CLIENT_JSON if options.json else CLIENT_TEXT), options)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk under standard output
+        print(f"midatagram: {error.strerror}", file=sys.stderr)
+        return EXIT_CRASH
+
+
+def talk(client: Client, options) -> int:
+    """Do what the command line says with a client; gives the exit status."""
     if options.command is None:
         return Prompt(client).run() if sys.stdin.isatty() and sys.stdout.isatty() else run_lines(client)
     words = [options.command, *options.arguments]
@@ -5120,7 +5251,10 @@ def load_packages() -> None:
     gevent.monkey.patch_all()
     for name in ("loop", "resolver", "threadpool"):  # imported now: after -u a child may not read Python's files
         getattr(gevent.config, name)
-    importlib.import_module("gevent.util")
+    for name in ("gevent.util", "ctypes"):
+        importlib.import_module(name)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("setproctitle")
 
 
 class SyslogHandler(logging.handlers.SysLogHandler):
@@ -5145,7 +5279,11 @@ def start_logging(setup: Setup, processes: Processes, background: bool, debug: b
         processes.set(row, level=level)
     to_stderr = settings.get("log_stderror", settings.get("stderror_enabled", not background)) or debug and not background
     if setup.own["log_file"]:
-        handler: logging.Handler = logging.FileHandler(setup.own["log_file"], encoding="utf-8", errors="surrogateescape")
+        try:
+            handler: logging.Handler = logging.FileHandler(setup.own["log_file"], encoding="utf-8", errors="surrogateescape")
+        except OSError as error:
+            status = EXIT_PERMISSION if isinstance(error, PermissionError) else EXIT_CANNOT_CREATE
+            raise StartError(status, f"log_file {setup.own['log_file']}: {error.strerror}") from None
     elif to_stderr or not os.path.exists("/dev/log"):
         handler = logging.StreamHandler()
     else:
@@ -5158,6 +5296,8 @@ def start_logging(setup: Setup, processes: Processes, background: bool, debug: b
     log.setLevel(1)
     log.propagate = False
     log_as(processes, ATTENDANT)
+    if type(handler) is logging.StreamHandler and not to_stderr:
+        log.warning("there is no syslog here (/dev/log), so the log goes to stderr; log_file would free it")
 
 
 def log_as(processes: Processes, row: int) -> None:
@@ -5170,48 +5310,52 @@ def reopen_logs() -> None:
     """Open log files again by their names."""
     for handler in log.handlers:
         if isinstance(handler, logging.FileHandler):
-            handler.acquire()
-            handler.close()
-            handler.stream = handler._open()
-            handler.release()
+            try:
+                stream = handler._open()
+            except OSError as error:  # as when -u may not write the folder: better the old file than none
+                log.error("%s cannot be opened again, the log goes on to the old file: %s", handler.baseFilename, error.strerror)
+            else:
+                handler.setStream(stream).close()
 
 
 def log_notes(setup: Setup) -> None:
-    """Log what the loader had to say, and what is worth a warning."""
+    """Log what the loader had to say."""
     for level, text in setup.notes:
         log.log(level, "%s", text)
-    for place in setup.listeners:
-        if place.family != socket.AF_UNIX and not ipaddress.ip_address(place.spot[0].partition("%")[0]).is_loopback \
-                and setup.own["allow_from"] is None:
-            log.warning("%s can be reached from other machines and allow_from is not set: all may use all commands",
-                        place.address)
 
 
 def read_file(path: str) -> str | None:
-    """The text of a configuration file; None if there is no such file or it cannot be read."""
+    """The text of a configuration file, None if there is no such file; ConfigError if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return decode(file.read())
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise ConfigError(path, 0, f"cannot be read by uid {os.geteuid()}: {error.strerror}") from None
 
 
 def default_configuration() -> str:
-    """The configuration that is read without -f: the one beside the script, else the system's."""
-    beside = os.path.join(HERE, "midatagram.conf")
-    return beside if os.path.exists(beside) else "/etc/midatagram/midatagram.conf"
+    """The configuration that is read without -f: the one beside the script, else the system's; StartError for none."""
+    places = os.path.join(HERE, "midatagram.conf"), "/etc/midatagram/midatagram.conf"
+    found = next((place for place in places if os.path.exists(place)), None)
+    if found is None:
+        raise StartError(EXIT_CONFIG, f"which socket? give -s SOCKET or -f FILE; there is no {' and no '.join(places)}")
+    return found
 
 
 def directives_of(options) -> list[Directive]:
     """What the command line says to serve: -f's directives, or with -s and no -f a lab with all plug-ins of -p."""
     directives: list[Directive] = []
+    for folder in getattr(options, "plugins", ()):
+        if not os.path.isdir(folder):
+            raise StartError(EXIT_CONFIG, f"-p: there is no folder {folder}")
     if options.file or not options.socket:
         directives = ConfigReader(read_file).read(options.file or default_configuration())
     else:
         for folder in options.plugins:
-            names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-            directives += [Directive("loadmodule", (os.path.join(os.path.abspath(folder), name),), "-p", 0)
-                           for name in names if name.endswith(tuple(LOADERS)) and not name.startswith(("_", "."))]
+            names = [name for name in sorted(os.listdir(folder)) if name.endswith(tuple(LOADERS)) and name[0] not in "_."]
+            directives += [Directive("loadmodule", (os.path.join(os.path.abspath(folder), name),), "-p", 0) for name in names]
     if options.socket:
         directives.append(Directive("modparam", ("mi_datagram", "socket_name", options.socket), "-s", 0))
     return directives
@@ -5221,7 +5365,7 @@ def socket_of(options) -> Address:
     """The socket that a client of this configuration talks to."""
     module = next(module for module in built_in_modules() if module.name == "mi_datagram")
     for directive in directives_of(options):
-        if directive.word == "modparam" and re.fullmatch(f"(?:{directive.args[0]})", module.name, re.I):
+        if directive.word == "modparam" and name_pattern(directive)(module.name):
             module.set(directive.args[1], directive.args[2], directive.path, directive.line)
     if module.settings["socket_name"] is None:
         raise ConfigError(options.file or default_configuration(), 0, "no socket_name; give a socket with -s")
@@ -5260,11 +5404,14 @@ def is_running(options) -> bool:
         return PidFile(options.pidfile).locked_elsewhere()
     place = socket_of(options)
     if place.port is None:
-        return os.path.exists(place.host) and is_live(place.host)
+        return is_live(place.host)
     try:
         return bool(ask(place, write_request("uptime", ()), 1.0))
     except OSError:
         return False
+
+
+PID_TRIES = 20
 
 
 class PidFile:
@@ -5282,18 +5429,29 @@ class PidFile:
             return False
         except BlockingIOError:
             return True
+        except OSError as error:
+            raise self.trouble(error) from None
         return False
+
+    def trouble(self, error: OSError) -> StartError:
+        """Why the file cannot be used."""
+        status = EXIT_PERMISSION if isinstance(error, PermissionError) else EXIT_CANNOT_CREATE
+        return StartError(status, f"pid file {self.path}: {error.strerror}")
 
     def lock(self) -> None:
         """Take the lock; StartError when a server runs or the file cannot be written."""
-        try:
-            self.file = open(self.path, "a+")  # noqa: SIM115 - open for the life of the server
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StartError(EXIT_RUNNING, f"already running: {self.path} is locked") from None
-        except OSError as error:
-            status = EXIT_PERMISSION if isinstance(error, PermissionError) else EXIT_CANNOT_CREATE
-            raise StartError(status, f"pid file {self.path}: {error.strerror}") from None
+        for _ in range(PID_TRIES):  # who asks for the status has the lock for a moment
+            try:
+                self.file = open(self.path, "a+")  # noqa: SIM115 - open for the life of the server
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.exists(self.path) and os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path)):
+                    return
+            except BlockingIOError:
+                original("time", "sleep")(0.01)
+            except OSError as error:
+                raise self.trouble(error) from None
+            self.file.close()  # locked, or removed meanwhile by one that ended
+        raise StartError(EXIT_RUNNING, f"already running: {self.path} is locked")
 
     def write(self) -> None:
         """Write our pid."""
@@ -5318,7 +5476,7 @@ def drop_privileges(options) -> None:
         user = pwd.getpwnam(options.user) if options.user else None
         gid = grp.getgrnam(options.group).gr_gid if options.group else user.pw_gid
     except KeyError as error:
-        raise StartError(EXIT_CONFIG, f"-u, -g: {error.args[0]}") from None
+        raise StartError(EXIT_CONFIG, f"-u, -g: {error.args[0].replace('()', '')} on this system") from None
     try:
         if user:
             os.initgroups(user.pw_name, gid)
@@ -5339,9 +5497,13 @@ def go_background() -> int:
     pid = fork()
     if pid:
         os.close(write)
-        original("os", "waitpid")(pid, 0)
-        told = os.read(read, 1)
-        os._exit(told[0] if told else EXIT_CRASH)
+        told = b""
+        try:  # whatever happens here, the pid file is the server's
+            with contextlib.suppress(ChildProcessError):  # who started us ignores SIGCHLD
+                original("os", "waitpid")(pid, 0)
+            told = os.read(read, 1)
+        finally:
+            os._exit(told[0] if told else EXIT_CRASH)
     os.setsid()
     if fork():
         os._exit(0)
@@ -5375,9 +5537,15 @@ def serve(options) -> int:
     if options.check:
         for level, text in setup.notes:
             print(f"{logging.getLevelName(level)}: {text}")
-        print(f"{setup.path}: good")
+        warned = any(level >= logging.WARNING for level, _ in setup.notes)
+        print(f"{setup.path}: good{', but for what stands above' if warned else ''}")
         return EXIT_OK
-    return start(options, setup, load, processes, started_s)
+    try:
+        return start(options, setup, load, processes, started_s)
+    except StartError as error:  # another one was a little earlier
+        if options.if_not_running and error.status in (EXIT_RUNNING, EXIT_IN_USE) and is_running(options):
+            return EXIT_OK
+        raise
 
 
 def start(options, setup: Setup, load: Callable[[], Setup], processes: Processes, started_s: float) -> int:
@@ -5395,6 +5563,7 @@ def start(options, setup: Setup, load: Callable[[], Setup], processes: Processes
         except StartError:
             supervisor.close_sockets(supervisor.endpoints)
             raise
+        supervisor.make_store()
         if options.background:
             supervisor.tell_starter = go_background()
         if pidfile:
@@ -5409,8 +5578,28 @@ def start(options, setup: Setup, load: Callable[[], Setup], processes: Processes
             pidfile.remove()
 
 
+def open_standard_streams() -> None:
+    """Put /dev/null where standard streams were closed, so that no socket or log file gets their numbers."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for the life of the process
+
+
+def flush_standard_streams() -> None:
+    """Write what is left; a stream that is gone does not change the exit status."""
+    for name in ("stdout", "stderr"):
+        try:
+            getattr(sys, name).flush()
+        except OSError:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
+
+
 def main(argv: list[str]) -> int:
     """Run the command line; gives the exit status."""
+    open_standard_streams()
     try:
         if argv and argv[0] == "call":
             return call(argv[1:])
@@ -5425,6 +5614,8 @@ def main(argv: list[str]) -> int:
         return 130
     except BrokenPipeError:
         return EXIT_CRASH
+    finally:
+        flush_standard_streams()
 
 
 if __name__ == "__main__":

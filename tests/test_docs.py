@@ -100,9 +100,12 @@ def test_the_configuration_with_its_request_and_reply(start, tmp_path):
     command, reply = re.match(r"\$ \./midatagram\.py (call .*?)\n(.*?)\n\$ ", session, re.S).groups()
     done = run(*shlex.split(command.replace("/tmp/midatagram.sock", str(path))))
     assert (done.stdout, done.returncode) == (reply + "\n", 0)
-    raw = re.search(r"printf '(.*?)' \| socat - UDP:127\.0\.0\.1:8080\n(.*)", session, re.S)
-    request = raw[1].encode().decode("unicode_escape").encode()
-    assert server.ask(request, place=f"udp:127.0.0.1:{port}").decode() == raw[2]
+    found = re.findall(r"printf '(.*?)' \| socat - (UDP|UNIX)\S*\n(.*?)(?=\n\$ |\Z)", session, re.S)
+    assert [kind for _, kind, _ in found] == ["UDP", "UNIX", "UDP"]
+    for written, kind, reply in found:
+        request = written.encode().decode("unicode_escape").encode()
+        place = f"udp:127.0.0.1:{port}" if kind == "UDP" else None
+        assert server.ask(request, place=place).decode().rstrip("\n") == reply.rstrip("\n")
 
 
 @pytest.mark.parametrize("block", [block for block in blocks("") if block.startswith(("modparam", "loadmodule"))])

@@ -18,6 +18,8 @@ import time
 import pytest
 from conftest import PLUGINS, SCRIPT, STOP_S, Client, free_port, needs_root, run, wait_for
 
+import midatagram as mi
+
 TROUBLE = ("-p", str(PLUGINS))
 PLUG_INS = 'loadmodule "mi_echo.so"\nloadmodule "mi_trouble.so"\n'
 WHOAMI = b":whoami:\n"
@@ -373,6 +375,58 @@ def test_reload_takes_more_or_fewer_children_and_other_sockets(start):
         wait_for(lambda: is_closed(old), what="the old one to be closed")  # noqa: B023
 
 
+SLOW_AND_BAD = GREETER + """
+import gevent
+
+def child_init(ctx):
+    gevent.sleep(1)
+    raise OSError("no database")
+"""
+
+
+@pytest.mark.parametrize("second", ["a mistake in the configuration", "the same again", "a good one"])
+def test_a_reload_while_another_is_under_way(greeter, second):
+    """What is gone back to is what served before, whatever the order."""
+    before, good = greeter.children(), greeter.config_path.read_text()
+    greeter.write_plug_in(SLOW_AND_BAD)
+    greeter.signal(signal.SIGHUP)
+    wait_for(lambda: set(greeter.children()) - set(before), what="the first child of the reload")
+    if second == "a mistake in the configuration":
+        greeter.write(good + 'modparam("mi_datagram", "children_count", "many")\n')
+    elif second == "a good one":
+        greeter.write_plug_in(NEW_GREETER)
+    greeter.signal(signal.SIGHUP)
+    greeter.wait_log("the next one follows")
+    greeter.wait_log("reload taken back", times=2 if second == "the same again" else 1)
+    if second == "a mistake in the configuration":
+        greeter.wait_log("reload refused")
+    if second == "a good one":
+        greeter.wait_log("reloaded")
+        assert greeter.ask(b":greet:\n") == b"200 OK\ngreeting:: good day\n\n"
+    wait_for(lambda: len(greeter.children()) == len(before), what="as many children as before")
+    os.kill(greeter.children()[0], signal.SIGKILL)
+    greeter.wait_log("died: signal SIGKILL")
+    wait_for(lambda: len(greeter.children()) == len(before), what="a child in its place")
+    assert greeter.statistic("reloads") == (1 if second == "a good one" else 0)
+    greeter.stop(tracebacks=True)
+
+
+def test_a_reload_that_is_taken_back_changes_no_mode_and_no_log_level(greeter):
+    good = greeter.config_path.read_text()
+    greeter.write(good + 'modparam("mi_datagram", "unix_socket_mode", 0600)\nlog_level=3\n')
+    reload(greeter)
+    assert stat.S_IMODE(os.stat(greeter.place).st_mode) == 0o600
+    levels = greeter.ask(b":log_level:\n").count(b"Log level=3")
+    greeter.write(good + 'modparam("mi_datagram", "unix_socket_mode", 0666)\nlog_level=1\n')
+    greeter.write_plug_in(GREETER + "def child_init(ctx):\n    raise OSError('no database')\n")
+    reload(greeter, "reload taken back")
+    greeter.write(good + 'modparam("mi_datagram", "unix_socket_mode", 0666)\n' + own("listen", '"/nowhere/at/all"'))
+    reload(greeter, "reload refused")
+    assert stat.S_IMODE(os.stat(greeter.place).st_mode) == 0o600
+    wait_for(lambda: greeter.ask(b":log_level:\n").count(b"Log level=3") == levels, what="the log levels as before")
+    greeter.stop(tracebacks=True)
+
+
 BAD = {  # what is added to the configuration, the new source of the plug-in, what the log says
     "value": ('modparam("mi_datagram", "children_count", "many")\n', None, r"test\.conf:\d+: .*children_count"),
     "syntax": ('modparam("mi_datagram"\n', None, r"test\.conf:\d+: "),
@@ -380,6 +434,7 @@ BAD = {  # what is added to the configuration, the new source of the plug-in, wh
     "folder of a socket": (own("listen", '"/nowhere/at/all.sock"'), None, "/nowhere/at/all.sock"),
     "plug-in's syntax": ("", "def (:\n", r"greeter\.py:1: "),
     "plug-in's import": ("", "import no_such_module\n", r"greeter\.py:1: .*no_such_module"),
+    "plug-in's exit": ("", GREETER + "def init(ctx):\n    raise SystemExit('bad')\n", r"greeter\.py:\d+: .*SystemExit: bad"),
     "plug-in's init": ("", GREETER + "def init(ctx):\n    1 / 0\n", r"greeter\.py:\d+: .*ZeroDivisionError"),
 }
 
@@ -394,9 +449,9 @@ def test_reload_with_a_mistake_keeps_the_old_and_says_why(greeter, kind):
         if source:
             greeter.write_plug_in(source)
         reload(greeter, "reload refused, the old configuration stays: ")
-        greeter.wait_log("ready:", times=2)
         load.wait(50)
     assert load.lost == 0
+    assert (greeter.log.count("ready:"), greeter.log.count("reloaded")) == (1, 0)
     assert re.search(f"reload refused, the old configuration stays: .*{why}", greeter.log)
     assert greeter.children() == before
     assert (greeter.statistic("reload_errors"), greeter.statistic("reloads")) == (1, 0)
@@ -584,6 +639,87 @@ def test_usr1_opens_the_log_file_again_in_all_processes(start, tmp_path):
     assert "stopping" in path.read_text()
     assert moved.stat().st_size == size
     assert server.log == ""
+
+
+def test_usr1_with_a_log_that_cannot_be_opened_goes_on_with_the_old_one(start, tmp_path):
+    """As after -u, when the folder is root's."""
+    folder, moved = tmp_path / "logs", tmp_path / "gone"
+    folder.mkdir()
+    server = start(PLUG_INS + own("log_file", f'"{folder}/mi.log"'), *TROUBLE, ready=False)
+    wait_for(lambda: (folder / "mi.log").exists() and "ready:" in (folder / "mi.log").read_text(), what="the log file")
+    child = server.children()
+    folder.rename(moved)
+    server.signal(signal.SIGUSR1)
+    wait_for(lambda: (moved / "mi.log").read_text().count("cannot be opened again") == 2, what="attendant and child to say so")
+    assert server.children() == child
+    server.ask(b":fail:\n")
+    assert "command fail failed" in (moved / "mi.log").read_text()
+    folder.mkdir()
+    server.signal(signal.SIGUSR1)
+    wait_for(lambda: server.ask(b":fail:\n") and (folder / "mi.log").exists()
+             and "command fail failed" in (folder / "mi.log").read_text(), what="the new file")
+
+
+def test_usr1_does_not_end_a_child_that_starts(start, tmp_path):
+    (tmp_path / "late.py").write_text("import gevent\n\ndef child_init(ctx):\n    gevent.sleep(1)\n")
+    server = start('loadmodule "late.so"\n', "-p", str(tmp_path), ready=False)
+    wait_for(lambda: is_alive(server.pid) and pathlib.Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text(),
+             what="a child")
+    time.sleep(0.3)
+    server.signal(signal.SIGUSR1)
+    server.wait_log("ready:")
+    assert "died" not in server.log
+
+
+def test_term_during_a_reload_leaves_no_socket(greeter, tmp_path):
+    greeter.write_plug_in(SLOW_AND_BAD)
+    greeter.write(greeter.config_path.read_text().replace(greeter.place, f"{tmp_path}/other.sock"))
+    greeter.signal(signal.SIGHUP)
+    wait_for(lambda: os.path.exists(f"{tmp_path}/other.sock"), what="the new socket")
+    greeter.signal(signal.SIGTERM)
+    assert greeter.process.wait(STOP_S) == 0
+    assert not os.path.exists(greeter.place) and not os.path.exists(f"{tmp_path}/other.sock")
+
+
+def test_children_that_were_frozen_with_the_attendant_are_not_stalled(start):
+    server = start(PLUG_INS + own("stall_timeout", 1000), *TROUBLE)
+    pids = [server.pid, *server.children()]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(2.5)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    time.sleep(1.5)
+    assert server.children() == pids[1:] and "stalled" not in server.log
+
+
+def test_only_folders_of_dead_runs_are_cleared_away(tmp_path, monkeypatch):
+    """A pid says nothing about a run in another container, but its lock does."""
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    names = dead, locked, fresh = [tmp_path / f"midatagram-{number}-x" for number in (4194305, 4194306, 4194307)]
+    for folder in names:
+        folder.mkdir()
+        (folder / "store.sqlite").touch()
+        os.utime(folder, (0, 0) if folder is not fresh else None)
+    holder = os.open(locked, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    made, descriptor = mi.run_folder()
+    assert sorted(map(str, tmp_path.iterdir())) == sorted(map(str, [locked, fresh, made]))
+    os.utime(made, (0, 0))
+    os.utime(fresh, (0, 0))
+    second, other = mi.run_folder()
+    assert sorted(map(str, tmp_path.iterdir())) == sorted(map(str, [locked, made, second]))
+    for number in (holder, descriptor, other):
+        os.close(number)
+
+
+def test_a_lock_on_the_folder_that_nobody_gives_up_does_not_keep_us_from_starting(start, tmp_path):
+    (tmp_path / "held").mkdir()
+    holder = os.open(tmp_path / "held", os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    server = start(PLUG_INS, *TROUBLE, place=f"{tmp_path}/held/mi.sock")
+    assert server.ask(WHOAMI) and "somebody holds the lock" in server.log
+    os.close(holder)
 
 
 # What lies at the path

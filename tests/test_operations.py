@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -320,6 +321,127 @@ def test_background_start_that_fails_says_so_to_who_started_it(background, fails
     assert {"port": "in use", "folder": "mkdir -p /no/such/folder", "child": "no database"}[fails] in text
     assert not server.place.exists()
     wait_for(lambda: not server.pid_path.exists(), what="the pid file to go")
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_of_two_starts_at_once_one_is_quiet(background, locked):
+    """As those of @reboot and of the next minute in a crontab."""
+    server = background()
+    arguments = server.arguments if locked else server.arguments[:2]
+    both = [subprocess.Popen([sys.executable, SCRIPT, *arguments, "-D", "--if-not-running"], stderr=subprocess.PIPE)
+            for _ in range(2)]
+    try:
+        assert [starter.wait(20) for starter in both] == [0, 0]
+    finally:
+        assert run("call", "-s", server.place, "kill").returncode == 0
+    text = b"".join(starter.communicate(timeout=20)[1] for starter in both)
+    assert text.count(b"ready:") == 1 and b"already" not in text and b"socket of a running" not in text
+
+
+def test_a_starter_that_does_not_wait(background):
+    server = background()
+    log = server.folder / "mi.log"
+    (server.folder / "late.py").write_text("import gevent\n\ndef child_init(ctx):\n    gevent.sleep(1.5)\n")
+    server.config_path.write_text(f'{server.config_path.read_text()}modparam("midatagram", "log_file", "{log}")\n'
+                                  'loadmodule "late.so"\n')
+    starter = subprocess.Popen([sys.executable, SCRIPT, *server.arguments, "-p", server.folder, "-D"])
+    wait_for(lambda: server.pid_path.exists() and server.pid_path.read_text().strip(), what="the attendant")
+    starter.kill()
+    starter.wait()
+    wait_for(lambda: "ready:" in log.read_text(), what="the children to serve")
+    time.sleep(0.5)
+    assert is_alive(server.pid()) and asked(server.place, server.folder)
+    assert "gone" not in log.read_text()
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
+@pytest.mark.parametrize("where", ["in the foreground", "-D"])
+def test_standard_streams_that_are_closed_or_full(background, closed, where):
+    server = background()
+    log = server.folder / "mi.log"
+    server.config_path.write_text(f'{server.config_path.read_text()}modparam("midatagram", "log_file", "{log}")\n'
+                                  if where == "-D" else server.config_path.read_text())
+    command = shlex.join(map(str, [sys.executable, SCRIPT, *server.arguments]))
+    shell = subprocess.Popen(["sh", "-c", f"exec {command} {'-D' if where == '-D' else ''} {closed}"])
+    wait_for(lambda: asked(server.place, server.folder) if server.place.exists() else None, what="an answer")
+    if where == "-D":
+        assert shell.wait(10) == 0
+        server.stop()
+        assert "stopping" in log.read_text()
+    else:
+        os.kill(shell.pid, signal.SIGTERM)
+        assert shell.wait(10) == 0
+    assert not server.place.exists()
+
+
+def test_a_starter_that_ignores_its_children(background):
+    """As processes do that were started with SIGCHLD ignored: the pid file is the server's all the same."""
+    server = background()
+    command = shlex.join(map(str, [sys.executable, SCRIPT, *server.arguments, "-D"]))
+    assert subprocess.run(["sh", "-c", f"trap '' CHLD; exec {command}"], timeout=20).returncode == 0
+    assert is_alive(server.pid()) and asked(server.place, server.folder)
+
+
+@pytest.mark.parametrize("path, status", [("{0}", 73), ("{0}/c/pid", 73)])
+def test_status_with_a_pid_file_that_is_none(background, path, status):
+    server = background()
+    done = run("--status", "-f", server.config_path, "-P", path.format(server.folder))
+    assert (done.returncode, done.stderr.count("\n")) == (status, 1) and "pid file" in done.stderr
+
+
+@pytest.mark.parametrize("streams, status", [(">&-", 0), (">/dev/full", 1), ("<&-", 0), ("<&- >&- 2>&-", 0)])
+def test_a_client_without_streams(background, streams, status):
+    server = background()
+    assert server.start() == 0
+    command = shlex.join(map(str, [sys.executable, SCRIPT, "call", "-s", server.place, "uptime"]))
+    done = subprocess.run(["sh", "-c", f"exec {command} {streams}"], stderr=subprocess.PIPE, timeout=20)
+    assert done.returncode == status and b"Traceback" not in done.stderr
+
+
+def test_a_name_with_several_addresses_means_the_same_to_server_and_client():
+    """The IPv4 one, wherever the resolver puts it."""
+    six, four = (socket.AF_INET6, 2, 17, "", ("::1", 9, 0, 0)), (socket.AF_INET, 2, 17, "", ("127.0.0.1", 9))
+    assert mi.preferred([six, four]) is mi.preferred([four, six]) is four and mi.preferred([six]) is six
+
+
+@pytest.mark.parametrize("path, status, why", [("/no/such/folder/log", 73, "No such file"), ("/dev", 73, "Is a directory")])
+def test_a_log_file_that_cannot_be_opened(tmp_path, path, status, why):
+    (tmp_path / "c").write_text(f'modparam("mi_datagram", "socket_name", "{tmp_path}/mi.sock")\n'
+                                f'modparam("midatagram", "log_file", "{path}")\n')
+    done = run("-f", tmp_path / "c")
+    assert (done.returncode, done.stderr.count("\n")) == (status, 1) and f"log_file {path}: {why}" in done.stderr
+    assert not (tmp_path / "mi.sock").exists()
+
+
+@pytest.mark.parametrize("arguments, status, why", [
+    (["-f", "{0}"], 78, "{0}: cannot be read by uid {1}: Is a directory"), (["-f", "{0}/none"], 78, "{0}/none: no such file"),
+    (["-s", "{0}/mi.sock", "-p", "{0}/none"], 78, "-p: there is no folder {0}/none"),
+    (["-s", "udp:127.0.0.1:x"], 78, '-s: "udp:127.0.0.1:x": socket_name port must be a number'),
+    (["-s", "{0}/mi.sock", "-u", "no_such_user"], 78, "no_such_user"),
+    (["call", "-s", "127.0.0.1:8080", "uptime"], 2, "there is no 127.0.0.1:8080; a UDP socket is written udp:127.0.0.1:8080"),
+    (["call", "-f", "{0}/pattern", "uptime"], 78, '{0}/pattern:1: "(mi" is not a pattern of module names'),
+    (["--status", "-f", "{0}/pattern"], 78, '{0}/pattern:1: "(mi" is not a pattern of module names'),
+    (["-c", "-f", "{0}/twice"], 78, "{0}/twice:3: the socket udp:127.0.0.1:8090 is there already, at {0}/twice:2"),
+])
+def test_what_cannot_be_meant(tmp_path, arguments, status, why):
+    (tmp_path / "pattern").write_text('modparam("(mi", "socket_name", "/tmp/x")\n')
+    (tmp_path / "twice").write_text(f'modparam("mi_datagram", "socket_name", "{tmp_path}/mi.sock")\n'
+                                    + 'modparam("midatagram", "listen", "udp:127.0.0.1:8090")\n' * 2)
+    done = run(*(argument.format(tmp_path) for argument in arguments))
+    assert (done.returncode, done.stderr.count("\n")) == (status, 1)
+    assert why.format(tmp_path, os.getuid()) in done.stderr
+
+
+def test_a_check_tells_what_is_odd(tmp_path):
+    (tmp_path / "c").write_text(f'modparam("mi_datagram", "socket_name", "{tmp_path}/mi.sock")\nlog_levl=3\n'
+                                'modparm("mi_datagram", "children_count", 2)\n'
+                                'modparam("mi_datagram", "trace_destination", "hep_dest")\n'
+                                'modparam("midatagram", "listen", "udp:0.0.0.0:8091")\n')
+    done = run("-c", "-f", tmp_path / "c")
+    assert done.returncode == 0 and done.stdout.endswith("c: good, but for what stands above\n")
+    for text in ('did you mean "log_level"?', 'did you mean "modparam"?', "can be reached from other machines",
+                 'no tracing destination "hep_dest", is its module loaded?'):
+        assert text in done.stdout
 
 
 def test_pid_file_is_locked_and_a_second_start_is_75(background):

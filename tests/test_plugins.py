@@ -165,6 +165,39 @@ def test_a_handler_may_raise_anything(start, tmp_path):
     server.stop(tracebacks=True)
 
 
+def test_a_plugin_may_have_dataclasses(start, tmp_path):
+    """With annotations as they are and as text; they are looked up in the plug-in's own module."""
+    source = """
+from dataclasses import dataclass
+import sys
+
+import midatagram as mi
+
+@dataclass
+class Point:
+    x: int = 1
+    y: "int" = 2
+
+@mi.command
+def point(ctx):
+    "Show a point."
+    return mi.Reply(nodes=[mi.Node(Point.__annotations__["x"].__name__ if NAME == "one" else "text", Point().y)])
+"""
+    (tmp_path / "one.py").write_text(source + "NAME = 'one'\n")
+    (tmp_path / "json.py").write_text("from __future__ import annotations\n" + source.replace("point(", "dot(") + "NAME = ''\n")
+    server = start('loadmodule "one.so"\nloadmodule "json.so"', "-p", str(tmp_path))  # and json stays what it is
+    assert server.ask(b":point:\n") == b"200 OK\nint:: 2\n\n"
+    assert server.ask(b":dot:\n") == b"200 OK\ntext:: 2\n\n"
+    assert server.ask(b'{"jsonrpc":"2.0","method":"dot","id":1}') == b'{"jsonrpc":"2.0","result":{"text":2},"id":1}'
+
+
+def test_a_handler_that_returns_no_reply(start, tmp_path):
+    (tmp_path / "words.py").write_text('import midatagram as mi\n@mi.command\ndef words(ctx):\n    "W."\n    return "words"\n')
+    server = start('loadmodule "words.so"', "-p", str(tmp_path))
+    assert server.ask(b":words:\n") == b"500 command failed\n"
+    server.wait_log("command words failed: its handler returned str, which is no midatagram.Reply")
+
+
 def test_a_kept_reply_whose_values_fail(start, tmp_path):
     (tmp_path / "anything.py").write_text(ANYTHING)
     server = start('loadmodule "anything.so"', "-p", str(tmp_path))
