@@ -1462,15 +1462,17 @@ class Kept:
         self.call, self.shape = call, None
 
     def now(self) -> bytes | None:
-        """The reply with the values of now; None if it is not kept, or they fail: then the command is to be called."""
+        """The reply with the values of now. None if it is not kept, or they fail or are too long: then the command is
+        to be called, and meets it again where it is logged and answered."""
         shape = self.shape
         if shape is None:
             return None
         try:
             values = shape.live()
-            return shape.data if values is shape.values else shape.fill(values)
-        except Exception:  # the command meets it again, where it is logged and answered
+            written = shape.data if values is shape.values else shape.fill(values)
+        except Exception:
             return None
+        return written if len(written) <= LIMIT else None
 
 
 class Answers:
@@ -1503,7 +1505,7 @@ class Answers:
     def answer_again(self, kept: Kept, caller: Any) -> tuple[bytes, Any, Reply]:
         """Answer a text request that is remembered."""
         written = kept.now()
-        if written is None or len(written) > LIMIT:
+        if written is None:
             return self.finish(kept.call, caller, kept)
         return written, kept.call, kept.shape.reply
 
@@ -1588,6 +1590,8 @@ class Answers:
         kept = self.remember(key, len(data), call)
         if kept and read_envelope(read_json(b'%b"?"%b' % key))[0] != call.request._replace(id="?", values=(), names=None):
             del self.kept[key]  # it is not the request's id that stands there
+            self.kept_bytes -= len(data)
+            return None
         return kept
 
     def remember(self, key: Any, size: int, call: Call) -> Kept | None:
@@ -2002,7 +2006,6 @@ ROWS = 512  # rows of counters: one a process, and as many again while a reload 
 BLOCK = 32  # columns that lie together, row after row, so that a poll of one module's statistics is one slice
 BLOCKS = 256  # 8,192 statistics at most, over all reloads
 SLOT = 8  # bytes of a counter
-FRESH_S = 10  # how long a folder may be without its lock
 ATTENDANT = 1  # the parent's row; row 0 holds what reset_statistics takes away
 
 
@@ -2019,7 +2022,8 @@ class Counters:
 
     def use(self, row: int) -> memoryview:
         """All slots from a row's first one on: slots[column] is that row's counter of the column."""
-        self.slots[0] = max(self.slots[0], row + 1)
+        if row >= self.slots[0]:  # never in a child: the attendant calls this before it forks
+            self.slots[0] = row + 1
         return self.slots[row * BLOCK:]
 
     def column(self, group: str, name: str) -> int:
@@ -2062,8 +2066,8 @@ class Counters:
         return self.column(group, name) // (ROWS * BLOCK)
 
     def reset(self, column: int) -> None:
-        """Make a sum start again from 0, without touching what other processes write."""
-        self.slots[column] += self.reader((column,))()[0]
+        """Make a sum start again from 0, without touching what other processes write; at once in two processes as well."""
+        self.slots[column] = sum(self.slots[row * BLOCK + column] for row in range(ATTENDANT, self.slots[0]))
 
 
 class Processes:
@@ -2180,8 +2184,10 @@ def run_folder() -> tuple[str, int]:
         if re.fullmatch(r"midatagram-\d+-\w+", name):
             with contextlib.suppress(OSError):
                 clear_run(os.path.join(place, name))
-    folder = tempfile.mkdtemp(prefix=f"midatagram-{os.getpid()}-", dir=place)
-    return folder, locked(folder)
+    hidden = tempfile.mkdtemp(prefix=f".midatagram-{os.getpid()}-", dir=place)  # until it is locked
+    descriptor, folder = locked(hidden), os.path.join(place, os.path.basename(hidden)[1:])
+    os.rename(hidden, folder)
+    return folder, descriptor
 
 
 def run_places() -> Iterator[str]:
@@ -2204,9 +2210,8 @@ def locked(folder: str) -> int:
 
 
 def clear_run(folder: str) -> None:
-    """Remove the folder of a run, if it is ours, nobody has it and it was not made this moment; OSError."""
-    status = os.lstat(folder)
-    if status.st_uid == os.geteuid() and time.time() - status.st_mtime > FRESH_S:
+    """Remove the folder of a run, if it is ours and nobody has it; OSError."""
+    if os.lstat(folder).st_uid == os.geteuid():
         descriptor = locked(folder)
         shutil.rmtree(folder, ignore_errors=True)
         os.close(descriptor)
@@ -2462,7 +2467,8 @@ def read_source(path: str) -> str:
         for place in (path, os.path.dirname(os.path.abspath(path))):
             status = os.stat(place)
             if status.st_mode & 0o022 or status.st_uid != 0:
-                raise ConfigError(path, 0, f"{place} can be written by others than root, who runs this; "
+                what = "it" if place == path else f"its folder {place}"
+                raise ConfigError(path, 0, f"{what} can be written by others than root, who runs this; "
                                            f"mend: chown root {place}; chmod go-w {place}")
     try:
         with open(path, "rb") as file:
@@ -2524,11 +2530,14 @@ def load_canned(path: str) -> Module:
         content = configobj.ConfigObj(text.split("\n"), configspec=spec, interpolation=False)
     except configobj.ConfigObjError as error:
         first = (getattr(error, "errors", None) or [error])[0]
-        raise ConfigError(path, getattr(first, "line_number", 0) or 0, str(first).split(" at line")[0]) from None
+        what = str(first).split(" at line")[0]
+        form = "; the form is KEY = VALUE, and several lines stand between ''' and '''" if "Invalid line" in what else ""
+        raise ConfigError(path, getattr(first, "line_number", 0) or 0, f"{what}{form}") from None
     results = content.validate(Validator(), preserve_errors=True)
     for sections, key, error in configobj.flatten_errors(content, results):
         where = line_of(text, key) if key else line_of(text, "[" + sections[-1])
-        raise ConfigError(path, where, f"{'/'.join(sections)}: {key or 'section'}: {error or 'is missing'}")
+        form = f"; the form is {key} = NUMBER" if key in ("code", "delay") else ""
+        raise ConfigError(path, where, f"{'/'.join(sections)}: {key or 'section'}: {error or 'is missing'}{form}")
     for sections, name in configobj.get_extra_values(content):
         what = "section" if sections else "command"
         known = list(spec["__many__"].scalars)
@@ -3578,6 +3587,7 @@ class Tracing:
 # that one becomes writable when the client has read, and nobody else waits.
 
 IP_PKTINFO = 8  # linux/in.h; the socket module has it from Python 3.14 on
+CREDENTIALS_ROOM, ADDRESS_ROOM = socket.CMSG_SPACE(struct.calcsize("3i")), 64  # bytes of ancillary data
 WAIT = (errno.EAGAIN, errno.ENOBUFS)  # the peer's queue or our buffer is full
 GONE = (errno.ECONNREFUSED, errno.ENOENT, errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ENOTSOCK)
 LARGE = 8192  # bytes; larger replies to UNIX clients are charged to a socket of their own
@@ -3610,8 +3620,8 @@ class Endpoint:
             self.send = self.send_from if self.wildcard else lambda data, client: sock.sendto(data, client[0])
 
     def receive_message(self, size: int, flags: int) -> tuple:
-        """One datagram, and (its sender, ancillary data)."""
-        data, ancillary, _, client = self.socket.recvmsg(size, 64, flags)
+        """One datagram, and (its sender, ancillary data); there is no room for descriptors that a client may send."""
+        data, ancillary, _, client = self.socket.recvmsg(size, CREDENTIALS_ROOM if self.unix else ADDRESS_ROOM, flags)
         return data, (client, tuple(ancillary))
 
     def send_from(self, data: bytes, client: tuple) -> None:
@@ -3897,15 +3907,12 @@ class Outbox:
     def flush(self, peer: Peer) -> None:
         """Send what waits for a client, until its queue is full again."""
         while peer.waiting:
-            deadline, data = peer.waiting[0]
-            had_socket = peer.socket
+            _, data = peer.waiting[0]
             try:
                 peer.send(data)
             except OSError as error:
                 if error.errno in WAIT:
-                    if peer.socket is not had_socket:
-                        self.watch(peer)
-                    return
+                    return self.watch(peer)  # on another socket, if it had to connect anew
                 self.complain(peer.endpoint, peer.client, error)
             else:
                 self.sent(data)
@@ -4272,8 +4279,7 @@ class Access:
     @staticmethod
     def fits(rule: Rule, uid: int, gid: int) -> bool:
         """Whether a rule names a user or one of the user's groups."""
-        uids = [pwd.getpwnam(user).pw_uid if isinstance(user, str) else user for user in rule.users]
-        gids = [grp.getgrnam(group).gr_gid if isinstance(group, str) else group for group in rule.groups]
+        uids, gids = numbers_of(rule.users, pwd.getpwnam), numbers_of(rule.groups, grp.getgrnam)
         if uid in uids or gid in gids:
             return True
         try:
@@ -4281,6 +4287,15 @@ class Access:
         except KeyError:
             groups = []
         return any(group in gids for group in groups)
+
+
+def numbers_of(names: Iterable, look_up: Callable) -> list[int]:
+    """The numbers of users or groups; those that were removed since the start have none."""
+    found = []
+    for name in names:
+        with contextlib.suppress(KeyError):
+            found.append(look_up(name)[2] if isinstance(name, str) else name)
+    return found
 
 
 ###############################################################################
@@ -4606,6 +4621,7 @@ class Supervisor:
         if row is None:  # children that are on their way out still have theirs
             self.not_before_s = time.monotonic() + 1
             return
+        self.counters.use(row)
         signal.pthread_sigmask(signal.SIG_BLOCK, every_signal)
         try:
             pid = original("os", "fork")()

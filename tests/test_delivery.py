@@ -419,3 +419,51 @@ def test_several_sockets_with_their_own_mode_and_owner(start, tmp_path):
     assert all(place in server.log for place in places)
     server.stop()
     assert not any(pathlib.Path(path).exists() for path in (server.place, *places[:2]))
+
+
+KEPT = """
+import midatagram as mi
+
+@mi.command(pure=True, size=mi.integer())
+def kept(ctx, size):
+    "So many bytes, the empty line included."
+    return mi.Reply(nodes=[mi.Node(None, "x" * (size - 9))])
+
+LONG = [10]
+
+@mi.command
+def grows(ctx, size):
+    "Answer with a value that was made so long by the last who asked with another size."
+    LONG[0] = int(size)
+    return mi.Reply()
+
+@mi.command
+def long(ctx):
+    "That value."
+    return mi.Reply(nodes=[mi.Node(None, mi.LIVE)], live=lambda: ("x" * LONG[0],))
+"""
+
+
+@pytest.mark.parametrize("udp", [False, True])
+def test_the_limit_holds_for_replies_that_are_kept(start, tmp_path, udp):
+    (tmp_path / "kept.py").write_text(KEPT)
+    server = start('loadmodule "kept.so"', "-p", str(tmp_path), place=f"udp:127.0.0.1:{free_port()}" if udp else None)
+    for size, wanted in ((mi.LIMIT, mi.LIMIT), (mi.LIMIT + 1, len(b"500 reply of 65458 bytes exceeds 65457\n")), (65600, 39)):
+        assert [len(server.ask(b":kept:\n%d\n" % size)) for _ in range(5)] == [wanted] * 5
+    assert [len(server.ask(b":long:\n")) for _ in range(4)] == [19] * 4
+    server.ask(b":grows:\n70000\n")
+    assert [server.ask(b":long:\n") for _ in range(3)] == [b"500 reply of 70009 bytes exceeds 65457\n"] * 3
+    server.ask(b":grows:\n1\n")
+    assert server.ask(b":long:\n") == b"200 OK\nx\n\n"
+
+
+def test_descriptors_that_a_client_sends_are_not_kept(start):
+    server = start('modparam("midatagram", "allow_command", "kill: uid:root")\n')
+    child = server.children()[0]
+    before = len(os.listdir(f"/proc/{child}/fd"))
+    client = server.client(connected=True)
+    with open(os.devnull) as null:
+        for _ in range(50):
+            socket.send_fds(client.socket, [b":version:\n"], [null.fileno()] * 4)
+            assert client.receive().startswith(b"200 OK\nServer:: ")
+    assert len(os.listdir(f"/proc/{child}/fd")) == before
