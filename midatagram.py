@@ -4642,16 +4642,7 @@ class Supervisor:
         """The life of a child after the fork; does not return."""
         status = BOOT_FAILED
         try:
-            for number in (*self.ACTIONS, signal.SIGCHLD):
-                handler = signal.SIG_IGN if number in (signal.SIGINT, signal.SIGHUP) else signal.SIG_DFL
-                original("signal", "signal")(number, handler)
-            original("signal", "signal")(signal.SIGUSR1, lambda number, frame: reopen_logs())  # while plug-ins start
-            signal.set_wakeup_fd(-1)
-            os.close(self.alive_write)
-            for endpoint in [*self.leaving, *(self.previous[2] if self.previous else ())]:
-                if endpoint not in self.endpoints:
-                    endpoint.socket.close()  # of a configuration that is going
-            self.server.store.disown()
+            self.leave_attendant()
             self.server.become(row)
             set_title(f"midatagram: MI Datagram {rank}")
             watch_parent()
@@ -4682,6 +4673,19 @@ class Supervisor:
         finally:
             logging.shutdown()
             os._exit(status)
+
+    def leave_attendant(self) -> None:
+        """In a child: give up what is the attendant's."""
+        for number in (*self.ACTIONS, signal.SIGCHLD):
+            handler = signal.SIG_IGN if number in (signal.SIGINT, signal.SIGHUP) else signal.SIG_DFL
+            original("signal", "signal")(number, handler)
+        original("signal", "signal")(signal.SIGUSR1, lambda number, frame: reopen_logs())  # while plug-ins start
+        signal.set_wakeup_fd(-1)
+        os.close(self.alive_write)
+        for endpoint in [*self.leaving, *(self.previous[2] if self.previous else ())]:
+            if endpoint not in self.endpoints:
+                endpoint.socket.close()  # of a configuration that is going
+        self.server.store.disown()
 
     def reap(self) -> None:
         """Take leave of children that ended."""
