@@ -1407,7 +1407,7 @@ KEPT_BYTES = 8 << 20  # of remembered requests and replies, per child
 PLAIN_ID = re.compile(rb'"id"[\x01-\x20]*:[\x01-\x20]*(0|-?[1-9][0-9]{0,17}|"[ !#-\[\]-~]*")(?=[\x01-\x20]*[,}])')
 # An id that is replied with as it was written: an integer of at most 18 digits, or a string without escapes.
 IS_JSON = {  # dialect -> whether a datagram is to be JSON-RPC
-    "auto": lambda data: data[:1] != b":" and JSON_START.match(data), "text": lambda data: False, "jsonrpc": lambda data: True,
+    "auto": JSON_START.match, "text": re.compile(b"(?!)").match, "jsonrpc": re.compile(b"").match,
 }
 
 
@@ -1500,7 +1500,12 @@ class Answers:
         The call is None for what named no command, and the list of such triples for a batch.
         """
         kept = self.kept.get(data)
-        return self.answer_again(kept, caller) if kept else self.answer_new(data, caller)
+        if kept:
+            return self.answer_again(kept, caller)
+        if len(data) > LIMIT:  # of such a request only the first byte is looked at
+            dialect = "jsonrpc" if self.is_json(data[:LIMIT]) else "text"
+            return self.refuse(request_too_long(len(data)), Call(NO_COMMAND, Request("", dialect=dialect), None))
+        return self.answer_json(data, caller) if self.is_json(data) else self.answer_text(data, caller)
 
     def answer_again(self, kept: Kept, caller: Any) -> tuple[bytes, Any, Reply]:
         """Answer a text request that is remembered."""
@@ -1509,20 +1514,12 @@ class Answers:
             return self.finish(kept.call, caller, kept)
         return written, kept.call, kept.shape.reply
 
-    def kept_json(self, data: bytes) -> tuple[Kept | None, bytes]:
-        """What is remembered of a JSON-RPC request, whatever its id; and this id as it is written."""
-        found = PLAIN_ID.search(data)
-        return (self.kept.get((data[:found.start(1)], data[found.end(1):])), found[1]) if found else (None, b"")
-
-    def answer_new(self, data: bytes, caller: Any) -> tuple[bytes, Any, Reply]:
-        """Answer a request that is not remembered, and remember it."""
-        if len(data) > LIMIT:  # of such a request only the first byte is looked at
-            dialect = "jsonrpc" if self.is_json(data[:LIMIT]) else "text"
-            return self.refuse(request_too_long(len(data)), Call(NO_COMMAND, Request("", dialect=dialect), None))
+    def answer_text(self, data: bytes, caller: Any) -> tuple[bytes, Any, Reply]:
+        """Answer a text request whose bytes are not remembered, and remember it."""
         line = read_first_line(data)
         command = self.lines.get(line)
         if command is None:
-            return self.answer_json(data, caller) if self.is_json(data) else self.refuse(NOT_AVAILABLE)
+            return self.refuse(NOT_AVAILABLE)
         key = data if command.input else line  # without input all requests with this line are alike
         kept = None if command.input else self.kept.get(line)
         if kept:
@@ -1539,21 +1536,30 @@ class Answers:
 
     def answer_json(self, data: bytes, caller: Any) -> tuple[bytes, Any, Reply]:
         """Answer a JSON-RPC datagram: a request, or a batch of them."""
-        kept, request_id = self.kept_json(data)
-        if kept:
-            head = kept.now()
-            written = b"" if head is None else head + request_id + kept.shape.tail
-            if written and len(written) <= LIMIT - NUMBER_ROOM:
-                return written, kept.call, kept.shape.reply
-            request = kept.call.request._replace(id=json.loads(request_id))
-            return self.finish(kept.call._replace(request=request), caller, kept)
+        found, key = PLAIN_ID.search(data), None
+        if found:
+            start, end = found.span(1)
+            key = data[:start], data[end:]
+            kept = self.kept.get(key)
+            if kept:
+                return self.answer_json_again(kept, data[start:end], caller)
         try:
             value = read_json(data)
         except ParseError:
             return self.refuse(NO_JSON, Call(NO_COMMAND, Request("", dialect="jsonrpc"), None), unknown=True)
         if isinstance(value, list) and value:
             return self.answer_batch(value, caller)
-        return self.answer_envelope(value, caller, data)
+        return self.answer_envelope(value, caller, key)
+
+    def answer_json_again(self, kept: Kept, request_id: bytes, caller: Any) -> tuple[bytes, Any, Reply]:
+        """Answer a JSON-RPC request that is remembered, with its id as it is written."""
+        head = kept.now()
+        if head is not None:
+            written = head + request_id + kept.shape.tail
+            if len(written) <= LIMIT - NUMBER_ROOM:
+                return written, kept.call, kept.shape.reply
+        request = kept.call.request._replace(id=json.loads(request_id))
+        return self.finish(kept.call._replace(request=request), caller, kept)
 
     def answer_batch(self, values: list, caller: Any) -> tuple[bytes, Any, Reply]:
         """Answer the requests of a batch one after the other; notifications have no part in the reply."""
@@ -1565,8 +1571,8 @@ class Answers:
             written = encode(f"{NOT_SENDABLE.code} {NOT_SENDABLE.reason}")
         return written, parts, Reply()
 
-    def answer_envelope(self, value: Any, caller: Any, data: bytes | None) -> tuple[bytes, Any, Reply]:
-        """Answer one request object; `data` is the datagram it is, to remember it by (None for a part of a batch)."""
+    def answer_envelope(self, value: Any, caller: Any, key: tuple | None) -> tuple[bytes, Any, Reply]:
+        """Answer one request object; `key` is what stands before and behind its id, None if it is not to be kept."""
         request, params = read_envelope(value)
         command = self.commands.get(request.name, NO_COMMAND)
         call = Call(command, request, None)
@@ -1579,18 +1585,15 @@ class Answers:
         except Error as error:
             return self.refuse(json_refusal(error), call)
         call = Call(command, request._replace(values=values, names=names), bound)
-        return self.finish(call, caller, self.remember_json(data, call) if data else None)
+        return self.finish(call, caller, self.remember_json(key, call) if key else None)
 
-    def remember_json(self, data: bytes, call: Call) -> Kept | None:
+    def remember_json(self, key: tuple, call: Call) -> Kept | None:
         """Keep what a JSON-RPC request taught for requests that are the same but for their id."""
-        found = PLAIN_ID.search(data)
-        if not found:
-            return None
-        key = data[:found.start(1)], data[found.end(1):]
-        kept = self.remember(key, len(data), call)
+        size = len(key[0]) + len(key[1])
+        kept = self.remember(key, size, call)
         if kept and read_envelope(read_json(b'%b"?"%b' % key))[0] != call.request._replace(id="?", values=(), names=None):
             del self.kept[key]  # it is not the request's id that stands there
-            self.kept_bytes -= len(data)
+            self.kept_bytes -= size
             return None
         return kept
 
