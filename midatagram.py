@@ -3588,14 +3588,18 @@ class Tracing:
 # a client has not read to the socket that sent it. So a client that is behind
 # or gets a large reply is served through a socket of its own, connected to it:
 # that one becomes writable when the client has read, and nobody else waits.
+# A client that asks again within a moment gets one too, which saves looking up
+# its path for each reply. Whether it has bound that path anew is looked at
+# before such a socket is used, and then not for a moment.
 
 IP_PKTINFO = 8  # linux/in.h; the socket module has it from Python 3.14 on
 CREDENTIALS_ROOM, ADDRESS_ROOM = socket.CMSG_SPACE(struct.calcsize("3i")), 64  # bytes of ancillary data
 WAIT = (errno.EAGAIN, errno.ENOBUFS)  # the peer's queue or our buffer is full
-GONE = (errno.ECONNREFUSED, errno.ENOENT, errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ENOTSOCK)
+REFUSED = (errno.ECONNREFUSED, errno.ENOENT, errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ENOTSOCK, errno.EPERM)
 LARGE = 8192  # bytes; larger replies to UNIX clients are charged to a socket of their own
 IDLE_S = 2.0  # after which a client's own socket is closed
 OWN_SOCKETS = 512  # at most; further clients that are behind are retried on a timer
+MOMENT_S = 0.01  # how long what was found out about a client holds good
 RETRY_S = 0.005  # how often those are retried who cannot be waited for
 LOCK_TRIES = 100  # a hundredth of a second apart
 TOLD = 1000  # clients remembered as already complained of
@@ -3772,10 +3776,10 @@ def is_live(path: str) -> bool:
 class Peer:
     """A client that is served through a socket of its own: its waiting replies, in order."""
 
-    __slots__ = ("endpoint", "client", "socket", "watcher", "waiting", "bytes", "used_s")
+    __slots__ = ("endpoint", "client", "address", "identity", "socket", "watcher", "waiting", "bytes", "used_s")
 
     def __init__(self, endpoint: Endpoint, client: Any):
-        self.endpoint, self.client = endpoint, client
+        self.endpoint, self.client, self.address, self.identity = endpoint, client, endpoint.address_of(client), None
         self.socket = self.watcher = None
         self.waiting: collections.deque = collections.deque()  # (deadline, data)
         self.bytes, self.used_s = 0, time.monotonic()
@@ -3785,16 +3789,18 @@ class Peer:
         self.close()
         if not self.endpoint.unix:
             return
-        new = original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.identity = self.found()
         try:
-            new.setblocking(False)
-            new.connect(self.endpoint.address_of(self.client))
+            self.socket = original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            self.socket.connect(self.address)
         except OSError as error:
-            new.close()
+            self.close()
             if error.errno not in (errno.EPERM, errno.EMFILE, errno.ENFILE):
                 raise
-        else:
-            self.socket = new
+
+    def found(self) -> tuple | None:
+        """Which file the client's path is now; an abstract name is that of one socket as long as this lives."""
+        return identity_of(self.address) if isinstance(self.address, str) else None
 
     def send(self, data: bytes) -> None:
         """Send through the own socket, or from the bound one where there is none; OSError as send(2)."""
@@ -3804,12 +3810,13 @@ class Peer:
                 raise BlockingIOError(errno.EAGAIN, "other clients need the rest of the send buffer")
             return self.endpoint.send(data, self.client)
         try:
-            self.socket.send(data)
+            if self.identity == self.found():
+                return self.socket.send(data)
         except OSError as error:
-            if error.errno not in GONE:
+            if error.errno not in REFUSED:
                 raise
-            self.connect()  # the client may have bound its path anew
-            self.send(data) if self.socket is None else self.socket.send(data)
+        self.connect()  # the client bound its path anew, or is connected to us now
+        return self.send(data) if self.socket is None else self.socket.send(data)
 
     def close(self) -> None:
         """Close the own socket."""
@@ -3832,33 +3839,41 @@ class Outbox:
         self.timeout_s = mi["socket_timeout"] / 1000
         self.peer_limit, self.limit = own["peer_queue"], own["reply_queue"]
         self.peers: dict[tuple, Peer] = {}
+        self.recent: set[tuple] = set()  # clients that asked in this moment,
+        self.shortcuts: dict[Endpoint, dict] = collections.defaultdict(dict)  # and for those with a Peer what sends to them
+        self.moment_s = 0.0  # when it ends
         self.bytes = 0
         self.told: set = set()
         self.retry = gevent.get_hub().loop.timer(RETRY_S, RETRY_S)
 
+    def look_again(self, now_s: float) -> None:
+        """The moment is over: what was found out about clients no longer holds."""
+        self.moment_s = now_s + MOMENT_S
+        self.recent.clear()
+        for shortcuts in self.shortcuts.values():
+            shortcuts.clear()
+
     def post(self, endpoint: Endpoint, data: bytes, client: Any) -> None:
-        """Send a reply, or keep it for later; never blocks. Large ones get a socket of their own where that helps."""
+        """Send a reply, or keep it for later; never blocks."""
         if not data:
             return self.server.count("notifications")
-        peer = self.peers.get((endpoint, client))
-        if peer is None and len(data) > LARGE and endpoint.unix and len(self.peers) < OWN_SOCKETS and endpoint.address_of(client):
-            peer = self.peer(endpoint, client)
-        if peer:
-            return self.send_to(peer, data)
-        try:
-            endpoint.send(data, client)
-        except (OSError, TypeError) as error:  # TypeError: it has no address
-            return self.refused(endpoint, data, client, error)
-        return self.sent(data)
-
-    def refused(self, endpoint: Endpoint, data: bytes, client: Any, error: Exception) -> None:
-        """A reply could not be sent: the client is behind, or cannot be reached."""
         if not endpoint.address_of(client):
             self.server.count("unreachable")
             return self.tell(endpoint, None, "is not bound, so it has no address to reply to")
-        if error.errno in WAIT:
-            return self.send_to(self.peer(endpoint, client), data)
-        return self.complain(endpoint, client, error)
+        key = endpoint, client
+        peer = self.peers.get(key)
+        if peer is None and len(self.peers) < OWN_SOCKETS and (key in self.recent or endpoint.unix and len(data) > LARGE):
+            peer = self.peer(endpoint, client)
+        if peer:
+            return self.send_to(peer, data)
+        self.recent.add(key)
+        try:
+            endpoint.send(data, client)
+        except OSError as error:
+            if error.errno in WAIT:  # it is behind
+                return self.send_to(self.peer(endpoint, client), data)
+            return self.complain(endpoint, client, error)
+        return self.sent(data)
 
     def sent(self, data: bytes) -> None:
         """Count a reply that is on its way."""
@@ -3875,13 +3890,16 @@ class Outbox:
 
     def send_to(self, peer: Peer, data: bytes) -> None:
         """Send through a Peer, behind what waits there already."""
+        shortcuts = self.shortcuts[peer.endpoint]
         if not peer.waiting:
             try:
                 peer.send(data)
+                shortcuts[peer.client] = peer.socket.send if peer.socket else peer.send
                 return self.sent(data)
             except OSError as error:
                 if error.errno not in WAIT:
                     return self.complain(peer.endpoint, peer.client, error)
+        shortcuts.pop(peer.client, None)
         if peer.bytes + len(data) > self.peer_limit or self.bytes + len(data) > self.limit:
             return self.expire(peer, "reads too slowly and its queue is full")
         peer.waiting.append((time.monotonic() + self.timeout_s, data))
@@ -4105,14 +4123,15 @@ class Child:
 
     def drain_of(self, endpoint: Endpoint) -> Callable[[Worker], None]:
         """The function that takes datagrams from one socket and answers them, until there are none."""
-        receive, send, outbox, answers = endpoint.receive, endpoint.send, self.outbox, self.answers
-        remembered, behind, tally = answers.kept, outbox.peers, self.server.tally
+        receive, outbox, answers = endpoint.receive, self.outbox, self.answers
+        remembered, shortcuts, tally = answers.kept, outbox.shortcuts[endpoint], self.server.tally
         now, size, flags = time.monotonic, LIMIT + 1, socket.MSG_TRUNC  # so a cut datagram comes with its full length
-        large = LARGE if endpoint.unix else LIMIT
         screened, restricted = self.access.networks is not None and not endpoint.unix, self.access.restricted
 
         def drain(worker: Worker) -> None:
-            until_s = now() + BURST_S
+            started_s = now()
+            if started_s >= outbox.moment_s:
+                outbox.look_again(started_s)
             for _ in range(BURST):
                 try:
                     data, client = receive(size, flags)
@@ -4127,7 +4146,7 @@ class Child:
                 tally.bytes_received += len(data)
                 tally.write()
                 note, answer = self.note, None
-                started_s = time.time() if note else 0
+                requested_s = time.time() if note else 0
                 kept = remembered.get(data)
                 reply = kept.now() if kept is not None else None
                 if reply is None:
@@ -4135,18 +4154,19 @@ class Child:
                     answer = answers.answer(data, (endpoint, client) if restricted else None)
                     reply = answer[0]
                 if note:
-                    note(started_s, endpoint, client, data, answer or (reply, kept.call, kept.shape.reply))
-                if behind or len(reply) > large or not reply:
+                    note(requested_s, endpoint, client, data, answer or (reply, kept.call, kept.shape.reply))
+                send = shortcuts.get(client)
+                if send is None or not reply:
                     outbox.post(endpoint, reply, client)
                 else:
                     try:
-                        send(reply, client)
-                    except (OSError, TypeError) as error:  # TypeError: it has no address
-                        outbox.refused(endpoint, reply, client, error)
+                        send(reply)
+                    except OSError:  # it is behind, or it is gone
+                        outbox.post(endpoint, reply, client)
                     else:
                         tally.replies += 1
                         tally.bytes_sent += len(reply)
-                if answer and now() > until_s:
+                if answer and now() > started_s + BURST_S:
                     return
 
         return drain
@@ -4159,10 +4179,10 @@ class Child:
             self.server.count("empty")
         return False
 
-    def log_request(self, started_s: float, endpoint: Endpoint, client: Any, data: bytes, answer: tuple) -> None:
+    def log_request(self, requested_s: float, endpoint: Endpoint, client: Any, data: bytes, answer: tuple) -> None:
         """Log a request and its answer for debugging, and trace them."""
         log.debug("%a from %s: %a", data[:LIMIT], shown_address(endpoint.address_of(client)), answer[0])
-        self.tracing.trace(started_s, endpoint, client, data, answer)
+        self.tracing.trace(requested_s, endpoint, client, data, answer)
 
     def screen(self, host: str) -> bool:
         """Whether allow_from lets a host in; those that it does not are counted, and named once."""

@@ -258,6 +258,65 @@ def test_client_that_binds_its_path_anew_while_it_is_behind(start):
     assert [number_in(reply) for reply in received(again, 5)][-1] == 99
 
 
+def hammered(server):
+    """A client that has asked so often at once that it is served through a socket of its own."""
+    client = server.client()
+    for _ in range(100):
+        for number in range(UNREAD - 1):
+            client.send(numbered(number))
+        answers = [client.socket.recvfrom(1 << 17) for _ in range(UNREAD - 1)]
+        assert [number_in(reply) for reply, _ in answers] == list(range(UNREAD - 1))
+        if answers[-1][1] is None:  # such a socket is not bound
+            return client
+    pytest.fail("all replies came from the socket that was asked")
+
+
+def test_client_that_asks_again_at_once_is_served_through_a_socket_of_its_own_for_a_while(start):
+    server = start(PLUG_INS, *ECHO)
+    folder = f"/proc/{server.children()[0]}/fd"
+    first = server.client()
+    first.send(numbered(1))
+    assert first.socket.recvfrom(1 << 17)[1] == server.place
+    before = len(os.listdir(folder))
+    clients = [hammered(server) for _ in range(5)]
+    assert len(os.listdir(folder)) == before + len(clients)
+    wait_for(lambda: len(os.listdir(folder)) == before, what="their sockets to be closed")
+    assert [number_in(client.ask(numbered(7))) for client in clients] == [7] * len(clients)
+
+
+@pytest.mark.parametrize("request_", [b":echo:\n5\n", b":big:\n60000\n"])
+def test_client_that_binds_its_path_anew_and_leaves_its_old_socket_open(start, request_):
+    server = start(PLUG_INS, *ECHO)
+    client = hammered(server)
+    assert client.ask(request_)
+    os.unlink(client.path)
+    again = server.client(bound=False)
+    again.socket.bind(client.path)
+    time.sleep(2 * mi.MOMENT_S)
+    assert again.ask(request_)
+    assert client.receive(0.1) is None
+
+
+def test_client_that_connects_after_a_while(start):
+    server = start(PLUG_INS, *ECHO)
+    client = hammered(server)
+    client.socket.connect(server.place)
+    client.connected = True
+    assert [number_in(client.ask(numbered(number))) for number in range(50)] == list(range(50))
+    assert len(client.ask(b":big:\n60000\n")) == 60009
+
+
+def test_client_that_went_away_while_it_was_hammering(start):
+    server = start(PLUG_INS, *ECHO)
+    client = hammered(server)
+    client.send(b":msleep:\n50\n")
+    client.close()
+    os.unlink(client.path)
+    wait_for(lambda: server.statistic("unreachable") == 1, what="a reply to nobody")
+    assert server.log.count(f"client {client.path} of ") == 1
+    assert hammered(server)
+
+
 @pytest.mark.parametrize("pattern, asked", [
     ("udp:0.0.0.0:{}", "127.0.0.1"), ("udp:0.0.0.0:{}", "127.0.0.2"), ("udp:0.0.0.0:{}", "127.77.0.9"),
     ("udp:[::]:{}", "::1"),
