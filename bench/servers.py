@@ -286,6 +286,13 @@ class Lab:
             raise self.servers[key]
         return self.servers[key]
 
+    def end_servers(self):
+        """End the servers that once() made, and make them anew when they are wanted again."""
+        for key, server in list(self.servers.items()):
+            if isinstance(server, Server):
+                self.end(server.process)
+                del self.servers[key]
+
     def echo(self, reply_bytes):
         """The C program that answers with so many bytes."""
         return self.once(("echo", reply_bytes), lambda: self.start_echo(reply_bytes))
@@ -311,9 +318,10 @@ class Lab:
 
     def start_traced(self, children):
         self.collector = self.collector or Collector()
+        before = self.collector.packets
         server = self.start_midatagram(children, TRACE_CONF.format(port=self.collector.port))
         self.collector.settle()
-        if not self.collector.packets:
+        if self.collector.packets == before:
             raise NotMeasured(f"no trace came to the collector; {last_line(self.log(server.process))}")
         return server
 
