@@ -1433,6 +1433,9 @@ class Call(NamedTuple):
     values: Any
 
 
+UNFILLED = object()  # the values of a Shape that has none yet; a plug-in's live() may give anything
+
+
 class Shape:
     """A reply that is kept: its text around the live values, the values of last time, and the bytes with these.
 
@@ -1443,11 +1446,12 @@ class Shape:
 
     def __init__(self, reply: Reply, template: str, tail: bytes = b"", write_value: Callable | None = None):
         self.reply, self.live, self.template, self.tail, self.write_value = reply, reply.live, template, tail, write_value
-        self.values, self.data = None, b""
+        self.values, self.data = UNFILLED, b""
 
     def fill(self, values: tuple) -> bytes:
         """Put values into the text, if they are others than last time."""
         if values != self.values:
+            values = tuple(values)  # a list could become another one behind our back
             written = tuple(map(self.write_value, values)) if self.write_value else values
             self.data, self.values = encode(self.template % written), values
         return self.data
@@ -4132,6 +4136,7 @@ class Child:
             started_s = now()
             if started_s >= outbox.moment_s:
                 outbox.look_again(started_s)
+            note = self.note
             for _ in range(BURST):
                 try:
                     data, client = receive(size, flags)
@@ -4145,8 +4150,7 @@ class Child:
                 tally.requests += 1
                 tally.bytes_received += len(data)
                 tally.write()
-                note, answer = self.note, None
-                requested_s = time.time() if note else 0
+                answer, requested_s = None, time.time() if note else 0
                 kept = remembered.get(data)
                 reply = kept.now() if kept is not None else None
                 if reply is None:

@@ -48,6 +48,22 @@ def grows(ctx):
     "A live value that becomes too long for a reply, and short again."
     return mi.Reply(nodes=[mi.Node(None, mi.LIVE)], live=lambda: ("x" * ctx.param("size"),))
 
+counted = [0]
+
+def count():
+    counted[0] += 1
+    return counted
+
+@mi.command
+def listed(ctx):
+    "A live value in a list, which is always the same list."
+    return mi.Reply(nodes=[mi.Node("tick", mi.LIVE)], live=count)
+
+@mi.command
+def nothing_live(ctx):
+    "What should be live is not there."
+    return mi.Reply(nodes=[mi.Node("tick", mi.LIVE)], live=lambda: None)
+
 @mi.command(input=False)
 def blind(ctx):
     "Reads nothing."
@@ -136,9 +152,17 @@ def test_the_same_is_answered_when_remembered(answer):
     assert len(answer.answers.kept) == len(requests)
 
 
-def test_live_values_are_read_each_time(answer):
-    found = [int(answer(b":ticks:\n").split()[-1]) for _ in range(6)]
+@pytest.mark.parametrize("command", [b"ticks", b"listed"])
+def test_live_values_are_read_each_time(answer, command):
+    found = [int(answer(b":%s:\n" % command).split()[-1]) for _ in range(6)]
     assert found == sorted(set(found))
+
+
+@pytest.mark.parametrize("request_, reply", [
+    (b":nothing_live:\n", b"500 command failed\n"), (b'{"jsonrpc":"2.0","method":"nothing_live","id":1}', b"returned null"),
+])
+def test_a_live_reply_without_values_is_refused(answer, request_, reply):
+    assert all(reply in answer(request_) for _ in range(4))
 
 
 def test_a_kept_reply_that_grows_too_long_is_refused_until_it_fits(answer):
