@@ -3436,7 +3436,7 @@ class Tracer:
         self.name, self.module, self.destination = name, module, destination
         self.packets = getattr(destination, "packets_per_trace", 1)
         self.check = getattr(destination, "check", None)  # raises OSError when a connection is lost already
-        self.queue: collections.deque = collections.deque()  # arguments of trace_of()
+        self.queue: collections.deque = collections.deque()  # of Trace
         self.batch: list[Trace] = []  # what is being written
         self.columns = {word: module.columns[f"{name}-{word}"] for word in TRACE_FIGURES}
         self.taken = self.shown = 0  # traces taken from the queue; put into it, as the counters say
@@ -3456,19 +3456,19 @@ class Tracer:
         self.shown = self.taken + waiting
         self.module.row[self.columns["depth"]] = waiting * self.packets
 
-    def put(self, record: tuple) -> None:
+    def put(self, trace: Trace) -> None:
         """Queue a trace, or drop it when the queue is full."""
         if len(self.queue) >= TRACE_QUEUE:
             self.count("dropped", self.packets)
         else:
-            self.queue.append(record)
+            self.queue.append(trace)
             if self.waiting:
                 self.waiting = False
                 gevent.get_hub().loop.run_callback(self.sender.switch)
 
     def take(self, most: int) -> list[Trace]:
         """The traces that wait, the first ones."""
-        found = [trace_of(*self.queue.popleft()) for _ in range(min(len(self.queue), most))]
+        found = [self.queue.popleft() for _ in range(min(len(self.queue), most))]
         self.taken += len(found)
         return found
 
@@ -3579,9 +3579,10 @@ class Tracing:
             for part in call:
                 self.trace(requested_s, endpoint, client, data, part)
         elif call is None or call.command.name not in self.silent:
-            record = requested_s, time.time(), endpoint.address_of(client), endpoint.address, data[:LIMIT], answer
+            places = endpoint.address_of(client), endpoint.address
+            trace = trace_of(requested_s, time.time(), *places, data[:LIMIT], answer)
             for tracer in self.tracers:
-                tracer.put(record)
+                tracer.put(trace)
 
 
 ###############################################################################
