@@ -3882,8 +3882,10 @@ class Outbox:
 
     def sent(self, data: bytes) -> None:
         """Count a reply that is on its way."""
-        self.server.tally.replies += 1
-        self.server.tally.bytes_sent += len(data)
+        tally = self.server.tally
+        tally.replies += 1
+        tally.bytes_sent += len(data)
+        tally.write()  # there may be no further request that would
 
     def peer(self, endpoint: Endpoint, client: Any) -> Peer:
         """A new Peer, with a socket of its own if there are not too many."""

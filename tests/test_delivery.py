@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import stat
 import tempfile
@@ -172,6 +173,20 @@ def test_what_waits_for_all_clients_is_bounded_in_bytes(start):
     assert server.statistic("requests") == 4 * (UNREAD + 1) + 1
     assert (server.statistic("delayed"), server.statistic("timeouts")) == (3, 1)
     assert sum(len(received(client, UNREAD + 1, 0.2)) for client in clients) == 4 * UNREAD + 3
+
+
+def test_replies_that_a_child_delivers_while_it_stops_are_counted(start):
+    server = start(PLUG_INS, *ECHO)
+    client, before = server.client(), server.children()
+    for number in range(UNREAD + 5):
+        client.send(numbered(number))
+    wait_for(lambda: server.statistic("delayed") == 5, what="five replies that wait")
+    server.signal(signal.SIGHUP)
+    server.wait_log("reloaded")
+    assert len(received(client, UNREAD + 5)) == UNREAD + 5
+    wait_for(lambda: not pathlib.Path(f"/proc/{before[0]}").exists(), what="the first child to be gone")
+    counts = dict(line.split(":: ") for line in server.ask(b":get_statistics:\nrequests\nreplies\n").decode().split("\n")[1:3])
+    assert int(counts["mi_datagram:replies"]) == int(counts["mi_datagram:requests"]) - 1
 
 
 def test_a_reply_that_expires_is_counted_and_logged_once_per_peer(start):
