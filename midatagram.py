@@ -1439,44 +1439,52 @@ UNFILLED = object()  # the values of a Shape that has none yet; a plug-in's live
 class Shape:
     """A reply that is kept: its text around the live values, the values of last time, and the bytes with these.
 
-    Of a JSON-RPC reply it is the text before the id; `tail` is what stands behind that.
+    Of a JSON-RPC reply it is the text before the id; `tail` is what stands behind that. look() gives what tells whether
+    anything changed: the values themselves, or of counters the bytes that hold them.
     """
 
-    __slots__ = ("reply", "live", "template", "tail", "write_value", "values", "data")
+    __slots__ = ("reply", "live", "template", "tail", "write_value", "look", "seen", "values", "data")
 
     def __init__(self, reply: Reply, template: str, tail: bytes = b"", write_value: Callable | None = None):
         self.reply, self.live, self.template, self.tail, self.write_value = reply, reply.live, template, tail, write_value
-        self.values, self.data = UNFILLED, b""
-
-    def fill(self, values: tuple) -> bytes:
-        """Put values into the text, if they are others than last time."""
-        if values != self.values:
-            values = tuple(values)  # a list could become another one behind our back
-            written = tuple(map(self.write_value, values)) if self.write_value else values
-            self.data, self.values = encode(self.template % written), values
-        return self.data
-
-
-class Kept:
-    """What is remembered of a request: the call, and the shape of its reply if that says so."""
-
-    __slots__ = ("call", "shape")
-
-    def __init__(self, call: Call):
-        self.call, self.shape = call, None
+        self.look = getattr(self.live, "look", self.live)
+        self.seen = self.values = UNFILLED
+        self.data = b""
 
     def now(self) -> bytes | None:
-        """The reply with the values of now. None if it is not kept, or they fail or are too long: then the command is
-        to be called, and meets it again where it is logged and answered."""
-        shape = self.shape
-        if shape is None:
-            return None
+        """The reply with the values of now. None if they fail or are too long: then the command is to be called, and
+        meets it again where it is logged and answered."""
         try:
-            values = shape.live()
-            written = shape.data if values is shape.values else shape.fill(values)
+            seen = self.look()
+            written = self.data if seen == self.seen else self.fill(seen)
         except Exception:
             return None
         return written if len(written) <= LIMIT else None
+
+    def fill(self, seen: Any) -> bytes:
+        """Put the values that look() saw into the text, if they are others than last time."""
+        if self.look is self.live:
+            seen = values = tuple(seen)  # a list could become another one behind our back
+        else:
+            values, self.look = self.live.sums(seen), self.live.look
+        if values != self.values:
+            written = tuple(map(self.write_value, values)) if self.write_value else values
+            self.data, self.values = encode(self.template % written), values
+        self.seen = seen
+        return self.data
+
+
+def not_kept() -> None:
+    """The reply of now to a request whose reply is not kept."""
+
+
+class Kept:
+    """What is remembered of a request: the call, and the shape of its reply if that says so. now() is that shape's."""
+
+    __slots__ = ("call", "shape", "now")
+
+    def __init__(self, call: Call):
+        self.call, self.shape, self.now = call, None, not_kept
 
 
 class Answers:
@@ -1656,9 +1664,10 @@ class Answers:
     def write_kept(self, reply: Reply, call: Call, kept: Kept | None) -> bytes:
         """Write a reply that may be kept, with its values of now."""
         shape = self.shape_of(reply, call)
-        written = shape.fill(shape.live())
+        seen = shape.look()
+        written = shape.data if seen == shape.seen else shape.fill(seen)
         if kept and kept.shape is not shape:
-            kept.shape = shape
+            kept.shape, kept.now = shape, shape.now
             self.kept_bytes += len(written)
         return written if call.request.dialect == "text" else encode(json_text(call.request.id)).join((written, shape.tail))
 
@@ -2011,26 +2020,27 @@ class StartError(Exception):
 
 ROWS = 512  # rows of counters: one a process, and as many again while a reload replaces children
 BLOCK = 32  # columns that lie together, row after row, so that a poll of one module's statistics is one slice
-BLOCKS = 256  # 8,192 statistics at most, over all reloads
+BLOCKS = 256  # 7,936 statistics at most, over all reloads
 SLOT = 8  # bytes of a counter
 ATTENDANT = 1  # the parent's row; row 0 holds what reset_statistics takes away
 
 
 class Counters:
-    """64-bit counters in shared memory: BLOCKS of ROWS of BLOCK columns. The first slot is the rows in use."""
+    """64-bit counters in shared memory: BLOCKS of ROWS of BLOCK columns. Each block's first slot is the rows in use."""
 
     def __init__(self):
         self.memory = mmap.mmap(-1, BLOCKS * ROWS * BLOCK * SLOT)
         self.slots = memoryview(self.memory).cast("q")
         self.columns: dict[str, int] = {}  # "group:name" -> column, for the life of the server
         self.room: dict[str, list[int]] = {}  # group -> columns it may still take in its last block
-        self.blocks = 1  # the first one holds the number of rows
+        self.blocks = 0  # that are in use
         self.slots[0] = ATTENDANT + 1
 
     def use(self, row: int) -> memoryview:
         """All slots from a row's first one on: slots[column] is that row's counter of the column."""
         if row >= self.slots[0]:  # never in a child: the attendant calls this before it forks
-            self.slots[0] = row + 1
+            for block in range(self.blocks):
+                self.slots[block * ROWS * BLOCK] = row + 1
         return self.slots[row * BLOCK:]
 
     def column(self, group: str, name: str) -> int:
@@ -2042,31 +2052,11 @@ class Counters:
                 if self.blocks == BLOCKS:
                     raise StartError(EXIT_CONFIG, f"no room for statistic {key}, reloads included; restart the server")
                 first = self.blocks * ROWS * BLOCK
-                room.extend(range(first + BLOCK - 1, first - 1, -1))
+                room.extend(range(first + BLOCK - 1, first, -1))
+                self.slots[first] = self.slots[0]
                 self.blocks += 1
             self.columns[key] = room.pop()
         return self.columns[key]
-
-    def reader(self, columns: Iterable[int]) -> Callable[[], tuple]:
-        """A function that gives the sums of columns of one block; the same tuple as long as nothing was counted there."""
-        columns, stride = tuple(columns), ROWS * BLOCK
-        start, places = columns[0] // stride * stride, [column % stride for column in columns]
-        pick = operator.itemgetter(*places) if len(places) > 1 else lambda row: (row[places[0]],)
-        slots, used, copy, last, values = self.slots, 0, bytes, b"", ()
-
-        def read() -> tuple:
-            nonlocal used, copy, last, values
-            if slots[0] != used:
-                used = slots[0]
-                copy = slots[start:start + used * BLOCK].tobytes
-            now = copy()
-            if now != last:
-                view = memoryview(now).cast("q")
-                taken, *rows = [pick(view[at:at + BLOCK]) for at in range(0, len(view), BLOCK)]
-                values, last = tuple(map(operator.sub, map(sum, zip(*rows)), taken)), now
-            return values
-
-        return read
 
     def block(self, group: str, name: str) -> int:
         """The block that holds a statistic."""
@@ -2075,6 +2065,34 @@ class Counters:
     def reset(self, column: int) -> None:
         """Make a sum start again from 0, without touching what other processes write; at once in two processes as well."""
         self.slots[column] = sum(self.slots[row * BLOCK + column] for row in range(ATTENDANT, self.slots[0]))
+
+
+class Reader:
+    """The present sums of columns of one block: as called, the tuple of them. The same in two steps: look() copies the
+    block, which costs little and tells whether anything was counted there; sums() makes the tuple of a copy."""
+
+    def __init__(self, counters: Counters, columns: Iterable[int]):
+        columns, stride = tuple(columns), ROWS * BLOCK
+        self.slots, self.start = counters.slots, columns[0] // stride * stride
+        places = [column % stride for column in columns]
+        self.pick = operator.itemgetter(*places) if len(places) > 1 else lambda row: (row[places[0]],)
+        self.widen(counters.slots[0])
+
+    def widen(self, rows: int) -> None:
+        """Look at so many rows of the block."""
+        self.look = self.slots[self.start:self.start + rows * BLOCK].tobytes
+
+    def sums(self, copy: bytes) -> tuple:
+        """The sums in a copy of the block. When there are more rows by now, they are looked at as well, as from now on."""
+        view = memoryview(copy).cast("q")
+        if view[0] * BLOCK != len(view):
+            self.widen(view[0])
+            return self()
+        taken, *rows = [self.pick(view[at:at + BLOCK]) for at in range(0, len(view), BLOCK)]
+        return tuple(map(operator.sub, map(sum, zip(*rows)), taken))
+
+    def __call__(self) -> tuple:
+        return self.sums(self.look())
 
 
 class Processes:
@@ -2330,7 +2348,7 @@ class Server:
         """A function that gives the present values of statistics, in their order."""
         place, counters = self.counters.column, self.counters
         runs = itertools.groupby(stats, lambda stat: -1 if stat.read else counters.block(stat.group, stat.name))
-        parts = [counters.reader([place(stat.group, stat.name) for stat in run]) if block >= 0
+        parts = [Reader(counters, [place(stat.group, stat.name) for stat in run]) if block >= 0
                  else functools.partial(read_all, [stat.read for stat in run]) for block, run in runs]
         return parts[0] if len(parts) == 1 else lambda: tuple(itertools.chain.from_iterable([part() for part in parts]))
 
@@ -4132,6 +4150,7 @@ class Child:
         """The function that takes datagrams from one socket and answers them, until there are none."""
         receive, outbox, answers = endpoint.receive, self.outbox, self.answers
         remembered, shortcuts, tally = answers.kept, outbox.shortcuts[endpoint], self.server.tally
+        show, memory, place = tally.pack, tally.memory, tally.place
         now, size, flags = time.monotonic, LIMIT + 1, socket.MSG_TRUNC  # so a cut datagram comes with its full length
         screened, restricted = self.access.networks is not None and not endpoint.unix, self.access.restricted
 
@@ -4139,7 +4158,7 @@ class Child:
             started_s = now()
             if started_s >= outbox.moment_s:
                 outbox.look_again(started_s)
-            note = self.note
+            note, last, kept = self.note, None, None
             for _ in range(BURST):
                 try:
                     data, client = receive(size, flags)
@@ -4152,12 +4171,13 @@ class Child:
                     continue
                 tally.requests += 1
                 tally.bytes_received += len(data)
-                tally.write()
+                show(memory, place, tally.requests, tally.replies, tally.bytes_received, tally.bytes_sent)
                 answer, requested_s = None, time.time() if note else 0
-                kept = remembered.get(data)
+                if data != last:  # pollers ask the same, and to compare is quicker than to hash
+                    last, kept = data, remembered.get(data)
                 reply = kept.now() if kept is not None else None
                 if reply is None:
-                    worker.data = data
+                    worker.data, last = data, None
                     answer = answers.answer(data, (endpoint, client) if restricted else None)
                     reply = answer[0]
                 if note:

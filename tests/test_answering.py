@@ -158,6 +158,21 @@ def test_live_values_are_read_each_time(answer, command):
     assert found == sorted(set(found))
 
 
+def test_a_kept_poll_shows_what_processes_count_that_come_later():
+    counters = mi.Counters()
+    places = [counters.column(group, name) for group, name in (("one", "first"), ("other", "x"), ("one", "last"))]
+    live = mi.Reader(counters, (places[0], places[2]))
+    shapes = [mi.Shape(mi.Reply(live=live), f"{name} %d %d") for name in "ab"]
+    for row, sums in ((2, b"1 2"), (9, b"2 4"), (3, b"3 6")):
+        counted = counters.use(row)
+        assert [counted[place] for place in places] == [0, 0, 0]
+        for place, by in zip(places, (1, 70, 2)):
+            counted[place] += by
+        assert [shape.now() for shape in shapes for _ in range(2)] == [b"a " + sums] * 2 + [b"b " + sums] * 2
+    counters.reset(places[2])
+    assert shapes[0].now() == b"a 3 0" and live() == (3, 0)
+
+
 @pytest.mark.parametrize("request_, reply", [
     (b":nothing_live:\n", b"500 command failed\n"), (b'{"jsonrpc":"2.0","method":"nothing_live","id":1}', b"returned null"),
 ])
