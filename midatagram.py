@@ -1479,12 +1479,26 @@ def not_kept() -> None:
 
 
 class Kept:
-    """What is remembered of a request: the call, and the shape of its reply if that says so. now() is that shape's."""
+    """What is remembered of a request: the call, and if its reply says so the shape of that, whose now() it has, and what
+    traces tell of both."""
 
-    __slots__ = ("call", "shape", "now")
+    __slots__ = ("call", "shape", "now", "facts")
 
     def __init__(self, call: Call):
-        self.call, self.shape, self.now = call, None, not_kept
+        self.call, self.shape, self.now, self.facts = call, None, not_kept, None
+
+
+def facts_of(call: Call | list | None, reply: Reply) -> Any:
+    """What a Trace tells of a call and its reply: command, parameters, code, reason, and whether it tells no more of the
+    reply. Of a batch the list of its answers."""
+    if isinstance(call, list):
+        return call
+    name, values = "", None
+    if call:
+        name = call.command.name
+        if call.command.input and not (reply.bare and reply.reason in (PARSE_ERROR.reason, COMMAND_FAILED.reason)):
+            values = call.request.values
+    return name, values, reply.code, reply.reason, reply.bare
 
 
 class Answers:
@@ -1667,7 +1681,7 @@ class Answers:
         seen = shape.look()
         written = shape.data if seen == shape.seen else shape.fill(seen)
         if kept and kept.shape is not shape:
-            kept.shape, kept.now = shape, shape.now
+            kept.shape, kept.now, kept.facts = shape, shape.now, facts_of(call, reply)
             self.kept_bytes += len(written)
         return written if call.request.dialect == "text" else encode(json_text(call.request.id)).join((written, shape.tail))
 
@@ -3570,19 +3584,6 @@ class Tracer:
             self.destination.reopen()
 
 
-def trace_of(requested_s: float, replied_s: float, client: Any, server: Any, data: bytes, answer: tuple) -> Trace:
-    """The Trace of one answered request."""
-    written, call, (code, reason, _, _, bare, _) = answer
-    name, values = "", None
-    if call:
-        name = call.command.name
-        if call.command.input and not (bare and reason in (PARSE_ERROR.reason, COMMAND_FAILED.reason)):
-            values = call.request.values
-    if bare:
-        written = None
-    return tuple.__new__(Trace, (requested_s, replied_s, client, server, data, name, values, code, reason, written))
-
-
 class Tracing:
     """Sends the traces of a child to all its destinations, filtered by trace_bwlist."""
 
@@ -3590,15 +3591,16 @@ class Tracing:
         self.tracers = [Tracer(name, *found) for name, found in setup.destinations.items()]
         self.silent = {name for name in setup.registry.commands if not setup.mi["trace_bwlist"].allows(name)}
 
-    def trace(self, requested_s: float, endpoint: Endpoint, client: Any, data: bytes, answer: tuple) -> None:
-        """Trace an answered request; unknown commands are traced whatever the list says."""
-        call = answer[1]
-        if type(call) is list:  # a batch
-            for part in call:
-                self.trace(requested_s, endpoint, client, data, part)
-        elif call is None or call.command.name not in self.silent:
-            places = endpoint.address_of(client), endpoint.address
-            trace = trace_of(requested_s, time.time(), *places, data[:LIMIT], answer)
+    def trace(self, requested_s: float, endpoint: Endpoint, client: Any, data: bytes, written: bytes, facts: Any) -> None:
+        """Trace a request and its reply, of which facts_of() told; unknown commands are traced whatever the list says."""
+        if type(facts) is list:
+            for written, *told in facts:
+                self.trace(requested_s, endpoint, client, data, written, facts_of(*told))
+            return
+        name, values, code, reason, bare = facts
+        if name not in self.silent:
+            trace = tuple.__new__(Trace, (requested_s, time.time(), endpoint.address_of(client), endpoint.address,
+                                          data[:LIMIT], name, values, code, reason, None if bare else written))
             for tracer in self.tracers:
                 tracer.put(trace)
 
@@ -4173,15 +4175,17 @@ class Child:
                 tally.bytes_received += len(data)
                 show(memory, place, tally.requests, tally.replies, tally.bytes_received, tally.bytes_sent)
                 answer, requested_s = None, time.time() if note else 0
-                if data != last:  # pollers ask the same, and to compare is quicker than to hash
+                if data == last:  # pollers ask the same, and to compare is quicker than to hash
+                    data = last
+                else:
                     last, kept = data, remembered.get(data)
                 reply = kept.now() if kept is not None else None
                 if reply is None:
-                    worker.data, last = data, None
+                    worker.data, last, kept = data, None, None
                     answer = answers.answer(data, (endpoint, client) if restricted else None)
                     reply = answer[0]
                 if note:
-                    note(requested_s, endpoint, client, data, answer or (reply, kept.call, kept.shape.reply))
+                    note(requested_s, endpoint, client, data, reply, kept.facts if kept is not None else facts_of(*answer[1:]))
                 send = shortcuts.get(client)
                 if send is None or not reply:
                     outbox.post(endpoint, reply, client)
@@ -4206,10 +4210,10 @@ class Child:
             self.server.count("empty")
         return False
 
-    def log_request(self, requested_s: float, endpoint: Endpoint, client: Any, data: bytes, answer: tuple) -> None:
+    def log_request(self, requested_s: float, endpoint: Endpoint, client: Any, data: bytes, reply: bytes, facts) -> None:
         """Log a request and its answer for debugging, and trace them."""
-        log.debug("%a from %s: %a", data[:LIMIT], shown_address(endpoint.address_of(client)), answer[0])
-        self.tracing.trace(requested_s, endpoint, client, data, answer)
+        log.debug("%a from %s: %a", data[:LIMIT], shown_address(endpoint.address_of(client)), reply)
+        self.tracing.trace(requested_s, endpoint, client, data, reply, facts)
 
     def screen(self, host: str) -> bool:
         """Whether allow_from lets a host in; those that it does not are counted, and named once."""

@@ -21,7 +21,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from json.encoder import encode_basestring
 from typing import NamedTuple
 
@@ -290,18 +290,22 @@ class Encoder:
 
     def packets(self, trace: mi.Trace, correlation_id: bytes) -> list[bytes]:
         """The packets of one trace: its request and its reply, each of at most LIMIT bytes."""
-        both, cut = self.encode(trace, correlation_id)
+        (both, cut), = self.encode([trace], [correlation_id])
         return [both[:cut], both[cut:]]
 
-    def encode(self, trace: mi.Trace, correlation_id: bytes) -> tuple[bytes, int]:
-        """The packets of one trace one behind the other, and where the second begins."""
-        requested_s, replied_s, client, server, request, command, values, code, reason, reply = trace
-        asked_for = (command, values) if command and request[:1] != b":" else request  # JSON-RPC has another id each time
-        key = client, server, asked_for, code, reason, reply and reply[:REPLY]
-        pack, asked, asking, answered, telling, cut = self.frames.get(key) or self.learn(key, trace)
-        asked_us, answered_us = int(requested_s * 1e6 + 0.5), int(replied_s * 1e6 + 0.5)
-        return pack(asked, asked_us // SECOND_US, MICROS, asked_us % SECOND_US, asking, correlation_id,
-                    answered, answered_us // SECOND_US, MICROS, answered_us % SECOND_US, telling, correlation_id), cut
+    def encode(self, traces: Iterable[mi.Trace], correlation_ids: Iterable[bytes]) -> list[tuple[bytes, int]]:
+        """The packets of traces, for each: both one behind the other, and where the second begins."""
+        found, known = [], self.frames
+        for trace, correlation_id in zip(traces, correlation_ids):
+            requested_s, replied_s, client, server, request, command, values, code, reason, reply = trace
+            asked_for = (command, values) if command and request[:1] != b":" else request  # JSON-RPC has another id each time
+            key = client, server, asked_for, code, reason, reply and reply[:REPLY]
+            pack, asked, asking, answered, telling, cut = known.get(key) or self.learn(key, trace)
+            asked_us, answered_us = int(requested_s * 1e6 + 0.5), int(replied_s * 1e6 + 0.5)
+            both = pack(asked, asked_us // SECOND_US, MICROS, asked_us % SECOND_US, asking, correlation_id,
+                        answered, answered_us // SECOND_US, MICROS, answered_us % SECOND_US, telling, correlation_id)
+            found.append((both, cut))
+        return found
 
     def learn(self, key: tuple, trace: mi.Trace) -> Frame:
         """Make and remember the packets of all traces that have the key in common."""
@@ -379,11 +383,6 @@ class Transport:
         self.ids = self.ids or correlation_ids(os.getpid(), int(time.time()))
         self.socket = self.connect()
 
-    def encoded(self, traces: list) -> list[tuple]:
-        """The packets of some traces, in order: both of each in one, and where the second begins."""
-        encode = self.encoder.encode
-        return [encode(trace, correlation_id) for trace, correlation_id in zip(traces, self.ids)]
-
     def close(self) -> None:
         """Close the socket, if there is one."""
         if self.socket:
@@ -411,7 +410,8 @@ class Udp(Transport):
 
     def write(self, traces: list) -> None:
         """Send all packets; OSError when one cannot be sent."""
-        refusals = sum(self.send(packet) for both, cut in self.encoded(traces) for packet in (both[:cut], both[cut:]))
+        pairs = self.encoder.encode(traces, self.ids)
+        refusals = sum(self.send(packet) for both, cut in pairs for packet in (both[:cut], both[cut:]))
         if refusals:
             self.refused(refusals)
 
@@ -450,7 +450,7 @@ class Tcp(Transport):
 
     def write(self, traces: list) -> None:
         """Write all packets at once; OSError when the collector is gone or cannot be written to."""
-        self.socket.sendall(b"".join([both for both, _ in self.encoded(traces)]))
+        self.socket.sendall(b"".join([both for both, _ in self.encoder.encode(traces, self.ids)]))
 
     def check(self) -> None:
         """Raise OSError if the collector has closed the connection; a write would not notice until the next one."""
