@@ -2090,6 +2090,7 @@ class Reader:
         self.slots, self.start = counters.slots, columns[0] // stride * stride
         places = [column % stride for column in columns]
         self.pick = operator.itemgetter(*places) if len(places) > 1 else lambda row: (row[places[0]],)
+        self.copy, self.values = b"", ()  # of last time
         self.widen(counters.slots[0])
 
     def widen(self, rows: int) -> None:
@@ -2098,12 +2099,15 @@ class Reader:
 
     def sums(self, copy: bytes) -> tuple:
         """The sums in a copy of the block. When there are more rows by now, they are looked at as well, as from now on."""
+        if copy == self.copy:
+            return self.values
         view = memoryview(copy).cast("q")
         if view[0] * BLOCK != len(view):
             self.widen(view[0])
             return self()
         taken, *rows = [self.pick(view[at:at + BLOCK]) for at in range(0, len(view), BLOCK)]
-        return tuple(map(operator.sub, map(sum, zip(*rows)), taken))
+        self.copy, self.values = copy, tuple(map(operator.sub, map(sum, zip(*rows)), taken))
+        return self.values
 
     def __call__(self) -> tuple:
         return self.sums(self.look())
