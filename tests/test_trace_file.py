@@ -154,3 +154,26 @@ def test_size_errors_late_replies_and_json_are_traced_too(start, tmp_path):
     assert ("", 400, "request of 70007 bytes exceeds 65457") in found
     assert found.count(("empty", 200, "OK")) == 2
     assert ("", 500, "command not available") in found
+
+
+def test_each_trace_of_remembered_requests_tells_of_its_own(start, tmp_path):
+    path = tmp_path / "traces"
+    server = start(f'loadmodule "trace_file.so"\nmodparam("trace_file", "path", "{path}")\n'
+                   'modparam("mi_datagram", "trace_destination", "trace_file")')
+    told = {
+        b":get_statistics:\nrequests\n": ("get_statistics", ["requests"]),
+        b":get_statistics:\nrequests\nreplies\n": ("get_statistics", ["requests", "replies"]),
+        b":uptime:\n": ("uptime", []), b":get_statistics:\nnosuch\n": ("get_statistics", ["nosuch"]),
+        b'{"jsonrpc":"2.0","method":"uptime","id":1}': ("uptime", []), b":nosuch:\n": ("", []),
+        b'{"jsonrpc":"2.0","method":"get_statistics","params":{"statistics":["requests"]},"id":"a"}':
+            ("get_statistics", ['["requests"]']),
+    }
+    asked = []
+    for request in [*told, *told, *told, *[request for request in told for _ in range(5)]]:
+        asked.append((request.decode(), server.ask(request).decode()))
+    server.stop()
+    traces = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(trace["request"], trace["reply"] or f"{trace['code']} {trace['reason']}\n") for trace in traces] == asked
+    for trace in traces:
+        command, parameters = told[trace["request"].encode()]
+        assert (trace["command"], trace["parameters"] or []) == (command, parameters)
