@@ -1082,6 +1082,7 @@ class Trace(NamedTuple):
     Times are seconds since the epoch. `client` and `server` are socket addresses: (host, port, ...) of UDP,
     a path or None of UNIX. `command` is empty for a request that named none of ours. `parameters` are its
     values (text or None each), None where a trace has none. `reply` is None for the built-in errors.
+    A destination's write() gets plain tuples in this order, which are made in no time; Trace(*found) has names.
     """
 
     requested_s: float
@@ -3472,13 +3473,14 @@ class Tracer:
         self.name, self.module, self.destination = name, module, destination
         self.packets = getattr(destination, "packets_per_trace", 1)
         self.check = getattr(destination, "check", None)  # raises OSError when a connection is lost already
-        self.queue: collections.deque = collections.deque()  # of Trace
-        self.batch: list[Trace] = []  # what is being written
+        self.queue: collections.deque = collections.deque()  # of tuples in the order of Trace
+        self.batch: list[tuple] = []  # what is being written
         self.columns = {word: module.columns[f"{name}-{word}"] for word in TRACE_FIGURES}
         self.taken = self.shown = 0  # traces taken from the queue; put into it, as the counters say
         self.connected = self.opened = self.complained = False
         self.opened_s, self.pause_s = 0.0, TRACE_BACKOFF_S[0]
         self.waiting, self.log = False, log.getChild(module.name)
+        self.since_s: float | None = None  # since when the destination does something
         self.sender = gevent.spawn(self.run)
 
     def count(self, word: str, by: int = 1) -> None:
@@ -3492,7 +3494,7 @@ class Tracer:
         self.shown = self.taken + waiting
         self.module.row[self.columns["depth"]] = waiting * self.packets
 
-    def put(self, trace: Trace) -> None:
+    def put(self, trace: tuple) -> None:
         """Queue a trace, or drop it when the queue is full."""
         if len(self.queue) >= TRACE_QUEUE:
             self.count("dropped", self.packets)
@@ -3502,9 +3504,13 @@ class Tracer:
                 self.waiting = False
                 gevent.get_hub().loop.run_callback(self.sender.switch)
 
-    def take(self, most: int) -> list[Trace]:
+    def take(self, most: int) -> list[tuple]:
         """The traces that wait, the first ones."""
-        found = [self.queue.popleft() for _ in range(min(len(self.queue), most))]
+        if len(self.queue) <= most:
+            found = list(self.queue)
+            self.queue.clear()
+        else:
+            found = [self.queue.popleft() for _ in range(most)]
         self.taken += len(found)
         return found
 
@@ -3519,11 +3525,24 @@ class Tracer:
                 gevent.sleep(self.pause_s * random.uniform(0.8, 1.2))
                 self.pause_s = min(self.pause_s * 2, TRACE_BACKOFF_S[1])
 
+    def limited(self, act: Callable, *values: Any) -> None:
+        """Let the destination do something; OSError when that takes too long."""
+        self.since_s = time.monotonic()
+        try:
+            act(*values)
+        finally:
+            self.since_s = None
+
+    def sweep(self, now_s: float) -> None:
+        """Runs in the hub, some times a second: end what takes too long."""
+        if self.since_s is not None and now_s - self.since_s >= TRACE_TIMEOUT_S:
+            self.since_s = None
+            self.sender.throw(OSError("timed out"))
+
     def connect(self) -> bool:
         """Open the destination."""
         try:
-            with gevent.Timeout(TRACE_TIMEOUT_S, OSError("timed out")):
-                self.destination.open()
+            self.limited(self.destination.open)
         except Exception as error:  # a destination is a plug-in's: whatever it raises must not stop tracing
             return self.failed("cannot be reached", error)
         self.log.log(NOTICE, "tracing to %s", self.name)
@@ -3536,11 +3555,10 @@ class Tracer:
     def write(self) -> bool:
         """Write a batch; what a failed write held counts as dropped, since it may have arrived in part."""
         try:
-            with gevent.Timeout(TRACE_TIMEOUT_S, OSError("timed out")):
-                if self.check:
-                    self.check()
-                self.batch = self.take(TRACE_BATCH)
-                self.destination.write(self.batch)
+            if self.check:
+                self.limited(self.check)
+            self.batch = self.take(TRACE_BATCH)
+            self.limited(self.destination.write, self.batch)
         except Exception as error:  # as in connect()
             self.settle("dropped")
             return self.failed("is lost", error)
@@ -3603,8 +3621,8 @@ class Tracing:
             return
         name, values, code, reason, bare = facts
         if name not in self.silent:
-            trace = tuple.__new__(Trace, (requested_s, time.time(), endpoint.address_of(client), endpoint.address,
-                                          data[:LIMIT], name, values, code, reason, None if bare else written))
+            trace = (requested_s, time.time(), endpoint.address_of(client), endpoint.address, data[:LIMIT],
+                     name, values, code, reason, None if bare else written)
             for tracer in self.tracers:
                 tracer.put(trace)
 
@@ -4239,6 +4257,8 @@ class Child:
         debug = self.server.processes.log_level(self.row) >= 4
         self.note = self.log_request if debug else self.tracing.trace if self.tracing.tracers else None
         self.outbox.sweep(now_s)
+        for tracer in self.tracing.tracers:
+            tracer.sweep(now_s)
         for worker in self.workers:
             if worker.data is not worker.seen:
                 worker.seen, worker.since_s = worker.data, now_s

@@ -12,6 +12,7 @@ https://github.com/sipcapture/HEP/blob/master/docs/HEP3Network_Protocol_Specific
 """
 
 import binascii
+import contextlib
 import ipaddress
 import itertools
 import os
@@ -213,12 +214,15 @@ def chunk(kind: int, value: bytes) -> bytes:
 
 
 def correlation_ids(pid: int, started_s: int):
-    """Correlation ids of one process, without end: no two are alike, since their last number is counted on."""
-    pack, base64, clock_ns = struct.Struct("<IIQI").pack, binascii.b2a_base64, time.monotonic_ns
-    since_ns = clock_ns()
-    for number in itertools.count(random.getrandbits(32)):
-        uptime_us = (clock_ns() - since_ns) // 1000
-        yield b"MICORR" + base64(pack(pid, started_s, uptime_us, number & 0xFFFFFFFF), newline=False)
+    """Correlation ids of one process, without end: no two are alike, since they are counted. Its uptime in them is that of
+    the first of 256."""
+    pack, base64, since_s = struct.Struct("<IIQH").pack, binascii.b2a_base64, time.monotonic()
+    endings = [base64(bytes([random.getrandbits(8), number]), newline=False) for number in range(256)]
+    for block in itertools.count(random.getrandbits(16)):
+        uptime_us = int((time.monotonic() - since_s) * SECOND_US)
+        beginning = b"MICORR" + base64(pack(pid, started_s, uptime_us, block & 0xFFFF), newline=False)
+        for ending in endings:
+            yield beginning + ending
 
 
 def to_bytes(text: str) -> bytes:
@@ -263,6 +267,12 @@ def write_json(values: tuple, names: tuple, limited: int, room: int, delim: None
     return ("{\n\t" + ",\n\t".join(members) + "\n}").encode("latin-1")
 
 
+def split(both: bytes) -> list[bytes]:
+    """Two packets, which stand one behind the other."""
+    size = int.from_bytes(both[4:6], "big")
+    return [both[:size], both[size:]]
+
+
 class Frame(NamedTuple):
     """The packets of a trace, of request and reply, without their times and correlation id."""
 
@@ -271,7 +281,6 @@ class Frame(NamedTuple):
     asking: bytes  # behind the time
     answered: bytes
     telling: bytes
-    cut: int  # where the second packet begins
 
 
 class Encoder:
@@ -290,27 +299,28 @@ class Encoder:
 
     def packets(self, trace: mi.Trace, correlation_id: bytes) -> list[bytes]:
         """The packets of one trace: its request and its reply, each of at most LIMIT bytes."""
-        (both, cut), = self.encode([trace], [correlation_id])
-        return [both[:cut], both[cut:]]
+        return split(*self.encode([trace], [correlation_id]))
 
-    def encode(self, traces: Iterable[mi.Trace], correlation_ids: Iterable[bytes]) -> list[tuple[bytes, int]]:
-        """The packets of traces, for each: both one behind the other, and where the second begins."""
-        found, known = [], self.frames
+    def encode(self, traces: Iterable[mi.Trace], correlation_ids: Iterable[bytes]) -> list[bytes]:
+        """The packets of traces, both packets of each one behind the other."""
+        found, known, last = [], self.frames, None
         for trace, correlation_id in zip(traces, correlation_ids):
             requested_s, replied_s, client, server, request, command, values, code, reason, reply = trace
-            asked_for = (command, values) if command and request[:1] != b":" else request  # JSON-RPC has another id each time
-            key = client, server, asked_for, code, reason, reply and reply[:REPLY]
-            pack, asked, asking, answered, telling, cut = known.get(key) or self.learn(key, trace)
+            ends = (client, server) if type(client) is tuple else NOWHERE
+            told = ends, request, command, values, code, reason, reply
+            if told != last:
+                last = told
+                asked_for = (command, values) if command and request[:1] != b":" else request  # JSON-RPC has another id each time
+                key = ends, asked_for, code, reason, reply and reply[:REPLY]
+                pack, asked, asking, answered, telling = known.get(key) or self.learn(key, *told)
             asked_us, answered_us = int(requested_s * 1e6 + 0.5), int(replied_s * 1e6 + 0.5)
-            both = pack(asked, asked_us // SECOND_US, MICROS, asked_us % SECOND_US, asking, correlation_id,
-                        answered, answered_us // SECOND_US, MICROS, answered_us % SECOND_US, telling, correlation_id)
-            found.append((both, cut))
+            found.append(pack(asked, asked_us // SECOND_US, MICROS, asked_us % SECOND_US, asking, correlation_id,
+                              answered, answered_us // SECOND_US, MICROS, answered_us % SECOND_US, telling, correlation_id))
         return found
 
-    def learn(self, key: tuple, trace: mi.Trace) -> Frame:
+    def learn(self, key: tuple, ends: tuple, request: bytes, command: str, values, code: int, reason: str, reply) -> Frame:
         """Make and remember the packets of all traces that have the key in common."""
-        _, _, client, server, request, command, values, code, reason, reply = trace
-        asked, answered, room = self.pairs.get((client, server)) or self.meet(client, server)
+        asked, answered, room = self.pairs.get(ends) or self.meet(ends)
         shown = to_bytes(command) if command else shown_request(request)
         asking = shown, b"datagram", shown_parameters(values) if values else b""
         telling = b"%d" % code, to_bytes(reason), reply[:REPLY] if reply else b""
@@ -322,16 +332,15 @@ class Encoder:
             self.frames.clear()
             self.known_bytes = 0
         self.known_bytes += 2 * layout.size
-        frame = self.frames[key] = Frame(layout.pack, *first, *second, sizes[0] + TIME_SIZE + sizes[1] + ID_SIZE)
+        frame = self.frames[key] = Frame(layout.pack, *first, *second)
         return frame
 
-    def meet(self, client, server) -> tuple:
+    def meet(self, ends: tuple) -> tuple:
         """Remember how packets between two socket addresses begin."""
         if len(self.pairs) >= KNOWN_PAIRS:
             self.pairs.clear()
-        ends = (client, server) if isinstance(client, tuple) and isinstance(server, tuple) else NOWHERE
         asked, answered = self.head(*ends), self.head(*reversed(ends))
-        pair = self.pairs[client, server] = asked, answered, LIMIT - sum(map(len, packet(asked, b""))) - TIME_SIZE - ID_SIZE
+        pair = self.pairs[ends] = asked, answered, LIMIT - sum(map(len, packet(asked, b""))) - TIME_SIZE - ID_SIZE
         return pair
 
     def head(self, source: tuple, target: tuple) -> tuple[bytes, bytes]:
@@ -365,6 +374,7 @@ KEEPALIVE = ((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), (socket.IPPROTO_TCP, s
              (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10), (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
              (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20000),  # ms that what was sent may stay without an answer
              (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1))
+ESTABLISHED = b"\1"  # the first byte of TCP_INFO
 REFUSED_S = 30.0  # refusals that are closer together are one state, told once; then the name is looked up again
 
 
@@ -410,8 +420,7 @@ class Udp(Transport):
 
     def write(self, traces: list) -> None:
         """Send all packets; OSError when one cannot be sent."""
-        pairs = self.encoder.encode(traces, self.ids)
-        refusals = sum(self.send(packet) for both, cut in pairs for packet in (both[:cut], both[cut:]))
+        refusals = sum(self.send(packet) for both in self.encoder.encode(traces, self.ids) for packet in split(both))
         if refusals:
             self.refused(refusals)
 
@@ -450,19 +459,20 @@ class Tcp(Transport):
 
     def write(self, traces: list) -> None:
         """Write all packets at once; OSError when the collector is gone or cannot be written to."""
-        self.socket.sendall(b"".join([both for both, _ in self.encoder.encode(traces, self.ids)]))
+        self.socket.sendall(b"".join(self.encoder.encode(traces, self.ids)))
 
     def check(self) -> None:
-        """Raise OSError if the collector has closed the connection; a write would not notice until the next one."""
-        self.socket.settimeout(0)
-        try:
-            while self.socket.recv(4096):
-                pass  # collectors have nothing to say
+        """Raise OSError if the connection has ended; a write would not notice until the next one."""
+        if self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != ESTABLISHED:
             raise ConnectionResetError("closed by the collector")
-        except (BlockingIOError, ssl.SSLWantReadError):
-            pass
-        finally:
-            self.socket.settimeout(None)
+
+    def close(self) -> None:
+        """Close; what the collector said is read before, since the kernel would tell it of a reset otherwise."""
+        if self.socket:
+            with contextlib.suppress(OSError):
+                self.socket.settimeout(0)
+                self.socket.recv(65536)
+        super().close()
 
 
 class Tls(Tcp):

@@ -27,9 +27,9 @@ def absolute_path(value) -> str:
 PARAMS = [mi.Param("path", None, absolute_path, "the file that traces are appended to")]
 
 
-def line(trace: mi.Trace) -> str:
+def line(trace: tuple) -> str:
     """A trace as one line of JSON, in ASCII."""
-    fields = trace._asdict().items()
+    fields = mi.Trace(*trace)._asdict().items()
     return json.dumps({name: mi.decode(value) if isinstance(value, bytes) else value for name, value in fields}) + "\n"
 
 

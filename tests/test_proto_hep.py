@@ -534,10 +534,25 @@ def test_tcp_notices_that_the_collector_closed_before_it_writes(listener):
         connection.sendall(b"not a word of HEP")
         destination.write([TRACE])
         read_all(connection, 2)
+        destination.check()
         connection.close()
-        assert select.select([destination.socket], [], [], 5)[0]  # the news has come
+        news = select.poll()
+        news.register(destination.socket, select.POLLRDHUP)
+        assert news.poll(5000)
         with pytest.raises(ConnectionResetError, match="closed by the collector"):
             destination.check()
+
+
+def test_tcp_collector_that_spoke_sees_an_end_and_no_reset(listener):
+    with opened(transport("tcp", listener.getsockname()[1])) as destination:
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(b"not a word of HEP")
+            assert select.select([destination.socket], [], [], 5)[0]
+            destination.write([TRACE])
+            destination.close()
+            packets, rest = split(b"".join(iter(lambda: connection.recv(1 << 16), b"")))
+    assert len(packets) == 2 and rest == b""
 
 
 def test_tcp_that_is_refused_and_a_name_that_is_not_there():
