@@ -1082,7 +1082,7 @@ class Trace(NamedTuple):
     Times are seconds since the epoch. `client` and `server` are socket addresses: (host, port, ...) of UDP,
     a path or None of UNIX. `command` is empty for a request that named none of ours. `parameters` are its
     values (text or None each), None where a trace has none. `reply` is None for the built-in errors.
-    A destination's write() gets plain tuples in this order, which are made in no time; Trace(*found) has names.
+    A destination's write() gets plain tuples in this order, for speed; Trace(*one) gives one its names.
     """
 
     requested_s: float
@@ -3473,7 +3473,7 @@ class Tracer:
         self.name, self.module, self.destination = name, module, destination
         self.packets = getattr(destination, "packets_per_trace", 1)
         self.check = getattr(destination, "check", None)  # raises OSError when a connection is lost already
-        self.queue: collections.deque = collections.deque()  # of tuples in the order of Trace
+        self.queue: list[tuple] = []  # in the order of Trace
         self.batch: list[tuple] = []  # what is being written
         self.columns = {word: module.columns[f"{name}-{word}"] for word in TRACE_FIGURES}
         self.taken = self.shown = 0  # traces taken from the queue; put into it, as the counters say
@@ -3506,11 +3506,7 @@ class Tracer:
 
     def take(self, most: int) -> list[tuple]:
         """The traces that wait, the first ones."""
-        if len(self.queue) <= most:
-            found = list(self.queue)
-            self.queue.clear()
-        else:
-            found = [self.queue.popleft() for _ in range(most)]
+        found, self.queue = self.queue[:most], self.queue[most:]
         self.taken += len(found)
         return found
 
@@ -3621,7 +3617,7 @@ class Tracing:
             return
         name, values, code, reason, bare = facts
         if name not in self.silent:
-            trace = (requested_s, time.time(), endpoint.address_of(client), endpoint.address, data[:LIMIT],
+            trace = (requested_s, time.time(), endpoint.address_of(client), endpoint.address, data,
                      name, values, code, reason, None if bare else written)
             for tracer in self.tracers:
                 tracer.put(trace)
@@ -4205,7 +4201,7 @@ class Child:
                 if reply is None:
                     worker.data, last, kept = data, None, None
                     answer = answers.answer(data, (endpoint, client) if restricted else None)
-                    reply = answer[0]
+                    reply, data = answer[0], data[:LIMIT]  # what is behind that in a cut datagram, nobody sent
                 if note:
                     note(requested_s, endpoint, client, data, reply, kept.facts if kept is not None else facts_of(*answer[1:]))
                 send = shortcuts.get(client)
@@ -4234,7 +4230,7 @@ class Child:
 
     def log_request(self, requested_s: float, endpoint: Endpoint, client: Any, data: bytes, reply: bytes, facts) -> None:
         """Log a request and its answer for debugging, and trace them."""
-        log.debug("%a from %s: %a", data[:LIMIT], shown_address(endpoint.address_of(client)), reply)
+        log.debug("%a from %s: %a", data, shown_address(endpoint.address_of(client)), reply)
         self.tracing.trace(requested_s, endpoint, client, data, reply, facts)
 
     def screen(self, host: str) -> bool:

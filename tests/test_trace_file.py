@@ -152,6 +152,7 @@ def test_size_errors_late_replies_and_json_are_traced_too(start, tmp_path):
     assert found.count(("echo", 200, "OK")) == 40
     assert ("big", 500, "reply of 70009 bytes exceeds 65457") in found
     assert ("", 400, "request of 70007 bytes exceeds 65457") in found
+    assert max(len(trace["request"]) for trace in traces) == mi.LIMIT  # behind that is memory of ours
     assert found.count(("empty", 200, "OK")) == 2
     assert ("", 500, "command not available") in found
 
