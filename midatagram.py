@@ -2041,11 +2041,13 @@ ATTENDANT = 1  # the parent's row; row 0 holds what reset_statistics takes away
 
 
 class Counters:
-    """64-bit counters in shared memory: BLOCKS of ROWS of BLOCK columns. Each block's first slot is the rows in use."""
+    """64-bit counters in shared memory: BLOCKS of ROWS of BLOCK columns. Each block's first slot is the rows in use.
+
+    They are set one by one, which no other process can see half done; struct.pack_into() would zero them first.
+    """
 
     def __init__(self):
-        self.memory = mmap.mmap(-1, BLOCKS * ROWS * BLOCK * SLOT)
-        self.slots = memoryview(self.memory).cast("q")
+        self.slots = memoryview(mmap.mmap(-1, BLOCKS * ROWS * BLOCK * SLOT)).cast("q")
         self.columns: dict[str, int] = {}  # "group:name" -> column, for the life of the server
         self.room: dict[str, list[int]] = {}  # group -> columns it may still take in its last block
         self.blocks = 0  # that are in use
@@ -2311,22 +2313,6 @@ def read_all(functions: list[Callable[[], int]]) -> tuple:
     return tuple([function() for function in functions])
 
 
-class Tally:
-    """The totals that change with every request, of one process. Its columns lie side by side: one write for all."""
-
-    NAMES = ("requests", "replies", "bytes_received", "bytes_sent")
-    __slots__ = (*NAMES, "memory", "place")
-    pack = struct.Struct(f"{len(NAMES)}q").pack_into
-
-    def __init__(self, counters: Counters, slot: int):
-        self.memory, self.place = counters.memory, slot * SLOT
-        self.requests, self.replies, self.bytes_received, self.bytes_sent = counters.slots[slot:slot + len(self.NAMES)]
-
-    def write(self) -> None:
-        """Show the totals to all processes."""
-        self.pack(self.memory, self.place, self.requests, self.replies, self.bytes_received, self.bytes_sent)
-
-
 class Server:
     """What the attendant and the children have in common, and handlers reach as ctx.server.
 
@@ -2353,7 +2339,6 @@ class Server:
         for module in self.registry.modules:
             module.row = self.counted
         self.core = next(module for module in self.registry.modules if module.name == "mi_datagram").columns
-        self.tally = Tally(self.counters, row * BLOCK + self.core[Tally.NAMES[0]])
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to one of the statistics of group mi_datagram."""
@@ -3391,7 +3376,7 @@ def core_stats(processes: Processes, started_s: float, children: int) -> list[St
     return stats
 
 
-MI_DATAGRAM_STATS = [  # the first are those of Tally
+MI_DATAGRAM_STATS = [
     Stat("requests", "datagrams received that were not empty"),
     Stat("replies", "replies sent"),
     Stat("bytes_received", "bytes of requests"),
@@ -3920,10 +3905,8 @@ class Outbox:
 
     def sent(self, data: bytes) -> None:
         """Count a reply that is on its way."""
-        tally = self.server.tally
-        tally.replies += 1
-        tally.bytes_sent += len(data)
-        tally.write()  # there may be no further request that would
+        self.server.count("replies")
+        self.server.count("bytes_sent", len(data))
 
     def peer(self, endpoint: Endpoint, client: Any) -> Peer:
         """A new Peer, with a socket of its own if there are not too many."""
@@ -4097,7 +4080,7 @@ class Child:
 
     def request_limit(self, limit: int) -> float:
         """The count of requests at which this child asks to be replaced: the limit, give or take a tenth."""
-        done = self.server.tally.requests
+        done = self.server.counted[self.server.core["requests"]]
         return done + max(1, round(limit * random.uniform(0.9, 1.1))) if limit else float("inf")
 
     def serve(self, ready: Callable[[], None], tell: Callable[[], None], alive: int) -> None:
@@ -4149,17 +4132,16 @@ class Child:
 
     def work(self, worker: Worker, drain: Callable) -> None:
         """The life of a worker."""
-        idle, park, tally = self.idle, self.hub.switch, self.server.tally
+        idle, park, counted, requests = self.idle, self.hub.switch, self.server.counted, self.server.core["requests"]
         while True:
             try:
                 drain(worker)
             except BaseException:  # the last seam: a mistake of ours costs one reply, not the child
                 log.exception("a request was lost")
             worker.data = None
-            tally.write()
             for tracer in self.tracing.tracers:
                 tracer.show()
-            if tally.requests >= self.last_request:
+            if counted[requests] >= self.last_request:
                 self.retire()
             if not idle and len(self.workers) == self.size and not self.stopping.is_set():
                 self.watch()
@@ -4169,8 +4151,9 @@ class Child:
     def drain_of(self, endpoint: Endpoint) -> Callable[[Worker], None]:
         """The function that takes datagrams from one socket and answers them, until there are none."""
         receive, outbox, answers = endpoint.receive, self.outbox, self.answers
-        remembered, shortcuts, tally = answers.kept, outbox.shortcuts[endpoint], self.server.tally
-        show, memory, place = tally.pack, tally.memory, tally.place
+        remembered, shortcuts, counted = answers.kept, outbox.shortcuts[endpoint], self.server.counted
+        requests, replies, received, sent = [
+            self.server.core[name] for name in ("requests", "replies", "bytes_received", "bytes_sent")]
         now, size, flags = time.monotonic, LIMIT + 1, socket.MSG_TRUNC  # so a cut datagram comes with its full length
         screened, restricted = self.access.networks is not None and not endpoint.unix, self.access.restricted
 
@@ -4189,9 +4172,8 @@ class Child:
                     continue
                 if (screened or not data) and not self.admits(endpoint, client, data):
                     continue
-                tally.requests += 1
-                tally.bytes_received += len(data)
-                show(memory, place, tally.requests, tally.replies, tally.bytes_received, tally.bytes_sent)
+                counted[requests] += 1
+                counted[received] += len(data)
                 answer, requested_s = None, time.time() if note else 0
                 if data == last:  # pollers ask the same, and to compare is quicker than to hash
                     data = last
@@ -4213,8 +4195,8 @@ class Child:
                     except OSError:  # it is behind, or it is gone
                         outbox.post(endpoint, reply, client)
                     else:
-                        tally.replies += 1
-                        tally.bytes_sent += len(reply)
+                        counted[replies] += 1
+                        counted[sent] += len(reply)
                 if answer and now() > started_s + BURST_S:
                     return
 

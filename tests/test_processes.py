@@ -4,6 +4,8 @@ import os
 import pwd
 import socket
 import stat
+import subprocess
+import sys
 import threading
 import time
 
@@ -12,6 +14,16 @@ from conftest import PLUGINS, free_port, needs_root, wait_for
 
 ECHO = 'loadmodule "mi_echo.so"\n'
 PATHS = ("-p", str(PLUGINS))
+BUSY = """if True:  # ask without waiting for each reply, until killed
+    import socket, sys
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    client.bind(sys.argv[2])
+    client.connect(sys.argv[1])
+    for _ in range(8):
+        client.send(b":uptime:\\n")
+    while client.recv(4096):
+        client.send(b":uptime:\\n")
+"""
 
 
 @pytest.mark.parametrize("children", [1, 3])
@@ -70,6 +82,23 @@ def test_counters_are_exact_under_three_children(start):
     assert server.statistic("greetings") - before["greetings"] == 6 * 200 * 2
     assert server.statistic("errors") - before["errors"] == 6 * 100
     assert server.statistic("requests") - requests == 6 * 300 + 3  # and the three that asked
+
+
+def test_what_a_child_counts_is_never_seen_half_written(start):
+    server = start('modparam("mi_datagram", "children_count", 2)')
+    path, deadline_s, seen, polls = f"{server.folder}/busy", time.monotonic() + 3, [0, 0], 0
+    busy = subprocess.Popen([sys.executable, "-c", BUSY, server.place, path])
+    try:
+        client = server.client()
+        while time.monotonic() < deadline_s:
+            reply = client.ask(b":get_statistics:\nrequests\nbytes_received\n")
+            now = [int(line.rpartition(b" ")[2]) for line in reply.splitlines()[1:3]]
+            assert all(new >= old for new, old in zip(now, seen, strict=True)), polls
+            seen, polls = now, polls + 1
+    finally:
+        busy.kill()
+        busy.wait()
+    assert seen[0] > polls + 100, "the other client asked as well"
 
 
 def test_counters_are_reset_and_go_on(start):
