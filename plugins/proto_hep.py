@@ -374,7 +374,7 @@ KEEPALIVE = ((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), (socket.IPPROTO_TCP, s
              (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10), (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
              (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20000),  # ms that what was sent may stay without an answer
              (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1))
-ESTABLISHED = b"\1"  # the first byte of TCP_INFO
+TALK, TALKS = 16384, 256  # bytes of what a collector says that are read at once, and how often before each batch
 REFUSED_S = 30.0  # refusals that are closer together are one state, told once; then the name is looked up again
 
 
@@ -462,16 +462,23 @@ class Tcp(Transport):
         self.socket.sendall(b"".join(self.encoder.encode(traces, self.ids)))
 
     def check(self) -> None:
-        """Raise OSError if the connection has ended; a write would not notice until the next one."""
-        if self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != ESTABLISHED:
-            raise ConnectionResetError("closed by the collector")
+        """Read what the collector says, which is nothing to us, and raise OSError if it has closed the connection: a write
+        would not notice until the next one, and would not know why."""
+        self.socket.settimeout(0)
+        try:
+            for _ in range(TALKS):
+                if not self.socket.recv(TALK):
+                    raise ConnectionResetError("closed by the collector")
+        except (BlockingIOError, ssl.SSLWantReadError):
+            pass
+        finally:
+            self.socket.settimeout(None)
 
     def close(self) -> None:
-        """Close; what the collector said is read before, since the kernel would tell it of a reset otherwise."""
+        """Close; what is unread then, the kernel would tell the collector of as a reset."""
         if self.socket:
             with contextlib.suppress(OSError):
-                self.socket.settimeout(0)
-                self.socket.recv(65536)
+                self.check()
         super().close()
 
 

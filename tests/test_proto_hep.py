@@ -555,6 +555,19 @@ def test_tcp_collector_that_spoke_sees_an_end_and_no_reset(listener):
     assert len(packets) == 2 and rest == b""
 
 
+def test_tcp_collector_that_talks_back_is_read(listener):
+    with opened(transport("tcp", listener.getsockname()[1])) as destination:
+        connection, _ = listener.accept()
+        with connection:
+            size = 200 * sum(map(len, destination.encoder.packets(TRACE, b"x" * proto_hep.ID_SIZE)))
+            for _ in range((16 << 20) // size):  # more than all buffers between them hold
+                destination.write([TRACE] * 200)
+                destination.check()
+                connection.sendall(read_all(connection, size))
+            destination.close()
+            assert connection.recv(1) == b""
+
+
 def test_tcp_that_is_refused_and_a_name_that_is_not_there():
     with pytest.raises(ConnectionRefusedError):
         transport("tcp", free_port()).open()
@@ -689,6 +702,14 @@ def test_tls_notices_that_the_collector_closed(certificates):
         collector.received()
         with pytest.raises(OSError):
             destination.write([TRACE])
+
+
+def test_tls_tells_why_the_collector_closed(certificates):
+    collector = TlsCollector(certificates, asks_for_certificate=True)
+    with opened(transport("tls", collector.port, "localhost", hep_tls_ca_file=certificates / "ca.pem")) as destination:
+        assert collector.received() == b""
+        with pytest.raises(ssl.SSLError, match="(?i)certificate.required"):
+            destination.check()
 
 
 @pytest.mark.parametrize("param, value, hint", [
