@@ -1437,18 +1437,26 @@ class Call(NamedTuple):
 UNFILLED = object()  # the values of a Shape that has none yet; a plug-in's live() may give anything
 
 
+class Watched:
+    """The live values of a reply in two steps: look() gives what tells, at little cost, whether they are the same as last
+    time, sums() makes their tuple of it."""
+
+    def __call__(self) -> tuple:
+        return self.sums(self.look())
+
+
 class Shape:
     """A reply that is kept: its text around the live values, the values of last time, and the bytes with these.
 
-    Of a JSON-RPC reply it is the text before the id; `tail` is what stands behind that. look() gives what tells whether
-    anything changed: the values themselves, or of counters the bytes that hold them.
+    Of a JSON-RPC reply it is the text before the id; `tail` is what stands behind that. look() gives the values themselves
+    where they are not Watched.
     """
 
     __slots__ = ("reply", "live", "template", "tail", "write_value", "look", "seen", "values", "data")
 
     def __init__(self, reply: Reply, template: str, tail: bytes = b"", write_value: Callable | None = None):
         self.reply, self.live, self.template, self.tail, self.write_value = reply, reply.live, template, tail, write_value
-        self.look = getattr(self.live, "look", self.live)
+        self.look = self.live.look if isinstance(self.live, Watched) else self.live
         self.seen = self.values = UNFILLED
         self.data = b""
 
@@ -2084,9 +2092,8 @@ class Counters:
         self.slots[column] = sum(self.slots[row * BLOCK + column] for row in range(ATTENDANT, self.slots[0]))
 
 
-class Reader:
-    """The present sums of columns of one block: as called, the tuple of them. The same in two steps: look() copies the
-    block, which costs little and tells whether anything was counted there; sums() makes the tuple of a copy."""
+class Reader(Watched):
+    """The present sums of columns of one block; what is looked at is a copy of the block."""
 
     def __init__(self, counters: Counters, columns: Iterable[int]):
         columns, stride = tuple(columns), ROWS * BLOCK
@@ -2111,9 +2118,6 @@ class Reader:
         taken, *rows = [self.pick(view[at:at + BLOCK]) for at in range(0, len(view), BLOCK)]
         self.copy, self.values = copy, tuple(map(operator.sub, map(sum, zip(*rows)), taken))
         return self.values
-
-    def __call__(self) -> tuple:
-        return self.sums(self.look())
 
 
 class Processes:
@@ -3506,25 +3510,28 @@ class Tracer:
                 gevent.sleep(self.pause_s * random.uniform(0.8, 1.2))
                 self.pause_s = min(self.pause_s * 2, TRACE_BACKOFF_S[1])
 
-    def limited(self, act: Callable, *values: Any) -> None:
-        """Let the destination do something; OSError when that takes too long."""
+    def attempt(self, act: Callable, *values: Any) -> BaseException | None:
+        """Let the destination do something; what went wrong. It is a plug-in's: whatever it raises must not stop tracing."""
         self.since_s = time.monotonic()
         try:
             act(*values)
+        except gevent.GreenletExit:  # drain() ends the sender
+            raise
+        except BaseException as error:
+            return error
         finally:
             self.since_s = None
 
     def sweep(self, now_s: float) -> None:
-        """Runs in the hub, some times a second: end what takes too long."""
+        """Runs in the hub, some times a second: end what takes too long, again if it goes on."""
         if self.since_s is not None and now_s - self.since_s >= TRACE_TIMEOUT_S:
-            self.since_s = None
+            self.since_s = now_s
             self.sender.throw(OSError("timed out"))
 
     def connect(self) -> bool:
         """Open the destination."""
-        try:
-            self.limited(self.destination.open)
-        except Exception as error:  # a destination is a plug-in's: whatever it raises must not stop tracing
+        error = self.attempt(self.destination.open)
+        if error is not None:
             return self.failed("cannot be reached", error)
         self.log.log(NOTICE, "tracing to %s", self.name)
         if self.opened:
@@ -3535,15 +3542,13 @@ class Tracer:
 
     def write(self) -> bool:
         """Write a batch; what a failed write held counts as dropped, since it may have arrived in part."""
-        try:
-            if self.check:
-                self.limited(self.check)
+        error = self.attempt(self.check) if self.check else None
+        if error is None:
             self.batch = self.take(TRACE_BATCH)
-            self.limited(self.destination.write, self.batch)
-        except Exception as error:  # as in connect()
-            self.settle("dropped")
+            error = self.attempt(self.destination.write, self.batch)
+        self.settle("sent" if error is None else "dropped")
+        if error is not None:
             return self.failed("is lost", error)
-        self.settle("sent")
         if time.monotonic() - self.opened_s > TRACE_STEADY_S:
             self.pause_s = TRACE_BACKOFF_S[0]
         return True
@@ -3554,11 +3559,11 @@ class Tracer:
         self.batch = []
         self.show()
 
-    def failed(self, what: str, error: Exception) -> bool:
+    def failed(self, what: str, error: BaseException) -> bool:
         """Close after a failure; logged only when it changes the state."""
         self.count("errors")
         if not self.complained:
-            self.log.error("tracing destination %s %s: %s", self.name, what, error)
+            self.log.error("tracing destination %s %s: %s", self.name, what, str(error) or repr(error))
             self.complained = True
         self.close()
         return False
@@ -3567,7 +3572,7 @@ class Tracer:
         """Close the destination."""
         self.connected = False
         self.module.row[self.columns["connected"]] = 0
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception, gevent.Timeout):
             self.destination.close()
 
     def drain(self, limit_s: float) -> None:

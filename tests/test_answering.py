@@ -173,6 +173,16 @@ def test_a_kept_poll_shows_what_processes_count_that_come_later():
     assert shapes[0].now() == b"a 3 0" and live() == (3, 0)
 
 
+def test_a_plugins_live_object_may_have_any_attributes():
+    class Odd:
+        look = sums = None
+
+        def __call__(self):
+            return (7,)
+
+    assert mi.Shape(mi.Reply(live=Odd()), "%d").now() == b"7"
+
+
 @pytest.mark.parametrize("request_, reply", [
     (b":nothing_live:\n", b"500 command failed\n"), (b'{"jsonrpc":"2.0","method":"nothing_live","id":1}', b"returned null"),
 ])

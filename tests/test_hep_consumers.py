@@ -637,6 +637,69 @@ def test_a_collector_whose_name_is_known_late(start, collectors, tmp_path, trans
     assert len(whole(collector, 400)) >= 400
 
 
+ODD = '''
+"""odd -- destinations that fail in the first write, each in its way."""
+
+import gevent
+
+import midatagram as mi
+
+
+class Odd:
+    def __init__(self, fail):
+        self.fail = fail
+
+    def open(self):
+        pass
+
+    def write(self, traces):
+        if self.fail:
+            fail, self.fail = self.fail, None
+            fail()
+
+    def close(self):
+        pass
+
+
+def limited():
+    with gevent.Timeout(0.1):
+        gevent.sleep(60)
+
+
+def left():
+    raise SystemExit(3)
+
+
+def deaf():
+    try:
+        gevent.sleep(60)
+    except OSError:
+        gevent.sleep(60)
+
+
+@mi.trace_destination
+def destinations(ctx):
+    return {function.__name__: Odd(function) for function in (limited, left, deaf)}
+'''
+
+
+def test_whatever_a_destination_raises_it_is_tried_again(start, tmp_path):
+    (tmp_path / "odd.py").write_text(ODD)
+    server = start(f'mpath="{tmp_path}"\nloadmodule "odd.so"\n'
+                   'modparam("mi_datagram", "trace_destination", "limited, left, deaf")')
+    ask = server.client().ask
+    for name, told, timeout_s in (("limited", "0.1 seconds", 5), ("left", "3", 5), ("deaf", "timed out", 15)):
+        ask(b":uptime:\n")
+        server.wait_log(f"tracing destination {name} is lost: {told}", timeout_s)
+
+    def all_sent():
+        ask(b":uptime:\n")
+        found = dict(line.split(b":: ") for line in ask(b":get_statistics:\nodd:\n").splitlines()[1:-1])
+        return all(int(found[b"odd:%s-sent" % name]) > 0 < int(found[b"odd:%s-dropped" % name])
+                   for name in (b"limited", b"left", b"deaf"))
+    wait_for(all_sent, what="traces to all three")
+
+
 def test_a_stop_sends_what_waits(start, collectors):
     collector = collectors(TcpCollector)
     server = start(traced([f"127.0.0.1:{collector.port}"])[0])
