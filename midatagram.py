@@ -185,6 +185,8 @@ class Request(NamedTuple):
         return tuple(zip(self.names or itertools.repeat(None), self.values))
 
 
+new = tuple.__new__  # new(Request, (...)) with all fields takes a third of the time of Request(...)
+
 NOT_AVAILABLE = Reply(500, "command not available", bare=True)
 PARSE_ERROR = Reply(400, "parse_error", bare=True)
 COMMAND_FAILED = Reply(500, "command failed", bare=True)
@@ -228,6 +230,7 @@ def reply_too_long(size: int) -> Reply:
 
 BLANKS = " \t\n\v\f\r"  # isspace() in the C locale, and nothing else
 INLINE_BLANKS = " \t\v\f\r"
+COLON, QUOTE = b':"'  # to look for one byte as an int is seven times as quick
 NO_NAMES = re.compile("[:\0]")  # either ends the search for the second colon
 
 
@@ -242,10 +245,14 @@ def read_first_line(data: bytes) -> bytes:
     return data[:data.find(b":\n", 1) + 2]
 
 
-def read_arguments(body: str) -> tuple[tuple, tuple | None]:
+def read_arguments(data: bytes) -> tuple[tuple, tuple | None]:
     """Read the arguments of a text request: their values in order, and their names, or None if none has a name."""
-    if body[:1] == "\0":
+    if data[:1] == b"\0":
         return (), None
+    words = data.split(None, 1)  # at BLANKS
+    if len(words) == 1 and COLON not in data and QUOTE not in data:
+        return (decode(words[0]),), None
+    body = decode(data)
     if '"' not in body and (":" not in body or "::" not in body):  # what follows, for plain values, as most are
         lines = body.split("\n")
         if " " in body or "\t" in body or "\v" in body or "\f" in body or "\r" in body:
@@ -1077,12 +1084,11 @@ def trace_destination(function):
 
 
 class Trace(NamedTuple):
-    """One answered request, as tracing destinations get it.
+    """One answered request.
 
     Times are seconds since the epoch. `client` and `server` are socket addresses: (host, port, ...) of UDP,
     a path or None of UNIX. `command` is empty for a request that named none of ours. `parameters` are its
     values (text or None each), None where a trace has none. `reply` is None for the built-in errors.
-    A destination's write() gets plain tuples in this order, for speed; Trace(*one) gives one its names.
     """
 
     requested_s: float
@@ -1095,6 +1101,24 @@ class Trace(NamedTuple):
     code: int
     reason: str
     reply: bytes | None
+
+
+class Traces(NamedTuple):
+    """Answered requests that are alike, as tracing destinations get them: the fields that they have in common, and of each
+    one (requested_s, replied_s, client)."""
+
+    server: Any
+    request: bytes
+    command: str
+    parameters: tuple | None
+    code: int
+    reason: str
+    reply: bytes | None
+    answered: list
+
+    def each(self) -> Iterator[Trace]:
+        """The traces one by one."""
+        return (Trace(*times, client, *self[:-1]) for *times, client in self.answered)
 
 
 class Context:
@@ -1315,8 +1339,9 @@ class Command:
         count = len(values)
         if count < len(self.required) or (self.most is not None and count > self.most):
             raise WRONG_COUNT
-        if request.names or self.tag.converters:  # a value can be absent only where there is a name
-            values = ["" if value is None else value for value in values]
+        if not (request.names or self.tag.converters):
+            return values
+        values = ["" if value is None else value for value in values]
         try:
             for position, converter in self.converters:
                 if position < count:
@@ -1401,7 +1426,7 @@ class Registry:
 # which arguments, and for replies that say so (Reply.live) the text around
 # their values. A kept reply depends on nothing but what live() reads.
 
-SEEN_ENTRIES = 10000  # requests that came once, per child
+SEEN_ENTRIES = 8192  # requests that came once, per child
 KEPT_ENTRIES = 1000  # requests that are remembered, per child
 KEPT_REQUEST = 4096  # bytes; a longer request is read anew each time
 KEPT_BYTES = 8 << 20  # of remembered requests and replies, per child
@@ -1465,7 +1490,9 @@ class Shape:
         meets it again where it is logged and answered."""
         try:
             seen = self.look()
-            written = self.data if seen == self.seen else self.fill(seen)
+            if seen == self.seen:
+                return self.data
+            written = self.fill(seen)
         except Exception:
             return None
         return written if len(written) <= LIMIT else None
@@ -1479,7 +1506,7 @@ class Shape:
         if values != self.values:
             written = tuple(map(self.write_value, values)) if self.write_value else values
             self.data, self.values = encode(self.template % written), values
-        self.seen = seen
+        self.seen = seen if len(self.data) <= LIMIT else UNFILLED
         return self.data
 
 
@@ -1497,17 +1524,14 @@ class Kept:
         self.call, self.shape, self.now, self.facts = call, None, not_kept, None
 
 
-def facts_of(call: Call | list | None, reply: Reply) -> Any:
-    """What a Trace tells of a call and its reply: command, parameters, code, reason, and whether it tells no more of the
-    reply. Of a batch the list of its answers."""
-    if isinstance(call, list):
-        return call
+def facts_of(call: Call | None, reply: Reply) -> tuple:
+    """What a Trace tells of a call and its reply: command, parameters, code and reason."""
     name, values = "", None
     if call:
         name = call.command.name
         if call.command.input and not (reply.bare and reply.reason in (PARSE_ERROR.reason, COMMAND_FAILED.reason)):
             values = call.request.values
-    return name, values, reply.code, reply.reason, reply.bare
+    return name, values, reply.code, reply.reason
 
 
 class Answers:
@@ -1524,7 +1548,7 @@ class Answers:
         self.restricted, self.allowed, self.failed = frozenset(restricted), allowed, failed
         self.is_json = IS_JSON[dialect]
         self.lines = {first_line(name): command for name, command in self.commands.items() if dialect != "jsonrpc"}
-        self.seen: set[int] = set()  # hashes of requests that came once
+        self.seen = [0] * SEEN_ENTRIES  # hashes of requests that came, each at the place that it says itself
         self.kept: dict[Any, Kept] = {}  # by a text request's bytes, or those of JSON-RPC before and behind the id
         self.kept_bytes = 0
         self.shapes: dict[int, Shape] = {}  # of text replies, by the id of the reply, which they hold
@@ -1555,19 +1579,22 @@ class Answers:
         command = self.lines.get(line)
         if command is None:
             return self.refuse(NOT_AVAILABLE)
-        key = data if command.input else line  # without input all requests with this line are alike
-        kept = None if command.input else self.kept.get(line)
-        if kept:
-            return self.answer_again(kept, caller)
-        request = Request(command.name)
+        if not command.input:  # all requests with this line are alike
+            kept = self.kept.get(line)
+            if kept:
+                return self.answer_again(kept, caller)
+            call = Call(command, Request(command.name), ())
+            return self.finish(call, caller, self.remember(line, len(line), call))
+        request = None
         try:
-            request = Request(command.name, *read_arguments(decode(data[len(line):]))) if command.input else request
-            call = Call(command, request, command.bind(request) if command.input else ())
+            values, names = read_arguments(data[len(line):])
+            request = new(Request, (command.name, values, names, "text", None, True))
+            call = new(Call, (command, request, command.bind(request)))
         except ParseError:
-            return self.refuse(PARSE_ERROR, Call(command, request, None))
+            return self.refuse(PARSE_ERROR, Call(command, Request(command.name), None))
         except Error as error:
             return self.refuse(Reply(error.code, error.reason), Call(command, request, None))
-        return self.finish(call, caller, self.remember(key, len(key), call))
+        return self.finish(call, caller, self.remember(data, len(data), call))
 
     def answer_json(self, data: bytes, caller: Any) -> tuple[bytes, Any, Reply]:
         """Answer a JSON-RPC datagram: a request, or a batch of them."""
@@ -1635,13 +1662,10 @@ class Answers:
     def remember(self, key: Any, size: int, call: Call) -> Kept | None:
         """Keep what a request of `size` bytes taught, from its second time on. When there is no room all is forgotten;
         pollers teach it again."""
-        if size > KEPT_REQUEST:
-            return None
         mark = hash(key)
-        if mark not in self.seen:
-            if len(self.seen) >= SEEN_ENTRIES:
-                self.seen.clear()
-            self.seen.add(mark)
+        place = mark % SEEN_ENTRIES
+        if self.seen[place] != mark or size > KEPT_REQUEST:
+            self.seen[place] = mark
             return None
         if len(self.kept) >= KEPT_ENTRIES or self.kept_bytes > KEPT_BYTES:
             self.kept.clear()
@@ -1668,15 +1692,11 @@ class Answers:
         except BaseException:  # the seam: whatever a plug-in raises, a Timeout of gevent or an exit, costs one reply
             self.log.exception("command %s raised, or gave a reply that cannot be written", name)
             return self.refuse(COMMAND_FAILED, call)
-        if len(written) > self.limit(call.request):
+        if len(written) > (LIMIT if call.request.dialect == "text" else json_limit(call.request.id, self.pretty)):
             return self.refuse(reply_too_long(len(written)), call)
         if reply.bare:
             self.failed()
         return written, call, reply
-
-    def limit(self, request: Request) -> int:
-        """The most bytes a reply to this request may have."""
-        return LIMIT if request.dialect == "text" else json_limit(request.id, self.pretty)
 
     def write(self, reply: Reply, call: Call) -> str:
         """A reply in the dialect of its request, nothing for a notification; a `%` template if it is live."""
@@ -1689,7 +1709,7 @@ class Answers:
         shape = self.shape_of(reply, call)
         seen = shape.look()
         written = shape.data if seen == shape.seen else shape.fill(seen)
-        if kept and kept.shape is not shape:
+        if kept and kept.shape is not shape and not reply.bare:
             kept.shape, kept.now, kept.facts = shape, shape.now, facts_of(call, reply)
             self.kept_bytes += len(written)
         return written if call.request.dialect == "text" else encode(json_text(call.request.id)).join((written, shape.tail))
@@ -1722,12 +1742,14 @@ class Answers:
             return Reply(403, "Forbidden")
         try:
             reply = command.function(Context(command.module, request, caller), *values)
-            if not isinstance(reply, Reply) and hasattr(reply, "get"):
+            if isinstance(reply, Reply):
+                return reply
+            if hasattr(reply, "get"):
                 reply = reply.get()
-            if not isinstance(reply, Reply):
-                kind = "nothing" if reply is None else f"{type(reply).__name__}, which is no midatagram.Reply"
-                raise Failed(f"its handler returned {kind}")
-            return reply
+            if isinstance(reply, Reply):
+                return reply
+            kind = "nothing" if reply is None else f"{type(reply).__name__}, which is no midatagram.Reply"
+            raise Failed(f"its handler returned {kind}")
         except Error as error:
             return Reply(error.code, error.reason, result=error if error.data else None)
         except Failed as why:
@@ -2093,19 +2115,29 @@ class Counters:
 
 
 class Reader(Watched):
-    """The present sums of columns of one block; what is looked at is a copy of the block."""
+    """The present sums of columns of one block; what is looked at is a copy of the block.
 
-    def __init__(self, counters: Counters, columns: Iterable[int]):
+    settle: called before each look, where something is counted that is not in the block yet.
+    """
+
+    def __init__(self, counters: Counters, columns: Iterable[int], settle: Callable[[], None] | None = None):
         columns, stride = tuple(columns), ROWS * BLOCK
         self.slots, self.start = counters.slots, columns[0] // stride * stride
         places = [column % stride for column in columns]
         self.pick = operator.itemgetter(*places) if len(places) > 1 else lambda row: (row[places[0]],)
         self.copy, self.values = b"", ()  # of last time
+        self.settle = settle
         self.widen(counters.slots[0])
 
     def widen(self, rows: int) -> None:
         """Look at so many rows of the block."""
-        self.look = self.slots[self.start:self.start + rows * BLOCK].tobytes
+        self.block = self.slots[self.start:self.start + rows * BLOCK]
+        self.look = self.look_settled if self.settle else self.block.tobytes
+
+    def look_settled(self) -> bytes:
+        """A copy of the block with all that was counted."""
+        self.settle()
+        return self.block.tobytes()
 
     def sums(self, copy: bytes) -> tuple:
         """The sums in a copy of the block. When there are more rows by now, they are looked at as well, as from now on."""
@@ -2312,6 +2344,10 @@ def stderr_is_journal() -> bool:
     return (device, inode) == (str(status.st_dev), str(status.st_ino))
 
 
+TALLIED = ("requests", "bytes_received", "replies", "bytes_sent")  # what each request counts; kept in a list meanwhile
+NO_TALLY = (0,) * len(TALLIED)
+
+
 def read_all(functions: list[Callable[[], int]]) -> tuple:
     """What these functions give."""
     return tuple([function() for function in functions])
@@ -2328,6 +2364,7 @@ class Server:
         self.counters, self.processes, self.store, self.started_s = counters, processes, store, started_s
         self.row, self.attendant_pid = ATTENDANT, os.getpid()
         self.plans: dict[tuple, Reply] = {}
+        self.tally = [0] * len(TALLIED)
         for stat in setup.registry.stats[0]:
             if stat.read is None:
                 counters.column(stat.group, stat.name)
@@ -2343,6 +2380,14 @@ class Server:
         for module in self.registry.modules:
             module.row = self.counted
         self.core = next(module for module in self.registry.modules if module.name == "mi_datagram").columns
+        self.tallied = [self.core[name] for name in TALLIED]
+
+    def settle(self) -> None:
+        """Bring the tally into the counters: before they are read here, and before this process waits."""
+        counted = self.counted
+        for column, by in zip(self.tallied, self.tally):
+            counted[column] += by
+        self.tally[:] = NO_TALLY
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to one of the statistics of group mi_datagram."""
@@ -2355,9 +2400,10 @@ class Server:
     def values_of(self, stats: list[Stat]) -> Callable[[], tuple]:
         """A function that gives the present values of statistics, in their order."""
         place, counters = self.counters.column, self.counters
+        own = {column // (ROWS * BLOCK) for column in self.tallied}
         runs = itertools.groupby(stats, lambda stat: -1 if stat.read else counters.block(stat.group, stat.name))
-        parts = [Reader(counters, [place(stat.group, stat.name) for stat in run]) if block >= 0
-                 else functools.partial(read_all, [stat.read for stat in run]) for block, run in runs]
+        parts = [Reader(counters, [place(stat.group, stat.name) for stat in run], self.settle if block in own else None)
+                 if block >= 0 else functools.partial(read_all, [stat.read for stat in run]) for block, run in runs]
         return parts[0] if len(parts) == 1 else lambda: tuple(itertools.chain.from_iterable([part() for part in parts]))
 
     def statistics(self, names: tuple, once: bool = False) -> Reply:
@@ -2937,6 +2983,7 @@ def reset_all_statistics(ctx):
 
 def reset(ctx, stats: list[Stat]) -> Reply:
     """Make counters start again."""
+    ctx.server.settle()
     for stat in stats:
         if stat.kind == "incremental":
             ctx.server.counters.reset(ctx.server.counters.column(stat.group, stat.name))
@@ -3462,13 +3509,13 @@ class Tracer:
         self.name, self.module, self.destination = name, module, destination
         self.packets = getattr(destination, "packets_per_trace", 1)
         self.check = getattr(destination, "check", None)  # raises OSError when a connection is lost already
-        self.queue: list[tuple] = []  # in the order of Trace
-        self.batch: list[tuple] = []  # what is being written
+        self.queue: collections.deque[Traces] = collections.deque()
+        self.waiting = 0  # traces in it
+        self.batch: list[Traces] = []  # what is being written
         self.columns = {word: module.columns[f"{name}-{word}"] for word in TRACE_FIGURES}
-        self.taken = self.shown = 0  # traces taken from the queue; put into it, as the counters say
         self.connected = self.opened = self.complained = False
         self.opened_s, self.pause_s = 0.0, TRACE_BACKOFF_S[0]
-        self.waiting, self.log = False, log.getChild(module.name)
+        self.asleep, self.log = False, log.getChild(module.name)
         self.since_s: float | None = None  # since when the destination does something
         self.sender = gevent.spawn(self.run)
 
@@ -3476,36 +3523,39 @@ class Tracer:
         """Add to a counter."""
         self.module.row[self.columns[word]] += by
 
-    def show(self) -> None:
-        """Bring into the counters what was put into the queue: after each burst of requests."""
-        waiting = len(self.queue)
-        self.count("queued", (self.taken + waiting - self.shown) * self.packets)
-        self.shown = self.taken + waiting
-        self.module.row[self.columns["depth"]] = waiting * self.packets
+    def show_depth(self) -> None:
+        """Set the level of the queue."""
+        self.module.row[self.columns["depth"]] = self.waiting * self.packets
 
-    def put(self, trace: tuple) -> None:
-        """Queue a trace, or drop it when the queue is full."""
-        if len(self.queue) >= TRACE_QUEUE:
-            self.count("dropped", self.packets)
-        else:
-            self.queue.append(trace)
-            if self.waiting:
-                self.waiting = False
-                gevent.get_hub().loop.run_callback(self.sender.switch)
+    def put(self, traces: Traces) -> None:
+        """Queue traces, and drop those for which there is no room."""
+        answered = traces.answered[:TRACE_QUEUE - self.waiting]
+        self.count("queued", len(answered) * self.packets)
+        self.count("dropped", (len(traces.answered) - len(answered)) * self.packets)
+        if answered:
+            self.queue.append(traces._replace(answered=answered))
+            self.waiting += len(answered)
+        self.show_depth()
+        if self.asleep:
+            self.asleep = False
+            gevent.get_hub().loop.run_callback(self.sender.switch)
 
-    def take(self, most: int) -> list[tuple]:
-        """The traces that wait, the first ones."""
-        found, self.queue = self.queue[:most], self.queue[most:]
-        self.taken += len(found)
+    def take(self, most: int) -> list[Traces]:
+        """The traces that wait, the first ones: at least so many, if there are."""
+        found, size = [], 0
+        while self.queue and size < most:
+            found.append(self.queue.popleft())
+            size += len(found[-1].answered)
+        self.waiting -= size
         return found
 
     def run(self) -> None:
         """Write what is queued, for ever."""
         while True:
             if not self.queue:
-                self.waiting = True
+                self.asleep = True
                 gevent.get_hub().switch()
-            gevent.sleep(TRACE_PAUSE_S if len(self.queue) < TRACE_BATCH else 0)
+            gevent.sleep(TRACE_PAUSE_S if self.waiting < TRACE_BATCH else 0)
             if not ((self.connected or self.connect()) and self.write()):
                 gevent.sleep(self.pause_s * random.uniform(0.8, 1.2))
                 self.pause_s = min(self.pause_s * 2, TRACE_BACKOFF_S[1])
@@ -3555,9 +3605,9 @@ class Tracer:
 
     def settle(self, word: str) -> None:
         """Count the batch as sent or dropped."""
-        self.count(word, len(self.batch) * self.packets)
+        self.count(word, sum(len(traces.answered) for traces in self.batch) * self.packets)
         self.batch = []
-        self.show()
+        self.show_depth()
 
     def failed(self, what: str, error: BaseException) -> bool:
         """Close after a failure; logged only when it changes the state."""
@@ -3599,18 +3649,12 @@ class Tracing:
         self.tracers = [Tracer(name, *found) for name, found in setup.destinations.items()]
         self.silent = {name for name in setup.registry.commands if not setup.mi["trace_bwlist"].allows(name)}
 
-    def trace(self, requested_s: float, endpoint: Endpoint, client: Any, data: bytes, written: bytes, facts: Any) -> None:
-        """Trace a request and its reply, of which facts_of() told; unknown commands are traced whatever the list says."""
-        if type(facts) is list:
-            for written, *told in facts:
-                self.trace(requested_s, endpoint, client, data, written, facts_of(*told))
-            return
-        name, values, code, reason, bare = facts
-        if name not in self.silent:
-            trace = (requested_s, time.time(), endpoint.address_of(client), endpoint.address, data,
-                     name, values, code, reason, None if bare else written)
-            for tracer in self.tracers:
-                tracer.put(trace)
+    def put(self, noted: list[Traces]) -> None:
+        """Give traces to all destinations; those of unknown commands whatever the list says."""
+        for traces in noted:
+            if traces.command not in self.silent:
+                for tracer in self.tracers:
+                    tracer.put(traces)
 
 
 ###############################################################################
@@ -3649,15 +3693,19 @@ class Endpoint:
 
     def prepare(self, credentials: bool) -> None:
         """In a child: choose how to receive and send. Both are as a socket's recvfrom and sendto, but that a client
-        may be a pair of its address and what the kernel told with the datagram; address_of() gives the first."""
+        of a `paired` one is a pair of its address and what the kernel told with the datagram."""
         sock = self.socket
-        self.receive, self.send, self.address_of = sock.recvfrom, sock.sendto, lambda client: client
-        self.address = sock.getsockname()
-        if self.wildcard or (self.unix and credentials):
+        self.receive, self.send = sock.recvfrom, sock.sendto
+        self.address, self.paired = sock.getsockname(), self.wildcard or (self.unix and credentials)
+        if self.paired:
             if self.unix:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-            self.receive, self.address_of = self.receive_message, operator.itemgetter(0)
+            self.receive = self.receive_message
             self.send = self.send_from if self.wildcard else lambda data, client: sock.sendto(data, client[0])
+
+    def address_of(self, client: Any) -> Any:
+        """The address of a client."""
+        return client[0] if self.paired else client
 
     def receive_message(self, size: int, flags: int) -> tuple:
         """One datagram, and (its sender, ancillary data); there is no room for descriptors that a client may send."""
@@ -4081,7 +4129,8 @@ class Child:
             self.access.restricted, self.access.allows, functools.partial(server.count, "errors"))
         self.hosts: dict[str, bool] = {}
         self.last_request = self.request_limit(own["max_requests"])
-        self.note: Callable | None = None  # what is to be done with each request and its answer besides
+        self.noted: list[Traces] = []  # until settle()
+        self.noting = self.debugging = False  # whether requests are to be noted; and logged
 
     def request_limit(self, limit: int) -> float:
         """The count of requests at which this child asks to be replaced: the limit, give or take a tenth."""
@@ -4097,9 +4146,9 @@ class Child:
         loop = self.hub.loop
         stall_s = self.setup.own["stall_timeout"] / 1000
         interval_s = max(0.01, min(0.5, self.timeout_s / 10, stall_s / 5, self.outbox.timeout_s / 5 or 1))
-        watched = [loop.timer(interval_s, interval_s), loop.io(alive, 1), loop.signal(signal.SIGTERM),
-                   loop.signal(signal.SIGQUIT), loop.signal(signal.SIGUSR1)]
-        handlers = [self.sweep, self.orphaned, self.stopping.set, self.quit, self.reopen]
+        watched = [loop.timer(interval_s, interval_s), loop.prepare(priority=loop.MINPRI), loop.io(alive, 1),
+                   loop.signal(signal.SIGTERM), loop.signal(signal.SIGQUIT), loop.signal(signal.SIGUSR1)]
+        handlers = [self.sweep, self.settle, self.orphaned, self.stopping.set, self.quit, self.reopen]
         for watcher, handler in zip(watched, handlers):
             watcher.start(handler)
         for endpoint in self.endpoints:
@@ -4137,17 +4186,13 @@ class Child:
 
     def work(self, worker: Worker, drain: Callable) -> None:
         """The life of a worker."""
-        idle, park, counted, requests = self.idle, self.hub.switch, self.server.counted, self.server.core["requests"]
+        idle, park = self.idle, self.hub.switch
         while True:
             try:
                 drain(worker)
             except BaseException:  # the last seam: a mistake of ours costs one reply, not the child
                 log.exception("a request was lost")
             worker.data = None
-            for tracer in self.tracing.tracers:
-                tracer.show()
-            if counted[requests] >= self.last_request:
-                self.retire()
             if not idle and len(self.workers) == self.size and not self.stopping.is_set():
                 self.watch()
             idle.append(worker)
@@ -4156,18 +4201,20 @@ class Child:
     def drain_of(self, endpoint: Endpoint) -> Callable[[Worker], None]:
         """The function that takes datagrams from one socket and answers them, until there are none."""
         receive, outbox, answers = endpoint.receive, self.outbox, self.answers
-        remembered, shortcuts, counted = answers.kept, outbox.shortcuts[endpoint], self.server.counted
-        requests, replies, received, sent = [
-            self.server.core[name] for name in ("requests", "replies", "bytes_received", "bytes_sent")]
-        now, size, flags = time.monotonic, LIMIT + 1, socket.MSG_TRUNC  # so a cut datagram comes with its full length
+        remembered, shortcuts = answers.kept, outbox.shortcuts[endpoint]
+        tally, settle = self.server.tally, self.server.settle
+        requests, received, replies, sent = range(len(TALLIED))
+        now, clock, paired = time.monotonic, time.time, endpoint.paired
+        size, flags = LIMIT + 1, socket.MSG_TRUNC  # so a cut datagram comes with its full length
         screened, restricted = self.access.networks is not None and not endpoint.unix, self.access.restricted
 
         def drain(worker: Worker) -> None:
             started_s = now()
             if started_s >= outbox.moment_s:
                 outbox.look_again(started_s)
-            note, last, kept = self.note, None, None
-            for _ in range(BURST):
+            noting = self.noting
+            last, kept, told, alike = None, None, None, None  # the last request, what is remembered of it, its reply and traces
+            for place in range(BURST):
                 try:
                     data, client = receive(size, flags)
                 except BlockingIOError:
@@ -4177,20 +4224,25 @@ class Child:
                     continue
                 if (screened or not data) and not self.admits(endpoint, client, data):
                     continue
-                counted[requests] += 1
-                counted[received] += len(data)
-                answer, requested_s = None, time.time() if note else 0
+                tally[requests] += 1
+                tally[received] += len(data)
+                if not place:  # who asks alone finds itself counted when the reply comes
+                    settle()
+                answer, requested_s = None, clock() if noting else 0
                 if data == last:  # pollers ask the same, and to compare is quicker than to hash
                     data = last
                 else:
-                    last, kept = data, remembered.get(data)
+                    last, kept, told = data, remembered.get(data), None
                 reply = kept.now() if kept is not None else None
                 if reply is None:
                     worker.data, last, kept = data, None, None
                     answer = answers.answer(data, (endpoint, client) if restricted else None)
                     reply, data = answer[0], data[:LIMIT]  # what is behind that in a cut datagram, nobody sent
-                if note:
-                    note(requested_s, endpoint, client, data, reply, kept.facts if kept is not None else facts_of(*answer[1:]))
+                if noting:
+                    if reply is told:  # remembered: asked and replied to in the same moment
+                        alike.append((requested_s, requested_s, client[0] if paired else client))
+                    else:
+                        told, alike = self.note(requested_s, endpoint, client, data, reply, kept, answer)
                 send = shortcuts.get(client)
                 if send is None or not reply:
                     outbox.post(endpoint, reply, client)
@@ -4200,8 +4252,8 @@ class Child:
                     except OSError:  # it is behind, or it is gone
                         outbox.post(endpoint, reply, client)
                     else:
-                        counted[replies] += 1
-                        counted[sent] += len(reply)
+                        tally[replies] += 1
+                        tally[sent] += len(reply)
                 if answer and now() > started_s + BURST_S:
                     return
 
@@ -4215,10 +4267,21 @@ class Child:
             self.server.count("empty")
         return False
 
-    def log_request(self, requested_s: float, endpoint: Endpoint, client: Any, data: bytes, reply: bytes, facts) -> None:
-        """Log a request and its answer for debugging, and trace them."""
-        log.debug("%a from %s: %a", data, shown_address(endpoint.address_of(client)), reply)
-        self.tracing.trace(requested_s, endpoint, client, data, reply, facts)
+    def note(self, requested_s: float, endpoint: Endpoint, client: Any, data: bytes, reply: bytes, kept: Kept | None,
+             answer: tuple | None) -> tuple:
+        """Note the traces of a request and its reply, remembered or answered, and log both for debugging.
+
+        Gives the reply, and the list that takes (requested_s, replied_s, client) of those who ask and get the same behind it.
+        """
+        if self.debugging:
+            log.debug("%a from %s: %a", data, shown_address(endpoint.address_of(client)), reply)
+        answered = [(requested_s, time.time(), endpoint.address_of(client))]
+        if answer is None:
+            self.noted.append(Traces(endpoint.address, data, *kept.facts, reply, answered))
+            return None if self.debugging else reply, answered
+        for written, call, reply in answer[1] if isinstance(answer[1], list) else [answer]:
+            self.noted.append(Traces(endpoint.address, data, *facts_of(call, reply), None if reply.bare else written, answered))
+        return None, None
 
     def screen(self, host: str) -> bool:
         """Whether allow_from lets a host in; those that it does not are counted, and named once."""
@@ -4237,8 +4300,8 @@ class Child:
         """Runs in the hub, some times a second: beat, end what takes too long, give up what cannot be delivered."""
         now_s = time.monotonic()
         self.server.processes.set(self.row, beat_ms=int(now_s * 1000))
-        debug = self.server.processes.log_level(self.row) >= 4
-        self.note = self.log_request if debug else self.tracing.trace if self.tracing.tracers else None
+        self.debugging = self.server.processes.log_level(self.row) >= 4
+        self.noting = self.debugging or bool(self.tracing.tracers)
         self.outbox.sweep(now_s)
         for tracer in self.tracing.tracers:
             tracer.sweep(now_s)
@@ -4249,6 +4312,15 @@ class Child:
                 self.server.count("interrupted")
                 worker.seen = None
                 worker.greenlet.throw(Interrupted())
+
+    def settle(self) -> None:
+        """Runs in the hub, each time before it waits: bring into the counters what was done since."""
+        self.server.settle()
+        if self.noted:
+            noted, self.noted[:] = self.noted[:], ()
+            self.tracing.put(noted)
+        if self.server.counted[self.server.core["requests"]] >= self.last_request:
+            self.retire()
 
     def retire(self) -> None:
         """max_requests is reached: ask for a successor, and serve on until it is there."""
@@ -4295,6 +4367,7 @@ class Child:
         deadline_s = time.monotonic() + self.limit_s
         while time.monotonic() < deadline_s and (len(self.idle) < len(self.workers) or self.outbox.waiting):
             gevent.sleep(0.005)
+        self.settle()
         for tracer in self.tracing.tracers:
             tracer.drain(max(0.0, min(1.0, deadline_s - time.monotonic())))
         for module in self.server.registry.modules:
@@ -4303,6 +4376,7 @@ class Child:
                     module.hooks["destroy"](Context(module))
                 except Exception:  # a plug-in's seam
                     log.getChild(module.name).exception("destroy raised")
+        self.server.settle()
         self.server.store.close()
 
 

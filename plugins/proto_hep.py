@@ -22,7 +22,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from json.encoder import encode_basestring
 from typing import NamedTuple
 
@@ -299,23 +299,28 @@ class Encoder:
 
     def packets(self, trace: mi.Trace, correlation_id: bytes) -> list[bytes]:
         """The packets of one trace: its request and its reply, each of at most LIMIT bytes."""
-        return split(*self.encode([trace], [correlation_id]))
+        requested_s, replied_s, client, *common = trace
+        return split(*self.encode([mi.Traces(*common, [(requested_s, replied_s, client)])], itertools.repeat(correlation_id)))
 
-    def encode(self, traces: Iterable[mi.Trace], correlation_ids: Iterable[bytes]) -> list[bytes]:
+    def encode(self, batch: Iterable[mi.Traces], correlation_ids: Iterator[bytes]) -> list[bytes]:
         """The packets of traces, both packets of each one behind the other."""
-        found, known, last = [], self.frames, None
-        for trace, correlation_id in zip(traces, correlation_ids):
-            requested_s, replied_s, client, server, request, command, values, code, reason, reply = trace
-            ends = (client, server) if type(client) is tuple else NOWHERE
-            told = ends, request, command, values, code, reason, reply
-            if told != last:
-                last = told
-                asked_for = (command, values) if command and request[:1] != b":" else request  # JSON-RPC has another id each time
-                key = ends, asked_for, code, reason, reply and reply[:REPLY]
-                pack, asked, asking, answered, telling = known.get(key) or self.learn(key, *told)
-            asked_us, answered_us = int(requested_s * 1e6 + 0.5), int(replied_s * 1e6 + 0.5)
-            found.append(pack(asked, asked_us // SECOND_US, MICROS, asked_us % SECOND_US, asking, correlation_id,
-                              answered, answered_us // SECOND_US, MICROS, answered_us % SECOND_US, telling, correlation_id))
+        found = []
+        for server, request, command, values, code, reason, reply, answered in batch:
+            asked_for = (command, values) if command and request[:1] != b":" else request  # JSON-RPC has another id each time
+            about, met = (asked_for, code, reason, reply and reply[:REPLY]), None
+            for (requested_s, replied_s, client), correlation_id in zip(answered, correlation_ids):
+                ends = (client, server) if type(client) is tuple else NOWHERE
+                if ends != met:
+                    met, key = ends, (ends, about)
+                    pack, asked, asking, told, telling = self.frames.get(key) or self.learn(
+                        key, ends, request, command, values, code, reason, reply)
+                asked_us = int(requested_s * 1e6 + 0.5)
+                told_s, told_us = asked_s, asked_us = asked_us // SECOND_US, asked_us % SECOND_US
+                if replied_s != requested_s:
+                    told_us = int(replied_s * 1e6 + 0.5)
+                    told_s, told_us = told_us // SECOND_US, told_us % SECOND_US
+                found.append(pack(asked, asked_s, MICROS, asked_us, asking, correlation_id,
+                                  told, told_s, MICROS, told_us, telling, correlation_id))
         return found
 
     def learn(self, key: tuple, ends: tuple, request: bytes, command: str, values, code: int, reason: str, reply) -> Frame:

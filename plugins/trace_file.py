@@ -27,9 +27,9 @@ def absolute_path(value) -> str:
 PARAMS = [mi.Param("path", None, absolute_path, "the file that traces are appended to")]
 
 
-def line(trace: tuple) -> str:
+def line(trace: mi.Trace) -> str:
     """A trace as one line of JSON, in ASCII."""
-    fields = mi.Trace(*trace)._asdict().items()
+    fields = trace._asdict().items()
     return json.dumps({name: mi.decode(value) if isinstance(value, bytes) else value for name, value in fields}) + "\n"
 
 
@@ -44,9 +44,9 @@ class TraceFile:
         """Open or create the file; OSError when that is not possible."""
         self.file = os.open(self.path, FLAGS, 0o640)
 
-    def write(self, traces: list) -> None:
+    def write(self, batch: list) -> None:
         """Append a batch with one write, so that lines of several children do not mix; OSError where it fails."""
-        data = (b"\n" if self.torn else b"") + "".join(map(line, traces)).encode("ascii")
+        data = (b"\n" if self.torn else b"") + "".join(line(trace) for traces in batch for trace in traces.each()).encode("ascii")
         self.torn = True
         while data:
             data = data[os.write(self.file, data) :]

@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import signal
 import socket
 import stat
 import subprocess
@@ -99,6 +100,25 @@ def test_what_a_child_counts_is_never_seen_half_written(start):
         busy.kill()
         busy.wait()
     assert seen[0] > polls + 100, "the other client asked as well"
+
+
+def test_each_request_of_a_burst_finds_all_before_it_counted(start):
+    server = start(place=f"udp:127.0.0.1:{free_port()}")
+    poll, [child] = b":get_statistics:\nrequests\nbytes_received\n", server.children()
+    with server.client() as client:
+        for _ in range(3):
+            last = client.ask(poll)  # is remembered by now
+        os.kill(child, signal.SIGSTOP)
+        for number in range(40):
+            client.send(b":uptime:\n" if number % 4 == 3 else poll)
+        os.kill(child, signal.SIGCONT)
+        replies = [client.receive() for _ in range(40)]
+    requests, received = (int(line.rpartition(b" ")[2]) for line in last.splitlines()[1:3])
+    for number, reply in enumerate(replies):
+        requests, received = requests + 1, received + (len(b":uptime:\n") if number % 4 == 3 else len(poll))
+        if number % 4 != 3:
+            assert reply == b"200 OK\nmi_datagram:requests:: %d\nmi_datagram:bytes_received:: %d\n\n" % (requests, received)
+    assert server.statistic("replies") == requests
 
 
 def test_counters_are_reset_and_go_on(start):

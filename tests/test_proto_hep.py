@@ -21,7 +21,7 @@ from conftest import ROOT, free_port, needs, run
 from hep_walk import members, split, walk
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from traces import TRACE, TRACES, FakeContext
+from traces import TRACE, TRACES, FakeContext, alike
 
 import midatagram as mi
 
@@ -59,7 +59,7 @@ def trace_of(row):
     """The Trace of a recorded exchange, as the rules of the text dialect give it."""
     line = mi.read_first_line(row["request"])
     command, bare = next((name for name in COMMANDS if mi.first_line(name) == line), ""), row["reply"] in BARE
-    body = mi.decode(row["request"][len(line):])
+    body = row["request"][len(line):]
     shown = command and not bare and command not in NO_INPUT
     values = mi.read_arguments(body)[0] if shown else None
     code, reason = re.match(r"(\d+) (.*)\n", mi.decode(row["reply"])).groups()
@@ -441,7 +441,7 @@ def test_udp_sends_one_datagram_a_packet():
         collector.bind(("127.0.0.1", 0))
         collector.settimeout(5)
         with opened(transport("udp", collector.getsockname()[1])) as destination:
-            destination.write([TRACE, TRACE])
+            destination.write([alike(TRACE, 2)])
         found = [walk(collector.recv(65536)) for _ in range(4)]
     assert [packet.payload[:5] for packet in found] == [b"which", b"200:O"] * 2
     assert found[0].correlation_id == found[1].correlation_id != found[2].correlation_id == found[3].correlation_id
@@ -450,7 +450,7 @@ def test_udp_sends_one_datagram_a_packet():
 def test_udp_goes_on_when_nobody_listens(caplog):
     with opened(transport("udp", free_port())) as destination:
         for _ in range(3):
-            destination.write([TRACE])
+            destination.write([alike(TRACE)])
         assert 3 <= destination.ctx.counted["udp_refusals"] <= 6
     assert len(caplog.records) == 1 and "refuses datagrams" in caplog.text
 
@@ -462,7 +462,7 @@ def test_udp_loses_no_packet_to_the_refusal_of_an_earlier_one():
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as collector:
             collector.bind(("127.0.0.1", port))
             collector.settimeout(5)
-            destination.write([TRACE])
+            destination.write([alike(TRACE)])
             assert [walk(collector.recv(65536)).payload[:5] for _ in range(2)] == [b"which", b"200:O"]
 
 
@@ -470,8 +470,8 @@ def test_udp_looks_the_name_up_again_when_refusals_last():
     with opened(transport("udp", free_port())) as destination:
         first = destination.socket
         destination.opened_s -= proto_hep.REFUSED_S + 1
-        destination.write([TRACE])
-        destination.write([TRACE])
+        destination.write([alike(TRACE)])
+        destination.write([alike(TRACE)])
         assert destination.socket is not first
 
 
@@ -515,7 +515,7 @@ def test_tcp_writes_a_batch_at_once(listener, monkeypatch):
             destination.socket = types.SimpleNamespace(
                 settimeout=plain.settimeout, recv=plain.recv, close=plain.close,
                 sendall=lambda data: (sizes.append(len(data)), plain.sendall(data)))
-            destination.write([TRACE] * 100)
+            destination.write([alike(TRACE)] * 100)
             packets, rest = split(read_all(connection, sum(sizes)))
     assert len(sizes) == 1 and len(packets) == 200 and rest == b""
     assert all(map(walk, packets))
@@ -532,7 +532,7 @@ def test_tcp_notices_that_the_collector_closed_before_it_writes(listener):
     with opened(transport("tcp", listener.getsockname()[1])) as destination:
         connection, _ = listener.accept()
         connection.sendall(b"not a word of HEP")
-        destination.write([TRACE])
+        destination.write([alike(TRACE)])
         read_all(connection, 2)
         destination.check()
         connection.close()
@@ -549,7 +549,7 @@ def test_tcp_collector_that_spoke_sees_an_end_and_no_reset(listener):
         with connection:
             connection.sendall(b"not a word of HEP")
             assert select.select([destination.socket], [], [], 5)[0]
-            destination.write([TRACE])
+            destination.write([alike(TRACE)])
             destination.close()
             packets, rest = split(b"".join(iter(lambda: connection.recv(1 << 16), b"")))
     assert len(packets) == 2 and rest == b""
@@ -561,7 +561,7 @@ def test_tcp_collector_that_talks_back_is_read(listener):
         with connection:
             size = 200 * sum(map(len, destination.encoder.packets(TRACE, b"x" * proto_hep.ID_SIZE)))
             for _ in range((16 << 20) // size):  # more than all buffers between them hold
-                destination.write([TRACE] * 200)
+                destination.write([alike(TRACE)] * 200)
                 destination.check()
                 connection.sendall(read_all(connection, size))
             destination.close()
@@ -646,8 +646,8 @@ class TlsCollector:
 def test_tls_brings_whole_packets(certificates):
     collector = TlsCollector(certificates)
     with opened(transport("tls", collector.port, "localhost", hep_tls_ca_file=certificates / "ca.pem")) as destination:
-        destination.write([TRACE])
-        destination.write([TRACE] * 3)
+        destination.write([alike(TRACE)])
+        destination.write([alike(TRACE)] * 3)
     packets, rest = split(collector.received())
     assert len(packets) == 8 and rest == b"" and all(map(walk, packets))
     assert collector.version in ("TLSv1.2", "TLSv1.3")
@@ -681,7 +681,7 @@ def test_tls_server_name_stands_for_the_host(certificates):
     collector = TlsCollector(certificates)
     with opened(transport("tls", collector.port, "127.0.0.1", hep_tls_ca_file=certificates / "ca.pem",
                           hep_tls_server_name="collector.example.net")) as destination:
-        destination.write([TRACE])
+        destination.write([alike(TRACE)])
     assert len(split(collector.received())[0]) == 2
 
 
@@ -690,18 +690,18 @@ def test_tls_shows_our_certificate(certificates):
     collector = TlsCollector(certificates, asks_for_certificate=True)
     with opened(transport("tls", collector.port, "localhost", hep_tls_ca_file=certificates / "ca.pem",
                           **ours)) as destination:
-        destination.write([TRACE])
+        destination.write([alike(TRACE)])
     assert len(split(collector.received())[0]) == 2
 
 
 def test_tls_notices_that_the_collector_closed(certificates):
     collector = TlsCollector(certificates)
     with opened(transport("tls", collector.port, "localhost", hep_tls_ca_file=certificates / "ca.pem")) as destination:
-        destination.write([TRACE])  # reads the session tickets, which say nothing about the end
+        destination.write([alike(TRACE)])  # reads the session tickets, which say nothing about the end
         destination.socket.shutdown(socket.SHUT_WR)
         collector.received()
         with pytest.raises(OSError):
-            destination.write([TRACE])
+            destination.write([alike(TRACE)])
 
 
 def test_tls_tells_why_the_collector_closed(certificates):

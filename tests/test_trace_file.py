@@ -7,9 +7,9 @@ import signal
 import sys
 
 import pytest
-from conftest import PLUGINS, ROOT, wait_for
+from conftest import PLUGINS, ROOT, free_port, wait_for
 from hypothesis import given, settings
-from traces import TRACE, TRACES, FakeContext
+from traces import TRACE, TRACES, FakeContext, alike
 
 import midatagram as mi
 
@@ -43,12 +43,12 @@ def test_it_appends_and_is_opened_again(tmp_path):
     assert not path.exists()
     one.open()
     other.open()
-    one.write([TRACE, TRACE])
-    other.write([TRACE])
+    one.write([alike(TRACE, 2)])
+    other.write([alike(TRACE)])
     path.rename(moved)
-    one.write([TRACE])
+    one.write([alike(TRACE)])
     one.reopen()
-    one.write([TRACE])
+    one.write([alike(TRACE)])
     assert (len(lines_of(moved)), len(lines_of(path))) == (4, 1)
     one.close()
     one.close()
@@ -63,7 +63,7 @@ def test_it_stays_with_the_old_file_when_a_new_one_cannot_be_opened(tmp_path, ca
     file.open()
     folder.rename(tmp_path / "moved")
     file.reopen()
-    file.write([TRACE])
+    file.write([alike(TRACE)])
     file.close()
     assert "cannot be opened again" in caplog.text
     assert len(lines_of(tmp_path / "moved" / "trace.jsonl")) == 1
@@ -83,10 +83,10 @@ def test_a_line_after_a_torn_one_is_whole(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
         patch.setattr(os, "write", full_after_ten_bytes)
-        file.write([TRACE])
+        file.write([alike(TRACE)])
     file.close()
     file.open()
-    file.write([TRACE])
+    file.write([alike(TRACE)])
     file.close()
     torn, whole = path.read_text().splitlines()
     assert len(torn) == 10 and json.loads(whole)["command"] == "which"
@@ -178,3 +178,28 @@ def test_each_trace_of_remembered_requests_tells_of_its_own(start, tmp_path):
     for trace in traces:
         command, parameters = told[trace["request"].encode()]
         assert (trace["command"], trace["parameters"] or []) == (command, parameters)
+
+
+def test_traces_of_a_burst_keep_their_order_clients_and_times(start, tmp_path):
+    path = tmp_path / "traces"
+    server = start(f'loadmodule "trace_file.so"\nmodparam("trace_file", "path", "{path}")\n'
+                   'modparam("mi_datagram", "trace_destination", "trace_file")', place=f"udp:127.0.0.1:{free_port()}")
+    requests = (b":version:\n", b":version:\n", b":version:\n", b":get_statistics:\nreloads\n",
+                b":get_statistics:\n reloads\n", b":nosuch:\n")  # the fourth and the fifth get the same reply
+    clients, [child] = [server.client() for _ in range(4)], server.children()
+    for request in requests * 3:
+        server.ask(request)
+    wait_for(lambda: path.exists() and path.read_text().count("\n") == 19, what="what was asked before")
+    os.kill(child, signal.SIGSTOP)
+    sent = [(clients[number % 4], request) for number, request in enumerate(requests * 8)]
+    for client, request in sent:
+        client.send(request)
+    os.kill(child, signal.SIGCONT)
+    replies = [client.receive().decode() for client, _ in sent]
+    server.stop()
+    traces = [json.loads(line) for line in path.read_text().splitlines()][19:]
+    told = [(trace["client"][1], trace["request"].encode()) for trace in traces]
+    assert told == [(client.socket.getsockname()[1], request) for client, request in sent]
+    assert [trace["reply"] or f"{trace['code']} {trace['reason']}\n" for trace in traces] == replies
+    times = [time_s for trace in traces for time_s in (trace["requested_s"], trace["replied_s"])]
+    assert times == sorted(times) and len(set(times)) > len(sent)

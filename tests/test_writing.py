@@ -103,5 +103,5 @@ def test_every_short_request_reads_back():
             refused += 1
             continue
         written += 1
-        assert mi.read_arguments(mi.decode(body)) == ((value,), name and (name,))
+        assert mi.read_arguments(body) == ((value,), name and (name,))
     assert written > 500 and refused > 500

@@ -9,6 +9,13 @@ import midatagram as mi
 TRACE = mi.Trace(1795396991.589172, 1795396991.58928, ("127.0.0.1", 9363), ("127.0.0.1", 9362), b":which:\n", "which",
                  None, 200, "OK", b"200 OK\n\n")
 
+
+def alike(trace, times=1):
+    """A trace as destinations get it, that many times."""
+    requested_s, replied_s, client, *common = trace
+    return mi.Traces(*common, [(requested_s, replied_s, client)] * times)
+
+
 PORTS = st.integers(0, 65535)
 SIDES = st.one_of(
     st.tuples(*[st.tuples(st.ip_addresses(v=4).map(str), PORTS)] * 2),
