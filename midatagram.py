@@ -253,18 +253,39 @@ def read_arguments(data: bytes) -> tuple[tuple, tuple | None]:
     if len(words) == 1 and COLON not in data and QUOTE not in data:
         return (decode(words[0]),), None
     body = decode(data)
-    if '"' not in body and (":" not in body or "::" not in body):  # what follows, for plain values, as most are
+    if QUOTE in data:
+        pairs = quoted_pairs(body)
+    else:
         lines = body.split("\n")
         if " " in body or "\t" in body or "\v" in body or "\f" in body or "\r" in body:
             lines = [line.strip(INLINE_BLANKS) for line in lines]
-        return tuple(filter(None, lines)), None
+        lines = filter(None, lines)
+        if COLON not in data or "::" not in body:
+            return tuple(lines), None
+        pairs = [read_line(line) for line in lines]
+    names, values = zip(*pairs) if pairs else ((), ())
+    return values, names if any(names) else None
+
+
+def read_line(line: str) -> tuple:
+    """Read the argument of a line without quotes, nor blanks around it."""
+    name, colons, value = line.partition("::")
+    if not colons:
+        return None, line
+    name, value = name.rstrip(INLINE_BLANKS), value.lstrip(INLINE_BLANKS)
+    if not (name or value):
+        raise ParseError("neither name nor value")
+    return name or None, value or None
+
+
+def quoted_pairs(body: str) -> list[tuple]:
+    """Read arguments of which some have quotes."""
     pairs, at = [], skip(body, 0, BLANKS)
     while at < len(body):
         pair, at = read_argument(body, at)
         pairs.append(pair)
         at = skip(body, at, BLANKS)
-    names, values = zip(*pairs) if pairs else ((), ())
-    return values, names if any(names) else None
+    return pairs
 
 
 def skip(text: str, at: int, blanks: str) -> int:
@@ -283,18 +304,12 @@ def read_argument(body: str, at: int) -> tuple[tuple, int]:
     end = body.find("\n", at)
     line = body[at:] if end < 0 else body[at:end]
     head, colons, tail = line.partition("::")
-    name = head.rstrip(BLANKS) or None
-    value = tail.strip(BLANKS) if colons else name
-    if value.startswith('"') and colons and '"' not in head:
+    if colons and '"' not in head and tail.strip(BLANKS).startswith('"'):
         value, end_of_quote = read_quoted(body, skip(body, at + len(head) + 2, INLINE_BLANKS))
-        return (name, value), end_of_quote
+        return (head.rstrip(BLANKS) or None, value), end_of_quote
     if '"' in line:
         raise ParseError("a quote inside a plain value")
-    if not colons:
-        return (None, name), at + len(line)
-    if name is None and not value:
-        raise ParseError("neither name nor value")
-    return (name, value or None), at + len(line)
+    return read_line(line.rstrip(BLANKS)), at + len(line)
 
 
 def read_quoted(body: str, at: int) -> tuple[str, int]:
