@@ -134,7 +134,8 @@ class Node(NamedTuple):
 def leaves(values: Iterable, names: Iterable | None = None) -> list[tuple]:
     """A node of name and value for each value; names may be missing. As plain tuples, which are made five times as
     fast as a Node and may stand in its place everywhere."""
-    return [(name, value, (), ()) for name, value in zip(names or itertools.repeat(None), values)]
+    nothing = itertools.repeat(())
+    return list(zip(names or itertools.repeat(None), values, nothing, nothing))
 
 
 class Live:
@@ -4250,8 +4251,9 @@ class Child:
                     last, kept, told = data, remembered.get(data), None
                 reply = kept.now() if kept is not None else None
                 if reply is None:
-                    worker.data, last, kept = data, None, None
-                    answer = answers.answer(data, (endpoint, client) if restricted else None)
+                    worker.data, caller = data, (endpoint, client) if restricted else None
+                    answer = answers.finish(kept.call, caller, kept) if kept is not None else answers.answer(data, caller)
+                    last = kept = None
                     reply, data = answer[0], data[:LIMIT]  # what is behind that in a cut datagram, nobody sent
                 if noting:
                     if reply is told:  # remembered: asked and replied to in the same moment
