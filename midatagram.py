@@ -1093,7 +1093,9 @@ def every(seconds: float, where: str = "each"):
 def trace_destination(function):
     """Tag the function of a Context that gives {name: destination} for tracing, see section 13.
 
-    It opens nothing. A destination of None is declared but cannot be traced to, which the plug-in has told.
+    A destination has open(), write(list of Traces) and close(), which may block and raise OSError; reopen() for SIGUSR1,
+    check() before each write and packets_per_trace if it wants. The function opens nothing. A destination of None is
+    declared but cannot be traced to, which the plug-in has told.
     """
     function.mi_trace_destination = True
     return function
@@ -1442,7 +1444,7 @@ class Registry:
 # which arguments, and for replies that say so (Reply.live) the text around
 # their values. A kept reply depends on nothing but what live() reads.
 
-SEEN_ENTRIES = 8192  # requests that came once, per child
+SEEN_ENTRIES = 10000  # requests that came once, per child
 KEPT_ENTRIES = 1000  # requests that are remembered, per child
 KEPT_REQUEST = 4096  # bytes; a longer request is read anew each time
 KEPT_BYTES = 8 << 20  # of remembered requests and replies, per child
@@ -1531,13 +1533,13 @@ def not_kept() -> None:
 
 
 class Kept:
-    """What is remembered of a request: the call, and if its reply says so the shape of that, whose now() it has, and what
-    traces tell of both."""
+    """What is remembered of a request: the call, and if its reply says so the shape of that, whose now() it has, whether
+    that takes no time, since no function of a plug-in is called, and what traces tell of call and reply."""
 
-    __slots__ = ("call", "shape", "now", "facts")
+    __slots__ = ("call", "shape", "now", "at_once", "facts")
 
     def __init__(self, call: Call):
-        self.call, self.shape, self.now, self.facts = call, None, not_kept, None
+        self.call, self.shape, self.now, self.at_once, self.facts = call, None, not_kept, False, None
 
 
 def facts_of(call: Call | None, reply: Reply) -> tuple:
@@ -1564,7 +1566,7 @@ class Answers:
         self.restricted, self.allowed, self.failed = frozenset(restricted), allowed, failed
         self.is_json = IS_JSON[dialect]
         self.lines = {first_line(name): command for name, command in self.commands.items() if dialect != "jsonrpc"}
-        self.seen = [0] * SEEN_ENTRIES  # hashes of requests that came, each at the place that it says itself
+        self.seen: set[int] = set()  # hashes of requests that came once
         self.kept: dict[Any, Kept] = {}  # by a text request's bytes, or those of JSON-RPC before and behind the id
         self.kept_bytes = 0
         self.shapes: dict[int, Shape] = {}  # of text replies, by the id of the reply, which they hold
@@ -1574,7 +1576,7 @@ class Answers:
 
         The call is None for what named no command, and the list of such triples for a batch.
         """
-        kept = self.kept.get(data)
+        kept = self.kept.get(data)  # a child has looked there itself
         if kept:
             return self.answer_again(kept, caller)
         if len(data) > LIMIT:  # of such a request only the first byte is looked at
@@ -1601,7 +1603,6 @@ class Answers:
                 return self.answer_again(kept, caller)
             call = Call(command, Request(command.name), ())
             return self.finish(call, caller, self.remember(line, len(line), call))
-        request = None
         try:
             values, names = read_arguments(data[len(line):])
             request = new(Request, (command.name, values, names, "text", None, True))
@@ -1678,10 +1679,13 @@ class Answers:
     def remember(self, key: Any, size: int, call: Call) -> Kept | None:
         """Keep what a request of `size` bytes taught, from its second time on. When there is no room all is forgotten;
         pollers teach it again."""
-        mark = hash(key)
-        place = mark % SEEN_ENTRIES
-        if self.seen[place] != mark or size > KEPT_REQUEST:
-            self.seen[place] = mark
+        if size > KEPT_REQUEST:
+            return None
+        mark, seen = hash(key), self.seen
+        if mark not in seen:
+            if len(seen) >= SEEN_ENTRIES:
+                seen.clear()
+            seen.add(mark)
             return None
         if len(self.kept) >= KEPT_ENTRIES or self.kept_bytes > KEPT_BYTES:
             self.kept.clear()
@@ -1725,8 +1729,9 @@ class Answers:
         shape = self.shape_of(reply, call)
         seen = shape.look()
         written = shape.data if seen == shape.seen else shape.fill(seen)
-        if kept and kept.shape is not shape and not reply.bare:
-            kept.shape, kept.now, kept.facts = shape, shape.now, facts_of(call, reply)
+        if kept and kept.shape is not shape:
+            kept.shape, kept.now, kept.at_once = shape, shape.now, isinstance(reply.live, Watched)
+            kept.facts = facts_of(call, reply)
             self.kept_bytes += len(written)
         return written if call.request.dialect == "text" else encode(json_text(call.request.id)).join((written, shape.tail))
 
@@ -2076,7 +2081,8 @@ class StartError(Exception):
 # Strategy: what processes share is of three kinds, each with one home.
 # Counters and the process table are anonymous shared memory made before the
 # first fork: each process writes only its own row, so nothing is locked and
-# nothing is lost; who reads, adds up. Values with names (cache, subscribers,
+# nothing is lost, but for what a process that is killed has counted since it
+# last waited; who reads, adds up. Values with names (cache, subscribers,
 # what plug-ins keep) are in one key-value store.
 
 ROWS = 512  # rows of counters: one a process, and as many again while a reload replaces children
@@ -3493,12 +3499,13 @@ def built_in_modules() -> list[Module]:
 # 13. Tracing #################################################################
 ###############################################################################
 # Strategy: what is traced is put into a bounded queue, which costs a reply
-# next to nothing; one greenlet per destination and child takes batches from
-# it. A destination (a plug-in's object) knows how to open, write and close;
-# all that can go wrong with it is handled here, and never reaches a reply.
+# next to nothing: requests of a burst that are alike go there as one. A
+# greenlet per destination and child takes batches from it. A destination (a
+# plug-in's object) knows how to open, write and close; all that can go wrong
+# with it is handled here, and never reaches a reply.
 
 TRACE_QUEUE = 1000  # traces that wait, per destination and child; further ones are dropped
-TRACE_BATCH = 200  # traces written at once
+TRACE_BATCH = 200  # traces written at once, or some more
 TRACE_PAUSE_S = 0.002  # how long a trace may wait for others to be written with it
 TRACE_TIMEOUT_S = 5.0  # for connecting, and for writing a batch
 TRACE_BACKOFF_S = (1.0, 30.0)  # first and longest pause after a failure; the pause doubles, give or take a fifth
@@ -3554,7 +3561,7 @@ class Tracer:
         self.show_depth()
         if self.asleep:
             self.asleep = False
-            gevent.get_hub().loop.run_callback(self.sender.switch)
+            gevent.get_hub().loop.run_callback_threadsafe(self.sender.switch)  # run_callback does not wake a loop about to wait
 
     def take(self, most: int) -> list[Traces]:
         """The traces that wait, the first ones: at least so many, if there are."""
@@ -3612,14 +3619,14 @@ class Tracer:
         if error is None:
             self.batch = self.take(TRACE_BATCH)
             error = self.attempt(self.destination.write, self.batch)
-        self.settle("sent" if error is None else "dropped")
+        self.account("sent" if error is None else "dropped")
         if error is not None:
             return self.failed("is lost", error)
         if time.monotonic() - self.opened_s > TRACE_STEADY_S:
             self.pause_s = TRACE_BACKOFF_S[0]
         return True
 
-    def settle(self, word: str) -> None:
+    def account(self, word: str) -> None:
         """Count the batch as sent or dropped."""
         self.count(word, sum(len(traces.answered) for traces in self.batch) * self.packets)
         self.batch = []
@@ -3647,9 +3654,9 @@ class Tracer:
             while (self.queue or self.batch) and not self.complained:
                 gevent.sleep(TRACE_PAUSE_S)
         self.sender.kill()
-        self.settle("dropped")
+        self.account("dropped")
         self.batch = self.take(TRACE_QUEUE)
-        self.settle("dropped")
+        self.account("dropped")
         self.close()
 
     def reopen(self) -> None:
@@ -4162,7 +4169,8 @@ class Child:
         loop = self.hub.loop
         stall_s = self.setup.own["stall_timeout"] / 1000
         interval_s = max(0.01, min(0.5, self.timeout_s / 10, stall_s / 5, self.outbox.timeout_s / 5 or 1))
-        watched = [loop.timer(interval_s, interval_s), loop.prepare(priority=loop.MINPRI), loop.io(alive, 1),
+        before_waiting = loop.prepare(priority=loop.MINPRI)  # and after what gevent does then
+        watched = [loop.timer(interval_s, interval_s), before_waiting, loop.io(alive, 1),
                    loop.signal(signal.SIGTERM), loop.signal(signal.SIGQUIT), loop.signal(signal.SIGUSR1)]
         handlers = [self.sweep, self.settle, self.orphaned, self.stopping.set, self.quit, self.reopen]
         for watcher, handler in zip(watched, handlers):
@@ -4229,7 +4237,7 @@ class Child:
             if started_s >= outbox.moment_s:
                 outbox.look_again(started_s)
             noting = self.noting
-            last, kept, told, alike = None, None, None, None  # the last request, what is remembered of it, its reply and traces
+            last = kept = told = alike = noted = None  # the last request, what is remembered of it, its reply and traces
             for place in range(BURST):
                 try:
                     data, client = receive(size, flags)
@@ -4242,7 +4250,7 @@ class Child:
                     continue
                 tally[requests] += 1
                 tally[received] += len(data)
-                if not place:  # who asks alone finds itself counted when the reply comes
+                if not place:  # who asks alone finds the request counted when the reply comes
                     settle()
                 answer, requested_s = None, clock() if noting else 0
                 if data == last:  # pollers ask the same, and to compare is quicker than to hash
@@ -4256,10 +4264,12 @@ class Child:
                     last = kept = None
                     reply, data = answer[0], data[:LIMIT]  # what is behind that in a cut datagram, nobody sent
                 if noting:
-                    if reply is told:  # remembered: asked and replied to in the same moment
-                        alike.append((requested_s, requested_s, client[0] if paired else client))
+                    if reply is told and noted is self.noted:
+                        replied_s = requested_s if kept.at_once else clock()
+                        alike.append((requested_s, replied_s, client[0] if paired else client))
                     else:
                         told, alike = self.note(requested_s, endpoint, client, data, reply, kept, answer)
+                        noted = self.noted
                 send = shortcuts.get(client)
                 if send is None or not reply:
                     outbox.post(endpoint, reply, client)
@@ -4294,7 +4304,8 @@ class Child:
             log.debug("%a from %s: %a", data, shown_address(endpoint.address_of(client)), reply)
         answered = [(requested_s, time.time(), endpoint.address_of(client))]
         if answer is None:
-            self.noted.append(Traces(endpoint.address, data, *kept.facts, reply, answered))
+            shown = None if kept.shape.reply.bare else reply
+            self.noted.append(Traces(endpoint.address, data, *kept.facts, shown, answered))
             return None if self.debugging else reply, answered
         for written, call, reply in answer[1] if isinstance(answer[1], list) else [answer]:
             self.noted.append(Traces(endpoint.address, data, *facts_of(call, reply), None if reply.bare else written, answered))
@@ -4334,7 +4345,7 @@ class Child:
         """Runs in the hub, each time before it waits: bring into the counters what was done since."""
         self.server.settle()
         if self.noted:
-            noted, self.noted[:] = self.noted[:], ()
+            noted, self.noted = self.noted, []
             self.tracing.put(noted)
         if self.server.counted[self.server.core["requests"]] >= self.last_request:
             self.retire()
@@ -5420,6 +5431,7 @@ def load_packages() -> None:
         import greenlet
     except ImportError as error:
         raise StartError(EXIT_CRASH, f"{error.name} is missing; {PACKAGES}") from None
+    gevent.config.loop = "libev-cext,libev-cffi"  # libuv cannot tell when it is about to wait
     gevent.monkey.patch_all()
     for name in ("loop", "resolver", "threadpool"):  # imported now: after -u a child may not read Python's files
         getattr(gevent.config, name)

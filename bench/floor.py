@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""floor -- what Python and gevent cost at least: receive, send a reply of a given size, nothing else, as echo.c does.
+"""floor -- what Python and gevent cost at least, without any server around.
 
-    floor.py SOCKET-PATH REPLY-BYTES
+    floor.py SOCKET-PATH REPLY-BYTES    receive, send a reply of that size, nothing else, as echo.c does
+    floor.py SOCKET-PATH NAME...        receive, look up the names in the request, send a line with a number for each
 """
 
+import contextlib
 import socket
 import sys
 
@@ -12,26 +14,49 @@ import gevent
 BURST = 64
 
 
-def serve(path, reply_bytes):
+def constant(receive, send, reply_bytes):
+    """A function that sends the same reply to all who ask."""
+    reply = b"x" * reply_bytes
+
+    def drain():
+        for _ in range(BURST):
+            _, client = receive(65536)
+            send(reply, client)
+
+    return drain
+
+
+def poll(receive, send, names):
+    """A function that reads each request and writes its reply: statistics by name, as get_statistics shows them."""
+    shown = {name: (f"bench_stats:{name}:: ", 12345) for name in names}
+
+    def drain():
+        for _ in range(BURST):
+            data, client = receive(65536)
+            found = map(shown.get, data.decode().split("\n"))
+            lines = "".join([f"{label}{value}\n" for label, value in filter(None, found)])
+            send(f"200 OK\n{lines}\n".encode(), client)
+
+    return drain
+
+
+def serve(path, arguments):
     """Answer every datagram until killed."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     sock.bind(path)
     sock.setblocking(False)
-    receive, send, reply = sock.recvfrom, sock.sendto, b"x" * reply_bytes
+    numeric = arguments[0].isdigit()
+    drain = (constant if numeric else poll)(sock.recvfrom, sock.sendto, int(arguments[0]) if numeric else arguments)
 
-    def drain():
-        try:
-            for _ in range(BURST):
-                _, client = receive(65536)
-                send(reply, client)
-        except BlockingIOError:
-            pass
+    def readable():
+        with contextlib.suppress(BlockingIOError):
+            drain()
 
     hub = gevent.get_hub()
     watcher = hub.loop.io(sock.fileno(), 1)
-    watcher.start(drain)
+    watcher.start(readable)
     hub.join()
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]))
+    serve(sys.argv[1], sys.argv[2:])

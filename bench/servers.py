@@ -297,13 +297,13 @@ class Lab:
         """The C program that answers with so many bytes."""
         return self.once(("echo", reply_bytes), lambda: self.start_echo(reply_bytes))
 
-    def floor(self, reply_bytes):
-        """The same in Python with gevent."""
-        return self.once(("floor", reply_bytes), lambda: self.start_echo(reply_bytes, self.python, str(HERE / "floor.py")))
+    def floor(self, *what):
+        """The same in Python with gevent; with names in place of a size, statistics of these names."""
+        return self.once(("floor", *what), lambda: self.start_echo(*what, program=[self.python, str(HERE / "floor.py")]))
 
-    def start_echo(self, reply_bytes, *program):
+    def start_echo(self, *what, program=None):
         path = self.path(f"echo.{self.started}")
-        process = self.start([*(program or [self.program("echo")]), path, str(reply_bytes)])
+        process = self.start([*(program or [self.program("echo")]), path, *map(str, what)])
         first_reply(process, path, b"x")
         self.bare.add(path)
         return Server(path, process, (process.pid,))

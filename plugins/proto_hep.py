@@ -193,7 +193,8 @@ PARAMETERS, REPLY = 127, 128  # bytes of the parameters and of the reply that Op
 IP_FAMILY, IP_PROTOCOL, SOURCE_PORT, TARGET_PORT, SECONDS, MICROSECONDS = 0x1, 0x2, 0x7, 0x8, 0x9, 0xA
 PROTOCOL_TYPE, CAPTURE_ID, AUTH_KEY, PAYLOAD, CORRELATION_ID, NODE_NAME = 0xB, 0xC, 0xE, 0xF, 0x11, 0x13
 TCP = 6  # what OpenSIPS says, whatever MI came over
-FAMILIES = {4: (2, 0x3, 0x4), 6: (10, 0x5, 0x6)}  # IP version -> value of IP_FAMILY, types of source and target
+FAMILIES = {  # IP version -> value of IP_FAMILY, which is Linux' own, types of source and target
+    4: (socket.AF_INET, 0x3, 0x4), 6: (socket.AF_INET6, 0x5, 0x6)}
 NOWHERE = (("127.0.0.1", 0), ("127.0.0.2", 0))  # client and server over UNIX sockets: OpenSIPS' "no address"
 KNOWN_PAIRS = 1000  # of addresses
 KNOWN_BYTES = 4 << 20  # of packets
@@ -387,6 +388,7 @@ class Transport:
     """What all transports have: a collector, an encoder and, once open, a socket."""
 
     packets_per_trace = 2
+    kind = socket.SOCK_STREAM
 
     def __init__(self, collector: Collector, encoder: Encoder, ctx: mi.Context):
         self.collector, self.encoder, self.ctx = collector, encoder, ctx
@@ -398,6 +400,30 @@ class Transport:
         self.ids = self.ids or correlation_ids(os.getpid(), int(time.time()))
         self.socket = self.connect()
 
+    def connect(self) -> socket.socket:
+        """A socket connected to the first address that can be reached."""
+        failure = None
+        for family, address in self.addresses():
+            sock = socket.socket(family, self.kind)
+            sock.settimeout(CONNECT_S)
+            try:
+                sock.connect(address)
+                sock.settimeout(None)
+                return sock
+            except OSError as error:
+                failure = error
+                sock.close()
+        raise failure
+
+    def addresses(self) -> list[tuple]:
+        """The (family, socket address) pairs of the collector. Only a name is looked up: that needs a thread, and in a process
+        that has had one all system calls are dearer, those for replies as well."""
+        host, port = self.place
+        with contextlib.suppress(ValueError):
+            if "%" not in host:
+                return [(FAMILIES[ipaddress.ip_address(host).version][0], (host, port))]
+        return [(family, address) for family, *_, address in socket.getaddrinfo(host, port, type=self.kind)]
+
     def close(self) -> None:
         """Close the socket, if there is one."""
         if self.socket:
@@ -408,20 +434,13 @@ class Transport:
 class Udp(Transport):
     """A collector over UDP: one packet a datagram, from a connected socket."""
 
+    kind = socket.SOCK_DGRAM
     refused_s = opened_s = float("-inf")
 
-    def connect(self) -> socket.socket:
-        """A socket connected to the first address to which there is a way."""
-        self.opened_s, failure = time.monotonic(), None
-        for family, kind, _, _, address in socket.getaddrinfo(*self.place, type=socket.SOCK_DGRAM):
-            sock = socket.socket(family, kind)
-            try:
-                sock.connect(address)
-                return sock
-            except OSError as error:
-                failure = error
-                sock.close()
-        raise failure
+    def open(self) -> None:
+        """As Transport, and note when."""
+        self.opened_s = time.monotonic()
+        super().open()
 
     def write(self, traces: list) -> None:
         """Send all packets; OSError when one cannot be sent."""
@@ -455,9 +474,8 @@ class Tcp(Transport):
     """A collector over TCP: packets one behind the other."""
 
     def connect(self) -> socket.socket:
-        """A socket connected to the first address that answers."""
-        sock = socket.create_connection(self.place, CONNECT_S)
-        sock.settimeout(None)
+        """As Transport, with keep-alive."""
+        sock = super().connect()
         for option in KEEPALIVE:
             sock.setsockopt(*option)
         return sock

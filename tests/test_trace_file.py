@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import time
 
 import pytest
 from conftest import PLUGINS, ROOT, free_port, wait_for
@@ -203,3 +204,56 @@ def test_traces_of_a_burst_keep_their_order_clients_and_times(start, tmp_path):
     assert [trace["reply"] or f"{trace['code']} {trace['reason']}\n" for trace in traces] == replies
     times = [time_s for trace in traces for time_s in (trace["requested_s"], trace["replied_s"])]
     assert times == sorted(times) and len(set(times)) > len(sent)
+
+
+def test_a_lone_request_is_traced_at_once(start, tmp_path):
+    path = tmp_path / "traces"
+    server = start(f'loadmodule "trace_file.so"\nmodparam("trace_file", "path", "{path}")\n'
+                   'modparam("mi_datagram", "trace_destination", "trace_file")')
+    delays = []
+    for number in range(1, 9):
+        server.ask(b":version:\n")
+        asked_s = time.monotonic()
+        wait_for(lambda number=number: path.exists() and path.read_text().count("\n") == number, what="the trace")
+        delays.append(time.monotonic() - asked_s)
+        time.sleep(0.02)  # the loop waits again
+    assert sorted(delays)[4] < 0.1, "the median, while the server looks around twice a second"
+
+
+SLOW_LIVE = '''
+"""slow_live -- a kept reply whose value, always the same, takes a while."""
+
+import time
+
+import midatagram as mi
+
+
+def read():
+    time.sleep(0.01)
+    return (7,)
+
+
+@mi.command
+def slow_live(ctx):
+    "Seven, after a hundredth of a second."
+    return mi.Reply(nodes=[mi.Node("seven", mi.LIVE)], live=read)
+'''
+
+
+def test_replies_whose_values_take_a_while_are_all_traced(start, tmp_path):
+    (tmp_path / "slow_live.py").write_text(SLOW_LIVE)
+    path = tmp_path / "traces"
+    server = start(f'loadmodule "slow_live.so"\nloadmodule "trace_file.so"\nmodparam("trace_file", "path", "{path}")\n'
+                   'modparam("mi_datagram", "trace_destination", "trace_file")\nmodparam("midatagram", "pool_size", 2)',
+                   "-p", str(tmp_path), place=f"udp:127.0.0.1:{free_port()}")
+    with server.client() as client:
+        for _ in range(3):
+            client.ask(b":slow_live:\n")
+        for _ in range(40):
+            client.send(b":slow_live:\n")
+        replies = {client.receive() for _ in range(40)}
+    assert replies == {b"200 OK\nseven:: 7\n\n"}
+    server.stop()
+    traces = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(traces) == 43
+    assert all(trace["replied_s"] - trace["requested_s"] > 0.009 for trace in traces)
