@@ -2081,8 +2081,7 @@ class StartError(Exception):
 # Strategy: what processes share is of three kinds, each with one home.
 # Counters and the process table are anonymous shared memory made before the
 # first fork: each process writes only its own row, so nothing is locked and
-# nothing is lost, but for what a process that is killed has counted since it
-# last waited; who reads, adds up. Values with names (cache, subscribers,
+# nothing is lost; who reads, adds up. Values with names (cache, subscribers,
 # what plug-ins keep) are in one key-value store.
 
 ROWS = 512  # rows of counters: one a process, and as many again while a reload replaces children
@@ -2137,29 +2136,19 @@ class Counters:
 
 
 class Reader(Watched):
-    """The present sums of columns of one block; what is looked at is a copy of the block.
+    """The present sums of columns of one block; what is looked at is a copy of the block."""
 
-    settle: called before each look, where something is counted that is not in the block yet.
-    """
-
-    def __init__(self, counters: Counters, columns: Iterable[int], settle: Callable[[], None] | None = None):
+    def __init__(self, counters: Counters, columns: Iterable[int]):
         columns, stride = tuple(columns), ROWS * BLOCK
         self.slots, self.start = counters.slots, columns[0] // stride * stride
         places = [column % stride for column in columns]
         self.pick = operator.itemgetter(*places) if len(places) > 1 else lambda row: (row[places[0]],)
         self.copy, self.values = b"", ()  # of last time
-        self.settle = settle
         self.widen(counters.slots[0])
 
     def widen(self, rows: int) -> None:
         """Look at so many rows of the block."""
-        self.block = self.slots[self.start:self.start + rows * BLOCK]
-        self.look = self.look_settled if self.settle else self.block.tobytes
-
-    def look_settled(self) -> bytes:
-        """A copy of the block with all that was counted."""
-        self.settle()
-        return self.block.tobytes()
+        self.look = self.slots[self.start:self.start + rows * BLOCK].tobytes
 
     def sums(self, copy: bytes) -> tuple:
         """The sums in a copy of the block. When there are more rows by now, they are looked at as well, as from now on."""
@@ -2366,10 +2355,6 @@ def stderr_is_journal() -> bool:
     return (device, inode) == (str(status.st_dev), str(status.st_ino))
 
 
-TALLIED = ("requests", "bytes_received", "replies", "bytes_sent")  # what each request counts; kept in a list meanwhile
-NO_TALLY = (0,) * len(TALLIED)
-
-
 def read_all(functions: list[Callable[[], int]]) -> tuple:
     """What these functions give."""
     return tuple([function() for function in functions])
@@ -2386,7 +2371,6 @@ class Server:
         self.counters, self.processes, self.store, self.started_s = counters, processes, store, started_s
         self.row, self.attendant_pid = ATTENDANT, os.getpid()
         self.plans: dict[tuple, Reply] = {}
-        self.tally = [0] * len(TALLIED)
         for stat in setup.registry.stats[0]:
             if stat.read is None:
                 counters.column(stat.group, stat.name)
@@ -2402,14 +2386,6 @@ class Server:
         for module in self.registry.modules:
             module.row = self.counted
         self.core = next(module for module in self.registry.modules if module.name == "mi_datagram").columns
-        self.tallied = [self.core[name] for name in TALLIED]
-
-    def settle(self) -> None:
-        """Bring the tally into the counters: before they are read here, and before this process waits."""
-        counted = self.counted
-        for column, by in zip(self.tallied, self.tally):
-            counted[column] += by
-        self.tally[:] = NO_TALLY
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to one of the statistics of group mi_datagram."""
@@ -2422,10 +2398,9 @@ class Server:
     def values_of(self, stats: list[Stat]) -> Callable[[], tuple]:
         """A function that gives the present values of statistics, in their order."""
         place, counters = self.counters.column, self.counters
-        own = {column // (ROWS * BLOCK) for column in self.tallied}
         runs = itertools.groupby(stats, lambda stat: -1 if stat.read else counters.block(stat.group, stat.name))
-        parts = [Reader(counters, [place(stat.group, stat.name) for stat in run], self.settle if block in own else None)
-                 if block >= 0 else functools.partial(read_all, [stat.read for stat in run]) for block, run in runs]
+        parts = [Reader(counters, [place(stat.group, stat.name) for stat in run]) if block >= 0
+                 else functools.partial(read_all, [stat.read for stat in run]) for block, run in runs]
         return parts[0] if len(parts) == 1 else lambda: tuple(itertools.chain.from_iterable([part() for part in parts]))
 
     def statistics(self, names: tuple, once: bool = False) -> Reply:
@@ -3005,7 +2980,6 @@ def reset_all_statistics(ctx):
 
 def reset(ctx, stats: list[Stat]) -> Reply:
     """Make counters start again."""
-    ctx.server.settle()
     for stat in stats:
         if stat.kind == "incremental":
             ctx.server.counters.reset(ctx.server.counters.column(stat.group, stat.name))
@@ -3561,7 +3535,7 @@ class Tracer:
         self.show_depth()
         if self.asleep:
             self.asleep = False
-            gevent.get_hub().loop.run_callback_threadsafe(self.sender.switch)  # run_callback does not wake a loop about to wait
+            gevent.get_hub().loop.run_callback(self.sender.switch)
 
     def take(self, most: int) -> list[Traces]:
         """The traces that wait, the first ones: at least so many, if there are."""
@@ -4169,10 +4143,9 @@ class Child:
         loop = self.hub.loop
         stall_s = self.setup.own["stall_timeout"] / 1000
         interval_s = max(0.01, min(0.5, self.timeout_s / 10, stall_s / 5, self.outbox.timeout_s / 5 or 1))
-        before_waiting = loop.prepare(priority=loop.MINPRI)  # and after what gevent does then
-        watched = [loop.timer(interval_s, interval_s), before_waiting, loop.io(alive, 1),
-                   loop.signal(signal.SIGTERM), loop.signal(signal.SIGQUIT), loop.signal(signal.SIGUSR1)]
-        handlers = [self.sweep, self.settle, self.orphaned, self.stopping.set, self.quit, self.reopen]
+        watched = [loop.timer(interval_s, interval_s), loop.io(alive, 1), loop.signal(signal.SIGTERM),
+                   loop.signal(signal.SIGQUIT), loop.signal(signal.SIGUSR1)]
+        handlers = [self.sweep, self.orphaned, self.stopping.set, self.quit, self.reopen]
         for watcher, handler in zip(watched, handlers):
             watcher.start(handler)
         for endpoint in self.endpoints:
@@ -4217,6 +4190,7 @@ class Child:
             except BaseException:  # the last seam: a mistake of ours costs one reply, not the child
                 log.exception("a request was lost")
             worker.data = None
+            self.settle()
             if not idle and len(self.workers) == self.size and not self.stopping.is_set():
                 self.watch()
             idle.append(worker)
@@ -4225,9 +4199,9 @@ class Child:
     def drain_of(self, endpoint: Endpoint) -> Callable[[Worker], None]:
         """The function that takes datagrams from one socket and answers them, until there are none."""
         receive, outbox, answers = endpoint.receive, self.outbox, self.answers
-        remembered, shortcuts = answers.kept, outbox.shortcuts[endpoint]
-        tally, settle = self.server.tally, self.server.settle
-        requests, received, replies, sent = range(len(TALLIED))
+        remembered, shortcuts, counted = answers.kept, outbox.shortcuts[endpoint], self.server.counted
+        requests, received, replies, sent = [
+            self.server.core[name] for name in ("requests", "bytes_received", "replies", "bytes_sent")]
         now, clock, paired = time.monotonic, time.time, endpoint.paired
         size, flags = LIMIT + 1, socket.MSG_TRUNC  # so a cut datagram comes with its full length
         screened, restricted = self.access.networks is not None and not endpoint.unix, self.access.restricted
@@ -4238,7 +4212,7 @@ class Child:
                 outbox.look_again(started_s)
             noting = self.noting
             last = kept = told = alike = noted = None  # the last request, what is remembered of it, its reply and traces
-            for place in range(BURST):
+            for _ in range(BURST):
                 try:
                     data, client = receive(size, flags)
                 except BlockingIOError:
@@ -4248,10 +4222,8 @@ class Child:
                     continue
                 if (screened or not data) and not self.admits(endpoint, client, data):
                     continue
-                tally[requests] += 1
-                tally[received] += len(data)
-                if not place:  # who asks alone finds the request counted when the reply comes
-                    settle()
+                counted[requests] += 1
+                counted[received] += len(data)
                 answer, requested_s = None, clock() if noting else 0
                 if data == last:  # pollers ask the same, and to compare is quicker than to hash
                     data = last
@@ -4259,6 +4231,8 @@ class Child:
                     last, kept, told = data, remembered.get(data), None
                 reply = kept.now() if kept is not None else None
                 if reply is None:
+                    if noting:
+                        self.settle()
                     worker.data, caller = data, (endpoint, client) if restricted else None
                     answer = answers.finish(kept.call, caller, kept) if kept is not None else answers.answer(data, caller)
                     last = kept = None
@@ -4279,8 +4253,8 @@ class Child:
                     except OSError:  # it is behind, or it is gone
                         outbox.post(endpoint, reply, client)
                     else:
-                        tally[replies] += 1
-                        tally[sent] += len(reply)
+                        counted[replies] += 1
+                        counted[sent] += len(reply)
                 if answer and now() > started_s + BURST_S:
                     return
 
@@ -4342,8 +4316,7 @@ class Child:
                 worker.greenlet.throw(Interrupted())
 
     def settle(self) -> None:
-        """Runs in the hub, each time before it waits: bring into the counters what was done since."""
-        self.server.settle()
+        """After a burst, and before what may take its time: trace what was noted, and see whether max_requests is reached."""
         if self.noted:
             noted, self.noted = self.noted, []
             self.tracing.put(noted)
@@ -4404,7 +4377,6 @@ class Child:
                     module.hooks["destroy"](Context(module))
                 except Exception:  # a plug-in's seam
                     log.getChild(module.name).exception("destroy raised")
-        self.server.settle()
         self.server.store.close()
 
 
@@ -5431,7 +5403,6 @@ def load_packages() -> None:
         import greenlet
     except ImportError as error:
         raise StartError(EXIT_CRASH, f"{error.name} is missing; {PACKAGES}") from None
-    gevent.config.loop = "libev-cext,libev-cffi"  # libuv cannot tell when it is about to wait
     gevent.monkey.patch_all()
     for name in ("loop", "resolver", "threadpool"):  # imported now: after -u a child may not read Python's files
         getattr(gevent.config, name)

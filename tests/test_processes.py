@@ -121,11 +121,6 @@ def test_each_request_of_a_burst_finds_all_before_it_counted(start):
     assert server.statistic("replies") == requests
 
 
-def test_the_loop_is_one_that_tells_when_it_waits_whatever_the_environment_says(start):
-    server = start(environment={"GEVENT_LOOP": "libuv"})
-    assert [server.statistic("requests") for _ in range(3)] == [1, 2, 3]
-
-
 def test_counters_are_reset_and_go_on(start):
     server = start('modparam("mi_datagram", "children_count", 3)\nloadmodule "hello.so"')
     for _ in range(10):
