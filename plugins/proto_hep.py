@@ -22,7 +22,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from json.encoder import encode_basestring
 from typing import NamedTuple
 
@@ -204,7 +204,9 @@ ID_SIZE = 34  # bytes of a correlation id: "MICORR" and 28 of base64
 CORRELATED = struct.pack("!HHH", 0, CORRELATION_ID, 6 + ID_SIZE)
 MICROS = struct.pack("!HHH", 0, MICROSECONDS, 10)
 SECOND_US = 1_000_000
-TIME_SIZE = struct.calcsize("!I6sI")  # seconds, MICROS, microseconds
+TIME = struct.Struct("!I6sI")  # seconds, MICROS, microseconds
+pack_time = TIME.pack
+PARTS = 4  # of a packet: what stands before the time, the time, what stands behind it, the correlation id
 WELL_FORMED = re.compile(rb":[^:\0]*(:)\n")
 ESCAPED = re.compile(r"(?:[^\\]|\\u[0-9a-f]{4}|\\[^u])*", re.S)
 
@@ -268,19 +270,12 @@ def write_json(values: tuple, names: tuple, limited: int, room: int, delim: None
     return ("{\n\t" + ",\n\t".join(members) + "\n}").encode("latin-1")
 
 
-def split(both: bytes) -> list[bytes]:
-    """Two packets, which stand one behind the other."""
-    size = int.from_bytes(both[4:6], "big")
-    return [both[:size], both[size:]]
-
-
 class Frame(NamedTuple):
     """The packets of a trace, of request and reply, without their times and correlation id."""
 
-    pack: Callable
     asked: bytes
     asking: bytes  # behind the time
-    answered: bytes
+    told: bytes
     telling: bytes
 
 
@@ -301,11 +296,11 @@ class Encoder:
     def packets(self, trace: mi.Trace, correlation_id: bytes) -> list[bytes]:
         """The packets of one trace: its request and its reply, each of at most LIMIT bytes."""
         requested_s, replied_s, client, *common = trace
-        return split(*self.encode([mi.Traces(*common, [(requested_s, replied_s, client)])], itertools.repeat(correlation_id)))
+        return joined(self.encode([mi.Traces(*common, [(requested_s, replied_s, client)])], itertools.repeat(correlation_id)))
 
     def encode(self, batch: Iterable[mi.Traces], correlation_ids: Iterator[bytes]) -> list[bytes]:
-        """The packets of traces, both packets of each one behind the other."""
-        found = []
+        """The packets of traces, of request and reply in turn, as their PARTS: to join them later means to copy only once."""
+        parts = []
         for server, request, command, values, code, reason, reply, answered in batch:
             asked_for = (command, values) if command and request[:1] != b":" else request  # JSON-RPC has another id each time
             about, met = (asked_for, code, reason, reply and reply[:REPLY]), None
@@ -313,16 +308,15 @@ class Encoder:
                 ends = (client, server) if type(client) is tuple else NOWHERE
                 if ends != met:
                     met, key = ends, (ends, about)
-                    pack, asked, asking, told, telling = self.frames.get(key) or self.learn(
+                    asked, asking, told, telling = self.frames.get(key) or self.learn(
                         key, ends, request, command, values, code, reason, reply)
                 asked_us = int(requested_s * 1e6 + 0.5)
-                told_s, told_us = asked_s, asked_us = asked_us // SECOND_US, asked_us % SECOND_US
+                asked_at = told_at = pack_time(asked_us // SECOND_US, MICROS, asked_us % SECOND_US)
                 if replied_s != requested_s:
                     told_us = int(replied_s * 1e6 + 0.5)
-                    told_s, told_us = told_us // SECOND_US, told_us % SECOND_US
-                found.append(pack(asked, asked_s, MICROS, asked_us, asking, correlation_id,
-                                  told, told_s, MICROS, told_us, telling, correlation_id))
-        return found
+                    told_at = pack_time(told_us // SECOND_US, MICROS, told_us % SECOND_US)
+                parts += (asked, asked_at, asking, correlation_id, told, told_at, telling, correlation_id)
+        return parts
 
     def learn(self, key: tuple, ends: tuple, request: bytes, command: str, values, code: int, reason: str, reply) -> Frame:
         """Make and remember the packets of all traces that have the key in common."""
@@ -330,15 +324,13 @@ class Encoder:
         shown = to_bytes(command) if command else shown_request(request)
         asking = shown, b"datagram", shown_parameters(values) if values else b""
         telling = b"%d" % code, to_bytes(reason), reply[:REPLY] if reply else b""
-        first = packet(asked, self.write(asking, ASKING, 0, room, self.delim))
-        second = packet(answered, self.write(telling, TELLING, 1, room, self.delim))
-        sizes = [len(part) for part in (*first, *second)]
-        layout = struct.Struct("!{}sI6sI{}s34s{}sI6sI{}s34s".format(*sizes))
+        frame = Frame(*packet(asked, self.write(asking, ASKING, 0, room, self.delim)),
+                      *packet(answered, self.write(telling, TELLING, 1, room, self.delim)))
         if self.known_bytes > KNOWN_BYTES:
             self.frames.clear()
             self.known_bytes = 0
-        self.known_bytes += 2 * layout.size
-        frame = self.frames[key] = Frame(layout.pack, *first, *second)
+        self.known_bytes += 2 * sum(map(len, frame))
+        self.frames[key] = frame
         return frame
 
     def meet(self, ends: tuple) -> tuple:
@@ -346,7 +338,7 @@ class Encoder:
         if len(self.pairs) >= KNOWN_PAIRS:
             self.pairs.clear()
         asked, answered = self.head(*ends), self.head(*reversed(ends))
-        pair = self.pairs[ends] = asked, answered, LIMIT - sum(map(len, packet(asked, b""))) - TIME_SIZE - ID_SIZE
+        pair = self.pairs[ends] = asked, answered, LIMIT - sum(map(len, packet(asked, b""))) - TIME.size - ID_SIZE
         return pair
 
     def head(self, source: tuple, target: tuple) -> tuple[bytes, bytes]:
@@ -360,11 +352,16 @@ class Encoder:
         return before, after
 
 
+def joined(parts: list[bytes]) -> list[bytes]:
+    """The packets of which these are the PARTS."""
+    return [b"".join(parts[at:at + PARTS]) for at in range(0, len(parts), PARTS)]
+
+
 def packet(head: tuple, payload: bytes) -> tuple[bytes, bytes]:
     """One packet of a head and a payload: what stands before the time, and what between it and the correlation id."""
     before, after = head
     behind = after + chunk(PAYLOAD, payload) + CORRELATED
-    return b"HEP3" + struct.pack("!H", 6 + len(before) + TIME_SIZE + len(behind) + ID_SIZE) + before, behind
+    return b"HEP3" + struct.pack("!H", 6 + len(before) + TIME.size + len(behind) + ID_SIZE) + before, behind
 
 
 ###############################################################################
@@ -444,7 +441,7 @@ class Udp(Transport):
 
     def write(self, traces: list) -> None:
         """Send all packets; OSError when one cannot be sent."""
-        refusals = sum(self.send(packet) for both in self.encoder.encode(traces, self.ids) for packet in split(both))
+        refusals = sum(map(self.send, joined(self.encoder.encode(traces, self.ids))))
         if refusals:
             self.refused(refusals)
 
