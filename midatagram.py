@@ -1357,7 +1357,7 @@ class Command:
         count = len(values)
         if count < len(self.required) or (self.most is not None and count > self.most):
             raise WRONG_COUNT
-        if not (request.names or self.tag.converters):
+        if not (request.names or self.tag.converters):  # a value can be absent only where there is a name
             return values
         values = ["" if value is None else value for value in values]
         try:
@@ -1763,9 +1763,7 @@ class Answers:
             return Reply(403, "Forbidden")
         try:
             reply = command.function(Context(command.module, request, caller), *values)
-            if isinstance(reply, Reply):
-                return reply
-            if hasattr(reply, "get"):
+            if not isinstance(reply, Reply) and hasattr(reply, "get"):
                 reply = reply.get()
             if isinstance(reply, Reply):
                 return reply
