@@ -1447,7 +1447,7 @@ class Registry:
 SEEN_ENTRIES = 10000  # requests that came once, per child
 KEPT_ENTRIES = 1000  # requests that are remembered, per child
 KEPT_REQUEST = 4096  # bytes; a longer request is read anew each time
-KEPT_BYTES = 8 << 20  # of remembered requests and replies, per child
+KEPT_BYTES = 8 << 20  # of remembered requests and their replies, and of shapes, per child
 PLAIN_ID = re.compile(rb'"id"[\x01-\x20]*:[\x01-\x20]*(0|-?[1-9][0-9]{0,17}|"[ !#-\[\]-~]*")(?=[\x01-\x20]*[,}])')
 # An id that is replied with as it was written: an integer of at most 18 digits, or a string without escapes.
 IS_JSON = {  # dialect -> whether a datagram is to be JSON-RPC
@@ -1570,6 +1570,7 @@ class Answers:
         self.kept: dict[Any, Kept] = {}  # by a text request's bytes, or those of JSON-RPC before and behind the id
         self.kept_bytes = 0
         self.shapes: dict[int, Shape] = {}  # of text replies, by the id of the reply, which they hold
+        self.shape_bytes = 0
 
     def answer(self, data: bytes, caller: Any = None) -> tuple[bytes, Any, Reply]:
         """The reply's bytes (none for a notification), the call that was made and the reply itself.
@@ -1690,7 +1691,7 @@ class Answers:
         if len(self.kept) >= KEPT_ENTRIES or self.kept_bytes > KEPT_BYTES:
             self.kept.clear()
             self.shapes.clear()
-            self.kept_bytes = 0
+            self.kept_bytes = self.shape_bytes = 0
         self.kept_bytes += size
         kept = self.kept[key] = Kept(call)
         return kept
@@ -1742,9 +1743,11 @@ class Answers:
             return Shape(reply, template, encode(tail), json_text)
         shape = self.shapes.get(id(reply))
         if shape is None:
-            if len(self.shapes) >= KEPT_ENTRIES:
+            if len(self.shapes) >= KEPT_ENTRIES or self.shape_bytes > KEPT_BYTES:
                 self.shapes.clear()
+                self.shape_bytes = 0
             shape = self.shapes[id(reply)] = Shape(reply, self.write(reply, call))
+            self.shape_bytes += len(shape.template)
         return shape
 
     def refuse(self, reply: Reply, call: Call | None = None, unknown: bool = False) -> tuple[bytes, Any, Reply]:
@@ -4196,13 +4199,12 @@ class Child:
 
     def drain_of(self, endpoint: Endpoint) -> Callable[[Worker], None]:
         """The function that takes datagrams from one socket and answers them, until there are none."""
-        receive, outbox, answers = endpoint.receive, self.outbox, self.answers
-        remembered, shortcuts, counted = answers.kept, outbox.shortcuts[endpoint], self.server.counted
+        receive, outbox, screened = endpoint.receive, self.outbox, self.access.networks is not None and not endpoint.unix
+        remembered, shortcuts, counted = self.answers.kept, outbox.shortcuts[endpoint], self.server.counted
         requests, received, replies, sent = [
             self.server.core[name] for name in ("requests", "bytes_received", "replies", "bytes_sent")]
         now, clock, paired = time.monotonic, time.time, endpoint.paired
         size, flags = LIMIT + 1, socket.MSG_TRUNC  # so a cut datagram comes with its full length
-        screened, restricted = self.access.networks is not None and not endpoint.unix, self.access.restricted
 
         def drain(worker: Worker) -> None:
             started_s = now()
@@ -4229,10 +4231,8 @@ class Child:
                     last, kept, told = data, remembered.get(data), None
                 reply = kept.now() if kept is not None else None
                 if reply is None:
-                    if noting:
-                        self.settle()
-                    worker.data, caller = data, (endpoint, client) if restricted else None
-                    answer = answers.finish(kept.call, caller, kept) if kept is not None else answers.answer(data, caller)
+                    worker.data = data
+                    answer = self.answer(endpoint, client, data, kept)
                     last = kept = None
                     reply, data = answer[0], data[:LIMIT]  # what is behind that in a cut datagram, nobody sent
                 if noting:
@@ -4257,6 +4257,13 @@ class Child:
                     return
 
         return drain
+
+    def answer(self, endpoint: Endpoint, client: Any, data: bytes, kept: Kept | None) -> tuple[bytes, Any, Reply]:
+        """Answer a request whose reply is not remembered, which may take its time."""
+        if self.noted:
+            self.settle()
+        caller = (endpoint, client) if self.access.restricted else None
+        return self.answers.answer(data, caller) if kept is None else self.answers.finish(kept.call, caller, kept)
 
     def admits(self, endpoint: Endpoint, client: Any, data: bytes) -> bool:
         """Whether a datagram is to be answered: it is not empty, and allow_from lets its host in."""

@@ -439,9 +439,9 @@ class Udp(Transport):
         self.opened_s = time.monotonic()
         super().open()
 
-    def write(self, traces: list) -> None:
+    def write(self, batch: list) -> None:
         """Send all packets; OSError when one cannot be sent."""
-        refusals = sum(map(self.send, joined(self.encoder.encode(traces, self.ids))))
+        refusals = sum(map(self.send, joined(self.encoder.encode(batch, self.ids))))
         if refusals:
             self.refused(refusals)
 
@@ -477,9 +477,9 @@ class Tcp(Transport):
             sock.setsockopt(*option)
         return sock
 
-    def write(self, traces: list) -> None:
+    def write(self, batch: list) -> None:
         """Write all packets at once; OSError when the collector is gone or cannot be written to."""
-        self.socket.sendall(b"".join(self.encoder.encode(traces, self.ids)))
+        self.socket.sendall(b"".join(self.encoder.encode(batch, self.ids)))
 
     def check(self) -> None:
         """Read what the collector says, which is nothing to us, and raise OSError if it has closed the connection: a write

@@ -64,6 +64,11 @@ def nothing_live(ctx):
     "What should be live is not there."
     return mi.Reply(nodes=[mi.Node("tick", mi.LIVE)], live=lambda: None)
 
+@mi.command
+def wide(ctx, number):
+    "Another live reply of 60,000 bytes each time."
+    return mi.Reply(nodes=[mi.Node("x" * 60000, mi.LIVE)], live=lambda: (number,))
+
 @mi.command(input=False)
 def blind(ctx):
     "Reads nothing."
@@ -217,6 +222,18 @@ def test_what_is_kept_is_bounded(answer):
         for _ in range(2):
             answer(b":same:\nx%d\n" % number)
     assert len(kept.kept) <= mi.KEPT_ENTRIES and len(kept.shapes) <= 2 * mi.KEPT_ENTRIES
+
+
+def test_what_is_kept_is_bounded_in_bytes(answer):
+    """Large replies, asked for once or twice."""
+    kept, most = answer.answers, mi.KEPT_BYTES + mi.LIMIT + mi.KEPT_REQUEST
+    for number in range(400):
+        assert len(answer(b":wide:\n%d\n" % number)) > 60000
+        assert sum(len(shape.data) for shape in kept.shapes.values()) <= most
+    for number in range(400):
+        assert answer(b":wide:\nx%d\n" % number) == answer(b":wide:\nx%d\n" % number)
+        assert sum(len(key) + len(one.shape.data) for key, one in kept.kept.items()) <= most
+    assert kept.kept and kept.shapes
 
 
 def test_long_requests_are_not_remembered(answer):

@@ -1,12 +1,11 @@
 """What README, the example configuration and --help say is true of the program."""
 
 import re
-import shlex
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, free_port, run
+from conftest import ROOT, free_port, needs, run
 
 import midatagram as mi
 
@@ -91,21 +90,26 @@ def test_the_example_is_good():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_configuration_with_its_request_and_reply(start, tmp_path):
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+def test_the_configuration_with_its_requests_and_replies(start, tmp_path, shell):
+    """What stands behind the prompts, as written but for places, in a shell."""
+    needs("socat")
     configuration = next(block for block in blocks("") if block.startswith('loadmodule "mi_datagram.so"'))
-    path, port = tmp_path / "mi.sock", free_port()
-    text = configuration.replace("/tmp/midatagram.sock", str(path)).replace("8080", str(port))
-    server = start(text, place=str(path))
-    session = blocks("sh")[1]
-    command, reply = re.match(r"\$ \./midatagram\.py (call .*?)\n(.*?)\n\$ ", session, re.S).groups()
-    done = run(*shlex.split(command.replace("/tmp/midatagram.sock", str(path))))
-    assert (done.stdout, done.returncode) == (reply + "\n", 0)
-    found = re.findall(r"printf '(.*?)' \| socat - (UDP|UNIX)\S*\n(.*?)(?=\n\$ |\Z)", session, re.S)
-    assert [kind for _, kind, _ in found] == ["UDP", "UNIX", "UDP"]
-    for written, kind, reply in found:
-        request = written.encode().decode("unicode_escape").encode()
-        place = f"udp:127.0.0.1:{port}" if kind == "UDP" else None
-        assert server.ask(request, place=place).decode().rstrip("\n") == reply.rstrip("\n")
+    port = free_port()
+    own = {"/tmp/midatagram.sock": f"{tmp_path}/mi.sock", "/tmp/client.sock": f"{tmp_path}/client.sock",
+           "8080": str(port), "./midatagram.py": f"{sys.executable} {ROOT}/midatagram.py"}
+
+    def placed(text):
+        for written, here in own.items():
+            text = text.replace(written, here)
+        return text
+
+    start(placed(configuration), place=f"{tmp_path}/mi.sock")
+    session = re.findall(r"^\$ ((?:.*<<'END'\n[^$]*?\nEND|.*))\n((?:(?!\$ ).*\n)*)", blocks("sh")[1], re.M)
+    assert [command.split()[0] for command, _ in session] == ["./midatagram.py", "socat", "socat", "printf"]
+    for command, reply in session:
+        done = subprocess.run([shell, "-c", placed(command)], capture_output=True, text=True, timeout=20)
+        assert (done.stdout.rstrip("\n"), done.stderr) == (reply.rstrip("\n"), ""), command
 
 
 @pytest.mark.parametrize("block", [block for block in blocks("") if block.startswith(("modparam", "loadmodule"))])

@@ -13,6 +13,8 @@ import time
 import pytest
 from conftest import PLUGINS, free_port, needs_root, wait_for
 
+import midatagram as mi
+
 ECHO = 'loadmodule "mi_echo.so"\n'
 PATHS = ("-p", str(PLUGINS))
 BUSY = """if True:  # ask without waiting for each reply, until killed
@@ -208,3 +210,29 @@ def test_figures_of_the_operating_system(start):
     assert 0 <= server.statistic("timestamp") < 60
     assert server.statistic("total_size") == server.statistic("used_size") + server.statistic("free_size")
     assert 0 <= server.statistic("load-proc-1") <= 100
+
+
+def test_figures_of_the_system_are_read_at_most_once_a_second(monkeypatch):
+    figures, measure, read_s = mi.Figures(), mi.Figures.measure, []
+    monkeypatch.setattr(figures, "measure", lambda pid: read_s.append(int(time.monotonic())) or measure(pid))
+    end_s = time.monotonic() + 1.5
+    while time.monotonic() < end_s:
+        assert figures.of(os.getpid(), "real_used_size") > 1 << 20
+    assert len(read_s) == len(set(read_s)) >= 2
+
+
+@pytest.mark.parametrize("place, credentials, told", [
+    ("path", False, False), ("path", True, True), ("127.0.0.1", False, False), ("127.0.0.1", True, False),
+    ("0.0.0.0", False, True), ("::", False, True),
+])
+def test_what_the_kernel_tells_of_a_sender_is_asked_for_only_where_it_is_needed(tmp_path, place, credentials, told):
+    """By access lists of UNIX users, and by sockets of all addresses."""
+    if place == "path":
+        family, spot = socket.AF_UNIX, str(tmp_path / "mi.sock")
+    else:
+        family, spot = socket.AF_INET6 if ":" in place else socket.AF_INET, (place, free_port())
+    listener = mi.Place(mi.Address(place), family, spot, 0o600, -1, -1)
+    endpoint = mi.open_endpoint(listener, {})
+    endpoint.prepare(credentials)
+    assert endpoint.receive == (endpoint.receive_message if told else endpoint.socket.recvfrom)
+    endpoint.close(True)
