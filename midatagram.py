@@ -92,6 +92,10 @@ class Interrupted(BaseException):
     """Thrown into a handler that ran longer than handler_timeout; not an Exception, so no plug-in catches it."""
 
 
+class TooLong(Exception):
+    """A reply that cannot fit is given up while it is written; the argument is its size so far, in bytes."""
+
+
 class ConfigError(Exception):
     """A mistake in what the user wrote: printed as `path:line: message`, exit status 78."""
 
@@ -110,6 +114,7 @@ class ConfigError(Exception):
 # any bytes there and back; bytes exist only at the edges.
 
 LIMIT = 65457  # bytes, the manual's "maximum length" of a request and of a reply
+GIVE_UP = 4 * LIMIT  # bytes; up to here the size of a reply that is too long is told exactly
 
 
 def decode(data: bytes) -> str:
@@ -154,17 +159,29 @@ class Reply(NamedTuple):
 
     With `live` the reply is kept with the request that caused it and the command is not called again: live()
     gives a tuple of the values that stand at the LIVE places of its nodes, in writing order; as long as it
-    gives the same values the same bytes are sent. `live=CONSTANT` keeps the reply as it is. `bare` marks the
-    built-in errors, which have no empty line at their end. `result` is what JSON-RPC clients get where the tree
-    does not say it: a JSON value, or an Error.
+    gives the same values the same bytes are sent. `live=CONSTANT` keeps the reply as it is. `result` is what
+    JSON-RPC clients get where the tree does not say it: a JSON value, or an Error.
     """
 
     code: int = 200
     reason: str = "OK"
     nodes: Any = ()
     live: Callable[[], tuple] | None = None
-    bare: bool = False
     result: Any = None
+
+
+class Refusal(NamedTuple):
+    """A built-in error. Text clients get one line, without the empty line of other replies.
+
+    error: what JSON-RPC clients get; with None they get the line too, as 3.x sends it where a request is no JSON.
+    shows_values, shows_reply: whether traces show the values of the arguments and the reply.
+    """
+
+    code: int
+    reason: str
+    error: Error | None = None
+    shows_values: bool = True
+    shows_reply: bool = False
 
 
 class Request(NamedTuple):
@@ -188,30 +205,51 @@ class Request(NamedTuple):
 
 new = tuple.__new__  # new(Request, (...)) with all fields takes a third of the time of Request(...)
 
-NOT_AVAILABLE = Reply(500, "command not available", bare=True)
-PARSE_ERROR = Reply(400, "parse_error", bare=True)
-COMMAND_FAILED = Reply(500, "command failed", bare=True)
-TIMED_OUT = Reply(500, "command timed out", bare=True)
-# What 3.x sends where a request is no JSON or a reply is too large: bare text, without a newline.
-NO_JSON = Reply(400, "Parse_error", bare=True)
-NOT_SENDABLE = Reply(500, "Internal error", bare=True)
-# The same errors for JSON-RPC clients.
-INVALID_REQUEST = Error(-32600, "Invalid Request")
-JSON_ERRORS = {
-    NOT_AVAILABLE.reason: Error(-32601, "Method not found"),
-    COMMAND_FAILED.reason: Error(-32000, "Server error", "Command handler returned null"),
-    TIMED_OUT.reason: Error(-32000, "Server error", "Command timed out"),
-}
+NOT_AVAILABLE = Refusal(500, "command not available", Error(-32601, "Method not found"))
+PARSE_ERROR = Refusal(400, "parse_error", shows_values=False)
+COMMAND_FAILED = Refusal(500, "command failed", Error(-32000, "Server error", "Command handler returned null"), False)
+TIMED_OUT = Refusal(500, "command timed out", Error(-32000, "Server error", "Command timed out"))
+NO_JSON = Refusal(400, "Parse_error")
+NOT_SENDABLE = Refusal(500, "Internal error")
+INVALID_REQUEST = Refusal(-32600, "Invalid Request", Error(-32600, "Invalid Request"), shows_reply=True)
 
 
-def request_too_long(size: int) -> Reply:
-    """The answer to a request of `size` bytes, which is more than LIMIT."""
-    return Reply(400, f"request of {size} bytes exceeds {LIMIT}", bare=True)
+def request_too_long(size: int) -> Refusal:
+    """The answer to a text request of `size` bytes, which is more than LIMIT."""
+    return Refusal(400, f"request of {size} bytes exceeds {LIMIT}")
 
 
-def reply_too_long(size: int) -> Reply:
-    """The answer in place of one of `size` bytes, which is more than LIMIT."""
-    return Reply(500, f"reply of {size} bytes exceeds {LIMIT}", bare=True)
+def reply_too_long(size: int) -> Refusal:
+    """The answer in place of a text reply of `size` bytes, which is more than LIMIT."""
+    return Refusal(500, f"reply of {'more than ' if size > GIVE_UP else ''}{min(size, GIVE_UP)} bytes exceeds {LIMIT}")
+
+
+class Exchange(NamedTuple):
+    """What was asked and answered; one object for as long as a client asks and gets the same.
+
+    `command` is empty for a request that names none of ours. `parameters` are its values (text or None each), None
+    where a trace has none. `reply` is None for built-in errors.
+    """
+
+    request: bytes
+    command: str
+    parameters: tuple | None
+    code: int
+    reason: str
+    reply: bytes | None
+
+
+class Answer(NamedTuple):
+    """What a datagram leads to: datagrams to send, each as (delay_s, bytes), and an Exchange for each request in it.
+
+    Without exchanges the datagram was a reply itself, which nobody answers.
+    """
+
+    datagrams: list
+    exchanges: list
+
+
+SILENCE = Answer([], [])
 
 
 ###############################################################################
@@ -479,21 +517,31 @@ def read_envelope(value) -> tuple[Request, Any]:
 # the plug-in's choice. Nothing is escaped: what a node holds goes out raw.
 
 
-def write_text(reply: Reply, indent: str = "\t") -> str:
-    """The text dialect's form of a reply; LIVE values become %s and all else is made safe for `%`."""
+def write_text(reply: Reply | Refusal, indent: str = "\t") -> str:
+    """The text dialect's form of a reply; in a live one LIVE values become %s and all else is made safe for `%`."""
+    if isinstance(reply, Refusal):
+        return f"{reply.code} {reply.reason}\n"
     nodes, reason = reply.nodes, reply.reason
     if reply.live is not None:
-        nodes, reason, indent = [as_template(node) for node in nodes], safe(reason), safe(indent)
-    head = f"{reply.code & 0xFFFFFFFF} {reason}\n"
-    return head if reply.bare else f"{head}{''.join(node_lines(nodes, indent))}\n"
+        nodes, reason, indent = map(as_template, nodes), safe(reason), safe(indent)
+    return f"{reply.code & 0xFFFFFFFF} {reason}\n{''.join(node_lines(nodes, indent))}\n"
+
+
+LINES_AT_ONCE = 100  # lines of a reply that are written before its size is looked at
 
 
 def node_lines(nodes: Iterable[Node], indent: str) -> list[str]:
-    """One line a node, depth first: indent for each level, `NAME:: `, value, ` NAME=VALUE` for each attribute."""
-    lines, levels, margin = [], [iter(nodes)], ""
+    """One line a node, depth first: indent for each level, `NAME:: `, value, ` NAME=VALUE` for each attribute. TooLong."""
+    lines: list[str] = []
+    levels, margin, size, measured = [iter(nodes)], "", 0, 0
     add = lines.append
     while levels:
         for name, value, attributes, children in levels[-1]:
+            if len(lines) > measured + LINES_AT_ONCE:
+                size += sum(map(len, lines[measured:]))
+                measured = len(lines)
+                if size > GIVE_UP:
+                    raise TooLong(size)
             if not (attributes or children or value is None):  # what follows, for what most nodes are
                 add(f"{margin}{name}:: {value}\n" if name else f"{margin}{value}\n")
                 continue
@@ -632,67 +680,85 @@ WRITERS = Writers({str: quoted, int: int.__repr__, float: json_float, bool: {Tru
                    **dict.fromkeys((dict, list, tuple), lambda nested: HOLE)})
 
 
-def write_jsonrpc(reply: Reply, request: Request, form: JsonForm, pretty: bool = False) -> str:
-    """The JSON-RPC form of a reply; LIVE values become %s and all else is made safe for `%`."""
-    if reply is NO_JSON or reply is NOT_SENDABLE:
-        return f"{reply.code} {reply.reason}"
-    outcome = json_outcome(reply, form)
+def write_jsonrpc(reply: Reply | Refusal, request: Request, form: JsonForm, pretty: bool = False) -> str:
+    """The JSON-RPC form of a reply; in a live one LIVE values become %s and all else is made safe for `%`."""
+    live = None
+    if isinstance(reply, Refusal):
+        if reply.error is None:
+            return f"{reply.code} {reply.reason}"
+        outcome: Any = reply.error
+    else:
+        outcome, live = json_outcome(reply, form), reply.live
     body = {"result": outcome}
     if isinstance(outcome, Error):
         body = {"error": {"code": outcome.code, "message": outcome.reason, **({"data": outcome.data} if outcome.data else {})}}
     text = json_text({"jsonrpc": "2.0", **body, "id": request.id}, pretty)
-    return text if reply.live is None else text.replace("%", "%%").replace(LIVE_MARK, "%s")
+    return text if live is None else text.replace("%", "%%").replace(LIVE_MARK, "%s")
 
 
 def json_outcome(reply: Reply, form: JsonForm):
     """The result of a reply as a JSON value, or an Error."""
-    if reply.bare:
-        return JSON_ERRORS[reply.reason]
     if reply.result is not None:
         return reply.result
     if reply.code // 100 != 2:
         return form.errors.get(reply.reason) or Error(reply.code, reply.reason)
     if form.listing:
-        return [value for _, value, _, _ in reply.nodes]
+        return [value for _, value, _, _ in bounded(reply.nodes)]
     return json_tree(reply.nodes, form, "OK")
+
+
+def bounded(nodes: Iterable) -> Iterator:
+    """The nodes of one level of a JSON reply; TooLong when there are more than can fit."""
+    for count, node in enumerate(nodes):
+        if 2 * count > LIMIT:  # a node takes a comma and a character at least
+            raise TooLong(2 * count)
+        yield node
 
 
 def json_tree(nodes: Iterable[Node], form: JsonForm, nothing=None):
     """Nodes as JSON, as 3.x does: an object of the names, a name that comes again an array; values alone an array."""
     if nothing and not nodes:
         return {plural: [] for plural, _ in form.plurals.values()} or nothing
-    found: dict[str, Any] = {}
-    repeated, values = set(), []
-    for name, value, attributes, children in nodes:
-        if not name:
-            values.append(value)
-            continue
-        plural, key = form.plurals.get(name, (form.renamed.get(name, name), name))
-        item = value
-        if attributes or children:
-            item = {} if value is None else {key: value}
-            item.update((label or "value", "" if text is None else text) for label, text in attributes)
-            inner = json_tree(children, form, None)
-            item.update(inner if isinstance(inner, dict) else {"values": inner} if inner else {})
-        elif item is None:
-            item = ""
-        if name in form.plurals:
-            found[plural] = [*found.get(plural, []), item]
-        elif plural in repeated:
-            found[plural].append(item)
-        elif plural in found:
-            found[plural] = [found[plural], item]
-            repeated.add(plural)
+    members: dict[str, list] = {}
+    values = []
+    for node in bounded(nodes):
+        if node[0]:
+            plural, _ = form.plurals.get(node[0], (form.renamed.get(node[0], node[0]), ""))
+            members.setdefault(plural, []).append(json_node(node, form))
         else:
-            found[plural] = item
-    for name in repeated:
-        if any(isinstance(item, dict) for item in found[name]):  # then all of them are
-            found[name] = [item if isinstance(item, dict) else {name: item} for item in found[name]]
-    if not found:
+            values.append(node[1])
+    if not members:
         return values or nothing
-    return {**found, "values": values} if values else found
+    plurals = {plural for plural, _ in form.plurals.values()}
+    tree = {name: json_member(name, items, name in plurals) for name, items in members.items()}
+    return {**tree, "values": values} if values else tree
 
 
+def json_node(node: tuple, form: JsonForm):
+    """A named node as JSON: its value, or an object of its value, attributes and children."""
+    name, value, attributes, children = node
+    if not (attributes or children):
+        return "" if value is None else value
+    _, key = form.plurals.get(name, ("", name))
+    item = {} if value is None else {key: value}
+    item.update((label or "value", "" if text is None else text) for label, text in attributes)
+    inner = json_tree(children, form, None)
+    item.update(inner if isinstance(inner, dict) else {"values": inner} if inner else {})
+    return item
+
+
+def json_member(name: str, items: list, is_array: bool):
+    """The nodes of one name as a member: the node itself, or an array; if one of these is an object, then all are."""
+    if is_array:
+        return items
+    if len(items) == 1:
+        return items[0]
+    if any(isinstance(item, dict) for item in items):
+        return [item if isinstance(item, dict) else {name: item} for item in items]
+    return items
+
+
+LEAST_LIMIT = LIMIT - 100  # bytes; the limit of no reply is below that
 NUMBER_ROOM = 21  # bytes that cJSON wants free before it prints any integer but 0
 
 
@@ -1093,7 +1159,7 @@ def every(seconds: float, where: str = "each"):
 def trace_destination(function):
     """Tag the function of a Context that gives {name: destination} for tracing, see section 13.
 
-    A destination has open(), write(list of Traces) and close(), which may block and raise OSError; reopen() for SIGUSR1,
+    A destination has open(), write(list of Trace) and close(), which may block and raise OSError; reopen() for SIGUSR1,
     check() before each write and packets_per_trace if it wants. The function opens nothing. A destination of None is
     declared but cannot be traced to, which the plug-in has told.
     """
@@ -1102,41 +1168,14 @@ def trace_destination(function):
 
 
 class Trace(NamedTuple):
-    """One answered request.
-
-    Times are seconds since the epoch. `client` and `server` are socket addresses: (host, port, ...) of UDP,
-    a path or None of UNIX. `command` is empty for a request that named none of ours. `parameters` are its
-    values (text or None each), None where a trace has none. `reply` is None for the built-in errors.
-    """
+    """When an exchange took place (seconds since the epoch), and between which socket addresses: (host, port, ...) of
+    UDP, a path or None of UNIX."""
 
     requested_s: float
     replied_s: float
     client: Any
     server: Any
-    request: bytes
-    command: str
-    parameters: tuple | None
-    code: int
-    reason: str
-    reply: bytes | None
-
-
-class Traces(NamedTuple):
-    """Answered requests that are alike, as tracing destinations get them: the fields that they have in common, and of each
-    one (requested_s, replied_s, client)."""
-
-    server: Any
-    request: bytes
-    command: str
-    parameters: tuple | None
-    code: int
-    reason: str
-    reply: bytes | None
-    answered: list
-
-    def each(self) -> Iterator[Trace]:
-        """The traces one by one."""
-        return (Trace(*times, client, *self[:-1]) for *times, client in self.answered)
+    exchange: Exchange
 
 
 class Context:
@@ -1438,118 +1477,362 @@ class Registry:
 # 8. Answering ################################################################
 ###############################################################################
 # Strategy: the seam between bytes and bytes, and the only place that turns
-# errors into replies. Monitoring asks the same thing again and again, so what
-# a request taught is kept by those of its bytes that matter (not the id of a
-# JSON-RPC request, nor arguments that are not read): which command it is with
-# which arguments, and for replies that say so (Reply.live) the text around
-# their values. A kept reply depends on nothing but what live() reads.
+# errors into replies. What the dialects differ in is behind two objects with
+# the same methods; nothing else asks which dialect a request is in.
+#
+# Monitoring asks the same thing again and again, so what a request teaches is
+# cached by those of its bytes that matter (not the id of a JSON-RPC request,
+# nor arguments that are not read): which command it is with which arguments,
+# and for replies that say so (Reply.live) the text around their values. A
+# cached reply depends on nothing but what live() reads.
 
-SEEN_ENTRIES = 10000  # requests that came once, per child
-KEPT_ENTRIES = 1000  # requests that are remembered, per child
+CACHE_BYTES = 8 << 20  # of all that is cached of requests and their replies, per child
+SEEN_BYTES = 1 << 20  # of the hashes of requests that came once
+ENTRY_BYTES = 400  # what an entry of a Memo takes besides its key and value; about what Python needs
+VALUE_BYTES = 120  # the same for a value of a request
 KEPT_REQUEST = 4096  # bytes; a longer request is read anew each time
-KEPT_BYTES = 8 << 20  # of remembered requests and their replies, and of shapes, per child
-PLAIN_ID = re.compile(rb'"id"[\x01-\x20]*:[\x01-\x20]*(0|-?[1-9][0-9]{0,17}|"[ !#-\[\]-~]*")(?=[\x01-\x20]*[,}])')
-# An id that is replied with as it was written: an integer of at most 18 digits, or a string without escapes.
-IS_JSON = {  # dialect -> whether a datagram is to be JSON-RPC
-    "auto": JSON_START.match, "text": re.compile(b"(?!)").match, "jsonrpc": re.compile(b"").match,
-}
+
+
+class Memo:
+    """A cache that is bounded in bytes, in two generations: when the young one is full it becomes the old one, whose
+    entries are forgotten unless they are asked for again.
+
+    `young` is a dict for those who look up at the least cost, and ask get() when they do not find a key there.
+    """
+
+    def __init__(self, size_bytes: int):
+        self.most, self.largest = size_bytes // 2, size_bytes // 16  # bytes of a generation, and of a value
+        self.young: dict[Any, Any] = {}
+        self.old: dict[Any, Any] = {}
+        self.sizes: dict[Any, int] = {}  # of the young ones
+        self.old_sizes: dict[Any, int] = {}
+        self.bytes = 0  # of the young ones
+
+    def __len__(self) -> int:
+        return len(self.young) + len(self.old)
+
+    def get(self, key: Any) -> Any:
+        """The value of a key, which is young again from now on; None if there is none."""
+        value = self.young.get(key)
+        if value is None and key in self.old:
+            value = self.keep(key, self.old[key], self.old_sizes[key])
+        return value
+
+    def keep(self, key: Any, value: Any, size: int) -> Any:
+        """Add a value of so many bytes, its key included, unless it is too large; returns it."""
+        if key in self.young or key in self.old:
+            self.forget(key)
+        whole = size + ENTRY_BYTES
+        if whole > self.largest:
+            return value
+        if self.bytes + whole > self.most:
+            self.old, self.old_sizes = dict(self.young), self.sizes
+            self.young.clear()  # it stays the same dict for those who hold it
+            self.sizes, self.bytes = {}, 0
+        self.young[key], self.sizes[key] = value, size
+        self.bytes += whole
+        return value
+
+    def grow(self, key: Any, by: int) -> None:
+        """Count a young value as so many bytes larger."""
+        if key in self.young:
+            self.keep(key, self.young[key], self.sizes[key] + by)
+
+    def forget(self, key: Any) -> None:
+        """Remove a key, if it is there."""
+        if self.young.pop(key, None) is not None:
+            self.bytes -= self.sizes.pop(key) + ENTRY_BYTES
+        if self.old.pop(key, None) is not None:
+            del self.old_sizes[key]
+
+
+TEXT_REPLY = re.compile(rb"[0-9]{3}[ \n]")
+
+
+def is_reply(data: bytes) -> bool:
+    """Whether a datagram that is no request is evidently a reply: two servers must not go on answering each other."""
+    if TEXT_REPLY.match(data):
+        return True
+    try:
+        return bool(JSON_START.match(data)) and is_json_reply(read_json(data))
+    except ParseError:
+        return False
+
+
+def is_json_reply(value: Any) -> bool:
+    """Whether a JSON value is a reply, or a batch of them."""
+    items = value if isinstance(value, list) else [value]
+    names = [set(map(str.lower, item)) if isinstance(item, dict) else set() for item in items]
+    return bool(names) and all("method" not in one and one & {"result", "error"} for one in names)
 
 
 class NoCommand:
     """Stands where a request names no command."""
 
-    form = NO_FORM
-
-
-NO_COMMAND = NoCommand()
-
-
-def json_refusal(error: Error) -> Reply:
-    """A reply that only JSON-RPC clients get."""
-    return Reply(error.code, error.reason, result=error)
+    form, name, input = NO_FORM, "", False
 
 
 class Call(NamedTuple):
-    """A request bound to its command."""
+    """A request bound to its command, and to the values to call it with, or to what it is answered with instead."""
 
-    command: Command
+    dialect: Text | JsonRpc
+    command: Command | NoCommand
     request: Request
     values: Any
+    refusal: Reply | Refusal | None = None
 
 
-UNFILLED = object()  # the values of a Shape that has none yet; a plug-in's live() may give anything
+NO_COMMAND, NO_REQUEST = NoCommand(), Request("")
 
 
-class Watched:
-    """The live values of a reply in two steps: look() gives what tells, at little cost, whether they are the same as last
-    time, sums() makes their tuple of it."""
+class Text:
+    """The text dialect of OpenSIPS 2.x, for the commands of a registry."""
 
-    def __call__(self) -> tuple:
-        return self.sums(self.look())
+    def __init__(self, commands: dict[str, Command], indent: str = "\t"):
+        self.indent = indent
+        self.lines = {first_line(name): command for name, command in commands.items()}
+
+    def key(self, data: bytes) -> tuple[bytes, bytes]:
+        """What tells a request from others, and its id (none)."""
+        line = read_first_line(data)
+        command = self.lines.get(line)
+        return (data if command is None or command.input else line), b""
+
+    def read(self, data: bytes) -> Call | None:
+        """The call that a datagram means, None for a reply."""
+        line = read_first_line(data)
+        command = self.lines.get(line)
+        if command is None:
+            return None if is_reply(data) else Call(self, NO_COMMAND, NO_REQUEST, None, NOT_AVAILABLE)
+        request = Request(command.name)
+        if not command.input:
+            return Call(self, command, request, ())
+        try:
+            values, names = read_arguments(data[len(line):])
+            request = new(Request, (command.name, values, names, "text", None, True))
+            return new(Call, (self, command, request, command.bind(request), None))
+        except ParseError:
+            return Call(self, command, request, None, PARSE_ERROR)
+        except Error as error:
+            return Call(self, command, request, None, Reply(error.code, error.reason))
+
+    @staticmethod
+    def is_key_of(key: Any, call: Call) -> bool:
+        """Whether all requests with this key mean this call."""
+        return True
+
+    def write(self, reply: Reply | Refusal, call: Call) -> str:
+        """A reply as text; a `%` template if it is live."""
+        return write_text(reply, self.indent)
+
+    def shape(self, reply: Reply, call: Call) -> Template:
+        """A live reply as written; a Watched one is the same for all who ask for it."""
+        if not isinstance(reply.live, Watched):
+            return Shape(reply, self.write(reply, call))
+        if reply.live.text is None:
+            reply.live.text = self.write(reply, call)
+        return reply.live
+
+    @staticmethod
+    def id_of(call: Call) -> bytes:
+        """What stands between the two parts of a shape."""
+        return b""
+
+    def limit(self, call: Call) -> int:
+        """How many bytes the reply may have."""
+        return LIMIT
+
+    too_long, request_too_long = staticmethod(reply_too_long), staticmethod(request_too_long)
 
 
-class Shape:
-    """A reply that is kept: its text around the live values, the values of last time, and the bytes with these.
+class JsonRpc:
+    """The JSON-RPC dialect of OpenSIPS 3.x, for the commands of a registry."""
 
-    Of a JSON-RPC reply it is the text before the id; `tail` is what stands behind that. look() gives the values themselves
-    where they are not Watched.
+    PLAIN_ID = re.compile(  # replied with as it is written: an integer of at most 18 digits, or a string without escapes
+        rb'"id"[\x01-\x20]*:[\x01-\x20]*(0|-?[1-9][0-9]{0,17}|"[ !#-\[\]-~]*")(?=[\x01-\x20]*[,}])')
+
+    def __init__(self, commands: dict[str, Command], pretty: bool = False):
+        self.commands, self.pretty = commands, pretty
+
+    def key(self, data: bytes) -> tuple[Any, bytes]:
+        """What tells a request from others, which is what stands around its id, and the id; None if that is not plain."""
+        match = self.PLAIN_ID.search(data)
+        if match is None:
+            return None, b""
+        start, end = match.span(1)
+        return (data[:start], data[end:]), data[start:end]
+
+    def read(self, data: bytes) -> Call | Iterator[Call] | None:
+        """The call that a datagram means, or those of a batch; None for a reply."""
+        try:
+            value = read_json(data)
+        except ParseError:
+            value = Call(self, NO_COMMAND, Request("", dialect="jsonrpc"), None, NO_JSON)
+        if TEXT_REPLY.match(data) or is_json_reply(value):
+            return None
+        if isinstance(value, Call):
+            return value
+        return map(self.bound, value) if isinstance(value, list) and value else self.bound(value)
+
+    def bound(self, value: Any) -> Call:
+        """The call that one request object means."""
+        request, params = read_envelope(value)
+        command = self.commands.get(request.name, NO_COMMAND)
+        if command is NO_COMMAND:
+            return Call(self, NO_COMMAND, request, None, NOT_AVAILABLE if request.name else INVALID_REQUEST)
+        try:
+            values, names, called = command.bind_json(params)
+        except Error as error:
+            return Call(self, command, request, None, Reply(error.code, error.reason, result=error))
+        return Call(self, command, request._replace(values=values, names=names), called)
+
+    @staticmethod
+    def is_key_of(key: tuple, call: Call) -> bool:
+        """Whether all requests with this key mean this call: it is the request's own id that the key leaves out."""
+        request, _ = read_envelope(read_json(b'%b"?"%b' % key))
+        return request == call.request._replace(id="?", values=(), names=None)
+
+    def write(self, reply: Reply | Refusal, call: Call) -> str:
+        """A reply as JSON, nothing for a notification; a `%` template if it is live."""
+        return write_jsonrpc(reply, call.request, call.command.form, self.pretty) if call.request.answered else ""
+
+    def shape(self, reply: Reply, call: Call) -> Template:
+        """A live reply as written."""
+        template, _, tail = self.write(reply, call._replace(request=call.request._replace(id=LIVE))).rpartition("%s")
+        return Shape(reply, template, encode(tail), json_text)
+
+    @staticmethod
+    def id_of(call: Call) -> bytes:
+        """What stands between the two parts of a shape."""
+        return encode(json_text(call.request.id))
+
+    def limit(self, call: Call) -> int:
+        """How many bytes the reply may have."""
+        return json_limit(call.request.id, self.pretty)
+
+    @staticmethod
+    def too_long(size: int) -> Refusal:
+        """What a reply of `size` bytes, which is too much, becomes."""
+        return NOT_SENDABLE
+
+    @staticmethod
+    def request_too_long(size: int) -> Refusal:
+        """What a request of `size` bytes is answered with."""
+        return NO_JSON
+
+    def join(self, parts: list[bytes]) -> bytes:
+        """The reply to a batch, nothing if all its requests are notifications."""
+        written = (b", " if self.pretty else b",").join(parts)
+        return b"[%b]" % written if parts else b""
+
+
+UNFILLED = object()  # the values of a reply that has none yet; a plug-in's live() may give anything
+
+
+class Template:
+    """A live reply as written: its text around the values, the values of last time, and the bytes with these.
+
+    Of a JSON-RPC reply it is the text before the id; `tail` is what stands behind that. look() returns a cheap snapshot
+    to compare with that of last time, sums(snapshot) returns the values.
     """
 
-    __slots__ = ("reply", "live", "template", "tail", "write_value", "look", "seen", "values", "data")
-
-    def __init__(self, reply: Reply, template: str, tail: bytes = b"", write_value: Callable | None = None):
-        self.reply, self.live, self.template, self.tail, self.write_value = reply, reply.live, template, tail, write_value
-        self.look = self.live.look if isinstance(self.live, Watched) else self.live
-        self.seen = self.values = UNFILLED
-        self.data = b""
+    text: str | None = None
+    tail, data = b"", b""
+    snapshot = values = UNFILLED
+    write_value: Callable | None = None
+    look: Callable[[], Any]
+    sums: Callable[[Any], tuple]
 
     def now(self) -> bytes | None:
         """The reply with the values of now. None if they fail or are too long: then the command is to be called, and
         meets it again where it is logged and answered."""
         try:
-            seen = self.look()
-            if seen == self.seen:
-                return self.data
-            written = self.fill(seen)
+            snapshot = self.look()
+            data = self.data if snapshot == self.snapshot else self.fill(snapshot)
         except Exception:
             return None
-        return written if len(written) <= LIMIT else None
+        return data if len(data) <= LIMIT else None
 
-    def fill(self, seen: Any) -> bytes:
-        """Put the values that look() saw into the text, if they are others than last time."""
-        if self.look is self.live:
-            seen = values = tuple(seen)  # a list could become another one behind our back
-        else:
-            values, self.look = self.live.sums(seen), self.live.look
+    def now_between(self, behind: bytes) -> bytes | None:
+        """As now(), with what stands behind it."""
+        head = self.now()
+        return None if head is None else head + behind
+
+    def fill(self, snapshot: Any) -> bytes:
+        """Put the values of a snapshot into the text, if they are others than last time."""
+        values = self.sums(snapshot)
         if values != self.values:
             written = tuple(map(self.write_value, values)) if self.write_value else values
-            self.data, self.values = encode(self.template % written), values
-        self.seen = seen if len(self.data) <= LIMIT else UNFILLED
+            self.data, self.values = encode(self.text % written), values
+        if self.sums is tuple:
+            snapshot = values  # a list could become another one behind our back
+        self.snapshot = snapshot if len(self.data) <= LIMIT else UNFILLED
         return self.data
 
-
-def not_kept() -> None:
-    """The reply of now to a request whose reply is not kept."""
-
-
-class Kept:
-    """What is remembered of a request: the call, and if its reply says so the shape of that, whose now() it has, whether
-    that takes no time, since no function of a plug-in is called, and what traces tell of call and reply."""
-
-    __slots__ = ("call", "shape", "now", "at_once", "facts")
-
-    def __init__(self, call: Call):
-        self.call, self.shape, self.now, self.at_once, self.facts = call, None, not_kept, False, None
+    def size_bytes(self) -> int:
+        """About what it takes."""
+        return 2 * len(self.text) + len(self.data) + 1000
 
 
-def facts_of(call: Call | None, reply: Reply) -> tuple:
-    """What a Trace tells of a call and its reply: command, parameters, code and reason."""
-    name, values = "", None
-    if call:
-        name = call.command.name
-        if call.command.input and not (reply.bare and reply.reason in (PARSE_ERROR.reason, COMMAND_FAILED.reason)):
-            values = call.request.values
-    return name, values, reply.code, reply.reason
+class Watched(Template):
+    """The live values of a reply, in the two steps look() and sums(); with the text of the text replies that have them."""
+
+    def __call__(self) -> tuple:
+        return self.sums(self.look())
+
+
+class Shape(Template):
+    """A live reply whose values are no Watched, or whose text is another one."""
+
+    def __init__(self, reply: Reply, text: str, tail: bytes = b"", write_value: Callable | None = None):
+        self.live, self.text, self.tail, self.write_value = reply.live, text, tail, write_value
+        self.look, self.sums = self.live, tuple
+        if isinstance(self.live, Watched):
+            self.look, self.sums = self.live.look, self.sums_of_watched
+
+    def sums_of_watched(self, snapshot: Any) -> tuple:
+        """The values, after which there may be more to look at."""
+        values, self.look = self.live.sums(snapshot), self.live.look
+        return values
+
+
+def not_cached() -> None:
+    """The reply of now to a request whose reply is not cached."""
+
+
+class Cached:
+    """What is cached of a request: the call, and if its reply says so how that is written, whose now() it has, and its
+    first line; and the exchange of last time."""
+
+    __slots__ = ("key", "call", "shape", "now", "reply", "exchange", "last_id")
+
+    def __init__(self, key: Any, call: Call):
+        self.key, self.call, self.now = key, call, not_cached  # the key is None for a whole datagram
+        self.shape: Template | None = None
+        self.reply = Reply()  # without its nodes
+        self.last_id = b""
+        self.exchange: Exchange | None = None
+
+    def exchanged(self, request: bytes, reply: bytes) -> Exchange:
+        """The exchange of now, a new one only when the reply is."""
+        exchange = self.exchange
+        if exchange is None or exchange.reply is not reply:
+            exchange = self.exchange = exchange_of(self.call, self.reply, request, reply)
+        return exchange
+
+
+def with_id(call: Call, request_id: bytes) -> Call:
+    """A call for a request that is the same but for its id, which is empty where requests have none."""
+    return call._replace(request=call.request._replace(id=json.loads(request_id))) if request_id else call
+
+
+def exchange_of(call: Call, reply: Reply | Refusal, request: bytes, written: bytes) -> Exchange:
+    """What was asked and answered."""
+    command = call.command
+    values = call.request.values if command.input else None
+    if isinstance(reply, Refusal):
+        values, written = values if reply.shows_values else None, written if reply.shows_reply else None
+    return new(Exchange, (request, command.name, values, reply.code, reply.reason, written))
 
 
 class Answers:
@@ -1557,215 +1840,152 @@ class Answers:
 
     log: a logger for what handlers raise; dialect: auto, text or jsonrpc; indent and pretty: how either is written;
     failed(): called for each built-in error; allowed(command, caller): whether a caller may use a restricted command,
-    for the names in `restricted`.
+    for the names in `restricted`; pause(): called between the requests of a batch, gives others their turn.
     """
 
     def __init__(self, registry: Registry, log, dialect: str = "auto", indent: str = "\t", pretty: bool = False,
-                 restricted: Iterable[str] = (), allowed=None, failed: Callable[[], None] = lambda: None):
-        self.commands, self.log, self.indent, self.pretty = registry.commands, log, indent, pretty
-        self.restricted, self.allowed, self.failed = frozenset(restricted), allowed, failed
-        self.is_json = IS_JSON[dialect]
-        self.lines = {first_line(name): command for name, command in self.commands.items() if dialect != "jsonrpc"}
-        self.seen: set[int] = set()  # hashes of requests that came once
-        self.kept: dict[Any, Kept] = {}  # by a text request's bytes, or those of JSON-RPC before and behind the id
-        self.kept_bytes = 0
-        self.shapes: dict[int, Shape] = {}  # of text replies, by the id of the reply, which they hold
-        self.shape_bytes = 0
+                 restricted: Iterable[str] = (), allowed=None, failed: Callable[[], None] = lambda: None,
+                 pause: Callable[[], None] = lambda: None):
+        self.log, self.restricted, self.allowed, self.failed = log, frozenset(restricted), allowed, failed
+        self.pause = pause
+        self.commands = registry.commands
+        text, jsonrpc = Text(self.commands, indent), JsonRpc(self.commands, pretty)
+        self.dialect_of: Callable[[bytes], Text | JsonRpc] = {
+            "auto": lambda data: jsonrpc if JSON_START.match(data) else text,
+            "text": lambda data: text, "jsonrpc": lambda data: jsonrpc}[dialect]
+        self.seen = Memo(SEEN_BYTES)  # hashes of keys that came once
+        self.cache = Memo(CACHE_BYTES)  # Cached by the keys of their dialect, or by a whole datagram
 
-    def answer(self, data: bytes, caller: Any = None) -> tuple[bytes, Any, Reply]:
-        """The reply's bytes (none for a notification), the call that was made and the reply itself.
-
-        The call is None for what named no command, and the list of such triples for a batch.
-        """
-        kept = self.kept.get(data)  # a child has looked there itself
-        if kept:
-            return self.answer_again(kept, caller)
+    def answer(self, data: bytes, caller: Any = None, cached: Cached | None = None) -> Answer:
+        """What a datagram leads to; `cached` is what a child has found in cache.young, which has no reply of now."""
+        if cached is not None:
+            return self.single(data, cached.call, caller, cached)
+        dialect = self.dialect_of(data)
         if len(data) > LIMIT:  # of such a request only the first byte is looked at
-            dialect = "jsonrpc" if self.is_json(data[:LIMIT]) else "text"
-            return self.refuse(request_too_long(len(data)), Call(NO_COMMAND, Request("", dialect=dialect), None))
-        return self.answer_json(data, caller) if self.is_json(data) else self.answer_text(data, caller)
+            return self.single(data[:LIMIT], Call(dialect, NO_COMMAND, NO_REQUEST, None, dialect.request_too_long(len(data))))
+        key, request_id = dialect.key(data)
+        cached = self.cache.get(key) if key is not None else None
+        if cached:
+            return self.again(data, cached, request_id, caller)
+        call = dialect.read(data)
+        if call is None:
+            return SILENCE
+        if not isinstance(call, Call):
+            return self.batch(data, dialect, call, caller)
+        return self.single(data, call, caller, None if call.refusal or key is None else self.remember(data, key, call))
 
-    def answer_again(self, kept: Kept, caller: Any) -> tuple[bytes, Any, Reply]:
-        """Answer a text request that is remembered."""
-        written = kept.now()
-        if written is None:
-            return self.finish(kept.call, caller, kept)
-        return written, kept.call, kept.shape.reply
+    def again(self, data: bytes, cached: Cached, request_id: bytes, caller: Any) -> Answer:
+        """Answer a request that is cached, with its id as it is written."""
+        head = cached.now()
+        if head is None:
+            return self.single(data, with_id(cached.call, request_id), caller, cached)
+        written = head + request_id + cached.shape.tail
+        if request_id and len(written) > LIMIT - NUMBER_ROOM:
+            return self.single(data, with_id(cached.call, request_id), caller, cached)
+        if request_id:
+            if request_id == cached.last_id and len(data) <= KEPT_REQUEST:
+                self.cache_bytes_of(data, cached, request_id)
+            cached.last_id = request_id
+        return new(Answer, ([(0, written)], [exchange_of(cached.call, cached.reply, data, written)]))
 
-    def answer_text(self, data: bytes, caller: Any) -> tuple[bytes, Any, Reply]:
-        """Answer a text request whose bytes are not remembered, and remember it."""
-        line = read_first_line(data)
-        command = self.lines.get(line)
-        if command is None:
-            return self.refuse(NOT_AVAILABLE)
-        if not command.input:  # all requests with this line are alike
-            kept = self.kept.get(line)
-            if kept:
-                return self.answer_again(kept, caller)
-            call = Call(command, Request(command.name), ())
-            return self.finish(call, caller, self.remember(line, len(line), call))
+    def cache_bytes_of(self, data: bytes, cached: Cached, request_id: bytes) -> None:
+        """Cache a whole datagram too: the same bytes again need no look at their id."""
+        whole = Cached(None, with_id(cached.call, request_id))
+        whole.shape, whole.reply = cached.shape, cached.reply
+        whole.now = functools.partial(cached.shape.now_between, request_id + cached.shape.tail)
+        self.cache.keep(data, whole, 2 * len(data))
+
+    def single(self, data: bytes, call: Call, caller: Any = None, cached: Cached | None = None) -> Answer:
+        """Answer a request."""
         try:
-            values, names = read_arguments(data[len(line):])
-            request = new(Request, (command.name, values, names, "text", None, True))
-            call = new(Call, (command, request, command.bind(request)))
-        except ParseError:
-            return self.refuse(PARSE_ERROR, Call(command, Request(command.name), None))
-        except Error as error:
-            return self.refuse(Reply(error.code, error.reason), Call(command, request, None))
-        return self.finish(call, caller, self.remember(data, len(data), call))
+            written, exchange = self.finish(data, call, caller, cached)
+        except Interrupted:
+            written, exchange = self.interrupt(data, call)
+        return new(Answer, ([(0, written)] if written else [], [exchange]))
 
-    def answer_json(self, data: bytes, caller: Any) -> tuple[bytes, Any, Reply]:
-        """Answer a JSON-RPC datagram: a request, or a batch of them."""
-        found, key = PLAIN_ID.search(data), None
-        if found:
-            start, end = found.span(1)
-            key = data[:start], data[end:]
-            kept = self.kept.get(key)
-            if kept:
-                return self.answer_json_again(kept, data[start:end], caller)
-        try:
-            value = read_json(data)
-        except ParseError:
-            return self.refuse(NO_JSON, Call(NO_COMMAND, Request("", dialect="jsonrpc"), None), unknown=True)
-        if isinstance(value, list) and value:
-            return self.answer_batch(value, caller)
-        return self.answer_envelope(value, caller, key)
+    def batch(self, data: bytes, dialect: JsonRpc, calls: Iterator[Call], caller: Any) -> Answer:
+        """Answer the requests of a batch one after the other; notifications have no part in the reply.
 
-    def answer_json_again(self, kept: Kept, request_id: bytes, caller: Any) -> tuple[bytes, Any, Reply]:
-        """Answer a JSON-RPC request that is remembered, with its id as it is written."""
-        head = kept.now()
-        if head is not None:
-            written = head + request_id + kept.shape.tail
-            if len(written) <= LIMIT - NUMBER_ROOM:
-                return written, kept.call, kept.shape.reply
-        request = kept.call.request._replace(id=json.loads(request_id))
-        return self.finish(kept.call._replace(request=request), caller, kept)
-
-    def answer_batch(self, values: list, caller: Any) -> tuple[bytes, Any, Reply]:
-        """Answer the requests of a batch one after the other; notifications have no part in the reply."""
-        parts = [self.answer_envelope(value, caller, None) for value in values]
-        texts = [decode(part[0]) for part in parts if part[0]]
-        written = encode(f"[{', '.join(texts) if self.pretty else ','.join(texts)}]") if texts else b""
-        if len(written) >= LIMIT:
+        handler_timeout holds for all together: when one is interrupted, those behind it are not run.
+        """
+        parts, exchanges, size, late = [], [], 0, False
+        for call in calls:
+            try:
+                if not late:
+                    self.pause()
+                written, exchange = self.finish(data, call._replace(refusal=TIMED_OUT) if late else call, caller)
+            except Interrupted:
+                late, (written, exchange) = True, self.interrupt(data, call)
+            exchanges.append(exchange)
+            size += len(written)
+            if written and size <= LIMIT:  # a reply that cannot fit is given up while it grows
+                parts.append(written)
+        written = dialect.join(parts)
+        if size > LIMIT or len(written) >= LIMIT:
             self.failed()
             written = encode(f"{NOT_SENDABLE.code} {NOT_SENDABLE.reason}")
-        return written, parts, Reply()
+        return Answer([(0, written)] if written else [], exchanges)
 
-    def answer_envelope(self, value: Any, caller: Any, key: tuple | None) -> tuple[bytes, Any, Reply]:
-        """Answer one request object; `key` is what stands before and behind its id, None if it is not to be kept."""
-        request, params = read_envelope(value)
-        command = self.commands.get(request.name, NO_COMMAND)
-        call = Call(command, request, None)
-        if not request.name:
-            return self.refuse(json_refusal(INVALID_REQUEST), call, unknown=True)
-        if command is NO_COMMAND:
-            return self.refuse(NOT_AVAILABLE, call, unknown=True)
+    def interrupt(self, data: bytes, call: Call) -> tuple[bytes, Exchange]:
+        """Answer a request whose command ran longer than handler_timeout."""
+        self.log.error("command %s ran longer than handler_timeout and was ended", call.command.name)
+        return self.finish(data, call._replace(refusal=TIMED_OUT), None)
+
+    def repeats(self, key: Any) -> bool:
+        """Whether a key came before, as far as that is known."""
+        mark = hash(key)
+        return self.seen.get(mark) or not self.seen.keep(mark, True, 0)
+
+    def remember(self, data: bytes, key: Any, call: Call) -> Cached | None:
+        """Cache what a request teaches, from its second time on."""
+        if len(data) > KEPT_REQUEST or not self.repeats(key) or not call.dialect.is_key_of(key, call):
+            return None
+        return self.cache.keep(key, Cached(key, call), 2 * len(data) + VALUE_BYTES * len(call.request.values))
+
+    def finish(self, data: bytes, call: Call, caller: Any, cached: Cached | None = None) -> tuple[bytes, Exchange]:
+        """Run a command and write its reply, which is empty for a notification; Interrupted."""
+        dialect, reply = call.dialect, call.refusal
         try:
-            values, names, bound = command.bind_json(params)
-        except Error as error:
-            return self.refuse(json_refusal(error), call)
-        call = Call(command, request._replace(values=values, names=names), bound)
-        return self.finish(call, caller, self.remember_json(key, call) if key else None)
-
-    def remember_json(self, key: tuple, call: Call) -> Kept | None:
-        """Keep what a JSON-RPC request taught for requests that are the same but for their id."""
-        size = len(key[0]) + len(key[1])
-        kept = self.remember(key, size, call)
-        if kept and read_envelope(read_json(b'%b"?"%b' % key))[0] != call.request._replace(id="?", values=(), names=None):
-            del self.kept[key]  # it is not the request's id that stands there
-            self.kept_bytes -= size
-            return None
-        return kept
-
-    def remember(self, key: Any, size: int, call: Call) -> Kept | None:
-        """Keep what a request of `size` bytes taught, from its second time on. When there is no room all is forgotten;
-        pollers teach it again."""
-        if size > KEPT_REQUEST:
-            return None
-        mark, seen = hash(key), self.seen
-        if mark not in seen:
-            if len(seen) >= SEEN_ENTRIES:
-                seen.clear()
-            seen.add(mark)
-            return None
-        if len(self.kept) >= KEPT_ENTRIES or self.kept_bytes > KEPT_BYTES:
-            self.kept.clear()
-            self.shapes.clear()
-            self.kept_bytes = self.shape_bytes = 0
-        self.kept_bytes += size
-        kept = self.kept[key] = Kept(call)
-        return kept
-
-    def finish(self, call: Call, caller: Any, kept: Kept | None) -> tuple[bytes, Any, Reply]:
-        """Run a command and write its reply; keep the reply if it says so and the request is kept."""
-        name = call.command.name
-        try:
-            reply = self.run(call, caller)
-            if kept and call.command.pure and reply.live is None and not reply.bare:
-                reply = reply._replace(live=CONSTANT)
-            if reply.live is None or not call.request.answered:
-                written = encode(self.write(reply, call))
-            else:
-                written = self.write_kept(reply, call, kept if name not in self.restricted else None)
+            if reply is None:
+                reply = self.run(call, caller)
+            written = self.write(reply, call, cached)
+            if len(written) > LEAST_LIMIT and len(written) > dialect.limit(call):
+                raise TooLong(len(written))
         except Interrupted:
-            self.log.error("command %s ran longer than handler_timeout and was ended", name)
-            return self.refuse(TIMED_OUT, call)
+            raise
+        except TooLong as error:
+            reply = dialect.too_long(error.args[0])
+            written = encode(dialect.write(reply, call))
         except BaseException:  # the seam: whatever a plug-in raises, a Timeout of gevent or an exit, costs one reply
-            self.log.exception("command %s raised, or gave a reply that cannot be written", name)
-            return self.refuse(COMMAND_FAILED, call)
-        if len(written) > (LIMIT if call.request.dialect == "text" else json_limit(call.request.id, self.pretty)):
-            return self.refuse(reply_too_long(len(written)), call)
-        if reply.bare:
+            self.log.exception("command %s raised, or gave a reply that cannot be written", call.command.name)
+            reply = COMMAND_FAILED
+            written = encode(dialect.write(reply, call))
+        if isinstance(reply, Refusal):
             self.failed()
-        return written, call, reply
+        return written, exchange_of(call, reply, data, written)
 
-    def write(self, reply: Reply, call: Call) -> str:
-        """A reply in the dialect of its request, nothing for a notification; a `%` template if it is live."""
-        if call.request.dialect == "text":
-            return write_text(reply, self.indent)
-        return write_jsonrpc(reply, call.request, call.command.form, self.pretty) if call.request.answered else ""
+    def write(self, reply: Reply | Refusal, call: Call, cached: Cached | None) -> bytes:
+        """A reply as bytes; one that is live, or is made by a pure command, is cached with its request."""
+        dialect = call.dialect
+        if isinstance(reply, Reply) and reply.live is None and cached and call.command.pure:
+            reply = reply._replace(live=CONSTANT)
+        if isinstance(reply, Refusal) or reply.live is None or not call.request.answered:
+            return encode(dialect.write(reply, call))
+        shape = dialect.shape(reply, call)
+        snapshot = shape.look()
+        data = shape.data if snapshot == shape.snapshot else shape.fill(snapshot)
+        if cached and cached.shape is not shape and cached.key is not None and call.command.name not in self.restricted:
+            cached.shape, cached.reply, cached.now = shape, Reply(reply.code, reply.reason), shape.now
+            self.cache.grow(cached.key, shape.size_bytes())
+        return data + dialect.id_of(call) + shape.tail if shape.tail else data
 
-    def write_kept(self, reply: Reply, call: Call, kept: Kept | None) -> bytes:
-        """Write a reply that may be kept, with its values of now."""
-        shape = self.shape_of(reply, call)
-        seen = shape.look()
-        written = shape.data if seen == shape.seen else shape.fill(seen)
-        if kept and kept.shape is not shape:
-            kept.shape, kept.now, kept.at_once = shape, shape.now, isinstance(reply.live, Watched)
-            kept.facts = facts_of(call, reply)
-            self.kept_bytes += len(written)
-        return written if call.request.dialect == "text" else encode(json_text(call.request.id)).join((written, shape.tail))
-
-    def shape_of(self, reply: Reply, call: Call) -> Shape:
-        """The shape of a reply, which several text requests may share."""
-        if call.request.dialect != "text":
-            template, _, tail = self.write(reply, call._replace(request=call.request._replace(id=LIVE))).rpartition("%s")
-            return Shape(reply, template, encode(tail), json_text)
-        shape = self.shapes.get(id(reply))
-        if shape is None:
-            if len(self.shapes) >= KEPT_ENTRIES or self.shape_bytes > KEPT_BYTES:
-                self.shapes.clear()
-                self.shape_bytes = 0
-            shape = self.shapes[id(reply)] = Shape(reply, self.write(reply, call))
-            self.shape_bytes += len(shape.template)
-        return shape
-
-    def refuse(self, reply: Reply, call: Call | None = None, unknown: bool = False) -> tuple[bytes, Any, Reply]:
-        """Answer with an error that no handler gave; `unknown`: the call names no command of ours."""
-        if reply.bare or unknown:
-            self.failed()
-        call = call or Call(NO_COMMAND, Request(""), None)
-        if call.request.dialect != "text" and reply.reason.endswith(f"exceeds {LIMIT}"):
-            reply = NOT_SENDABLE if reply.code == 500 else NO_JSON
-        return encode(self.write(reply, call)), None if call.command is NO_COMMAND else call, reply
-
-    def run(self, call: Call, caller: Any) -> Reply:
+    def run(self, call: Call, caller: Any) -> Reply | Refusal:
         """Call the handler; a refusal that it raises becomes a reply."""
-        command, request, values = call
+        command = call.command
         if command.name in self.restricted and not self.allowed(command, caller):
             return Reply(403, "Forbidden")
         try:
-            reply = command.function(Context(command.module, request, caller), *values)
+            reply = command.function(Context(command.module, call.request, caller), *call.values)
             if not isinstance(reply, Reply) and hasattr(reply, "get"):
                 reply = reply.get()
             if isinstance(reply, Reply):
@@ -2144,7 +2364,7 @@ class Reader(Watched):
         self.slots, self.start = counters.slots, columns[0] // stride * stride
         places = [column % stride for column in columns]
         self.pick = operator.itemgetter(*places) if len(places) > 1 else lambda row: (row[places[0]],)
-        self.copy, self.values = b"", ()  # of last time
+        self.copy, self.last = b"", ()  # the values of that copy
         self.widen(counters.slots[0])
 
     def widen(self, rows: int) -> None:
@@ -2154,14 +2374,29 @@ class Reader(Watched):
     def sums(self, copy: bytes) -> tuple:
         """The sums in a copy of the block. When there are more rows by now, they are looked at as well, as from now on."""
         if copy == self.copy:
-            return self.values
+            return self.last
         view = memoryview(copy).cast("q")
         if view[0] * BLOCK != len(view):
             self.widen(view[0])
             return self()
         taken, *rows = [self.pick(view[at:at + BLOCK]) for at in range(0, len(view), BLOCK)]
-        self.copy, self.values = copy, tuple(map(operator.sub, map(sum, zip(*rows)), taken))
-        return self.values
+        self.copy, self.last = copy, tuple(map(operator.sub, map(sum, zip(*rows)), taken))
+        return self.last
+
+
+class Several(Watched):
+    """The values of several parts, one behind the other."""
+
+    def __init__(self, parts: list):
+        self.parts = parts
+
+    def look(self) -> tuple:
+        """The values themselves."""
+        return tuple(itertools.chain.from_iterable([part() for part in self.parts]))
+
+    def sums(self, values: tuple) -> tuple:
+        """The values."""
+        return values
 
 
 class Processes:
@@ -2356,6 +2591,18 @@ def stderr_is_journal() -> bool:
     return (device, inode) == (str(status.st_dev), str(status.st_ino))
 
 
+MOST_STATISTICS = 4000  # of a request; as many do not fit into a reply
+PLAN_BYTES = 600  # of a statistic in a reply that is cached
+
+
+def within_limit(items: Iterable) -> list:
+    """The items, if they are no more than a request may ask for; Error."""
+    items = list(itertools.islice(items, MOST_STATISTICS + 1))
+    if len(items) > MOST_STATISTICS:
+        raise Error(400, f"more than {MOST_STATISTICS} statistics")
+    return items
+
+
 def read_all(functions: list[Callable[[], int]]) -> tuple:
     """What these functions give."""
     return tuple([function() for function in functions])
@@ -2371,7 +2618,7 @@ class Server:
         self.setup, self.registry = setup, setup.registry
         self.counters, self.processes, self.store, self.started_s = counters, processes, store, started_s
         self.row, self.attendant_pid = ATTENDANT, os.getpid()
-        self.plans: dict[tuple, Reply] = {}
+        self.plans = Memo(CACHE_BYTES)
         for stat in setup.registry.stats[0]:
             if stat.read is None:
                 counters.column(stat.group, stat.name)
@@ -2402,7 +2649,7 @@ class Server:
         runs = itertools.groupby(stats, lambda stat: -1 if stat.read else counters.block(stat.group, stat.name))
         parts = [Reader(counters, [place(stat.group, stat.name) for stat in run]) if block >= 0
                  else functools.partial(read_all, [stat.read for stat in run]) for block, run in runs]
-        return parts[0] if len(parts) == 1 else lambda: tuple(itertools.chain.from_iterable([part() for part in parts]))
+        return parts[0] if len(parts) == 1 and isinstance(parts[0], Watched) else Several(parts)
 
     def statistics(self, names: tuple, once: bool = False) -> Reply:
         """The reply that shows statistics, which is kept: pollers ask for the same ones again. Error when unknown.
@@ -2412,14 +2659,13 @@ class Server:
         key = (once, *map(self.registry.askable.__getitem__, names))
         reply = self.plans.get(key)
         if reply is None:
-            stats = [stat for number in key[1:] if number >= 0 for stat in self.registry.stats[number]]
+            numbers = [number for number in within_limit(key[1:]) if number >= 0]
+            stats = within_limit(itertools.chain.from_iterable(self.registry.stats[number] for number in numbers))
             if not stats:
                 raise Error(404, "Statistics Not Found")
             stats = list({id(stat): stat for stat in stats}.values()) if once else stats
-            if len(self.plans) >= KEPT_ENTRIES:
-                self.plans.clear()
             nodes = tuple(Node(f"{stat.group}:{stat.name}", LIVE) for stat in stats)
-            reply = self.plans[key] = Reply(nodes=nodes, live=self.values_of(stats))
+            reply = self.plans.keep(key, Reply(nodes=nodes, live=self.values_of(stats)), PLAN_BYTES * (len(key) + len(nodes)))
         return reply
 
     def subscribers(self, event: str, ended: bool = False) -> list[tuple[str, dict]]:
@@ -2951,10 +3197,9 @@ def get_statistics(ctx, *statistics):
 def list_statistics(ctx, *statistics):
     """Show which statistics there are, or those named, and whether each is incremental."""
     registry = ctx.server.registry
-    found = [(f"{stat.group}:{stat.name}", stat) for stat in registry.stats[0] if not statistics]
-    for name in statistics:
-        found += [(f"{stat.group}:{stat.name}" if name.endswith(":") else name, stat)
-                  for stat in registry.find_stats(name) if name != "all"]
+    named = [(f"{stat.group}:{stat.name}", stat) for stat in registry.stats[0] if not statistics]
+    found = named or within_limit((f"{stat.group}:{stat.name}" if name.endswith(":") else name, stat)
+                                  for name in within_limit(statistics) if name != "all" for stat in registry.find_stats(name))
     if not found:
         raise Error(404, "Statistics Not Found")
     found = dict(found).items() if ctx.request.dialect == "jsonrpc" else found
@@ -2966,11 +3211,11 @@ def reset_statistics(ctx, *statistics):
     """Set statistics back to 0; those that cannot be reset stay as they are."""
     if not statistics:
         raise WRONG_COUNT
-    found = [stat for name in statistics if not name.endswith(":") and name != "all"
-             for stat in ctx.server.registry.find_stats(name)]
+    found = {stat.group + ":" + stat.name: stat for name in within_limit(statistics)
+             if not name.endswith(":") and name != "all" for stat in ctx.server.registry.find_stats(name)}
     if not found:
         raise Error(404, "Statistics Not Found")
-    return reset(ctx, found)
+    return reset(ctx, found.values())
 
 
 @command("reset_all_statistics")
@@ -2979,7 +3224,7 @@ def reset_all_statistics(ctx):
     return reset(ctx, ctx.server.registry.stats[0])
 
 
-def reset(ctx, stats: list[Stat]) -> Reply:
+def reset(ctx, stats: Iterable[Stat]) -> Reply:
     """Make counters start again."""
     for stat in stats:
         if stat.kind == "incremental":
@@ -3434,6 +3679,7 @@ MI_DATAGRAM_STATS = [
     Stat("unreachable", "replies to clients that are gone, not bound, or not to be written to"),
     Stat("empty", "empty datagrams"),
     Stat("notifications", "JSON-RPC notifications, which get no reply"),
+    Stat("looped", "replies that came as requests, and requests from no client's address; nobody answers them"),
     Stat("refused", "datagrams from networks that allow_from leaves out"),
     Stat("forbidden", "commands refused by allow_command"),
     Stat("interrupted", "commands ended by handler_timeout"),
@@ -3474,10 +3720,9 @@ def built_in_modules() -> list[Module]:
 # 13. Tracing #################################################################
 ###############################################################################
 # Strategy: what is traced is put into a bounded queue, which costs a reply
-# next to nothing: requests of a burst that are alike go there as one. A
-# greenlet per destination and child takes batches from it. A destination (a
-# plug-in's object) knows how to open, write and close; all that can go wrong
-# with it is handled here, and never reaches a reply.
+# next to nothing. A greenlet per destination and child takes batches from it.
+# A destination (a plug-in's object) knows how to open, write and close; all
+# that can go wrong with it is handled here, and never reaches a reply.
 
 TRACE_QUEUE = 1000  # traces that wait, per destination and child; further ones are dropped
 TRACE_BATCH = 200  # traces written at once, or some more
@@ -3507,9 +3752,8 @@ class Tracer:
         self.name, self.module, self.destination = name, module, destination
         self.packets = getattr(destination, "packets_per_trace", 1)
         self.check = getattr(destination, "check", None)  # raises OSError when a connection is lost already
-        self.queue: collections.deque[Traces] = collections.deque()
-        self.waiting = 0  # traces in it
-        self.batch: list[Traces] = []  # what is being written
+        self.queue: list[Trace] = []
+        self.batch: list[Trace] = []  # what is being written
         self.columns = {word: module.columns[f"{name}-{word}"] for word in TRACE_FIGURES}
         self.connected = self.opened = self.complained = False
         self.opened_s, self.pause_s = 0.0, TRACE_BACKOFF_S[0]
@@ -3523,29 +3767,23 @@ class Tracer:
 
     def show_depth(self) -> None:
         """Set the level of the queue."""
-        self.module.row[self.columns["depth"]] = self.waiting * self.packets
+        self.module.row[self.columns["depth"]] = len(self.queue) * self.packets
 
-    def put(self, traces: Traces) -> None:
+    def put(self, traces: list[Trace]) -> None:
         """Queue traces, and drop those for which there is no room."""
-        answered = traces.answered[:TRACE_QUEUE - self.waiting]
-        self.count("queued", len(answered) * self.packets)
-        self.count("dropped", (len(traces.answered) - len(answered)) * self.packets)
-        if answered:
-            self.queue.append(traces._replace(answered=answered))
-            self.waiting += len(answered)
+        room = TRACE_QUEUE - len(self.queue)
+        self.queue += traces[:room]
+        self.count("queued", min(room, len(traces)) * self.packets)
+        self.count("dropped", max(0, len(traces) - room) * self.packets)
         self.show_depth()
         if self.asleep:
             self.asleep = False
             gevent.get_hub().loop.run_callback(self.sender.switch)
 
-    def take(self, most: int) -> list[Traces]:
-        """The traces that wait, the first ones: at least so many, if there are."""
-        found, size = [], 0
-        while self.queue and size < most:
-            found.append(self.queue.popleft())
-            size += len(found[-1].answered)
-        self.waiting -= size
-        return found
+    def take(self, most: int) -> list[Trace]:
+        """Remove and return the first traces, at most so many."""
+        first, self.queue = self.queue[:most], self.queue[most:]
+        return first
 
     def run(self) -> None:
         """Write what is queued, for ever."""
@@ -3553,7 +3791,7 @@ class Tracer:
             if not self.queue:
                 self.asleep = True
                 gevent.get_hub().switch()
-            gevent.sleep(TRACE_PAUSE_S if self.waiting < TRACE_BATCH else 0)
+            gevent.sleep(TRACE_PAUSE_S if len(self.queue) < TRACE_BATCH else 0)
             if not ((self.connected or self.connect()) and self.write()):
                 gevent.sleep(self.pause_s * random.uniform(0.8, 1.2))
                 self.pause_s = min(self.pause_s * 2, TRACE_BACKOFF_S[1])
@@ -3603,7 +3841,7 @@ class Tracer:
 
     def account(self, word: str) -> None:
         """Count the batch as sent or dropped."""
-        self.count(word, sum(len(traces.answered) for traces in self.batch) * self.packets)
+        self.count(word, len(self.batch) * self.packets)
         self.batch = []
         self.show_depth()
 
@@ -3647,12 +3885,12 @@ class Tracing:
         self.tracers = [Tracer(name, *found) for name, found in setup.destinations.items()]
         self.silent = {name for name in setup.registry.commands if not setup.mi["trace_bwlist"].allows(name)}
 
-    def put(self, noted: list[Traces]) -> None:
+    def put(self, traces: list[Trace]) -> None:
         """Give traces to all destinations; those of unknown commands whatever the list says."""
-        for traces in noted:
-            if traces.command not in self.silent:
-                for tracer in self.tracers:
-                    tracer.put(traces)
+        if self.silent:
+            traces = [trace for trace in traces if trace.exchange.command not in self.silent]
+        for tracer in self.tracers:
+            tracer.put(traces)
 
 
 ###############################################################################
@@ -3672,6 +3910,9 @@ CREDENTIALS_ROOM, ADDRESS_ROOM = socket.CMSG_SPACE(struct.calcsize("3i")), 64  #
 WAIT = (errno.EAGAIN, errno.ENOBUFS)  # the peer's queue or our buffer is full
 REFUSED = (errno.ECONNREFUSED, errno.ENOENT, errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ENOTSOCK, errno.EPERM)
 LARGE = 8192  # bytes; larger replies to UNIX clients are charged to a socket of their own
+KNOWN_CLIENTS = 2000  # admitted clients whose addresses are not looked at again
+MOST_ERRORS = 100  # a second, for a UDP client that sends what is no request
+BROADCAST = ipaddress.ip_address("255.255.255.255")
 IDLE_S = 2.0  # after which a client's own socket is closed
 OWN_SOCKETS = 512  # at most; further clients that are behind are retried on a timer
 MOMENT_S = 0.01  # how long what was found out about a client holds good
@@ -3926,16 +4167,34 @@ class Outbox:
         self.retry = gevent.get_hub().loop.timer(RETRY_S, RETRY_S)
 
     def look_again(self, now_s: float) -> None:
-        """The moment is over: what was found out about clients no longer holds."""
+        """When the moment is over, what is known about clients no longer holds."""
+        if now_s < self.moment_s:
+            return
         self.moment_s = now_s + MOMENT_S
         self.recent.clear()
         for shortcuts in self.shortcuts.values():
             shortcuts.clear()
 
+    def deliver_of(self, endpoint: Endpoint) -> Callable[[bytes, Any], None]:
+        """The function that sends a reply from an endpoint to a client, at once or later."""
+        shortcuts, counted, core = self.shortcuts[endpoint], self.server.counted, self.server.core
+        replies, sent = core["replies"], core["bytes_sent"]
+
+        def deliver(data: bytes, client: Any) -> None:
+            send = shortcuts.get(client)
+            try:
+                if send is None:
+                    return self.post(endpoint, data, client)
+                send(data)
+            except OSError:  # it is behind, or it is gone
+                return self.post(endpoint, data, client)
+            counted[replies] += 1
+            counted[sent] += len(data)
+
+        return deliver
+
     def post(self, endpoint: Endpoint, data: bytes, client: Any) -> None:
         """Send a reply, or keep it for later; never blocks."""
-        if not data:
-            return self.server.count("notifications")
         if not endpoint.address_of(client):
             self.server.count("unreachable")
             return self.tell(endpoint, None, "is not bound, so it has no address to reply to")
@@ -4092,6 +4351,8 @@ def owner_of(path: str) -> Any:
 
 BURST = 64  # datagrams a worker takes before others get their turn
 BURST_S = 0.05  # and for how long, if handlers are slow
+TURN_S = 0.02  # how long one request may go on before others get their turn
+YIELD_S = 1e-6  # a sleep of 0 would let only greenlets have it, not sockets
 BOOT_FAILED = 70  # exit status of a child that cannot start; more of them would not either
 ORPHAN_S = 0.5  # what a child may finish when its attendant is gone
 
@@ -4124,11 +4385,12 @@ class Child:
         self.tracing = Tracing(self.setup)
         self.answers = Answers(
             server.registry, log, own["dialect"], self.setup.mi["reply_indent"], self.setup.mi["pretty_printing"],
-            self.access.restricted, self.access.allows, functools.partial(server.count, "errors"))
-        self.hosts: dict[str, bool] = {}
+            self.access.restricted, self.access.allows, functools.partial(server.count, "errors"), self.pause)
+        self.screen = Screen(server, endpoints, self.access.networks)
+        self.turn_s = time.monotonic()  # since when this child has not been in its hub
         self.last_request = self.request_limit(own["max_requests"])
-        self.noted: list[Traces] = []  # until settle()
-        self.noting = self.debugging = False  # whether requests are to be noted; and logged
+        self.traces: list[Trace] = []  # until settle()
+        self.is_tracing = self.debugging = False  # whether requests are traced or logged; and whether they are logged
 
     def request_limit(self, limit: int) -> float:
         """The count of requests at which this child asks to be replaced: the limit, give or take a tenth."""
@@ -4199,19 +4461,14 @@ class Child:
 
     def drain_of(self, endpoint: Endpoint) -> Callable[[Worker], None]:
         """The function that takes datagrams from one socket and answers them, until there are none."""
-        receive, outbox, screened = endpoint.receive, self.outbox, self.access.networks is not None and not endpoint.unix
-        remembered, shortcuts, counted = self.answers.kept, outbox.shortcuts[endpoint], self.server.counted
-        requests, received, replies, sent = [
-            self.server.core[name] for name in ("requests", "bytes_received", "replies", "bytes_sent")]
-        now, clock, paired = time.monotonic, time.time, endpoint.paired
+        receive, deliver, counted = endpoint.receive, self.outbox.deliver_of(endpoint), self.server.counted
+        cached_of, known, now = self.answers.cache.young.get, self.screen.known, time.monotonic
+        requests, received = self.server.core["requests"], self.server.core["bytes_received"]
         size, flags = LIMIT + 1, socket.MSG_TRUNC  # so a cut datagram comes with its full length
 
         def drain(worker: Worker) -> None:
-            started_s = now()
-            if started_s >= outbox.moment_s:
-                outbox.look_again(started_s)
-            noting = self.noting
-            last = kept = told = alike = noted = None  # the last request, what is remembered of it, its reply and traces
+            started_s = self.turn_s = now()
+            self.outbox.look_again(started_s)
             for _ in range(BURST):
                 try:
                     data, client = receive(size, flags)
@@ -4220,95 +4477,60 @@ class Child:
                 except OSError as error:  # an ICMP error for an earlier reply: the next datagram is not worse for it
                     log.debug("receiving on %s: %s", endpoint.place.address, error)
                     continue
-                if (screened or not data) and not self.admits(endpoint, client, data):
+                if (client not in known or not data) and not self.screen.admits(endpoint, client, data):
                     continue
                 counted[requests] += 1
                 counted[received] += len(data)
-                answer, requested_s = None, clock() if noting else 0
-                if data == last:  # pollers ask the same, and to compare is quicker than to hash
-                    data = last
-                else:
-                    last, kept, told = data, remembered.get(data), None
-                reply = kept.now() if kept is not None else None
+                requested_s = time.time() if self.is_tracing else 0.0
+                cached = cached_of(data)
+                reply = cached.now() if cached is not None else None
                 if reply is None:
                     worker.data = data
-                    answer = self.answer(endpoint, client, data, kept)
-                    last = kept = None
-                    reply, data = answer[0], data[:LIMIT]  # what is behind that in a cut datagram, nobody sent
-                if noting:
-                    if reply is told and noted is self.noted:
-                        replied_s = requested_s if kept.at_once else clock()
-                        alike.append((requested_s, replied_s, client[0] if paired else client))
-                    else:
-                        told, alike = self.note(requested_s, endpoint, client, data, reply, kept, answer)
-                        noted = self.noted
-                send = shortcuts.get(client)
-                if send is None or not reply:
-                    outbox.post(endpoint, reply, client)
-                else:
-                    try:
-                        send(reply)
-                    except OSError:  # it is behind, or it is gone
-                        outbox.post(endpoint, reply, client)
-                    else:
-                        counted[replies] += 1
-                        counted[sent] += len(reply)
-                if answer and now() > started_s + BURST_S:
-                    return
+                    self.answer(endpoint, client, data, requested_s, deliver, cached)
+                    if now() > started_s + BURST_S:
+                        return
+                    continue
+                if self.is_tracing:
+                    self.trace(requested_s, endpoint, client, [cached.exchanged(data, reply)])
+                deliver(reply, client)
 
         return drain
 
-    def answer(self, endpoint: Endpoint, client: Any, data: bytes, kept: Kept | None) -> tuple[bytes, Any, Reply]:
-        """Answer a request whose reply is not remembered, which may take its time."""
-        if self.noted:
+    def answer(self, endpoint: Endpoint, client: Any, data: bytes, requested_s: float, deliver: Callable,
+               cached: Cached | None) -> None:
+        """Answer a request whose reply is not cached, which may take its time."""
+        if self.traces:
             self.settle()
-        caller = (endpoint, client) if self.access.restricted else None
-        return self.answers.answer(data, caller) if kept is None else self.answers.finish(kept.call, caller, kept)
+        answer = self.answers.answer(data, (endpoint, client), cached)
+        if not answer.exchanges or not self.screen.answers(endpoint, client, data, answer):
+            return self.screen.drop(endpoint, client)
+        if self.is_tracing:
+            self.trace(requested_s, endpoint, client, answer.exchanges)
+        if not answer.datagrams:
+            self.server.count("notifications")
+        for _, reply in answer.datagrams:
+            deliver(reply, client)
 
-    def admits(self, endpoint: Endpoint, client: Any, data: bytes) -> bool:
-        """Whether a datagram is to be answered: it is not empty, and allow_from lets its host in."""
-        if endpoint.unix or self.access.networks is None or self.screen(endpoint.address_of(client)[0]):
-            if data:
-                return True
-            self.server.count("empty")
-        return False
+    def trace(self, requested_s: float, endpoint: Endpoint, client: Any, exchanges: list[Exchange]) -> None:
+        """Note what was answered just now, and log it for debugging."""
+        replied_s, address = time.time(), endpoint.address_of(client)
+        for exchange in exchanges:
+            self.traces.append(new(Trace, (requested_s, replied_s, address, endpoint.address, exchange)))
+            if self.debugging:
+                log.debug("%a from %s: %a", exchange.request, shown_address(address), exchange.reply)
 
-    def note(self, requested_s: float, endpoint: Endpoint, client: Any, data: bytes, reply: bytes, kept: Kept | None,
-             answer: tuple | None) -> tuple:
-        """Note the traces of a request and its reply, remembered or answered, and log both for debugging.
-
-        Gives the reply, and the list that takes (requested_s, replied_s, client) of those who ask and get the same behind it.
-        """
-        if self.debugging:
-            log.debug("%a from %s: %a", data, shown_address(endpoint.address_of(client)), reply)
-        answered = [(requested_s, time.time(), endpoint.address_of(client))]
-        if answer is None:
-            shown = None if kept.shape.reply.bare else reply
-            self.noted.append(Traces(endpoint.address, data, *kept.facts, shown, answered))
-            return None if self.debugging else reply, answered
-        for written, call, reply in answer[1] if isinstance(answer[1], list) else [answer]:
-            self.noted.append(Traces(endpoint.address, data, *facts_of(call, reply), None if reply.bare else written, answered))
-        return None, None
-
-    def screen(self, host: str) -> bool:
-        """Whether allow_from lets a host in; those that it does not are counted, and named once."""
-        known = self.hosts.get(host)
-        if known is None:
-            if len(self.hosts) > TOLD:
-                self.hosts.clear()
-            known = self.hosts[host] = self.access.in_networks(host, self.access.networks)
-            if not known:
-                log.warning("datagrams from %s are refused by allow_from", host)
-        if not known:
-            self.server.count("refused")
-        return known
+    def pause(self) -> None:
+        """Let others have their turn, if this one takes long."""
+        if time.monotonic() > self.turn_s + TURN_S:
+            gevent.sleep(YIELD_S)
+            self.turn_s = time.monotonic()
 
     def sweep(self) -> None:
         """Runs in the hub, some times a second: beat, end what takes too long, give up what cannot be delivered."""
         now_s = time.monotonic()
         self.server.processes.set(self.row, beat_ms=int(now_s * 1000))
         self.debugging = self.server.processes.log_level(self.row) >= 4
-        self.noting = self.debugging or bool(self.tracing.tracers)
+        self.is_tracing = self.debugging or bool(self.tracing.tracers)
         self.outbox.sweep(now_s)
         for tracer in self.tracing.tracers:
             tracer.sweep(now_s)
@@ -4321,10 +4543,10 @@ class Child:
                 worker.greenlet.throw(Interrupted())
 
     def settle(self) -> None:
-        """After a burst, and before what may take its time: trace what was noted, and see whether max_requests is reached."""
-        if self.noted:
-            noted, self.noted = self.noted, []
-            self.tracing.put(noted)
+        """After a burst, and before what may take its time: send the traces, and see whether max_requests is reached."""
+        if self.traces:
+            traces, self.traces = self.traces, []
+            self.tracing.put(traces)
         if self.server.counted[self.server.core["requests"]] >= self.last_request:
             self.retire()
 
@@ -4383,6 +4605,74 @@ class Child:
                 except Exception:  # a plug-in's seam
                     log.getChild(module.name).exception("destroy raised")
         self.server.store.close()
+
+
+class Screen:
+    """Tells clients from what must not be answered: refused networks, our own sockets, replies that look for an echo."""
+
+    def __init__(self, server: Server, endpoints: list[Endpoint], networks: tuple | None):
+        self.server, self.networks = server, networks
+        self.own = {endpoint.place.spot for endpoint in endpoints}
+        self.wildcard_ports = {endpoint.place.spot[1] for endpoint in endpoints if endpoint.wildcard}
+        self.known: set = set()  # clients that are admitted; forgotten when there are many
+        self.errors: collections.Counter = collections.Counter()  # by UDP client that sent no request, in this second
+        self.second_s = 0.0
+
+    def admits(self, endpoint: Endpoint, client: Any, data: bytes) -> bool:
+        """Whether a datagram is to be answered: it is not empty, and its sender is a client that allow_from lets in."""
+        address = endpoint.address_of(client)
+        if not endpoint.unix and self.networks is not None and not Access.in_networks(address[0], self.networks):
+            self.server.count("refused")
+            log.warning("datagrams from %s are refused by allow_from", address[0])
+            return False
+        if not data:
+            self.server.count("empty")
+            return False
+        if self.is_ours(endpoint, address):
+            self.drop(endpoint, client)
+            return False
+        if len(self.known) >= KNOWN_CLIENTS:
+            self.known.clear()
+        self.known.add(client)
+        return True
+
+    def is_ours(self, endpoint: Endpoint, address: Any) -> bool:
+        """Whether a sender is one of the sockets served here, or an address that no single client has."""
+        if endpoint.unix:
+            return address in self.own
+        host, port = address[:2]
+        ip = ipaddress.ip_address(host.partition("%")[0])
+        ip = getattr(ip, "ipv4_mapped", None) or ip
+        return (not port or address in self.own or ip.is_multicast or ip.is_unspecified or ip == BROADCAST
+                or (port in self.wildcard_ports and is_local(endpoint.socket.family, host)))
+
+    def answers(self, endpoint: Endpoint, client: Any, data: bytes, answer: Answer) -> bool:
+        """Whether a datagram gets its answer: what is no request at all is told so some times a second, for whoever
+        answers an error with another one must not go on for ever."""
+        if endpoint.unix or answer.exchanges[0].command or data[:1] == b":" or b'"method"' in data:
+            return True
+        if time.monotonic() > self.second_s + 1:
+            self.errors.clear()
+            self.second_s = time.monotonic()
+        host = endpoint.address_of(client)[:2]
+        self.errors[host] += 1
+        return self.errors[host] <= MOST_ERRORS and len(self.errors) <= KNOWN_CLIENTS
+
+    def drop(self, endpoint: Endpoint, client: Any) -> None:
+        """Count a datagram that is not answered, and name its sender once."""
+        self.server.count("looped")
+        name = shown_address(endpoint.address_of(client))
+        log.warning("datagrams from %s are replies, or come from no client: not answered", name)
+
+
+def is_local(family: int, host: str) -> bool:
+    """Whether an address is one of this machine."""
+    with original("socket", "socket")(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+    return True
 
 
 class Access:

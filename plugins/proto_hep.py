@@ -196,8 +196,8 @@ TCP = 6  # what OpenSIPS says, whatever MI came over
 FAMILIES = {  # IP version -> value of IP_FAMILY, which is Linux' own, types of source and target
     4: (socket.AF_INET, 0x3, 0x4), 6: (socket.AF_INET6, 0x5, 0x6)}
 NOWHERE = (("127.0.0.1", 0), ("127.0.0.2", 0))  # client and server over UNIX sockets: OpenSIPS' "no address"
-KNOWN_PAIRS = 1000  # of addresses
-KNOWN_BYTES = 4 << 20  # of packets
+PAIRS_BYTES = 1 << 20  # of what is cached about pairs of addresses
+FRAMES_BYTES = 8 << 20  # and of packets
 ASKING, TELLING = ("command", "backend", "parameters"), ("code", "reason", "reply")
 JSON_FRAME = 64  # bytes, not less than what JSON payloads have besides their values
 ID_SIZE = 34  # bytes of a correlation id: "MICORR" and 28 of base64
@@ -289,34 +289,35 @@ class Encoder:
         self.delim, self.write = delim, write_json if delim is None else write_text
         self.fixed = chunk(PROTOCOL_TYPE, bytes([proto_type])) + chunk(CAPTURE_ID, struct.pack("!I", capture_id))
         self.extra = b"".join(chunk(kind, value) for kind, value in ((AUTH_KEY, key), (NODE_NAME, node)) if value)
-        self.pairs: dict[tuple, tuple] = {}  # (client, server) -> head of requests, head of replies, room for payloads
-        self.frames: dict[tuple, Frame] = {}
-        self.known_bytes = 0
+        self.pairs = mi.Memo(PAIRS_BYTES)  # (client, server) -> head of requests, head of replies, room for payloads
+        self.frames = mi.Memo(FRAMES_BYTES)
 
     def packets(self, trace: mi.Trace, correlation_id: bytes) -> list[bytes]:
         """The packets of one trace: its request and its reply, each of at most LIMIT bytes."""
-        requested_s, replied_s, client, *common = trace
-        return joined(self.encode([mi.Traces(*common, [(requested_s, replied_s, client)])], itertools.repeat(correlation_id)))
+        return joined(self.encode([trace], itertools.repeat(correlation_id)))
 
-    def encode(self, batch: Iterable[mi.Traces], correlation_ids: Iterator[bytes]) -> list[bytes]:
+    def encode(self, batch: Iterable[mi.Trace], correlation_ids: Iterator[bytes]) -> list[bytes]:
         """The packets of traces, of request and reply in turn, as their PARTS: to join them later means to copy only once."""
-        parts = []
-        for server, request, command, values, code, reason, reply, answered in batch:
-            asked_for = (command, values) if command and request[:1] != b":" else request  # JSON-RPC has another id each time
-            about, met = (asked_for, code, reason, reply and reply[:REPLY]), None
-            for (requested_s, replied_s, client), correlation_id in zip(answered, correlation_ids):
-                ends = (client, server) if type(client) is tuple else NOWHERE
-                if ends != met:
-                    met, key = ends, (ends, about)
-                    asked, asking, told, telling = self.frames.get(key) or self.learn(
-                        key, ends, request, command, values, code, reason, reply)
-                asked_us = int(requested_s * 1e6 + 0.5)
-                asked_at = told_at = pack_time(asked_us // SECOND_US, MICROS, asked_us % SECOND_US)
-                if replied_s != requested_s:
-                    told_us = int(replied_s * 1e6 + 0.5)
-                    told_at = pack_time(told_us // SECOND_US, MICROS, told_us % SECOND_US)
-                parts += (asked, asked_at, asking, correlation_id, told, told_at, telling, correlation_id)
+        parts, last_exchange, last_ends = [], None, None
+        for (requested_s, replied_s, client, server, exchange), correlation_id in zip(batch, correlation_ids):
+            ends = (client, server) if type(client) is tuple else NOWHERE
+            if exchange is not last_exchange or ends != last_ends:
+                last_exchange, last_ends = exchange, ends
+                asked, asking, told, telling = self.frame(ends, exchange)
+            asked_us = int(requested_s * 1e6 + 0.5)
+            asked_at = told_at = pack_time(asked_us // SECOND_US, MICROS, asked_us % SECOND_US)
+            if replied_s != requested_s:
+                told_us = int(replied_s * 1e6 + 0.5)
+                told_at = pack_time(told_us // SECOND_US, MICROS, told_us % SECOND_US)
+            parts += (asked, asked_at, asking, correlation_id, told, told_at, telling, correlation_id)
         return parts
+
+    def frame(self, ends: tuple, exchange: mi.Exchange) -> Frame:
+        """The packets of an exchange between two socket addresses but for what is never the same."""
+        request, command, values, code, reason, reply = exchange
+        asked_for = (command, values) if command and request[:1] != b":" else request  # JSON-RPC has another id each time
+        key = ends, asked_for, code, reason, reply and reply[:REPLY]
+        return self.frames.get(key) or self.learn(key, ends, request, command, values, code, reason, reply)
 
     def learn(self, key: tuple, ends: tuple, request: bytes, command: str, values, code: int, reason: str, reply) -> Frame:
         """Make and remember the packets of all traces that have the key in common."""
@@ -326,20 +327,13 @@ class Encoder:
         telling = b"%d" % code, to_bytes(reason), reply[:REPLY] if reply else b""
         frame = Frame(*packet(asked, self.write(asking, ASKING, 0, room, self.delim)),
                       *packet(answered, self.write(telling, TELLING, 1, room, self.delim)))
-        if self.known_bytes > KNOWN_BYTES:
-            self.frames.clear()
-            self.known_bytes = 0
-        self.known_bytes += 2 * sum(map(len, frame))
-        self.frames[key] = frame
-        return frame
+        return self.frames.keep(key, frame, 3 * sum(map(len, frame)) + mi.VALUE_BYTES * len(values or ()))
 
     def meet(self, ends: tuple) -> tuple:
         """Remember how packets between two socket addresses begin."""
-        if len(self.pairs) >= KNOWN_PAIRS:
-            self.pairs.clear()
         asked, answered = self.head(*ends), self.head(*reversed(ends))
-        pair = self.pairs[ends] = asked, answered, LIMIT - sum(map(len, packet(asked, b""))) - TIME.size - ID_SIZE
-        return pair
+        room = LIMIT - sum(map(len, packet(asked, b""))) - TIME.size - ID_SIZE
+        return self.pairs.keep(ends, (asked, answered, room), 4 * (LIMIT - room))
 
     def head(self, source: tuple, target: tuple) -> tuple[bytes, bytes]:
         """The chunks of packets from source to target before the time, and those between it and the payload."""

@@ -4,9 +4,9 @@
     modparam("trace_file", "path", "/var/log/midatagram/trace.jsonl")
     modparam("mi_datagram", "trace_destination", "trace_file")
 
-A line has the fields of midatagram.Trace; what is not UTF-8 in a request or a reply stands as lone surrogates, which
-Python's surrogateescape turns back into the bytes. All children append to the one file. SIGUSR1 makes them open it
-again, so that it can be moved away before.
+A line has the fields of midatagram.Trace and of its Exchange; what is not UTF-8 in a request or a reply stands as lone
+surrogates, which Python's surrogateescape turns back into the bytes. All children append to the one file. SIGUSR1
+makes them open it again, so that it can be moved away before.
 """
 
 import json
@@ -29,8 +29,9 @@ PARAMS = [mi.Param("path", None, absolute_path, "the file that traces are append
 
 def line(trace: mi.Trace) -> str:
     """A trace as one line of JSON, in ASCII."""
-    fields = trace._asdict().items()
-    return json.dumps({name: mi.decode(value) if isinstance(value, bytes) else value for name, value in fields}) + "\n"
+    fields = {**trace._asdict(), **trace.exchange._asdict()}
+    return json.dumps({name: mi.decode(value) if isinstance(value, bytes) else value
+                       for name, value in fields.items() if name != "exchange"}) + "\n"
 
 
 class TraceFile:
@@ -46,7 +47,7 @@ class TraceFile:
 
     def write(self, batch: list) -> None:
         """Append a batch with one write, so that lines of several children do not mix; OSError where it fails."""
-        data = (b"\n" if self.torn else b"") + "".join(line(trace) for traces in batch for trace in traces.each()).encode("ascii")
+        data = (b"\n" if self.torn else b"") + "".join(map(line, batch)).encode("ascii")
         self.torn = True
         while data:
             data = data[os.write(self.file, data) :]

@@ -8,8 +8,8 @@
 The requests are those recorded from OpenSIPS (tests/data), changed by a few random edits each. They go out over
 UNIX and UDP sockets, many at a time. The exit status is 0 when
 
- - each non-empty datagram got one answer, but for JSON-RPC notifications, of which the server counted as many as
-   there were requests without an answer, and each empty one got none;
+ - each non-empty datagram got one answer, but for JSON-RPC notifications and what is evidently a reply, of which the
+   server counted as many as there were requests without an answer, and each empty one got none;
  - no answer is longer than the limit, and each looks like one;
  - the server lived on, with the same children, and its log has no traceback.
 """
@@ -210,15 +210,15 @@ def bombard(talkers, count, seconds):
 
 def check_server(server, figures, children):
     """What the server itself says of it all; Wrong if that does not fit."""
-    notifications = server.statistic("notifications")
-    if figures.replies + notifications != figures.requests:
-        raise Wrong(f"{figures.requests} requests, {figures.replies} answers, {notifications} notifications")
+    notifications, looped = server.statistic("notifications"), server.statistic("looped")
+    if figures.replies + notifications + looped != figures.requests:
+        raise Wrong(f"{figures.requests} requests, {figures.replies} answers, {notifications} notifications, {looped} looped")
     if server.statistic("empty") != figures.empty:
         raise Wrong(f"{figures.empty} empty datagrams, {server.statistic('empty')} counted")
     if server.children() != children:
         raise Wrong(f"children died: {server.log[-2000:]}")
     server.stop()  # checks the log for tracebacks and the exit status
-    return notifications
+    return notifications, looped
 
 
 def fuzz(folder, count, seconds, seed):
@@ -232,12 +232,12 @@ def fuzz(folder, count, seconds, seed):
         began_s = time.monotonic()
         figures = bombard(talkers, count, seconds)
         elapsed_s = time.monotonic() - began_s
-        notifications = check_server(server, figures, children)
+        notifications, looped = check_server(server, figures, children)
     except AssertionError as error:
         raise Wrong(str(error)) from None
     finally:
         server.close()
-    print(f"{figures.requests} requests, {figures.replies} answers, {notifications} notifications and "
+    print(f"{figures.requests} requests, {figures.replies} answers, {notifications} notifications, {looped} replies and "
           f"{figures.empty} empty datagrams without one, in {elapsed_s:.1f} s ({figures.requests / elapsed_s:.0f}/s)")
     print(f"{figures.bytes} bytes of answers, the longest {figures.longest}; codes: "
           + ", ".join(f"{code} {times}" for code, times in figures.codes.most_common(12)))

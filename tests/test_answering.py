@@ -1,7 +1,9 @@
 """From bytes to bytes in one process: what is remembered must not show, the limit to the byte, and what errors become."""
 
+import gc
 import json
 import logging
+import tracemalloc
 
 import pytest
 
@@ -119,7 +121,7 @@ def answer(tmp_path):
     answers = mi.Answers(mi.Registry([mi.load_plugin(str(path))]), logging.getLogger("test"), failed=lambda: errors.append(1))
 
     def answer(data):
-        return answers.answer(data)[0]
+        return b"".join(written for _, written in answers.answer(data).datagrams)
 
     answer.answers, answer.errors = answers, errors
     return answer
@@ -154,7 +156,7 @@ def test_the_same_is_answered_when_remembered(answer):
     assert first[1] == b"200 OK\nv:: a\n\tkid:: 1\n\n" and first[4] == b"200 OK\nv:: %s\n\tkid:: 1\n\n"
     for _ in range(4):
         assert [answer(data) for data in requests] == first
-    assert len(answer.answers.kept) == len(requests)
+    assert len(answer.answers.cache) == len(requests)
 
 
 @pytest.mark.parametrize("command", [b"ticks", b"listed"])
@@ -211,35 +213,57 @@ def test_the_limit_to_the_byte(answer, command):
         assert answer(b":%s:\n%d\n" % (command, mi.LIMIT + 1)) == b"500 reply of 65458 bytes exceeds 65457\n"
 
 
-def test_what_is_kept_is_bounded(answer):
-    """Requests that are never the same leave nothing behind, nor do those that come twice once there are too many."""
-    kept = answer.answers
-    for number in range(3 * mi.SEEN_ENTRIES):
-        answer(b":same:\n%d\n" % number)
-    assert len(kept.seen) <= mi.SEEN_ENTRIES and not kept.kept
-    assert len(kept.shapes) <= mi.KEPT_ENTRIES
-    for number in range(3 * mi.KEPT_ENTRIES):
-        for _ in range(2):
-            answer(b":same:\nx%d\n" % number)
-    assert len(kept.kept) <= mi.KEPT_ENTRIES and len(kept.shapes) <= 2 * mi.KEPT_ENTRIES
+
+@pytest.mark.parametrize("request_of", [
+    lambda number: b":same:\n%d\n" % number, lambda number: b":same:\n" + b"%d\n" % number * 800,
+    lambda number: b":wide:\n%d\n" % number, lambda number: (JSON % ("wide", f'["{number}"]', 1)).encode(),
+    lambda number: (JSON % ("same", json.dumps({"values": [str(number)] * 700}), 7)).encode(),
+])
+@pytest.mark.parametrize("times", [1, 3])
+def test_what_is_cached_is_bounded_in_bytes(answer, request_of, times):
+    """Whatever is asked for once or several times, and never again."""
+    tracemalloc.start()
+    try:
+        for number in range(600):
+            for _ in range(times):
+                answer(request_of(number))
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] <= mi.CACHE_BYTES + mi.SEEN_BYTES
+    finally:
+        tracemalloc.stop()
+    assert len(answer.answers.seen) and (times == 1 or len(answer.answers.cache))
 
 
-def test_what_is_kept_is_bounded_in_bytes(answer):
-    """Large replies, asked for once or twice."""
-    kept, most = answer.answers, mi.KEPT_BYTES + mi.LIMIT + mi.KEPT_REQUEST
-    for number in range(400):
-        assert len(answer(b":wide:\n%d\n" % number)) > 60000
-        assert sum(len(shape.data) for shape in kept.shapes.values()) <= most
-    for number in range(400):
-        assert answer(b":wide:\nx%d\n" % number) == answer(b":wide:\nx%d\n" % number)
-        assert sum(len(key) + len(one.shape.data) for key, one in kept.kept.items()) <= most
-    assert kept.kept and kept.shapes
+def test_what_is_asked_for_again_is_not_forgotten(answer):
+    """When the cache is full of requests that came twice and never again, a poller's is still in it."""
+    for number in range(30000):
+        answer(b":same:\n%d\n" % (number // 2))
+        if not number % 100:
+            answer(b":pure_size:\n5\n")
+    assert answer.answers.cache.get(b":pure_size:\n5\n").shape and len(answer.answers.cache) < 15000
+
+
+def test_a_memo_gives_bytes_back():
+    memo = mi.Memo(64 * mi.ENTRY_BYTES)
+    assert memo.keep("large", 1, 64 * mi.ENTRY_BYTES) == 1 and memo.get("large") is None
+    for _ in range(1000):
+        memo.keep("a", 1, 100)
+        memo.forget("a")
+    memo.forget("a")
+    assert (memo.bytes, len(memo)) == (0, 0)
+    for number in range(1000):
+        memo.keep(number, number + 1, 0)
+        assert len(memo) <= 64 and memo.get(0) == 1
+    assert memo.get(999) == 1000 and memo.get(500) is None
+    for number in range(1000):
+        memo.forget(number)
+    assert (memo.bytes, len(memo), memo.sizes, memo.old_sizes) == (0, 0, {}, {})
 
 
 def test_long_requests_are_not_remembered(answer):
     data = b":same:\n" + b"x" * mi.KEPT_REQUEST
     assert answer(data) == answer(data) == answer(data)
-    assert not answer.answers.kept
+    assert not len(answer.answers.cache)
 
 
 def test_a_name_used_twice_is_refused(tmp_path):
@@ -278,7 +302,7 @@ def test_an_id_comes_back_whatever_was_kept(answer, command, params, written):
 def test_requests_are_remembered_without_their_id(answer, template):
     for number in range(5):
         assert json.loads(answer((template % number).encode()))["id"] == number
-    assert [kept.shape is not None for kept in answer.answers.kept.values()] == [True]
+    assert [cached.shape is not None for cached in answer.answers.cache.young.values()] == [True]
 
 
 @pytest.mark.parametrize("template", [
@@ -289,7 +313,7 @@ def test_requests_are_remembered_without_their_id(answer, template):
 def test_another_id_is_not_taken_for_the_requests(answer, template):
     answers = [json.loads(answer((template % number).encode())) for number in (7, 7, 7, 8, 9)]
     assert [found["id"] for found in answers] == [7] * 5
-    assert not answer.answers.kept
+    assert not len(answer.answers.cache)
 
 
 def test_the_limit_of_a_kept_json_reply_is_that_of_a_new_one(answer):
@@ -307,6 +331,6 @@ def test_the_limit_of_a_kept_json_reply_is_that_of_a_new_one(answer):
 def test_what_a_command_does_not_read_does_not_matter(answer):
     """Neither to the reply nor to what is remembered."""
     assert {answer(b":ticks_unread:\n%d\n\"" % number)[:15] for number in range(9)} == {b"200 OK\ntick:: 0"}
-    assert list(answer.answers.kept) == [b":ticks_unread:\n"]
+    assert list(answer.answers.cache.young) == [b":ticks_unread:\n"]
     assert answer(b":ticks_unread:") == answer(b":ticks_unread: \n") == b"500 command not available\n"
     assert answer(b":same:\na\n") != answer(b":same:\nb\n") != answer(b":same:\na\n")

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import types
 
 import pytest
@@ -53,11 +54,12 @@ def test_every_value_without_a_backslash_at_its_end_can_be_sent(values):
 @given(some.sampled_from(COMMANDS), BYTES, some.booleans())
 def test_an_answer_always_comes_and_fits(answers, command, body, whole):
     data = body if whole else b":%s:\n%s" % (command.encode(), body.replace(b"9", b"1"))
-    first = answers.answer(data)[0]
-    assert 0 <= len(first) <= mi.LIMIT
-    assert answers.answer(data)[0] == answers.answer(data)[0] == first  # remembered or not
-    if not answers.is_json(data):
-        assert first.split(b" ")[0].isdigit()
+    first = answers.answer(data)
+    assert [answers.answer(data) for _ in range(2)] == [first] * 2  # remembered or not
+    assert all(0 < len(written) <= mi.LIMIT for _, written in first.datagrams)
+    if not mi.JSON_START.match(data):
+        assert bool(first.exchanges) is not mi.is_reply(data)
+        assert all(re.match(rb"[0-9]+ ", written) for _, written in first.datagrams) and len(first.datagrams) <= 1
 
 
 @given(some.recursive(some.tuples(TEXTS | some.none(), TEXTS | some.integers() | some.none()),

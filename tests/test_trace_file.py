@@ -10,7 +10,7 @@ import time
 import pytest
 from conftest import PLUGINS, ROOT, free_port, wait_for
 from hypothesis import given, settings
-from traces import TRACE, TRACES, FakeContext, alike
+from traces import TRACE, TRACES, FakeContext
 
 import midatagram as mi
 
@@ -20,8 +20,14 @@ import trace_file
 
 def lines_of(path):
     """The traces in a file, as mi.Trace."""
-    rows = [json.loads(text) for text in path.read_text("ascii").splitlines() if text]
-    return [mi.Trace(**row) for row in rows]
+    return [read_back(text) for text in path.read_text("ascii").splitlines() if text]
+
+
+def read_back(text):
+    """The trace of a line."""
+    row = json.loads(text)
+    exchange = mi.Exchange(**{name: row.pop(name) for name in mi.Exchange._fields})
+    return mi.Trace(**row, exchange=exchange)
 
 
 @settings(deadline=None)
@@ -29,12 +35,12 @@ def lines_of(path):
 def test_a_line_holds_the_whole_trace(trace):
     text = trace_file.line(trace)
     assert text.endswith("\n") and "\n" not in text[:-1] and text.isascii()
-    found = mi.Trace(**json.loads(text))
-    assert mi.encode(found.request) == trace.request
-    assert found.reply is None if trace.reply is None else mi.encode(found.reply) == trace.reply
-    assert (found.command, found.code, found.reason, found.requested_s) == (
-        trace.command, trace.code, trace.reason, trace.requested_s)
-    assert found.parameters == (None if trace.parameters is None else list(trace.parameters))
+    found, asked = read_back(text), trace.exchange
+    assert found._replace(exchange=None, client=None, server=None) == trace._replace(exchange=None, client=None, server=None)
+    assert mi.encode(found.exchange.request) == asked.request
+    assert found.exchange.reply is None if asked.reply is None else mi.encode(found.exchange.reply) == asked.reply
+    assert found.exchange[1:2] + found.exchange[3:5] == asked[1:2] + asked[3:5]
+    assert found.exchange.parameters == (None if asked.parameters is None else list(asked.parameters))
 
 
 def test_it_appends_and_is_opened_again(tmp_path):
@@ -44,12 +50,12 @@ def test_it_appends_and_is_opened_again(tmp_path):
     assert not path.exists()
     one.open()
     other.open()
-    one.write([alike(TRACE, 2)])
-    other.write([alike(TRACE)])
+    one.write([TRACE] * 2)
+    other.write([TRACE])
     path.rename(moved)
-    one.write([alike(TRACE)])
+    one.write([TRACE])
     one.reopen()
-    one.write([alike(TRACE)])
+    one.write([TRACE])
     assert (len(lines_of(moved)), len(lines_of(path))) == (4, 1)
     one.close()
     one.close()
@@ -64,7 +70,7 @@ def test_it_stays_with_the_old_file_when_a_new_one_cannot_be_opened(tmp_path, ca
     file.open()
     folder.rename(tmp_path / "moved")
     file.reopen()
-    file.write([alike(TRACE)])
+    file.write([TRACE])
     file.close()
     assert "cannot be opened again" in caplog.text
     assert len(lines_of(tmp_path / "moved" / "trace.jsonl")) == 1
@@ -84,10 +90,10 @@ def test_a_line_after_a_torn_one_is_whole(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
         patch.setattr(os, "write", full_after_ten_bytes)
-        file.write([alike(TRACE)])
+        file.write([TRACE])
     file.close()
     file.open()
-    file.write([alike(TRACE)])
+    file.write([TRACE])
     file.close()
     torn, whole = path.read_text().splitlines()
     assert len(torn) == 10 and json.loads(whole)["command"] == "which"
@@ -126,10 +132,9 @@ def test_a_server_writes_it_and_opens_it_again_on_sigusr1(start, tmp_path):
     reply = server.ask(b":get_statistics:\nrequests\nreplies\n")
 
     def new_lines():
-        return [trace for trace in lines_of(path) if trace.command == "get_statistics"]
+        return [trace for trace in lines_of(path) if trace.exchange.command == "get_statistics"]
     trace = wait_for(new_lines, what="a line in the new file")[0]
-    assert (trace.code, trace.reason, trace.parameters) == (200, "OK", ["requests", "replies"])
-    assert trace.reply == reply.decode()
+    assert trace.exchange[2:] == (["requests", "replies"], 200, "OK", reply.decode())
     assert trace.requested_s <= trace.replied_s and trace.server == server.place
     assert len(lines_of(moved)) == 50
 

@@ -6,14 +6,13 @@ from hypothesis import strategies as st
 
 import midatagram as mi
 
-TRACE = mi.Trace(1795396991.589172, 1795396991.58928, ("127.0.0.1", 9363), ("127.0.0.1", 9362), b":which:\n", "which",
-                 None, 200, "OK", b"200 OK\n\n")
+TRACE = mi.Trace(1795396991.589172, 1795396991.58928, ("127.0.0.1", 9363), ("127.0.0.1", 9362),
+                 mi.Exchange(b":which:\n", "which", None, 200, "OK", b"200 OK\n\n"))
 
 
-def alike(trace, times=1):
-    """A trace as destinations get it, that many times."""
-    requested_s, replied_s, client, *common = trace
-    return mi.Traces(*common, [(requested_s, replied_s, client)] * times)
+def exchanged(**fields):
+    """TRACE with other fields of its exchange."""
+    return TRACE._replace(exchange=TRACE.exchange._replace(**fields))
 
 
 PORTS = st.integers(0, 65535)
@@ -25,7 +24,7 @@ TEXTS = st.one_of(st.text(), st.text(st.characters()), st.binary().map(mi.decode
 REPEATED = st.builds(lambda some, times: some * times, st.binary(min_size=1, max_size=9), st.integers(1, 9000))
 LONG = st.one_of(st.binary(), REPEATED)
 TRACES = st.builds(
-    lambda times, sides, *fields: mi.Trace(*times, *sides, *fields),
+    lambda times, sides, *fields: mi.Trace(*times, *sides, mi.Exchange(*fields)),
     st.tuples(*[st.floats(0, 2**32 - 1)] * 2), SIDES, LONG, st.one_of(st.just(""), TEXTS, LONG.map(mi.decode)),
     st.none() | st.lists(st.none() | TEXTS | LONG.map(mi.decode), max_size=4).map(tuple),
     st.integers(0, 2**32 - 1), TEXTS | LONG.map(mi.decode), st.none() | LONG)
