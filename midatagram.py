@@ -388,6 +388,7 @@ SCALAR = re.compile(STRING + r'(?:"|\Z)'  # the closing quote may be missing at 
                     r"|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:inf(?:inity)?)))"
                     r"|(?P<word>null|true|false)")
 NAME = re.compile(STRING + r'"[\x01-\x20]*:[\x01-\x20]*')
+ARRAYS, OBJECT = re.compile(r"(?:\[[\x01-\x20]*)+"), re.compile(r"{[\x01-\x20]*")  # what may open at once
 CLOSING = {"[": "]", "{": "}"}
 
 
@@ -443,8 +444,9 @@ def read_lenient(text: str):
         if not closing:
             value, at = read_scalar(text, at)
         else:
-            levels.append((closing, [], []))
-            at = after_blanks(text, at + 1)
+            opening = (ARRAYS if closing == "]" else OBJECT).match(text, at).group()
+            levels += [(closing, [] if closing == "}" else (), []) for _ in range(opening.count(text[at]))]
+            at += len(opening)
             if not text.startswith(closing, at):
                 at = read_name(text, at, levels[-1])
                 continue
