@@ -2258,6 +2258,7 @@ MIDATAGRAM_PARAMS = [
 ###############################################################################
 ###############################################################################
 
+import cmd
 import collections
 import contextlib
 import errno
@@ -5463,7 +5464,6 @@ CLIENT_JSON = ClientDialect(json_request, shown_json)
 # What the prompt completes. The patterns fit the replies of both dialects as they
 # are shown: `Process::  ID=1 PID=77`, and `"PID": 77`.
 
-PROMPT = "midatagram> "
 HISTORY_FILE, HISTORY_LINES = "~/.midatagram_history", 1000
 COMPLETION_S = 1.0  # TAB waits no longer for the server
 COMMAND_NAMES = (("which",), r'(?m)^\s*"?([^\s",\[\]{}]+)"?,?$')
@@ -5477,22 +5477,62 @@ VALUES = {  # parameter: the command that lists its values, and where they are i
 }
 
 
-class Completer:
-    """Completes commands, names of parameters and their values, as the server tells them."""
+class Prompt(cmd.Cmd):
+    """Reads commands from a terminal, with history and completion where Python has readline."""
+
+    prompt = "midatagram> "
 
     def __init__(self, client: Client):
-        self.client, self.found = client, []
-        self.known: dict[tuple, list[str]] = {}  # of one line: a reload or a restart is seen in the next
+        super().__init__()
+        self.client, self.words = client, []
+        self.listed = functools.lru_cache(self.list_anew)  # of one line: a reload or a restart is seen in the next
 
-    def listed(self, words: tuple, pattern: str) -> list[str]:
-        """What a pattern finds in the reply to a command; nothing when there is none."""
-        if words not in self.known:
+    def run(self) -> int:
+        """Answer what is typed until `quit` or Ctrl-D; Ctrl-C drops a line, or ends the waiting for a reply."""
+        with contextlib.suppress(ImportError):
+            self.set_up()
+        while True:
             try:
-                text, good = self.client.ask(list(words), COMPLETION_S)
-            except (OSError, ValueError):
-                text, good = "", False
-            self.known[words] = re.findall(pattern, text) if good else []
-        return self.known[words]
+                self.cmdloop()
+                return EXIT_OK
+            except KeyboardInterrupt:
+                print()
+
+    def set_up(self) -> None:
+        """Read the history, and complete words that end at blanks and `=`; ImportError."""
+        import readline
+
+        readline.set_history_length(HISTORY_LINES)
+        with contextlib.suppress(OSError):
+            readline.read_history_file(os.path.expanduser(HISTORY_FILE))
+        readline.set_completer_delims(" \t\n=")
+        if "libedit" in (readline.__doc__ or ""):  # in its place in some builds of Python
+            readline.parse_and_bind("bind ^I rl_complete")
+
+    def onecmd(self, line: str) -> bool:
+        """Run a line; True ends the prompt. The history is written at once, for a lost connection ends the process."""
+        if line == "EOF":
+            print()
+        if line.strip() in ("quit", "EOF"):
+            return True
+        with contextlib.suppress(ImportError, OSError):
+            import readline
+
+            readline.write_history_file(os.path.expanduser(HISTORY_FILE))
+        try:
+            run_line(self.client, line)
+        except KeyboardInterrupt:
+            print("\nmidatagram: interrupted", file=sys.stderr, flush=True)
+        self.listed.cache_clear()
+        return False
+
+    def list_anew(self, words: tuple, pattern: str) -> list[str]:
+        """What a pattern finds in the reply to a command; nothing when there is none."""
+        try:
+            text, good = self.client.ask(list(words), COMPLETION_S)
+        except (OSError, ValueError):
+            return []
+        return re.findall(pattern, text) if good else []
 
     def parameters(self, command: str) -> list[tuple[str, bool]]:
         """(name, whether it may be repeated) of each parameter, from `help COMMAND`."""
@@ -5525,63 +5565,8 @@ class Completer:
             import readline
 
             before = readline.get_line_buffer()[:readline.get_begidx()]
-            self.found = [word for word in self.candidates(before) if word.startswith(text)]
-        return self.found[state] if state < len(self.found) else None
-
-
-class Prompt:
-    """Reads commands from a terminal, with history and completion where Python has readline."""
-
-    def __init__(self, client: Client):
-        self.client, self.completer, self.readline = client, Completer(client), None
-        self.history = os.path.expanduser(HISTORY_FILE)
-        with contextlib.suppress(ImportError):
-            import readline
-
-            self.readline = readline
-            self.set_up()
-
-    def set_up(self) -> None:
-        """Read the history, and complete with TAB; words end at blanks and `=`."""
-        self.readline.set_history_length(HISTORY_LINES)
-        with contextlib.suppress(OSError):
-            self.readline.read_history_file(self.history)
-        self.readline.set_completer_delims(" \t\n=")
-        self.readline.set_completer(self.completer.complete)
-        is_libedit = "libedit" in (self.readline.__doc__ or "")  # in its place in some builds of Python
-        self.readline.parse_and_bind("bind ^I rl_complete" if is_libedit else "tab: complete")
-
-    def lines(self) -> Iterator[str]:
-        """The lines that are typed, up to Ctrl-D; Ctrl-C drops one."""
-        while True:
-            self.completer.known.clear()
-            try:
-                line = input(PROMPT)
-            except EOFError:
-                print()
-                return
-            except KeyboardInterrupt:
-                print()
-                continue
-            self.save()
-            yield line
-
-    def save(self) -> None:
-        """Write the history at once, for a lost connection ends the process; no file is no reason to complain."""
-        if self.readline:
-            with contextlib.suppress(OSError):
-                self.readline.write_history_file(self.history)
-
-    def run(self) -> int:
-        """Answer what is typed until `quit` or Ctrl-D; Ctrl-C ends the waiting for a reply."""
-        for line in self.lines():
-            if line.strip() == "quit":
-                break
-            try:
-                run_line(self.client, line)
-            except KeyboardInterrupt:
-                print("\nmidatagram: interrupted", file=sys.stderr, flush=True)
-        return EXIT_OK
+            self.words = [word for word in self.candidates(before) if word.startswith(text)]
+        return self.words[state] if state < len(self.words) else None
 
 
 def run_line(client: Client, line: str) -> int:
