@@ -166,7 +166,7 @@ class Reply(NamedTuple):
     code: int = 200
     reason: str = "OK"
     nodes: Any = ()
-    live: Callable[[], tuple] | None = None
+    live: Any = None  # a function without arguments
     result: Any = None
 
 
@@ -298,7 +298,7 @@ def read_arguments(data: bytes) -> tuple[tuple, tuple | None]:
         lines = body.split("\n")
         if " " in body or "\t" in body or "\v" in body or "\f" in body or "\r" in body:
             lines = [line.strip(INLINE_BLANKS) for line in lines]
-        lines = filter(None, lines)
+        lines = list(filter(None, lines))
         if COLON not in data or "::" not in body:
             return tuple(lines), None
         pairs = [read_line(line) for line in lines]
@@ -421,7 +421,7 @@ def json_number(text: str):
 
 DECODER = json.JSONDecoder(object_pairs_hook=json_object, strict=False,
                            parse_constant=lambda text: read_scalar(text, 0)[0])  # -Infinity, but not NaN
-SCALARS = {"string": lambda body: DECODER.decode(f'"{body}"'), "number": json_number,
+SCALARS: dict[str, Callable] = {"string": lambda body: DECODER.decode(f'"{body}"'), "number": json_number,
            "word": {"null": None, "true": True, "false": False}.get}
 
 
@@ -438,24 +438,24 @@ def read_json(data: bytes):
 
 def read_lenient(text: str):
     """Read the JSON value that `text` begins with, as cJSON takes it, at any depth."""
-    levels, at = [], 0  # the open arrays and objects: (closing bracket, names, values)
+    levels: list[tuple] = []  # the open arrays and objects: (closing bracket, names, values)
+    at = 0
     while True:
         closing = CLOSING.get(text[at:at + 1])
         if not closing:
             value, at = read_scalar(text, at)
         else:
-            opening = (ARRAYS if closing == "]" else OBJECT).match(text, at).group()
-            levels += [(closing, [] if closing == "}" else (), []) for _ in range(opening.count(text[at]))]
-            at += len(opening)
+            count, at = opened(text, at, ARRAYS if closing == "]" else OBJECT)
+            levels += [(closing, [] if closing == "}" else (), []) for _ in range(count)]
             if not text.startswith(closing, at):
                 at = read_name(text, at, levels[-1])
                 continue
             value, at = closed(levels.pop()), at + 1
         while levels:  # the value is complete and belongs to the innermost open one, which may be complete in turn
             levels[-1][2].append(value)
-            at = after_blanks(text, at)
+            _, at = opened(text, at, BLANKS_HERE)
             if text.startswith(",", at):
-                at = read_name(text, after_blanks(text, at + 1), levels[-1])
+                at = read_name(text, opened(text, at + 1, BLANKS_HERE)[1], levels[-1])
                 break
             if not text.startswith(levels[-1][0], at):
                 raise ParseError(f"neither a comma nor {levels[-1][0]} at {at}")
@@ -464,9 +464,10 @@ def read_lenient(text: str):
             return value
 
 
-def after_blanks(text: str, at: int) -> int:
-    """The first position from `at` on that is not white space."""
-    return BLANKS_HERE.match(text, at).end()
+def opened(text: str, at: int, pattern: re.Pattern) -> tuple[int, int]:
+    """How many brackets are where a pattern matches, as it does here, and where that ends."""
+    match = pattern.match(text, at)
+    return (match.group().count(text[at:at + 1]), match.end()) if match else (0, at)
 
 
 def read_name(text: str, at: int, level: tuple) -> int:
@@ -492,7 +493,8 @@ def read_scalar(text: str, at: int) -> tuple[Any, int]:
     match = SCALAR.match(text, at)
     if not match:
         raise ParseError(f"no JSON value at {at}")
-    return SCALARS[match.lastgroup](match[match.lastgroup]), match.end()
+    kind = match.lastgroup or ""
+    return SCALARS[kind](match[kind]), match.end()
 
 
 ID_TYPES = (str, int, float, type(None))
@@ -572,9 +574,9 @@ def safe(text):
 
 
 def as_template(node: tuple) -> Node:
-    """A node of a kept reply as a part of a `%` template."""
+    """A node of a live reply as a part of a `%` template."""
     name, value, attributes, children = node
-    return Node(safe(name), safe(value), [(safe(key), safe(text)) for key, text in attributes],
+    return Node(safe(name), safe(value), tuple((safe(key), safe(text)) for key, text in attributes),
                 [as_template(child) for child in children])
 
 
@@ -676,10 +678,10 @@ class Writers(dict):
         raise TypeError(f"no JSON for a {kind.__name__}")
 
 
-quoted = json.encoder.encode_basestring  # escapes quote, backslash and controls: \b \f \n \r \t, else \u00xx
-WRITERS = Writers({str: quoted, int: int.__repr__, float: json_float, bool: {True: "true", False: "false"}.get,
+quoted: Callable[[str], str] = json.encoder.encode_basestring  # escapes quote, backslash and controls: \b \f \n \r \t, else \u00xx
+WRITERS: dict[type, Callable] = Writers({str: quoted, int: int.__repr__, float: json_float, bool: {True: "true", False: "false"}.get,
                    type(None): lambda none: "null", Live: lambda live: LIVE_MARK,
-                   **dict.fromkeys((dict, list, tuple), lambda nested: HOLE)})
+                   dict: lambda nested: HOLE, list: lambda nested: HOLE, tuple: lambda nested: HOLE})
 
 
 def write_jsonrpc(reply: Reply | Refusal, request: Request, form: JsonForm, pretty: bool = False) -> str:
@@ -786,6 +788,8 @@ WORDS = {"yes": 1, "true": 1, "on": 1, "enable": 1, "no": 0, "false": 0, "off": 
 class Written(int):
     """An integer of a configuration that remembers how it was written: Written(432, "0660")."""
 
+    text: str
+
     def __new__(cls, value: int, text: str):
         self = super().__new__(cls, value)
         self.text = text
@@ -797,6 +801,12 @@ def string(value) -> str:
     if isinstance(value, int):
         raise ValueError(f'takes a string, in quotes: "{value}"')
     return value
+
+
+def tagged(function: Any, **attributes: Any) -> Any:
+    """A function with attributes of ours."""
+    vars(function).update(attributes)
+    return function
 
 
 def integer(lo: int | None = None, hi: int | None = None) -> Callable:
@@ -814,8 +824,7 @@ def integer(lo: int | None = None, hi: int | None = None) -> Callable:
             raise ValueError(f"takes an integer{span}")
         return int(value)
 
-    convert.kind = "integer"
-    return convert
+    return tagged(convert, kind="integer")
 
 
 def boolean(value) -> bool:
@@ -969,16 +978,16 @@ class Listener(NamedTuple):
 
 def listener(value) -> Listener:
     """Converter: `ADDRESS[;mode=0660][;user=NAME][;group=NAME]`."""
-    place, *options = string(value).split(";")
-    found = {}
+    text, *options = string(value).split(";")
+    found: dict[str, Any] = {}
     for option in filter(None, options):
-        key, equals, text = option.partition("=")
+        key, equals, given = option.partition("=")
         if key not in ("mode", "user", "group") or not equals:
             raise ValueError(f'takes ADDRESS;mode=0660;user=NAME;group=NAME, not "{option}"')
-        if key == "mode" and not re.fullmatch("[0-7]{3,5}", text):
-            raise ValueError(f"mode takes permission bits in octal: mode=0660, not {text or 'nothing'}")
-        found[key] = int(text, 8) if key == "mode" else account(text)
-    place = address(place)
+        if key == "mode" and not re.fullmatch("[0-7]{3,5}", given):
+            raise ValueError(f"mode takes permission bits in octal: mode=0660, not {given or 'nothing'}")
+        found[key] = int(given, 8) if key == "mode" else account(given)
+    place = address(text)
     if found and place.port is not None:
         raise ValueError("mode, user and group are for UNIX sockets only")
     return Listener(place, **found)
@@ -1019,7 +1028,7 @@ def access_rule(value) -> Rule:
     commands, colon, who = string(value).partition(":")
     if not colon or not who.strip():
         raise ValueError('takes commands and who may use them: "kill, log_level: 127.0.0.1, uid:root, gid:voip"')
-    found = {"uid": [], "gid": [], "net": []}
+    found: dict[str, list] = {"uid": [], "gid": [], "net": []}
     for item in words(who):
         kind, mark, name = item.partition(":")
         if mark and kind in ("uid", "gid"):
@@ -1078,7 +1087,7 @@ class Stat(NamedTuple):
 
     name: str
     help: str
-    group: str | None = None
+    group: str = ""
     resettable: bool = True
     read: Callable[[], int] | None = None
 
@@ -1142,7 +1151,7 @@ def command(name=None, *, input=True, pure=False, help=None, bind=None, json=NO_
 
     def tag(function, name=name):
         text = function.__doc__ if help is None else help
-        function.mi_command = CommandTag(name or function.__name__, text, input, pure, bind, json, converters)
+        function.mi_command = CommandTag(function.__name__ if name is None else name, text, input, pure, bind, json, converters)
         return function
 
     return tag(name, name.__name__) if callable(name) else tag
@@ -1240,12 +1249,12 @@ class Module:
         self.destinations = [function for function in functions if hasattr(function, "mi_trace_destination")]
         self.hooks = {word: namespace[word] for word in ("init", "child_init", "destroy") if word in namespace}
         self.settings = {param.name: [] if param.repeat else param.default for param in rows["PARAMS"]}
-        self.lines: dict[str, list] = {}  # parameter -> (path, line) of each of its modparam lines
+        self.lines: dict[str, list[tuple[str, int]]] = {}  # parameter -> (path, line) of each of its modparam lines
         self.columns: dict[str, int] = {}  # statistic -> its column of the counters
         self.row: Any = None  # this process' row of the counters
         self.server: Any = None
 
-    def checked_rows(self, namespace: dict, word: str, kind: type, line_of: Callable) -> list:
+    def checked_rows(self, namespace: dict, word: str, kind: Any, line_of: Callable) -> list:
         """The rows a plug-in lists under `word`, all of one kind and with names of their own."""
         rows, seen = namespace.get(word, []), set()
         for row in rows if isinstance(rows, (list, tuple)) else [rows]:
@@ -1257,7 +1266,7 @@ class Module:
             seen.add(key)
         return list(rows)
 
-    def where(self, param: str) -> tuple:
+    def where(self, param: str) -> tuple[str, int]:
         """Where the last modparam line of a parameter stands: path and line."""
         return self.lines.get(param, [(self.path, 0)])[-1]
 
@@ -1298,39 +1307,40 @@ class Command:
     ConfigError with the function's line when they do not fit each other.
     """
 
-    def __init__(self, module: Module, function: Callable):
-        tag = function.mi_command
+    def __init__(self, module: Module, function: Any):
+        tag: CommandTag = function.mi_command
         self.module, self.function, self.tag = module, function, tag
         self.name, self.input, self.pure, self.form = tag.name, tag.input, tag.pure, tag.json
         self.path, self.line = module.path, getattr(function, "mi_line", function.__code__.co_firstlineno)
         if tag.help is None:
-            self.refuse("needs a docstring, which is its help")
+            raise self.refusal("needs a docstring, which is its help")
         self.help = inspect.cleandoc(tag.help)
         self.required, self.optional, self.rest = self.signature()
         self.most = None if self.rest else len(self.required) + len(self.optional)
         names = self.names = [*self.required, *self.optional]
         unknown = [name for name in tag.converters if name not in names and name != self.rest]
         if unknown:
-            self.refuse(f'has a converter for "{unknown[0]}", which it does not take{nearest(unknown[0], names)}')
+            raise self.refusal(f'has a converter for "{unknown[0]}", which it does not take{nearest(unknown[0], names)}')
         self.converters = [(names.index(name), converter) for name, converter in tag.converters.items()
                            if name != self.rest]
         self.rest_converter = tag.converters.get(self.rest)
         self.bind = tag.bind or self.bind_text
         self.recipes = [tuple(recipe) for recipe in tag.json.recipes or self.natural_recipes()]
 
-    def refuse(self, message: str):
-        raise ConfigError(self.path, self.line, f'command "{self.name}" {message}')
+    def refusal(self, message: str) -> ConfigError:
+        """What is wrong with this command."""
+        return ConfigError(self.path, self.line, f'command "{self.name}" {message}')
 
-    def signature(self) -> tuple[list, list, str | None]:
-        """Names of the required and optional arguments and of *rest, without the Context."""
+    def signature(self) -> tuple[list, list, str]:
+        """Names of the required and optional arguments and of *rest (empty: none), without the Context."""
         parameters = list(inspect.signature(self.function).parameters.values())
         plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         rest = [p.name for p in parameters if p.kind == p.VAR_POSITIONAL]
         if not plain or len(plain) + len(rest) != len(parameters):
-            self.refuse("takes a context, then arguments by position: def name(ctx, required, optional=None, *rest)")
+            raise self.refusal("takes a context, then arguments by position: def name(ctx, required, optional=None, *rest)")
         required = [p.name for p in plain[1:] if p.default is p.empty]
         self.defaults = {p.name: p.default for p in plain}
-        return required, [p.name for p in plain[1 + len(required):]], rest[0] if rest else None
+        return required, [p.name for p in plain[1 + len(required):]], rest[0] if rest else ""
 
     def natural_recipes(self) -> list[tuple]:
         """The recipes of the signature: the required names, then with one optional name more each time, then the rest."""
@@ -1394,13 +1404,12 @@ class Command:
 
     def bind_text(self, request: Request) -> Iterable:
         """The values to call the function with, from a text request: by position, names are ignored."""
-        values = request.values
-        count = len(values)
+        count = len(request.values)
         if count < len(self.required) or (self.most is not None and count > self.most):
             raise WRONG_COUNT
         if not (request.names or self.tag.converters):  # a value can be absent only where there is a name
-            return values
-        values = ["" if value is None else value for value in values]
+            return request.values
+        values: list = ["" if value is None else value for value in request.values]
         try:
             for position, converter in self.converters:
                 if position < count:
@@ -1446,7 +1455,7 @@ class Registry:
             for command in module.commands:
                 first = self.commands.setdefault(command.name, command)
                 if first is not command:
-                    command.refuse(f"is there already: {first.path}:{first.line}")
+                    raise command.refusal(f"is there already: {first.path}:{first.line}")
             for stat in module.stats:
                 self.add_stat(module, stat)
             for event in module.events:
@@ -1568,23 +1577,22 @@ def is_json_reply(value: Any) -> bool:
     return bool(names) and all("method" not in one and one & {"result", "error"} for one in names)
 
 
-class NoCommand:
-    """Stands where a request names no command."""
-
-    form, name, input = NO_FORM, "", False
-
-
 class Call(NamedTuple):
     """A request bound to its command, and to the values to call it with, or to what it is answered with instead."""
 
     dialect: Text | JsonRpc
-    command: Command | NoCommand
+    command: Command
     request: Request
     values: Any
     refusal: Reply | Refusal | None = None
 
 
-NO_COMMAND, NO_REQUEST = NoCommand(), Request("")
+@command("", input=False)
+def no_command(ctx):
+    """Stand where a request names no command."""
+
+
+NO_COMMAND, NO_REQUEST = Command(Module("", {}), no_command), Request("")
 
 
 class Text:
@@ -1631,7 +1639,7 @@ class Text:
         """A live reply as written; a Watched one is the same for all who ask for it."""
         if not isinstance(reply.live, Watched):
             return Shape(reply, self.write(reply, call))
-        if reply.live.text is None:
+        if not reply.live.text:
             reply.live.text = self.write(reply, call)
         return reply.live
 
@@ -1645,6 +1653,7 @@ class Text:
         return LIMIT
 
     too_long, request_too_long = staticmethod(reply_too_long), staticmethod(request_too_long)
+    join = staticmethod(b"".join)  # there are no batches
 
 
 class JsonRpc:
@@ -1738,7 +1747,7 @@ class Template:
     to compare with that of last time, sums(snapshot) returns the values.
     """
 
-    text: str | None = None
+    text = ""
     tail, data = b"", b""
     snapshot = values = UNFILLED
     write_value: Callable | None = None
@@ -1787,7 +1796,8 @@ class Shape(Template):
     """A live reply whose values are no Watched, or whose text is another one."""
 
     def __init__(self, reply: Reply, text: str, tail: bytes = b"", write_value: Callable | None = None):
-        self.live, self.text, self.tail, self.write_value = reply.live, text, tail, write_value
+        self.text, self.tail, self.write_value = text, tail, write_value
+        self.live = reply.live
         self.look, self.sums = self.live, tuple
         if isinstance(self.live, Watched):
             self.look, self.sums = self.live.look, self.sums_of_watched
@@ -1798,8 +1808,9 @@ class Shape(Template):
         return values
 
 
-def not_cached() -> None:
+def not_cached() -> bytes | None:
     """The reply of now to a request whose reply is not cached."""
+    return None
 
 
 class Cached:
@@ -1809,8 +1820,9 @@ class Cached:
     __slots__ = ("key", "call", "shape", "now", "reply", "exchange", "last_id")
 
     def __init__(self, key: Any, call: Call):
-        self.key, self.call, self.now = key, call, not_cached  # the key is None for a whole datagram
-        self.shape: Template | None = None
+        self.key, self.call = key, call  # the key is None for a whole datagram
+        self.now: Callable[[], bytes | None] = not_cached
+        self.shape = Template()
         self.reply = Reply()  # without its nodes
         self.last_id = b""
         self.exchange: Exchange | None = None
@@ -1831,10 +1843,10 @@ def with_id(call: Call, request_id: bytes) -> Call:
 def exchange_of(call: Call, reply: Reply | Refusal, request: bytes, written: bytes) -> Exchange:
     """What was asked and answered."""
     command = call.command
-    values = call.request.values if command.input else None
+    values, shown = call.request.values if command.input else None, written or None
     if isinstance(reply, Refusal):
-        values, written = values if reply.shows_values else None, written if reply.shows_reply else None
-    return new(Exchange, (request, command.name, values, reply.code, reply.reason, written))
+        values, shown = values if reply.shows_values else None, shown if reply.shows_reply else None
+    return new(Exchange, (request, command.name, values, reply.code, reply.reason, shown))
 
 
 class Answers:
@@ -1905,7 +1917,7 @@ class Answers:
             written, exchange = self.interrupt(data, call)
         return new(Answer, ([(0, written)] if written else [], [exchange]))
 
-    def batch(self, data: bytes, dialect: JsonRpc, calls: Iterator[Call], caller: Any) -> Answer:
+    def batch(self, data: bytes, dialect: Text | JsonRpc, calls: Iterator[Call], caller: Any) -> Answer:
         """Answer the requests of a batch one after the other; notifications have no part in the reply.
 
         handler_timeout holds for all together: when one is interrupted, those behind it are not run.
@@ -2066,8 +2078,7 @@ def read_number(text: str, path: str, line: int) -> Written:
 def tokens(text: str, path: str) -> Iterator[Token]:
     """The tokens of a configuration without blanks and comments; characters that fit no rule are dropped."""
     at, line = 0, 1
-    while at < len(text):
-        match = TOKEN.match(text, at)
+    while match := TOKEN.match(text, at):
         kind, body = match.lastgroup, match.group()
         if kind == "open":
             body = read_comment(text, at, path, line)
@@ -3313,7 +3324,7 @@ def c_integer(value) -> int:
         raise ValueError("takes an integer") from None
 
 
-c_integer.kind = "integer"
+tagged(c_integer, kind="integer")
 
 
 def bind_log_level(request: Request) -> list:
