@@ -114,7 +114,7 @@ class ConfigError(Exception):
 # any bytes there and back; bytes exist only at the edges.
 
 LIMIT = 65457  # bytes, the manual's "maximum length" of a request and of a reply
-GIVE_UP = 4 * LIMIT  # bytes; up to here the size of a reply that is too long is told exactly
+GIVE_UP = 4 * LIMIT  # bytes; below it the size error names the exact size of a reply
 
 
 def decode(data: bytes) -> str:
@@ -144,7 +144,7 @@ def leaves(values: Iterable, names: Iterable | None = None) -> list[tuple]:
 
 
 class Live:
-    """The one object LIVE: stands where a kept reply has a value that is read anew each time."""
+    """The one object LIVE: stands where a cached reply has a value that is read anew each time."""
 
     def __repr__(self) -> str:
         return "LIVE"
@@ -157,9 +157,9 @@ CONSTANT = tuple  # the `live` of a reply that never changes: no values to read
 class Reply(NamedTuple):
     """An answer: first line and MI tree.
 
-    With `live` the reply is kept with the request that caused it and the command is not called again: live()
-    gives a tuple of the values that stand at the LIVE places of its nodes, in writing order; as long as it
-    gives the same values the same bytes are sent. `live=CONSTANT` keeps the reply as it is. `result` is what
+    With `live` the reply is cached with its request and the command is not called again: live() returns a tuple of
+    the values that stand at the LIVE places of its nodes, in writing order; as long as it returns the same values the
+    same bytes are sent. `live=CONSTANT` keeps the reply as it is. `result` is what
     JSON-RPC clients get where the tree does not say it: a JSON value, or an Error.
     """
 
@@ -400,13 +400,13 @@ class Repeating(dict):
 
 def json_object(pairs: list) -> dict:
     """A JSON object from its (name, value) pairs."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        found = Repeating()
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        members = Repeating()
         for name, value in pairs:
-            found.setdefault(name, value)
-        found.members = len(pairs)
-    return found
+            members.setdefault(name, value)
+        members.members = len(pairs)
+    return members
 
 
 def json_number(text: str):
@@ -678,10 +678,11 @@ class Writers(dict):
         raise TypeError(f"no JSON for a {kind.__name__}")
 
 
-quoted: Callable[[str], str] = json.encoder.encode_basestring  # escapes quote, backslash and controls: \b \f \n \r \t, else \u00xx
-WRITERS: dict[type, Callable] = Writers({str: quoted, int: int.__repr__, float: json_float, bool: {True: "true", False: "false"}.get,
-                   type(None): lambda none: "null", Live: lambda live: LIVE_MARK,
-                   dict: lambda nested: HOLE, list: lambda nested: HOLE, tuple: lambda nested: HOLE})
+quoted = json.encoder.encode_basestring  # escapes quote, backslash and controls: \b \f \n \r \t, else \u00xx
+WRITERS: dict[type, Callable] = Writers({
+    str: quoted, int: int.__repr__, float: json_float, bool: {True: "true", False: "false"}.get,
+    type(None): lambda none: "null", Live: lambda live: LIVE_MARK,
+    dict: lambda nested: HOLE, list: lambda nested: HOLE, tuple: lambda nested: HOLE})
 
 
 def write_jsonrpc(reply: Reply | Refusal, request: Request, form: JsonForm, pretty: bool = False) -> str:
@@ -849,8 +850,8 @@ def one_of(*words: str) -> Callable:
 
 def nearest(name: Any, names: Iterable[str]) -> str:
     """`; did you mean "x"?` with the name closest to a misspelt one, or nothing."""
-    found = difflib.get_close_matches(str(name).lower(), list(names), 1, 0.6)
-    return f'; did you mean "{found[0]}"?' if found else ""
+    close = difflib.get_close_matches(str(name).lower(), list(names), 1, 0.6)
+    return f'; did you mean "{close[0]}"?' if close else ""
 
 
 def file_mode(value) -> int:
@@ -979,18 +980,18 @@ class Listener(NamedTuple):
 def listener(value) -> Listener:
     """Converter: `ADDRESS[;mode=0660][;user=NAME][;group=NAME]`."""
     text, *options = string(value).split(";")
-    found: dict[str, Any] = {}
+    options_given: dict[str, Any] = {}
     for option in filter(None, options):
         key, equals, given = option.partition("=")
         if key not in ("mode", "user", "group") or not equals:
             raise ValueError(f'takes ADDRESS;mode=0660;user=NAME;group=NAME, not "{option}"')
         if key == "mode" and not re.fullmatch("[0-7]{3,5}", given):
             raise ValueError(f"mode takes permission bits in octal: mode=0660, not {given or 'nothing'}")
-        found[key] = int(given, 8) if key == "mode" else account(given)
+        options_given[key] = int(given, 8) if key == "mode" else account(given)
     place = address(text)
-    if found and place.port is not None:
+    if options_given and place.port is not None:
         raise ValueError("mode, user and group are for UNIX sockets only")
-    return Listener(place, **found)
+    return Listener(place, **options_given)
 
 
 def words(value) -> tuple:
@@ -1028,14 +1029,14 @@ def access_rule(value) -> Rule:
     commands, colon, who = string(value).partition(":")
     if not colon or not who.strip():
         raise ValueError('takes commands and who may use them: "kill, log_level: 127.0.0.1, uid:root, gid:voip"')
-    found: dict[str, list] = {"uid": [], "gid": [], "net": []}
+    who_may: dict[str, list] = {"uid": [], "gid": [], "net": []}
     for item in words(who):
         kind, mark, name = item.partition(":")
         if mark and kind in ("uid", "gid"):
-            found[kind].append(account(name))
+            who_may[kind].append(account(name))
         else:
-            found["net"].extend(networks(item))
-    return Rule(words(commands), tuple(found["net"]), tuple(found["uid"]), tuple(found["gid"]))
+            who_may["net"].extend(networks(item))
+    return Rule(words(commands), tuple(who_may["net"]), tuple(who_may["uid"]), tuple(who_may["gid"]))
 
 
 class TraceList(NamedTuple):
@@ -1172,7 +1173,7 @@ def trace_destination(function):
 
     A destination has open(), write(list of Trace) and close(), which may block and raise OSError; reopen() for SIGUSR1,
     check() before each write and packets_per_trace if it wants. The function opens nothing. A destination of None is
-    declared but cannot be traced to, which the plug-in has told.
+    declared but cannot be traced to; the plug-in warns of it.
     """
     function.mi_trace_destination = True
     return function
@@ -1256,14 +1257,14 @@ class Module:
 
     def checked_rows(self, namespace: dict, word: str, kind: Any, line_of: Callable) -> list:
         """The rows a plug-in lists under `word`, all of one kind and with names of their own."""
-        rows, seen = namespace.get(word, []), set()
+        rows, names = namespace.get(word, []), set()
         for row in rows if isinstance(rows, (list, tuple)) else [rows]:
             if not isinstance(row, kind):
                 raise ConfigError(self.path, line_of(word), f"{word} is a list of midatagram.{kind.__name__} rows")
             key = (row.name, getattr(row, "group", None))
-            if key in seen:
+            if key in names:
                 raise ConfigError(self.path, line_of(word), f'{word} names "{row.name}" twice')
-            seen.add(key)
+            names.add(key)
         return list(rows)
 
     def where(self, param: str) -> tuple[str, int]:
@@ -2155,8 +2156,8 @@ class ConfigReader:
         """Skip one token of punctuation; `form` is what a mistake's message shows as right."""
         if self.peek() not in wanted or self.tokens[self.at].kind != "other":
             line = self.tokens[min(self.at, len(self.tokens) - 1)].line
-            found = "the end of the file" if self.peek() is None else f'"{self.peek()}"'
-            raise ConfigError(self.path, line, f'expected "{wanted[0]}", found {found}; the form is {form}')
+            actual = "the end of the file" if self.peek() is None else f'"{self.peek()}"'
+            raise ConfigError(self.path, line, f'expected "{wanted[0]}", found {actual}; the form is {form}')
         self.at += 1
 
     def value(self, form: str, kinds: tuple = ("string", "number", "word")):
@@ -2200,10 +2201,10 @@ class ConfigReader:
         if depth >= INCLUDE_DEPTH:
             raise ConfigError(self.path, line, f"files include each other more than {INCLUDE_DEPTH} deep")
         beside = str(pathlib.PurePosixPath(self.path).parent / name)
-        found = next((path for path in (name, beside) if self.read_file(path) is not None), None)
-        if found is not None:
+        place = next((path for path in (name, beside) if self.read_file(path) is not None), None)
+        if place is not None:
             state = self.path, self.tokens, self.at
-            self.read(found, depth + 1)
+            self.read(place, depth + 1)
             self.path, self.tokens, self.at = state
         elif word == "include_file":
             raise ConfigError(self.path, line, f'no file "{name}"; import_file would pass over a missing one')
