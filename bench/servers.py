@@ -156,6 +156,19 @@ def interpreter():
     return sys.executable
 
 
+def subscriber():
+    """The port of a UDP socket on 127.0.0.1 that reads all it is sent, for as long as this process lives."""
+    mine = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    mine.bind(("127.0.0.1", 0))
+
+    def read():
+        while True:
+            mine.recv(LARGEST)
+
+    threading.Thread(target=read, daemon=True).start()
+    return mine.getsockname()[1]
+
+
 class Collector:
     """A HEP collector on 127.0.0.1 that reads all it is sent over TCP and counts packets and bytes."""
 
@@ -364,11 +377,11 @@ class Lab:
                 raise Unavailable(f"apt-get {step[0]}: {last_line(done.stderr)}")
 
     def start_load(self, server, request, clients, seconds, distinct=False):
-        """Start closed-loop clients that send `request` (bytes; distinct: another one each time)."""
+        """Start closed-loop clients that send `request` (bytes; distinct: another one each time, or one of so many)."""
         self.started += 1
         request_file = self.folder / f"request.{self.started}"
         request_file.write_bytes(request)
-        argv = [self.program("load"), *(["-u"] if distinct else []), server.socket, str(clients), str(seconds)]
+        argv = [self.program("load"), *distinct_option(distinct), server.socket, str(clients), str(seconds)]
         return self.start([*argv, str(request_file), *map(str, server.pids)])
 
     def load_figures(self, process):
@@ -383,6 +396,11 @@ class Lab:
     def load(self, server, request, clients, seconds, distinct=False):
         """Put load on a server, give the figures; see start_load()."""
         return self.load_figures(self.start_load(server, request, clients, seconds, distinct))
+
+
+def distinct_option(distinct):
+    """The option of load.c: False, True for requests that are never the same, or how many there are."""
+    return [] if not distinct else ["-u"] if distinct is True else [f"-u{distinct}"]
 
 
 def last_line(text):
