@@ -2036,6 +2036,7 @@ MIDATAGRAM_PARAMS = [
 ###############################################################################
 ###############################################################################
 
+import bisect
 import collections
 import contextlib
 import errno
@@ -2165,15 +2166,18 @@ class Reader(Watched):
 
 
 class Processes:
-    """The process table: a row each, the same as in Counters. Fields are 64-bit integers."""
+    """The process table: a row each, the same as in Counters. Fields are 64-bit integers.
 
-    FIELDS = ("pid", "rank", "state", "beat_ms", "own_level", "level", "load", "load1m", "load10m",
-              "xlog_level")
+    Row 0 has the number of rows in use in place of a pid, and the levels that hold for all.
+    """
+
+    FIELDS = ("pid", "rank", "state", "own_level", "level", "xlog_level")
     FREE, STARTING, SERVING, STOPPING = range(4)
 
     def __init__(self):
-        self.slots = memoryview(mmap.mmap(-1, ROWS * len(self.FIELDS) * SLOT)).cast("q")
-        self.set(0, xlog_level=2)
+        self.slots = memoryview(mmap.mmap(-1, ROWS * (len(self.FIELDS) + 1) * SLOT)).cast("q")
+        self.beats = self.slots[ROWS * len(self.FIELDS):]  # ms, when each was last in its hub; apart, for it changes all the time
+        self.set(0, pid=ATTENDANT + 1, xlog_level=2)
 
     def get(self, row: int, field: str) -> int:
         """One field of one process."""
@@ -2184,19 +2188,35 @@ class Processes:
         for field, value in fields.items():
             self.slots[row * len(self.FIELDS) + self.FIELDS.index(field)] = value
 
+    def unchanged(self) -> Callable[[], tuple]:
+        """The `live` of a reply that shows the table as it is now: no values; LookupError, for which the command is called
+        again, when the table is another. Not the first time, when the reply is written."""
+        look, first = self.slots[:self.slots[0] * len(self.FIELDS)].tobytes, True
+        table = look()
+
+        def live() -> tuple:
+            nonlocal first
+            if not first and look() != table:
+                raise LookupError
+            first = False
+            return ()
+
+        return live
+
     def take(self) -> int | None:
         """A free row for a new child, None when there is none."""
         for row in range(ATTENDANT + 1, ROWS):
             if not self.get(row, "pid") and self.get(row, "state") == self.FREE:
-                self.set(row, state=self.STARTING, own_level=0, load=0, load1m=0, load10m=0)
+                self.set(row, state=self.STARTING, own_level=0)
+                self.slots[0] = max(self.slots[0], row + 1)
                 return row
         return None
 
-    def rows(self) -> list[int]:
-        """The rows of living processes that are not on their way out, the attendant first, then by rank."""
-        alive = [row for row in range(ATTENDANT, ROWS)
-                 if self.get(row, "pid") and self.get(row, "state") in (self.STARTING, self.SERVING)]
-        return sorted(alive, key=lambda row: self.get(row, "rank"))
+    def living(self) -> list[tuple]:
+        """(rank, pid, type, row) of each process that is not on its way out, the attendant first, then by rank."""
+        return sorted((self.get(row, "rank"), self.get(row, "pid"), "MI Datagram" if row != ATTENDANT else "attendant", row)
+                      for row in range(ATTENDANT, self.slots[0])
+                      if self.get(row, "pid") and self.get(row, "state") in (self.STARTING, self.SERVING))
 
     def log_level(self, row: int) -> int:
         """The log level in force in a process: its own, else the global one (kept in row 0)."""
@@ -3040,14 +3060,9 @@ PROCESSES = JsonForm(plurals={"Process": ("Processes", "Process")})
 @command("ps", input=False, json=PROCESSES)
 def list_processes(ctx):
     """Show the processes of the server: ID, PID and what each is for."""
+    live = ctx.server.processes.unchanged()
     return Reply(nodes=[Node("Process", None, (("ID", rank), ("PID", pid), ("Type", kind)))
-                        for rank, pid, kind, _ in process_list(ctx.server.processes)])
-
-
-def process_list(processes: Processes) -> list[tuple]:
-    """(rank, pid, type, row) of each process, the attendant first."""
-    return [(processes.get(row, "rank"), processes.get(row, "pid"), "MI Datagram" if row != ATTENDANT else "attendant", row)
-            for row in processes.rows()]
+                        for rank, pid, kind, _ in ctx.server.processes.living()], live=live)
 
 
 @command("kill", input=False)
@@ -3085,9 +3100,10 @@ def log_level(ctx, level=None, pid=0):
     """Show the log levels of all processes, or set one: LEVEL for all, or for the process PID alone."""
     processes = ctx.server.processes
     if level is None:
+        live = processes.unchanged()
         return Reply(nodes=[Node("Process", None, (("PID", pid), ("Log level", processes.log_level(row)), ("Type", kind)))
-                            for _, pid, kind, row in process_list(processes)])
-    rows = [row for _, known, _, row in process_list(processes) if known == pid]
+                            for _, pid, kind, row in processes.living()], live=live)
+    rows = [row for _, known, _, row in processes.living() if known == pid]
     if pid and not rows:
         raise BAD_PARAMETER
     if pid:
@@ -3356,6 +3372,15 @@ def cachedb_url(value) -> tuple:
     return match.group(1), match.group(2) or "default"
 
 
+LOADS = {"load": 1, "load1m": 60, "load10m": 600}  # statistics of the CPU used, and over how many seconds
+
+
+def load_groups(children: int) -> dict[str, Iterable[int]]:
+    """Of whom the loads are shown: what follows the names in LOADS -> the ranks."""
+    everyone = range(children + 1)
+    return {"": everyone[1:], "-all": everyone, **{f"-proc-{rank}": (rank,) for rank in everyone}}
+
+
 class Figures:
     """Figures of the operating system, read at most once a second; the sizes of OpenSIPS' two kinds of memory.
 
@@ -3391,20 +3416,16 @@ class Figures:
 
 
 def core_stats(processes: Processes, started_s: float, children: int) -> list[Stat]:
-    """The statistics of groups core, shmem, pkmem and load, under OpenSIPS' names."""
+    """The statistics of groups core, shmem, pkmem and load, under OpenSIPS' names. The attendant sets the loads."""
     figures, mine = Figures(), os.getpid
 
     def pid_of(rank: int) -> int:
-        return next((processes.get(row, "pid") for row in processes.rows() if processes.get(row, "rank") == rank), 0)
-
-    def load_of(field: str, *ranks: int) -> int:
-        rows = [row for row in processes.rows() if processes.get(row, "rank") in ranks]
-        return sum(processes.get(row, field) for row in rows) // max(1, len(rows))
+        return next((pid for known, pid, _, _ in processes.living() if known == rank), 0)
 
     def figure(name: str, help: str, group: str, read: Callable, *args) -> Stat:
         return Stat(name, help, group, False, functools.partial(read, *args))
 
-    shared = ROWS * (BLOCKS * BLOCK + len(Processes.FIELDS)) * SLOT
+    shared = ROWS * (BLOCKS * BLOCK + len(Processes.FIELDS) + 1) * SLOT
     shmem = {"total_size": lambda: shared, "used_size": lambda: figures.of(mine(), "shared_used"),
              "real_used_size": lambda: figures.of(mine(), "shared_used"),
              "max_used_size": lambda: figures.of(mine(), "shared_used"),
@@ -3413,11 +3434,9 @@ def core_stats(processes: Processes, started_s: float, children: int) -> list[St
     stats = [figure(name, "bytes (fragments: mappings) of memory all processes share", "shmem", read)
              for name, read in shmem.items()]
     stats.append(figure("timestamp", "seconds since the start", "core", lambda: int(time.time() - started_s)))
-    everyone, workers = range(children + 1), range(1, children + 1)
-    for suffix, ranks in (("", workers), ("-all", everyone), *((f"-proc-{rank}", (rank,)) for rank in everyone)):
-        stats += [figure(f"{field}{suffix}", "per cent of a CPU used", "load", load_of, field, *ranks)
-                  for field in ("load", "load1m", "load10m")]
-    for rank in everyone:
+    stats += [Stat(f"{name}{suffix}", "per cent of a CPU used", "load", False)
+              for suffix in load_groups(children) for name in LOADS]
+    for rank in range(children + 1):
         stats += [figure(f"{rank}-{name}", "bytes (fragments: mappings) of a process' own memory", "pkmem",
                          lambda rank=rank, name=name: figures.of(pid_of(rank), name))
                   for name in ("total_size", "used_size", "real_used_size", "max_used_size", "free_size", "fragments")]
@@ -4306,7 +4325,7 @@ class Child:
     def sweep(self) -> None:
         """Runs in the hub, some times a second: beat, end what takes too long, give up what cannot be delivered."""
         now_s = time.monotonic()
-        self.server.processes.set(self.row, beat_ms=int(now_s * 1000))
+        self.server.processes.beats[self.row] = int(now_s * 1000)
         self.debugging = self.server.processes.log_level(self.row) >= 4
         self.noting = self.debugging or bool(self.tracing.tracers)
         self.outbox.sweep(now_s)
@@ -4774,7 +4793,8 @@ class Supervisor:
             return
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, every_signal)
-        self.processes.set(row, pid=pid, rank=rank, beat_ms=int(time.monotonic() * 1000))
+        self.processes.beats[row] = int(time.monotonic() * 1000)
+        self.processes.set(row, pid=pid, rank=rank)
         self.children[pid] = Record(pid, row, rank, self.server)
         self.not_before_s = 0.0
 
@@ -4920,7 +4940,7 @@ class Supervisor:
         """Kill children that are away from their hub for too long; tell systemd that all is well."""
         limits_ms = {True: self.setup.own["stall_timeout"], False: START_LIMIT_S * 1000}
         stalled = [record for record in self.children.values() if
-                   now_s * 1000 - self.processes.get(record.row, "beat_ms") > limits_ms[self.has_started(record)]]
+                   now_s * 1000 - self.processes.beats[record.row] > limits_ms[self.has_started(record)]]
         for record in stalled:
             limit_ms = limits_ms[self.has_started(record)]
             log.error("child %d (pid %d) is stalled for %d ms, killed", record.rank, record.pid, limit_ms)
@@ -4955,21 +4975,24 @@ class Supervisor:
             log.error("%s", text)
 
     def measure_load(self, now_s: float) -> None:
-        """CPU used by each process over the last second, minute and ten minutes, in per cent."""
-        for row in self.processes.rows():
-            pid = self.processes.get(row, "pid")
-            samples = self.loads.setdefault(pid, collections.deque(maxlen=1300))
-            try:
-                with open(f"/proc/{pid}/stat") as file:
-                    fields = file.read().rpartition(")")[2].split()
-            except OSError:
-                continue
-            samples.append((now_s, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")))
-            for field, span_s in (("load", 1), ("load1m", 60), ("load10m", 600)):
-                first = next(sample for sample in samples if now_s - sample[0] <= span_s + 0.5)
-                elapsed_s = now_s - first[0]
-                used = (samples[-1][1] - first[1]) / elapsed_s if elapsed_s else 0.0
-                self.processes.set(row, **{field: round(100 * used)})
+        """Set the statistics of the CPU used by the processes, in per cent."""
+        loads = {rank: self.loads_of(pid, now_s) for rank, pid, _, _ in self.processes.living()}
+        for suffix, ranks in load_groups(self.setup.mi["children_count"]).items():
+            shown = [loads[rank] for rank in ranks if rank in loads] or [[0] * len(LOADS)]
+            for name, values in zip(LOADS, zip(*shown)):
+                self.server.counted[self.counters.column("load", name + suffix)] = sum(values) // len(values)
+
+    def loads_of(self, pid: int, now_s: float) -> list[int]:
+        """The CPU that a process used over the last second, minute and ten minutes, in per cent."""
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+        except OSError:
+            return [0] * len(LOADS)
+        samples = self.loads.setdefault(pid, collections.deque(maxlen=1300))
+        samples.append((now_s, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")))
+        firsts = [samples[bisect.bisect_left(samples, (now_s - span_s - 0.5,))] for span_s in LOADS.values()]
+        return [round(100 * (samples[-1][1] - used_s) / (now_s - then_s or 1)) for then_s, used_s in firsts]
 
 
 class Notifier:

@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import re
 import signal
 import socket
 import stat
@@ -194,6 +195,62 @@ def test_log_level_reaches_all_children_or_one(start):
     assert f"PID={first} Log level=1" in server.ask(b":log_level:\n").decode()
 
 
+@pytest.mark.parametrize("request_", [b":log_level:\n", b'{"jsonrpc":"2.0","method":"log_level","id":1}'])
+def test_a_log_level_that_another_child_sets_shows_at_once(start, request_):
+    server = start('log_level=2\nmodparam("mi_datagram", "children_count", 2)')
+    first, second = server.children()
+    client, level = server.client(), re.compile(rb'Log level"?[=:](\d)')
+
+    def ask_child(pid, request):
+        for child in (first, second):
+            os.kill(child, signal.SIGCONT if child == pid else signal.SIGSTOP)
+        wait_for(lambda: open(f"/proc/{first + second - pid}/stat").read().rpartition(")")[2].split()[0] == "T")  # noqa: SIM115
+        return client.ask(request)
+
+    for set_by, asked, word in ((first, second, b"4"), (second, first, b"1")):
+        before = [ask_child(asked, request_) for _ in range(4)]  # is remembered by now
+        assert len(set(before)) == 1 and word not in level.findall(before[0])
+        assert ask_child(set_by, b":log_level:\n%b\n" % word).startswith(b"200")
+        assert level.findall(ask_child(asked, request_)) == [word] * 3
+    os.kill(second, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("request_", [b":ps:\n", b'{"jsonrpc":"2.0","method":"ps","id":1}'])
+def test_a_child_that_is_killed_and_replaced_shows_in_a_remembered_ps(start, request_):
+    server = start('modparam("mi_datagram", "children_count", 2)')
+    first, second = server.children()
+    client, pids = server.client(), re.compile(rb'PID"?[=:](\d+)')
+    os.kill(second, signal.SIGSTOP)
+    for _ in range(4):
+        before = client.ask(request_)  # is remembered by now
+    assert pids.findall(before) == [b"%d" % pid for pid in (server.pid, first, second)]
+    os.kill(second, signal.SIGKILL)
+    server.wait_log(f"(pid {second}) died")
+    assert b"%d" % second not in pids.findall(client.ask(request_))
+    replies = [wait_for(lambda: len(pids.findall(reply := client.ask(request_))) == 3 and reply) for _ in range(4)]
+    [child] = server.children()[1:]
+    assert {tuple(pids.findall(reply)) for reply in replies} == {(b"%d" % server.pid, b"%d" % first, b"%d" % child)}
+
+
+def test_a_kept_process_table_is_good_until_a_field_or_the_number_of_rows_changes():
+    processes = mi.Processes()
+    changes = [lambda: processes.set(1, pid=7), lambda: processes.set(0, level=1), lambda: processes.set(1, state=2),
+               lambda: processes.take(), lambda: processes.set(2, own_level=1), lambda: processes.take()]
+    for change in changes:
+        shape = mi.Shape(mi.Reply(live=processes.unchanged()), "a table")
+        processes.beats[1] += 1
+        assert [shape.now() for _ in range(3)] == [b"a table"] * 3
+        change()
+        assert shape.now() is shape.now() is None
+
+
+def test_a_process_table_that_changes_while_the_reply_is_made_is_read_again():
+    processes = mi.Processes()
+    shape = mi.Shape(mi.Reply(live=processes.unchanged()), "made before")
+    processes.set(1, pid=7)
+    assert [shape.now(), shape.now()] == [b"made before", None]
+
+
 def test_d_logs_requests_and_replies_escaped(start):
     server = start(ECHO, "-d", *PATHS)
     server.ask(b":echo:\n\x01\xff\n")
@@ -219,6 +276,27 @@ def test_figures_of_the_system_are_read_at_most_once_a_second(monkeypatch):
     while time.monotonic() < end_s:
         assert figures.of(os.getpid(), "real_used_size") > 1 << 20
     assert len(read_s) == len(set(read_s)) >= 2
+
+
+def test_loads_are_those_of_the_processes(start):
+    server = start('modparam("mi_datagram", "children_count", 2)')
+    names = ["load", "load-all", "load-proc-0", "load-proc-1", "load-proc-2"]
+
+    def loads():
+        reply = server.ask(b":get_statistics:\n%b\n" % "\n".join(names).encode()).decode()
+        return [int(value) for value in re.findall(r":: (\d+)$", reply, re.M)]
+
+    assert len(loads()) == 5
+    busy = subprocess.Popen([sys.executable, "-c", BUSY, server.place, f"{server.folder}/busy"])
+    try:
+        wait_for(lambda: sum(loads()[-2:]) > 20, what="children to be busy")
+        attendant, first, second = wait_for(lambda: (now := loads())[:2] == [sum(now[3:]) // 2, sum(now[2:]) // 3] and now)[2:]
+    finally:
+        busy.kill()
+        busy.wait()
+    assert attendant <= first + second <= 210
+    wait_for(lambda: sum(loads()) < 20, what="the load to end")
+    assert server.statistic("load1m") > 0
 
 
 @pytest.mark.parametrize("place, credentials, told", [
