@@ -1006,13 +1006,16 @@ class Param(NamedTuple):
 
 
 class Stat(NamedTuple):
-    """A statistic: a counter that ctx.count adds to, or with `read` a figure asked for when wanted."""
+    """A statistic: a counter that ctx.count adds to, or with `read` a figure asked for when wanted.
+
+    read() gives the figure, or {name: figure} for all statistics that have this function, which is called once for them.
+    """
 
     name: str
     help: str
     group: str | None = None
     resettable: bool = True
-    read: Callable[[], int] | None = None
+    read: Callable[[], int | dict[str, int]] | None = None
 
     @property
     def kind(self) -> str:
@@ -2376,9 +2379,10 @@ def stderr_is_journal() -> bool:
     return (device, inode) == (str(status.st_dev), str(status.st_ino))
 
 
-def read_all(functions: list[Callable[[], int]]) -> tuple:
-    """What these functions give."""
-    return tuple([function() for function in functions])
+def figures_of(read: Callable, names: list[str]) -> tuple:
+    """The figures of statistics that have the same Stat.read."""
+    figures = read()
+    return tuple([figures[name] for name in names]) if isinstance(figures, dict) else (figures,) * len(names)
 
 
 class Server:
@@ -2418,10 +2422,10 @@ class Server:
 
     def values_of(self, stats: list[Stat]) -> Callable[[], tuple]:
         """A function that gives the present values of statistics, in their order."""
-        place, counters = self.counters.column, self.counters
-        runs = itertools.groupby(stats, lambda stat: -1 if stat.read else counters.block(stat.group, stat.name))
-        parts = [Reader(counters, [place(stat.group, stat.name) for stat in run]) if block >= 0
-                 else functools.partial(read_all, [stat.read for stat in run]) for block, run in runs]
+        counters = self.counters
+        runs = itertools.groupby(stats, lambda stat: stat.read or counters.block(stat.group, stat.name))
+        parts = [functools.partial(figures_of, source, [stat.name for stat in run]) if callable(source)
+                 else Reader(counters, [counters.column(stat.group, stat.name) for stat in run]) for source, run in runs]
         return parts[0] if len(parts) == 1 else lambda: tuple(itertools.chain.from_iterable([part() for part in parts]))
 
     def statistics(self, names: tuple, once: bool = False) -> Reply:
@@ -3373,6 +3377,8 @@ def cachedb_url(value) -> tuple:
 
 
 LOADS = {"load": 1, "load1m": 60, "load10m": 600}  # statistics of the CPU used, and over how many seconds
+MEMORY = {"total_size": "VmSize", "used_size": "RssAnon", "real_used_size": "VmRSS", "max_used_size": "VmHWM",
+          "free_size": "free", "fragments": "p"}  # statistics of memory, and their names in what memory_of() gives
 
 
 def load_groups(children: int) -> dict[str, Iterable[int]]:
@@ -3381,66 +3387,47 @@ def load_groups(children: int) -> dict[str, Iterable[int]]:
     return {"": everyone[1:], "-all": everyone, **{f"-proc-{rank}": (rank,) for rank in everyone}}
 
 
-class Figures:
-    """Figures of the operating system, read at most once a second; the sizes of OpenSIPS' two kinds of memory.
+def each_second(read: Callable[[], dict]) -> Callable[[], dict]:
+    """A function that gives what read() gave within the same second."""
+    once = functools.lru_cache(1)(lambda second: read())
+    return lambda: once(int(time.monotonic()))
 
-    Package memory is what each process maps for itself, shared memory what they all map: the tables of
-    section 10. From /proc/PID/status and maps, see proc(5).
-    """
 
-    def __init__(self):
-        self.read_s, self.cache = 0, {}
+def memory_of(pid: int) -> collections.Counter:
+    """Sizes of a process' memory in bytes, and how many mappings are its own (p) and shared (s); 0 for a process that is
+    gone. From /proc/PID/status and maps, see proc(5)."""
+    memory = collections.Counter()
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as status, open(f"/proc/{pid}/maps") as maps:
+        memory.update({name: int(kb) * 1024 for name, kb in re.findall(r"^(\w+):\s+(\d+) kB$", status.read(), re.M)})
+        memory.update(re.findall(r"^\S+ ...([ps])", maps.read(), re.M), free=memory["VmSize"] - memory["VmRSS"])
+    return memory
 
-    def of(self, pid: int, name: str) -> int:
-        """A figure of one process in bytes (fragments: mappings); 0 for a process that is gone."""
-        if int(time.monotonic()) != self.read_s:
-            self.read_s, self.cache = int(time.monotonic()), {}
-        if pid not in self.cache:
-            self.cache[pid] = self.measure(pid)
-        return self.cache[pid].get(name, 0)
 
-    @staticmethod
-    def measure(pid: int) -> dict[str, int]:
-        """Read /proc for one process."""
-        try:
-            with open(f"/proc/{pid}/status") as status, open(f"/proc/{pid}/maps") as maps:
-                lines = (line.split() for line in status)
-                size = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[-1] == "kB"}
-                kinds = [line.split()[1][3] for line in maps]
-        except (OSError, ValueError, IndexError):
-            return {}
-        total, used = size.get("VmSize", 0), size.get("VmRSS", 0)
-        return {"total_size": total, "used_size": size.get("RssAnon", 0), "real_used_size": used,
-                "max_used_size": size.get("VmHWM", 0), "free_size": max(0, total - used), "fragments": kinds.count("p"),
-                "shared_used": size.get("RssShmem", 0), "shared_fragments": kinds.count("s")}
+def shared_memory() -> dict[str, int]:
+    """The figures of group shmem: the tables of section 10, which all processes map."""
+    memory, total = memory_of(os.getpid()), ROWS * (BLOCKS * BLOCK + len(Processes.FIELDS) + 1) * SLOT
+    used = memory["RssShmem"]
+    return dict(zip(MEMORY, (total, used, used, used, max(0, total - used), memory["s"])))
+
+
+def own_memory(processes: Processes, children: int) -> dict[str, int]:
+    """The figures of group pkmem: what each process maps for itself."""
+    pids = {rank: pid for rank, pid, _, _ in processes.living()}
+    memories = [(rank, memory_of(pids.get(rank, 0))) for rank in range(children + 1)]
+    return {f"{rank}-{name}": memory[key] for rank, memory in memories for name, key in MEMORY.items()}
 
 
 def core_stats(processes: Processes, started_s: float, children: int) -> list[Stat]:
     """The statistics of groups core, shmem, pkmem and load, under OpenSIPS' names. The attendant sets the loads."""
-    figures, mine = Figures(), os.getpid
-
-    def pid_of(rank: int) -> int:
-        return next((pid for known, pid, _, _ in processes.living() if known == rank), 0)
-
-    def figure(name: str, help: str, group: str, read: Callable, *args) -> Stat:
-        return Stat(name, help, group, False, functools.partial(read, *args))
-
-    shared = ROWS * (BLOCKS * BLOCK + len(Processes.FIELDS) + 1) * SLOT
-    shmem = {"total_size": lambda: shared, "used_size": lambda: figures.of(mine(), "shared_used"),
-             "real_used_size": lambda: figures.of(mine(), "shared_used"),
-             "max_used_size": lambda: figures.of(mine(), "shared_used"),
-             "free_size": lambda: max(0, shared - figures.of(mine(), "shared_used")),
-             "fragments": lambda: figures.of(mine(), "shared_fragments")}
-    stats = [figure(name, "bytes (fragments: mappings) of memory all processes share", "shmem", read)
-             for name, read in shmem.items()]
-    stats.append(figure("timestamp", "seconds since the start", "core", lambda: int(time.time() - started_s)))
-    stats += [Stat(f"{name}{suffix}", "per cent of a CPU used", "load", False)
-              for suffix in load_groups(children) for name in LOADS]
-    for rank in range(children + 1):
-        stats += [figure(f"{rank}-{name}", "bytes (fragments: mappings) of a process' own memory", "pkmem",
-                         lambda rank=rank, name=name: figures.of(pid_of(rank), name))
-                  for name in ("total_size", "used_size", "real_used_size", "max_used_size", "free_size", "fragments")]
-    return stats
+    shared, own = each_second(shared_memory), each_second(functools.partial(own_memory, processes, children))
+    return [
+        *[Stat(name, "bytes (fragments: mappings) of memory all processes share", "shmem", False, shared) for name in MEMORY],
+        Stat("timestamp", "seconds since the start", "core", False, lambda: int(time.time() - started_s)),
+        *[Stat(f"{name}{suffix}", "per cent of a CPU used", "load", False)
+          for suffix in load_groups(children) for name in LOADS],
+        *[Stat(f"{rank}-{name}", "bytes (fragments: mappings) of a process' own memory", "pkmem", False, own)
+          for rank in range(children + 1) for name in MEMORY],
+    ]
 
 
 MI_DATAGRAM_STATS = [

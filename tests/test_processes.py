@@ -269,12 +269,35 @@ def test_figures_of_the_operating_system(start):
     assert 0 <= server.statistic("load-proc-1") <= 100
 
 
-def test_figures_of_the_system_are_read_at_most_once_a_second(monkeypatch):
-    figures, measure, read_s = mi.Figures(), mi.Figures.measure, []
-    monkeypatch.setattr(figures, "measure", lambda pid: read_s.append(int(time.monotonic())) or measure(pid))
-    end_s = time.monotonic() + 1.5
+def test_memory_of_processes(start):
+    server = start('modparam("mi_datagram", "children_count", 2)')
+    reply = server.ask(b":get_statistics:\nshmem:\npkmem:\n").decode()
+    figures = {name: int(value) for name, value in re.findall(r"^\w+:(.*):: (\d+)$", reply, re.M)}
+    for part, pid in (("0-", server.pid), *zip(("1-", "2-"), server.children(), strict=True)):
+        with open(f"/proc/{pid}/maps") as maps:
+            fragments = sum(line.split()[1].endswith("p") for line in maps)
+        assert abs(figures[f"{part}fragments"] - fragments) < 20
+        assert figures[f"{part}total_size"] == figures[f"{part}real_used_size"] + figures[f"{part}free_size"]
+        assert 1 << 20 < figures[f"{part}used_size"] < figures[f"{part}real_used_size"] <= figures[f"{part}max_used_size"]
+    assert figures["total_size"] == figures["used_size"] + figures["free_size"] and figures["fragments"] >= 2
+
+
+def test_memory_of_a_process_that_is_gone_is_0():
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    processes = mi.Processes()
+    for rank, pid in enumerate((os.getpid(), gone.pid)):
+        processes.set(processes.take(), rank=rank, pid=pid)
+    figures = mi.own_memory(processes, 2)  # of rank 2 there is no process
+    assert figures["0-real_used_size"] > 1 << 20
+    assert {figures[f"{rank}-{name}"] for rank in (1, 2) for name in mi.MEMORY} == {0}
+
+
+def test_figures_of_the_system_are_read_at_most_once_a_second():
+    read_s = []
+    figures, end_s = mi.each_second(lambda: read_s.append(int(time.monotonic())) or {"read": len(read_s)}), time.monotonic() + 1.5
     while time.monotonic() < end_s:
-        assert figures.of(os.getpid(), "real_used_size") > 1 << 20
+        assert figures() == {"read": len(read_s)}
     assert len(read_s) == len(set(read_s)) >= 2
 
 
