@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from conftest import PLUGINS, free_port, needs_root, wait_for
@@ -244,6 +245,16 @@ def test_a_kept_process_table_is_good_until_a_field_or_the_number_of_rows_change
         assert shape.now() is shape.now() is None
 
 
+def test_the_process_table_shows_by_rank_who_starts_and_who_serves():
+    processes = mi.Processes()
+    states = processes.SERVING, processes.STOPPING, processes.STARTING, processes.FREE
+    for rank, state in zip((4, 3, 2, 1), states, strict=True):
+        processes.set(processes.take(), rank=rank, pid=100 + rank, state=state)
+    processes.take()  # its process is not there yet
+    processes.set(mi.ATTENDANT, pid=100, state=processes.SERVING)
+    assert processes.living() == [(0, 100, "attendant", 1), (2, 102, "MI Datagram", 4), (4, 104, "MI Datagram", 2)]
+
+
 def test_a_process_table_that_changes_while_the_reply_is_made_is_read_again():
     processes = mi.Processes()
     shape = mi.Shape(mi.Reply(live=processes.unchanged()), "made before")
@@ -320,6 +331,30 @@ def test_loads_are_those_of_the_processes(start):
     assert attendant <= first + second <= 210
     wait_for(lambda: sum(loads()) < 20, what="the load to end")
     assert server.statistic("load1m") > 0
+
+
+def test_loads_are_means_of_the_last_second_minute_and_ten_minutes():
+    supervisor = mi.Supervisor(None, None, mi.Processes(), 0.0)
+    assert supervisor.loads_of(os.getpid(), 1000.0) == [0, 0, 0]
+    end_s = time.process_time() + 1
+    while time.process_time() < end_s:
+        pass
+    for now_s, loads in ((1001.0, (100, 100, 100)), (1002.0, (0, 50, 50)), (1062.0, (0, 0, 2)), (1610.0, (0, 0, 0))):
+        assert supervisor.loads_of(os.getpid(), now_s) == pytest.approx(loads, abs=loads[-1] * 0.1 + 0.5)
+
+
+def test_the_load_of_a_rank_whose_process_is_gone_is_0():
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    processes = mi.Processes()
+    supervisor = mi.Supervisor(SimpleNamespace(mi={"children_count": 2}), None, processes, 0.0)
+    supervisor.server = SimpleNamespace(counted=supervisor.counters.use(mi.ATTENDANT))
+    processes.set(processes.take(), rank=1, pid=gone.pid)  # of rank 2 there is no process at all
+    columns = [supervisor.counters.column("load", f"load-proc-{rank}") for rank in (1, 2)]
+    for column in columns:
+        supervisor.server.counted[column] = 50
+    supervisor.measure_load(time.monotonic())
+    assert [supervisor.server.counted[column] for column in columns] == [0, 0] and not supervisor.loads
 
 
 @pytest.mark.parametrize("place, credentials, told", [
