@@ -109,6 +109,16 @@ def processes(path):
     return {int(pid): kind for pid, kind in re.findall(r"PID=(\d+) Type=(.*)", reply)}
 
 
+def all_of(path, children):
+    """The pids of the attendant and so many children, once all are there; NotMeasured when that takes too long."""
+    give_up = time.monotonic() + PATIENCE_S
+    while len(pids := processes(path)) <= children:
+        if time.monotonic() > give_up:
+            raise NotMeasured(f"{len(pids) - 1} of {children} children started")
+        time.sleep(0.01)
+    return tuple(pids)
+
+
 ###############################################################################
 # Looking from outside ########################################################
 ###############################################################################
@@ -135,6 +145,18 @@ def on_core(pids, core):
     finally:
         for pid, cores in before.items():
             os.sched_setaffinity(pid, cores)
+
+
+@contextlib.contextmanager
+def stopped(pids):
+    """Have processes stand still while this lasts; children of a server for less than its stall_timeout."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 def memory_kb(pid):
@@ -350,7 +372,7 @@ class Lab:
         except NotMeasured as why:
             raise NotMeasured(f"{why}; {last_line(self.log(process))}") from None
         taken = time.perf_counter() - start
-        return Server(path, process, tuple(processes(path)), taken)
+        return Server(path, process, all_of(path, children), taken)
 
     def kamailio(self):
         """Kamailio with its jsonrpcs on a UNIX datagram socket; Unavailable where it is not and cannot be had."""

@@ -23,7 +23,7 @@ LINE = mi.Node("contact", "sip:7001@192.0.2.1:5060", (("expires", 3600), ("q", "
 LINE_BYTES = len("contact:: sip:7001@192.0.2.1:5060 expires=3600 q=0.5\n")
 
 
-@mi.every(0.01)
+@mi.every(0.01, where="one")
 def traffic(ctx):
     """Let some of the statistics grow a hundred times a second."""
     for name in MOVING:
