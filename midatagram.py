@@ -1084,13 +1084,16 @@ class Param(NamedTuple):
 
 
 class Stat(NamedTuple):
-    """A statistic: a counter that ctx.count adds to, or with `read` a figure asked for when wanted."""
+    """A statistic: a counter that ctx.count adds to, or with `read` a figure asked for when wanted.
+
+    read() gives the figure, or {name: figure} for all statistics that have this function, which is called once for them.
+    """
 
     name: str
     help: str
     group: str = ""
     resettable: bool = True
-    read: Callable[[], int] | None = None
+    read: Callable[[], int | dict[str, int]] | None = None
 
     @property
     def kind(self) -> str:
@@ -2270,6 +2273,7 @@ MIDATAGRAM_PARAMS = [
 ###############################################################################
 ###############################################################################
 
+import bisect
 import cmd
 import collections
 import contextlib
@@ -2415,15 +2419,18 @@ class Several(Watched):
 
 
 class Processes:
-    """The process table: a row each, the same as in Counters. Fields are 64-bit integers."""
+    """The process table: a row each, the same as in Counters. Fields are 64-bit integers.
 
-    FIELDS = ("pid", "rank", "state", "beat_ms", "own_level", "level", "load", "load1m", "load10m",
-              "xlog_level")
+    Row 0 has the number of rows in use in place of a pid, and the levels that hold for all.
+    """
+
+    FIELDS = ("pid", "rank", "state", "own_level", "level", "xlog_level")
     FREE, STARTING, SERVING, STOPPING = range(4)
 
     def __init__(self):
-        self.slots = memoryview(mmap.mmap(-1, ROWS * len(self.FIELDS) * SLOT)).cast("q")
-        self.set(0, xlog_level=2)
+        self.slots = memoryview(mmap.mmap(-1, ROWS * (len(self.FIELDS) + 1) * SLOT)).cast("q")
+        self.beats = self.slots[ROWS * len(self.FIELDS):]  # ms, when each was last in its hub; apart, for it changes all the time
+        self.set(0, pid=ATTENDANT + 1, xlog_level=2)
 
     def get(self, row: int, field: str) -> int:
         """One field of one process."""
@@ -2434,19 +2441,35 @@ class Processes:
         for field, value in fields.items():
             self.slots[row * len(self.FIELDS) + self.FIELDS.index(field)] = value
 
+    def unchanged(self) -> Callable[[], tuple]:
+        """The `live` of a reply that shows the table as it is now: no values; LookupError, for which the command is called
+        again, when the table is another. Not the first time, when the reply is written."""
+        look, first = self.slots[:self.slots[0] * len(self.FIELDS)].tobytes, True
+        table = look()
+
+        def live() -> tuple:
+            nonlocal first
+            if not first and look() != table:
+                raise LookupError
+            first = False
+            return ()
+
+        return live
+
     def take(self) -> int | None:
         """A free row for a new child, None when there is none."""
         for row in range(ATTENDANT + 1, ROWS):
             if not self.get(row, "pid") and self.get(row, "state") == self.FREE:
-                self.set(row, state=self.STARTING, own_level=0, load=0, load1m=0, load10m=0)
+                self.set(row, state=self.STARTING, own_level=0)
+                self.slots[0] = max(self.slots[0], row + 1)
                 return row
         return None
 
-    def rows(self) -> list[int]:
-        """The rows of living processes that are not on their way out, the attendant first, then by rank."""
-        alive = [row for row in range(ATTENDANT, ROWS)
-                 if self.get(row, "pid") and self.get(row, "state") in (self.STARTING, self.SERVING)]
-        return sorted(alive, key=lambda row: self.get(row, "rank"))
+    def living(self) -> list[tuple]:
+        """(rank, pid, type, row) of each process that is not on its way out, the attendant first, then by rank."""
+        return sorted((self.get(row, "rank"), self.get(row, "pid"), "MI Datagram" if row != ATTENDANT else "attendant", row)
+                      for row in range(ATTENDANT, self.slots[0])
+                      if self.get(row, "pid") and self.get(row, "state") in (self.STARTING, self.SERVING))
 
     def log_level(self, row: int) -> int:
         """The log level in force in a process: its own, else the global one (kept in row 0)."""
@@ -2618,9 +2641,10 @@ def within_limit(items: Iterable) -> list:
     return items
 
 
-def read_all(functions: list[Callable[[], int]]) -> tuple:
-    """What these functions give."""
-    return tuple([function() for function in functions])
+def figures_of(read: Callable, names: list[str]) -> tuple:
+    """The figures of statistics that have the same Stat.read."""
+    figures = read()
+    return tuple([figures[name] for name in names]) if isinstance(figures, dict) else (figures,) * len(names)
 
 
 class Server:
@@ -2660,10 +2684,10 @@ class Server:
 
     def values_of(self, stats: list[Stat]) -> Callable[[], tuple]:
         """A function that gives the present values of statistics, in their order."""
-        place, counters = self.counters.column, self.counters
-        runs = itertools.groupby(stats, lambda stat: -1 if stat.read else counters.block(stat.group, stat.name))
-        parts = [Reader(counters, [place(stat.group, stat.name) for stat in run]) if block >= 0
-                 else functools.partial(read_all, [stat.read for stat in run]) for block, run in runs]
+        counters = self.counters
+        runs = itertools.groupby(stats, lambda stat: stat.read or counters.block(stat.group, stat.name))
+        parts = [functools.partial(figures_of, source, [stat.name for stat in run]) if callable(source)
+                 else Reader(counters, [counters.column(stat.group, stat.name) for stat in run]) for source, run in runs]
         return parts[0] if len(parts) == 1 and isinstance(parts[0], Watched) else Several(parts)
 
     def statistics(self, names: tuple, once: bool = False) -> Reply:
@@ -3300,14 +3324,9 @@ PROCESSES = JsonForm(plurals={"Process": ("Processes", "Process")})
 @command("ps", input=False, json=PROCESSES)
 def list_processes(ctx):
     """Show the processes of the server: ID, PID and what each is for."""
+    live = ctx.server.processes.unchanged()
     return Reply(nodes=[Node("Process", None, (("ID", rank), ("PID", pid), ("Type", kind)))
-                        for rank, pid, kind, _ in process_list(ctx.server.processes)])
-
-
-def process_list(processes: Processes) -> list[tuple]:
-    """(rank, pid, type, row) of each process, the attendant first."""
-    return [(processes.get(row, "rank"), processes.get(row, "pid"), "MI Datagram" if row != ATTENDANT else "attendant", row)
-            for row in processes.rows()]
+                        for rank, pid, kind, _ in ctx.server.processes.living()], live=live)
 
 
 @command("kill", input=False)
@@ -3345,9 +3364,10 @@ def log_level(ctx, level=None, pid=0):
     """Show the log levels of all processes, or set one: LEVEL for all, or for the process PID alone."""
     processes = ctx.server.processes
     if level is None:
+        live = processes.unchanged()
         return Reply(nodes=[Node("Process", None, (("PID", pid), ("Log level", processes.log_level(row)), ("Type", kind)))
-                            for _, pid, kind, row in process_list(processes)])
-    rows = [row for _, known, _, row in process_list(processes) if known == pid]
+                            for _, pid, kind, row in processes.living()], live=live)
+    rows = [row for _, known, _, row in processes.living() if known == pid]
     if pid and not rows:
         raise BAD_PARAMETER
     if pid:
@@ -3616,72 +3636,58 @@ def cachedb_url(value) -> tuple:
     return match.group(1), match.group(2) or "default"
 
 
-class Figures:
-    """Figures of the operating system, read at most once a second; the sizes of OpenSIPS' two kinds of memory.
+LOADS = {"load": 1, "load1m": 60, "load10m": 600}  # statistics of the CPU used, and over how many seconds
+MEMORY = {"total_size": "VmSize", "used_size": "RssAnon", "real_used_size": "VmRSS", "max_used_size": "VmHWM",
+          "free_size": "free", "fragments": "p"}  # statistics of memory, and their names in what memory_of() gives
 
-    Package memory is what each process maps for itself, shared memory what they all map: the tables of
-    section 10. From /proc/PID/status and maps, see proc(5).
-    """
 
-    def __init__(self):
-        self.read_s, self.cache = 0, {}
+def load_groups(children: int) -> dict[str, Iterable[int]]:
+    """Of whom the loads are shown: what follows the names in LOADS -> the ranks."""
+    everyone = range(children + 1)
+    return {"": everyone[1:], "-all": everyone, **{f"-proc-{rank}": (rank,) for rank in everyone}}
 
-    def of(self, pid: int, name: str) -> int:
-        """A figure of one process in bytes (fragments: mappings); 0 for a process that is gone."""
-        if int(time.monotonic()) != self.read_s:
-            self.read_s, self.cache = int(time.monotonic()), {}
-        if pid not in self.cache:
-            self.cache[pid] = self.measure(pid)
-        return self.cache[pid].get(name, 0)
 
-    @staticmethod
-    def measure(pid: int) -> dict[str, int]:
-        """Read /proc for one process."""
-        try:
-            with open(f"/proc/{pid}/status") as status, open(f"/proc/{pid}/maps") as maps:
-                lines = (line.split() for line in status)
-                size = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[-1] == "kB"}
-                kinds = [line.split()[1][3] for line in maps]
-        except (OSError, ValueError, IndexError):
-            return {}
-        total, used = size.get("VmSize", 0), size.get("VmRSS", 0)
-        return {"total_size": total, "used_size": size.get("RssAnon", 0), "real_used_size": used,
-                "max_used_size": size.get("VmHWM", 0), "free_size": max(0, total - used), "fragments": kinds.count("p"),
-                "shared_used": size.get("RssShmem", 0), "shared_fragments": kinds.count("s")}
+def each_second(read: Callable[[], dict]) -> Callable[[], dict]:
+    """A function that gives what read() gave within the same second."""
+    once = functools.lru_cache(1)(lambda second: read())
+    return lambda: once(int(time.monotonic()))
+
+
+def memory_of(pid: int) -> collections.Counter:
+    """Sizes of a process' memory in bytes, and how many mappings are its own (p) and shared (s); 0 for a process that is
+    gone. From /proc/PID/status and maps, see proc(5)."""
+    memory = collections.Counter()
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as status, open(f"/proc/{pid}/maps") as maps:
+        memory.update({name: int(kb) * 1024 for name, kb in re.findall(r"^(\w+):\s+(\d+) kB$", status.read(), re.M)})
+        memory.update(re.findall(r"^\S+ ...([ps])", maps.read(), re.M), free=memory["VmSize"] - memory["VmRSS"])
+    return memory
+
+
+def shared_memory() -> dict[str, int]:
+    """The figures of group shmem: the tables of section 10, which all processes map."""
+    memory, total = memory_of(os.getpid()), ROWS * (BLOCKS * BLOCK + len(Processes.FIELDS) + 1) * SLOT
+    used = memory["RssShmem"]
+    return dict(zip(MEMORY, (total, used, used, used, max(0, total - used), memory["s"])))
+
+
+def own_memory(processes: Processes, children: int) -> dict[str, int]:
+    """The figures of group pkmem: what each process maps for itself."""
+    pids = {rank: pid for rank, pid, _, _ in processes.living()}
+    memories = [(rank, memory_of(pids.get(rank, 0))) for rank in range(children + 1)]
+    return {f"{rank}-{name}": memory[key] for rank, memory in memories for name, key in MEMORY.items()}
 
 
 def core_stats(processes: Processes, started_s: float, children: int) -> list[Stat]:
-    """The statistics of groups core, shmem, pkmem and load, under OpenSIPS' names."""
-    figures, mine = Figures(), os.getpid
-
-    def pid_of(rank: int) -> int:
-        return next((processes.get(row, "pid") for row in processes.rows() if processes.get(row, "rank") == rank), 0)
-
-    def load_of(field: str, *ranks: int) -> int:
-        rows = [row for row in processes.rows() if processes.get(row, "rank") in ranks]
-        return sum(processes.get(row, field) for row in rows) // max(1, len(rows))
-
-    def figure(name: str, help: str, group: str, read: Callable, *args) -> Stat:
-        return Stat(name, help, group, False, functools.partial(read, *args))
-
-    shared = ROWS * (BLOCKS * BLOCK + len(Processes.FIELDS)) * SLOT
-    shmem = {"total_size": lambda: shared, "used_size": lambda: figures.of(mine(), "shared_used"),
-             "real_used_size": lambda: figures.of(mine(), "shared_used"),
-             "max_used_size": lambda: figures.of(mine(), "shared_used"),
-             "free_size": lambda: max(0, shared - figures.of(mine(), "shared_used")),
-             "fragments": lambda: figures.of(mine(), "shared_fragments")}
-    stats = [figure(name, "bytes (fragments: mappings) of memory all processes share", "shmem", read)
-             for name, read in shmem.items()]
-    stats.append(figure("timestamp", "seconds since the start", "core", lambda: int(time.time() - started_s)))
-    everyone, workers = range(children + 1), range(1, children + 1)
-    for suffix, ranks in (("", workers), ("-all", everyone), *((f"-proc-{rank}", (rank,)) for rank in everyone)):
-        stats += [figure(f"{field}{suffix}", "per cent of a CPU used", "load", load_of, field, *ranks)
-                  for field in ("load", "load1m", "load10m")]
-    for rank in everyone:
-        stats += [figure(f"{rank}-{name}", "bytes (fragments: mappings) of a process' own memory", "pkmem",
-                         lambda rank=rank, name=name: figures.of(pid_of(rank), name))
-                  for name in ("total_size", "used_size", "real_used_size", "max_used_size", "free_size", "fragments")]
-    return stats
+    """The statistics of groups core, shmem, pkmem and load, under OpenSIPS' names. The attendant sets the loads."""
+    shared, own = each_second(shared_memory), each_second(functools.partial(own_memory, processes, children))
+    return [
+        *[Stat(name, "bytes (fragments: mappings) of memory all processes share", "shmem", False, shared) for name in MEMORY],
+        Stat("timestamp", "seconds since the start", "core", False, lambda: int(time.time() - started_s)),
+        *[Stat(f"{name}{suffix}", "per cent of a CPU used", "load", False)
+          for suffix in load_groups(children) for name in LOADS],
+        *[Stat(f"{rank}-{name}", "bytes (fragments: mappings) of a process' own memory", "pkmem", False, own)
+          for rank in range(children + 1) for name in MEMORY],
+    ]
 
 
 MI_DATAGRAM_STATS = [
@@ -4543,7 +4549,7 @@ class Child:
     def sweep(self) -> None:
         """Runs in the hub, some times a second: beat, end what takes too long, give up what cannot be delivered."""
         now_s = time.monotonic()
-        self.server.processes.set(self.row, beat_ms=int(now_s * 1000))
+        self.server.processes.beats[self.row] = int(now_s * 1000)
         self.debugging = self.server.processes.log_level(self.row) >= 4
         self.is_tracing = self.debugging or bool(self.tracing.tracers)
         self.outbox.sweep(now_s)
@@ -5079,7 +5085,8 @@ class Supervisor:
             return
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, every_signal)
-        self.processes.set(row, pid=pid, rank=rank, beat_ms=int(time.monotonic() * 1000))
+        self.processes.beats[row] = int(time.monotonic() * 1000)
+        self.processes.set(row, pid=pid, rank=rank)
         self.children[pid] = Record(pid, row, rank, self.server)
         self.not_before_s = 0.0
 
@@ -5225,7 +5232,7 @@ class Supervisor:
         """Kill children that are away from their hub for too long; tell systemd that all is well."""
         limits_ms = {True: self.setup.own["stall_timeout"], False: START_LIMIT_S * 1000}
         stalled = [record for record in self.children.values() if
-                   now_s * 1000 - self.processes.get(record.row, "beat_ms") > limits_ms[self.has_started(record)]]
+                   now_s * 1000 - self.processes.beats[record.row] > limits_ms[self.has_started(record)]]
         for record in stalled:
             limit_ms = limits_ms[self.has_started(record)]
             log.error("child %d (pid %d) is stalled for %d ms, killed", record.rank, record.pid, limit_ms)
@@ -5260,21 +5267,24 @@ class Supervisor:
             log.error("%s", text)
 
     def measure_load(self, now_s: float) -> None:
-        """CPU used by each process over the last second, minute and ten minutes, in per cent."""
-        for row in self.processes.rows():
-            pid = self.processes.get(row, "pid")
-            samples = self.loads.setdefault(pid, collections.deque(maxlen=1300))
-            try:
-                with open(f"/proc/{pid}/stat") as file:
-                    fields = file.read().rpartition(")")[2].split()
-            except OSError:
-                continue
-            samples.append((now_s, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")))
-            for field, span_s in (("load", 1), ("load1m", 60), ("load10m", 600)):
-                first = next(sample for sample in samples if now_s - sample[0] <= span_s + 0.5)
-                elapsed_s = now_s - first[0]
-                used = (samples[-1][1] - first[1]) / elapsed_s if elapsed_s else 0.0
-                self.processes.set(row, **{field: round(100 * used)})
+        """Set the statistics of the CPU used by the processes, in per cent."""
+        loads = {rank: self.loads_of(pid, now_s) for rank, pid, _, _ in self.processes.living()}
+        for suffix, ranks in load_groups(self.setup.mi["children_count"]).items():
+            shown = [loads[rank] for rank in ranks if rank in loads] or [[0] * len(LOADS)]
+            for name, values in zip(LOADS, zip(*shown)):
+                self.server.counted[self.counters.column("load", name + suffix)] = sum(values) // len(values)
+
+    def loads_of(self, pid: int, now_s: float) -> list[int]:
+        """The CPU that a process used over the last second, minute and ten minutes, in per cent."""
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+        except OSError:
+            return [0] * len(LOADS)
+        samples = self.loads.setdefault(pid, collections.deque(maxlen=1300))
+        samples.append((now_s, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")))
+        firsts = [samples[bisect.bisect_left(samples, (now_s - span_s - 0.5,))] for span_s in LOADS.values()]
+        return [round(100 * (samples[-1][1] - used_s) / (now_s - then_s or 1)) for then_s, used_s in firsts]
 
 
 class Notifier:

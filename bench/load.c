@@ -1,11 +1,12 @@
 /* load -- closed-loop clients for a datagram server; prints what they saw as one line of key=value pairs.
  *
  *   cc -O2 -o load load.c
- *   ./load [-u] ADDRESS CLIENTS SECONDS REQUEST-FILE [PID...]
+ *   ./load [-u[N]] ADDRESS CLIENTS SECONDS REQUEST-FILE [PID...]
  *
  * ADDRESS is the path of a UNIX socket or udp:HOST:PORT. Each client sends the request, waits for its reply and
  * sends again. -u makes every request another one: a number that no other request of any run has takes the place
- * of the first "@@" of the file, or is added behind it as a line of its own. PIDs are the server's processes.
+ * of the first "@@" of the file, or is added behind it as a line of its own. -uN: the numbers are 0 to N-1, again and
+ * again. PIDs are the server's processes.
  * The clients' own UNIX sockets stand in a folder below $TMPDIR while it runs.
  *
  *   replies=N        replies received while time ran
@@ -16,11 +17,12 @@
  *   timeouts=N       requests given up after a second; the client sent its next one
  *   refused=N        attempts to send that the kernel refused (no server, or its queue full for a second)
  *   reply_bytes=N    size of the last reply
- *   cpu_user_us cpu_sys_us cpu_us   CPU time of the PIDs per reply, microseconds, from /proc/PID/stat
+ *   cpu_us=N         CPU time of the PIDs per reply, user and system, microseconds
  *
  * Exit status 1 when nothing was answered.
  */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <netdb.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -37,13 +39,13 @@ enum { LONGEST_DATAGRAM = 1 << 16, READY_AT_ONCE = 64 };
 static const uint64_t SECOND = 1000000000, GLANCE = 100000000; /* nanoseconds */
 
 struct client { int fd; bool waiting; uint64_t sent_at; };
-struct cpu { double user_us, system_us; };
 
 static struct { struct sockaddr_storage address; socklen_t size; } server;
 static struct {
     char datagram[2 * LONGEST_DATAGRAM], tail[LONGEST_DATAGRAM]; /* the number, if any, stands between the two */
     size_t head_size, tail_size;
     bool distinct;
+    uint64_t numbers; /* 0: as many as there are */
 } text;
 static struct { uint64_t replies, sent, answered, timeouts, refused, max_ns; ssize_t reply_bytes; } seen;
 static char folder[64]; /* of the clients' sockets */
@@ -78,20 +80,13 @@ static double percentile_us(double part) {
     return 0;
 }
 
-static struct cpu cpu_of(int count, char **pids) {
-    struct cpu all = {0, 0};
-    double tick_us = 1e6 / sysconf(_SC_CLK_TCK);
+static uint64_t cpu_of(int count, char **pids) { /* nanoseconds; /proc/PID/stat has it in steps of 10 ms */
+    uint64_t all = 0;
     for (int i = 0; i < count; i++) {
-        char path[64], line[1024] = "";
-        unsigned long user, system;
-        snprintf(path, sizeof path, "/proc/%s/stat", pids[i]);
-        FILE *file = fopen(path, "r");
-        if (!file || !fgets(line, sizeof line, file)) fail(path);
-        fclose(file);
-        char *behind = strrchr(line, ')'); /* the name is field 2 and may hold blanks; the times are 14 and 15 */
-        if (!behind || sscanf(behind + 1, "%*s%*s%*s%*s%*s%*s%*s%*s%*s%*s%*s%lu%lu", &user, &system) != 2) fail(path);
-        all.user_us += user * tick_us;
-        all.system_us += system * tick_us;
+        clockid_t clock;
+        struct timespec t;
+        if ((errno = clock_getcpuclockid(atoi(pids[i]), &clock)) || clock_gettime(clock, &t)) fail(pids[i]);
+        all += t.tv_sec * SECOND + t.tv_nsec;
     }
     return all;
 }
@@ -131,7 +126,8 @@ static size_t next_request(void) {
     if (!text.distinct) return text.head_size;
     if (!number) number = now_ns();
     char *behind = text.datagram + text.head_size;
-    behind += sprintf(behind, "%llu", (unsigned long long)number++);
+    behind += sprintf(behind, "%llu", (unsigned long long)(text.numbers ? number % text.numbers : number));
+    number++;
     memcpy(behind, text.tail, text.tail_size);
     return behind + text.tail_size - text.datagram;
 }
@@ -210,17 +206,13 @@ static void take_late_ones(int epoll, uint64_t end) {
         if (epoll_wait(epoll, &ready, 1, GLANCE / 1000000) > 0) take(ready.data.ptr);
 }
 
-static void print(double seconds, struct cpu from, struct cpu to, bool with_cpu) {
+static void print(double seconds, uint64_t cpu_ns, bool with_cpu) {
     printf("replies=%llu rate=%.0f p50_us=%.1f p99_us=%.1f max_us=%.1f ", (unsigned long long)seen.replies,
            seen.replies / seconds, percentile_us(.5), percentile_us(.99), seen.max_ns / 1e3);
     printf("sent=%llu lost=%lld timeouts=%llu refused=%llu reply_bytes=%zd", (unsigned long long)seen.sent,
            (long long)(seen.sent - seen.answered), (unsigned long long)seen.timeouts,
            (unsigned long long)seen.refused, seen.reply_bytes);
-    if (with_cpu && seen.replies) {
-        double user = (to.user_us - from.user_us) / seen.replies;
-        double system = (to.system_us - from.system_us) / seen.replies;
-        printf(" cpu_user_us=%.3f cpu_sys_us=%.3f cpu_us=%.3f", user, system, user + system);
-    }
+    if (with_cpu && seen.replies) printf(" cpu_us=%.3f", cpu_ns / 1e3 / seen.replies);
     printf("\n");
 }
 
@@ -231,11 +223,12 @@ static void remove_clients(int count) {
 }
 
 int main(int argc, char **argv) {
-    text.distinct = argc > 1 && !strcmp(argv[1], "-u");
+    text.distinct = argc > 1 && !strncmp(argv[1], "-u", 2);
+    text.numbers = text.distinct ? atoi(argv[1] + 2) : 0;
     argc -= text.distinct;
     argv += text.distinct;
     if (argc < 5 || atoi(argv[2]) < 1) {
-        fprintf(stderr, "usage: load [-u] ADDRESS CLIENTS SECONDS REQUEST-FILE [PID...]\n");
+        fprintf(stderr, "usage: load [-u[N]] ADDRESS CLIENTS SECONDS REQUEST-FILE [PID...]\n");
         return 2;
     }
     int count = atoi(argv[2]), epoll = epoll_create1(0);
@@ -244,13 +237,13 @@ int main(int argc, char **argv) {
     read_request(argv[4]);
     make_folder();
     for (int i = 0; i < count; i++) open_client(&clients[i], i, epoll);
-    struct cpu before = cpu_of(argc - 5, argv + 5);
+    uint64_t before = cpu_of(argc - 5, argv + 5);
     uint64_t start = now_ns();
     run(epoll, clients, count, start + atof(argv[3]) * SECOND);
     double seconds = (now_ns() - start) / 1e9;
-    struct cpu after = cpu_of(argc - 5, argv + 5);
+    uint64_t after = cpu_of(argc - 5, argv + 5);
     take_late_ones(epoll, now_ns() + SECOND);
-    print(seconds, before, after, argc > 5);
+    print(seconds, after - before, argc > 5);
     remove_clients(count);
     return seen.replies ? 0 : 1;
 }

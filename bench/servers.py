@@ -109,6 +109,16 @@ def processes(path):
     return {int(pid): kind for pid, kind in re.findall(r"PID=(\d+) Type=(.*)", reply)}
 
 
+def all_of(path, children):
+    """The pids of the attendant and so many children, once all are there; NotMeasured when that takes too long."""
+    give_up = time.monotonic() + PATIENCE_S
+    while len(pids := processes(path)) <= children:
+        if time.monotonic() > give_up:
+            raise NotMeasured(f"{len(pids) - 1} of {children} children started")
+        time.sleep(0.01)
+    return tuple(pids)
+
+
 ###############################################################################
 # Looking from outside ########################################################
 ###############################################################################
@@ -137,6 +147,18 @@ def on_core(pids, core):
             os.sched_setaffinity(pid, cores)
 
 
+@contextlib.contextmanager
+def stopped(pids):
+    """Have processes stand still while this lasts; children of a server for less than its stall_timeout."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
 def memory_kb(pid):
     """Resident and private memory of a process in kB; None when it is gone."""
     try:
@@ -154,6 +176,19 @@ def interpreter():
         if found.exists():
             return str(found)
     return sys.executable
+
+
+def subscriber():
+    """The port of a UDP socket on 127.0.0.1 that reads all it is sent, for as long as this process lives."""
+    mine = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    mine.bind(("127.0.0.1", 0))
+
+    def read():
+        while True:
+            mine.recv(LARGEST)
+
+    threading.Thread(target=read, daemon=True).start()
+    return mine.getsockname()[1]
 
 
 class Collector:
@@ -337,7 +372,7 @@ class Lab:
         except NotMeasured as why:
             raise NotMeasured(f"{why}; {last_line(self.log(process))}") from None
         taken = time.perf_counter() - start
-        return Server(path, process, tuple(processes(path)), taken)
+        return Server(path, process, all_of(path, children), taken)
 
     def kamailio(self):
         """Kamailio with its jsonrpcs on a UNIX datagram socket; Unavailable where it is not and cannot be had."""
@@ -364,11 +399,11 @@ class Lab:
                 raise Unavailable(f"apt-get {step[0]}: {last_line(done.stderr)}")
 
     def start_load(self, server, request, clients, seconds, distinct=False):
-        """Start closed-loop clients that send `request` (bytes; distinct: another one each time)."""
+        """Start closed-loop clients that send `request` (bytes; distinct: another one each time, or one of so many)."""
         self.started += 1
         request_file = self.folder / f"request.{self.started}"
         request_file.write_bytes(request)
-        argv = [self.program("load"), *(["-u"] if distinct else []), server.socket, str(clients), str(seconds)]
+        argv = [self.program("load"), *distinct_option(distinct), server.socket, str(clients), str(seconds)]
         return self.start([*argv, str(request_file), *map(str, server.pids)])
 
     def load_figures(self, process):
@@ -383,6 +418,11 @@ class Lab:
     def load(self, server, request, clients, seconds, distinct=False):
         """Put load on a server, give the figures; see start_load()."""
         return self.load_figures(self.start_load(server, request, clients, seconds, distinct))
+
+
+def distinct_option(distinct):
+    """The option of load.c: False, True for requests that are never the same, or how many there are."""
+    return [] if not distinct else ["-u"] if distinct is True else [f"-u{distinct}"]
 
 
 def last_line(text):

@@ -370,6 +370,7 @@ def test_reload_takes_more_or_fewer_children_and_other_sockets(start):
         server.write(text.format(count, here))
         reload(server)
         assert len(server.children()) == count
+        assert server.ask(b":get_statistics:\nload:\n").count(b"load-proc-") == count + 1
         assert server.ask(WHOAMI, place=f"udp:127.0.0.1:{here}")
         old = server.client(f"udp:127.0.0.1:{there}", connected=True)
         wait_for(lambda: is_closed(old), what="the old one to be closed")  # noqa: B023

@@ -216,6 +216,35 @@ def test_a_statistic_that_cannot_be_read(start, tmp_path):
     server.stop(tracebacks=True)
 
 
+TOGETHER = """
+import midatagram as mi
+figures, calls = {"in": 5, "out": 7}, []
+
+def read():
+    calls.append(None)
+    figures["in"] += 1
+    return figures
+
+def number():
+    calls.append(None)
+    return len(calls)
+
+STATS = [mi.Stat("in", "I.", read=read), mi.Stat("out", "O.", read=read), mi.Stat("gone", "G.", read=read),
+         mi.Stat("calls", "C.", read=number), mi.Stat("again", "A.", read=number), mi.Stat("counted", "C.")]
+"""
+
+
+def test_statistics_with_one_function_are_read_together(start, tmp_path):
+    (tmp_path / "together.py").write_text(TOGETHER)
+    server = start('loadmodule "together.so"', "-p", str(tmp_path))
+    for turn in range(1, 5):
+        assert server.ask(b":get_statistics:\nout\nin\ncounted\nagain\ncalls\n").decode() == (
+            f"200 OK\ntogether:out:: 7\ntogether:in:: {5 + turn}\ntogether:counted:: 0\n"
+            f"together:again:: {2 * turn}\ntogether:calls:: {2 * turn}\n\n")
+    assert server.ask(b":get_statistics:\ngone\n") == b"500 command failed\n"
+    server.stop(tracebacks=True)
+
+
 @pytest.mark.parametrize("file", ["{0}/mine/mine.so", "mine/mine.so", "mine.so", "{0}/mine/mine.conf"])
 def test_a_module_in_a_folder(start, tmp_path, file):
     """loadmodule takes a path, a path below the plug-in folders, and the name of a folder with a plug-in of that name."""

@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import re
 import signal
 import socket
 import stat
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from conftest import PLUGINS, free_port, needs_root, wait_for
@@ -194,6 +196,72 @@ def test_log_level_reaches_all_children_or_one(start):
     assert f"PID={first} Log level=1" in server.ask(b":log_level:\n").decode()
 
 
+@pytest.mark.parametrize("request_", [b":log_level:\n", b'{"jsonrpc":"2.0","method":"log_level","id":1}'])
+def test_a_log_level_that_another_child_sets_shows_at_once(start, request_):
+    server = start('log_level=2\nmodparam("mi_datagram", "children_count", 2)')
+    first, second = server.children()
+    client, level = server.client(), re.compile(rb'Log level"?[=:](\d)')
+
+    def ask_child(pid, request):
+        for child in (first, second):
+            os.kill(child, signal.SIGCONT if child == pid else signal.SIGSTOP)
+        wait_for(lambda: open(f"/proc/{first + second - pid}/stat").read().rpartition(")")[2].split()[0] == "T")  # noqa: SIM115
+        return client.ask(request)
+
+    for set_by, asked, word in ((first, second, b"4"), (second, first, b"1")):
+        before = [ask_child(asked, request_) for _ in range(4)]  # is remembered by now
+        assert len(set(before)) == 1 and word not in level.findall(before[0])
+        assert ask_child(set_by, b":log_level:\n%b\n" % word).startswith(b"200")
+        assert level.findall(ask_child(asked, request_)) == [word] * 3
+    os.kill(second, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("request_", [b":ps:\n", b'{"jsonrpc":"2.0","method":"ps","id":1}'])
+def test_a_child_that_is_killed_and_replaced_shows_in_a_remembered_ps(start, request_):
+    server = start('modparam("mi_datagram", "children_count", 2)')
+    first, second = server.children()
+    client, pids = server.client(), re.compile(rb'PID"?[=:](\d+)')
+    os.kill(second, signal.SIGSTOP)
+    for _ in range(4):
+        before = client.ask(request_)  # is remembered by now
+    assert pids.findall(before) == [b"%d" % pid for pid in (server.pid, first, second)]
+    os.kill(second, signal.SIGKILL)
+    server.wait_log(f"(pid {second}) died")
+    assert b"%d" % second not in pids.findall(client.ask(request_))
+    replies = [wait_for(lambda: len(pids.findall(reply := client.ask(request_))) == 3 and reply) for _ in range(4)]
+    [child] = server.children()[1:]
+    assert {tuple(pids.findall(reply)) for reply in replies} == {(b"%d" % server.pid, b"%d" % first, b"%d" % child)}
+
+
+def test_a_kept_process_table_is_good_until_a_field_or_the_number_of_rows_changes():
+    processes = mi.Processes()
+    changes = [lambda: processes.set(1, pid=7), lambda: processes.set(0, level=1), lambda: processes.set(1, state=2),
+               lambda: processes.take(), lambda: processes.set(2, own_level=1), lambda: processes.take()]
+    for change in changes:
+        shape = mi.Shape(mi.Reply(live=processes.unchanged()), "a table")
+        processes.beats[1] += 1
+        assert [shape.now() for _ in range(3)] == [b"a table"] * 3
+        change()
+        assert shape.now() is shape.now() is None
+
+
+def test_the_process_table_shows_by_rank_who_starts_and_who_serves():
+    processes = mi.Processes()
+    states = processes.SERVING, processes.STOPPING, processes.STARTING, processes.FREE
+    for rank, state in zip((4, 3, 2, 1), states, strict=True):
+        processes.set(processes.take(), rank=rank, pid=100 + rank, state=state)
+    processes.take()  # its process is not there yet
+    processes.set(mi.ATTENDANT, pid=100, state=processes.SERVING)
+    assert processes.living() == [(0, 100, "attendant", 1), (2, 102, "MI Datagram", 4), (4, 104, "MI Datagram", 2)]
+
+
+def test_a_process_table_that_changes_while_the_reply_is_made_is_read_again():
+    processes = mi.Processes()
+    shape = mi.Shape(mi.Reply(live=processes.unchanged()), "made before")
+    processes.set(1, pid=7)
+    assert [shape.now(), shape.now()] == [b"made before", None]
+
+
 def test_d_logs_requests_and_replies_escaped(start):
     server = start(ECHO, "-d", *PATHS)
     server.ask(b":echo:\n\x01\xff\n")
@@ -212,13 +280,81 @@ def test_figures_of_the_operating_system(start):
     assert 0 <= server.statistic("load-proc-1") <= 100
 
 
-def test_figures_of_the_system_are_read_at_most_once_a_second(monkeypatch):
-    figures, measure, read_s = mi.Figures(), mi.Figures.measure, []
-    monkeypatch.setattr(figures, "measure", lambda pid: read_s.append(int(time.monotonic())) or measure(pid))
-    end_s = time.monotonic() + 1.5
+def test_memory_of_processes(start):
+    server = start('modparam("mi_datagram", "children_count", 2)')
+    reply = server.ask(b":get_statistics:\nshmem:\npkmem:\n").decode()
+    figures = {name: int(value) for name, value in re.findall(r"^\w+:(.*):: (\d+)$", reply, re.M)}
+    for part, pid in (("0-", server.pid), *zip(("1-", "2-"), server.children(), strict=True)):
+        with open(f"/proc/{pid}/maps") as maps:
+            fragments = sum(line.split()[1].endswith("p") for line in maps)
+        assert abs(figures[f"{part}fragments"] - fragments) < 20
+        assert figures[f"{part}total_size"] == figures[f"{part}real_used_size"] + figures[f"{part}free_size"]
+        assert 1 << 20 < figures[f"{part}used_size"] < figures[f"{part}real_used_size"] <= figures[f"{part}max_used_size"]
+    assert figures["total_size"] == figures["used_size"] + figures["free_size"] and figures["fragments"] >= 2
+
+
+def test_memory_of_a_process_that_is_gone_is_0():
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    processes = mi.Processes()
+    for rank, pid in enumerate((os.getpid(), gone.pid)):
+        processes.set(processes.take(), rank=rank, pid=pid)
+    figures = mi.own_memory(processes, 2)  # of rank 2 there is no process
+    assert figures["0-real_used_size"] > 1 << 20
+    assert {figures[f"{rank}-{name}"] for rank in (1, 2) for name in mi.MEMORY} == {0}
+
+
+def test_figures_of_the_system_are_read_at_most_once_a_second():
+    read_s = []
+    figures, end_s = mi.each_second(lambda: read_s.append(int(time.monotonic())) or {"read": len(read_s)}), time.monotonic() + 1.5
     while time.monotonic() < end_s:
-        assert figures.of(os.getpid(), "real_used_size") > 1 << 20
+        assert figures() == {"read": len(read_s)}
     assert len(read_s) == len(set(read_s)) >= 2
+
+
+def test_loads_are_those_of_the_processes(start):
+    server = start('modparam("mi_datagram", "children_count", 2)')
+    names = ["load", "load-all", "load-proc-0", "load-proc-1", "load-proc-2"]
+
+    def loads():
+        reply = server.ask(b":get_statistics:\n%b\n" % "\n".join(names).encode()).decode()
+        return [int(value) for value in re.findall(r":: (\d+)$", reply, re.M)]
+
+    assert len(loads()) == 5
+    busy = subprocess.Popen([sys.executable, "-c", BUSY, server.place, f"{server.folder}/busy"])
+    try:
+        wait_for(lambda: sum(loads()[-2:]) > 20, what="children to be busy")
+        attendant, first, second = wait_for(lambda: (now := loads())[:2] == [sum(now[3:]) // 2, sum(now[2:]) // 3] and now)[2:]
+    finally:
+        busy.kill()
+        busy.wait()
+    assert attendant <= first + second <= 210
+    wait_for(lambda: sum(loads()) < 20, what="the load to end")
+    assert server.statistic("load1m") > 0
+
+
+def test_loads_are_means_of_the_last_second_minute_and_ten_minutes():
+    supervisor = mi.Supervisor(None, None, mi.Processes(), 0.0)
+    assert supervisor.loads_of(os.getpid(), 1000.0) == [0, 0, 0]
+    end_s = time.process_time() + 1
+    while time.process_time() < end_s:
+        pass
+    for now_s, loads in ((1001.0, (100, 100, 100)), (1002.0, (0, 50, 50)), (1062.0, (0, 0, 2)), (1610.0, (0, 0, 0))):
+        assert supervisor.loads_of(os.getpid(), now_s) == pytest.approx(loads, abs=loads[-1] * 0.1 + 0.5)
+
+
+def test_the_load_of_a_rank_whose_process_is_gone_is_0():
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    processes = mi.Processes()
+    supervisor = mi.Supervisor(SimpleNamespace(mi={"children_count": 2}), None, processes, 0.0)
+    supervisor.server = SimpleNamespace(counted=supervisor.counters.use(mi.ATTENDANT))
+    processes.set(processes.take(), rank=1, pid=gone.pid)  # of rank 2 there is no process at all
+    columns = [supervisor.counters.column("load", f"load-proc-{rank}") for rank in (1, 2)]
+    for column in columns:
+        supervisor.server.counted[column] = 50
+    supervisor.measure_load(time.monotonic())
+    assert [supervisor.server.counted[column] for column in columns] == [0, 0] and not supervisor.loads
 
 
 @pytest.mark.parametrize("place, credentials, told", [

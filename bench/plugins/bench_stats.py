@@ -1,4 +1,4 @@
-"""bench_stats -- what the measurements ask for: 22 statistics, echoes, waits, requests and replies of any size."""
+"""bench_stats -- what the measurements ask for: 22 statistics, an event, echoes, waits, requests and replies of any size."""
 
 import itertools
 
@@ -18,11 +18,12 @@ numbers = itertools.count()
 STATS = [mi.Stat(name, "a statistic to ask for") for name in NAMES] + [
     mi.Stat("never_the_same", "another number for each who asks", group="bench_moving", read=lambda: next(numbers)),
 ]
+EVENTS = [mi.Event("E_BENCH", "an event to raise")]
 LINE = mi.Node("contact", "sip:7001@192.0.2.1:5060", (("expires", 3600), ("q", "0.5")))  # as written:
 LINE_BYTES = len("contact:: sip:7001@192.0.2.1:5060 expires=3600 q=0.5\n")
 
 
-@mi.every(0.01)
+@mi.every(0.01, where="one")
 def traffic(ctx):
     """Let some of the statistics grow a hundred times a second."""
     for name in MOVING:
