@@ -141,6 +141,42 @@ def test_counters_outlive_a_child(start):
     assert server.statistic("requests") >= before + 2
 
 
+LEVELS = """
+import midatagram as mi
+
+STATS = [mi.Stat("here", "how many are here", resettable=False), mi.Stat("came", "how many came")]
+
+
+@mi.command
+def come(ctx):
+    \"\"\"Come, and stay.\"\"\"
+    ctx.count("here")
+    ctx.count("came")
+    return mi.Reply()
+"""
+
+
+@pytest.mark.parametrize("end", ["death", "reload", "reload without its plug-in"])
+def test_levels_go_with_their_child_and_counters_stay(start, plug_in, end):
+    """A level is a statistic that cannot be reset: it says how things are, in the children that live."""
+    folder = plug_in("levels", LEVELS)
+    server = start(PLUG_INS + 'loadmodule "levels.so"\n', "-p", folder, *TROUBLE)
+    [child], good = server.children(), server.config_path.read_text()
+    for _ in range(3):
+        server.ask(b":come:\n")
+    assert (server.statistic("here"), server.statistic("came")) == (3, 3)
+    if end == "death":
+        os.kill(child, signal.SIGKILL)
+    else:
+        server.write(good.replace('loadmodule "levels.so"\n', "") if "without" in end else good)
+        reload(server)
+        server.write(good)
+        reload(server)
+    wait_for(lambda: server.statistic("here") == 0, what="the level to go")
+    server.ask(b":come:\n")
+    assert (server.statistic("here"), server.statistic("came")) == (1, 4)
+
+
 CRASHES = """
 import os
 import midatagram as mi
