@@ -411,6 +411,34 @@ def test_reload_takes_more_or_fewer_children_and_other_sockets(start):
         wait_for(lambda: is_closed(old), what="the old one to be closed")  # noqa: B023
 
 
+LATE = """
+import gevent
+
+
+def child_init(ctx):
+    gevent.sleep(1)
+"""
+
+
+@pytest.mark.parametrize("why", ["a reload", "max_requests"])
+def test_a_child_serves_until_its_successor_does(start, plug_in, why):
+    """The successor takes a second to start, and no request waits for that."""
+    limit = own("max_requests", 20) if why == "max_requests" else ""
+    server = start('loadmodule "late.so"\n' + PLUG_INS + limit, "-p", plug_in("late", LATE), *TROUBLE)
+    client, [old], waits_s = server.client(), server.children(), []
+    if why == "a reload":
+        server.signal(signal.SIGHUP)
+    began_s = time.monotonic()
+    while is_alive(old):
+        asked_s = time.monotonic()
+        assert client.ask(WHOAMI), "the old child is dismissed and nobody serves"
+        waits_s.append(time.monotonic() - asked_s)
+        assert time.monotonic() - began_s < 10, "the old child is never dismissed"
+    reply = client.ask(WHOAMI, 0.5)
+    assert reply and b"%d" % old not in reply, "its successor serves"
+    assert max(waits_s) < 0.5 and time.monotonic() - began_s > 0.9
+
+
 SLOW_AND_BAD = GREETER + """
 import gevent
 
