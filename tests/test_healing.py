@@ -7,6 +7,7 @@ import itertools
 import os
 import pathlib
 import re
+import select
 import signal
 import socket
 import stat
@@ -745,15 +746,21 @@ def test_term_during_a_reload_leaves_no_socket(greeter, tmp_path):
     assert not os.path.exists(greeter.place) and not os.path.exists(f"{tmp_path}/other.sock")
 
 
-def test_children_that_were_frozen_with_the_attendant_are_not_stalled(start):
-    server = start(PLUG_INS + own("stall_timeout", 1000), *TROUBLE)
-    pids = [server.pid, *server.children()]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    time.sleep(2.5)
-    for pid in pids:
-        os.kill(pid, signal.SIGCONT)
-    time.sleep(1.5)
+def test_children_that_were_frozen_with_the_attendant_are_not_stalled(start, tmp_path):
+    """The attendant says WATCHDOG=1 each time it finds that all children beat."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(10)
+        server = start(PLUG_INS + own("stall_timeout", 1000), *TROUBLE, environment={"NOTIFY_SOCKET": manager.getsockname()})
+        pids = [server.pid, *server.children()]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(2.5)
+        while select.select([manager], [], [], 0)[0]:
+            manager.recv(999)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        assert [manager.recv(999) for _ in range(2)] == [b"WATCHDOG=1"] * 2
     assert server.children() == pids[1:] and "stalled" not in server.log
 
 
