@@ -1,7 +1,11 @@
 """Plug-ins in both forms: what is wrong with one ends the start with its file and line; what it raises does not end a child."""
 
+import collections
+import os
+import signal
+
 import pytest
-from conftest import PLUGINS, run
+from conftest import PLUGINS, run, wait_for
 
 import midatagram as mi
 
@@ -162,6 +166,55 @@ def test_a_handler_may_raise_anything(start, tmp_path):
             assert server.ask(f":raises:\n{what}\n".encode(), 2) == b"500 command failed\n", what
     assert server.children() == child
     assert server.statistic("errors") == 6 * 4
+    server.stop(tracebacks=True)
+
+
+JOBS = '''
+import os
+
+import midatagram as mi
+
+PARAMS = [mi.Param("path", "", mi.string, "where work is written down")]
+
+def write(ctx, where):
+    with open(ctx.param("path"), "a") as file:
+        file.write(f"{where} {os.getpid()}\\n")
+
+@mi.every(0.02)
+def in_each(ctx):
+    write(ctx, "each")
+
+@mi.every(0.02, where="one")
+def in_one(ctx):
+    write(ctx, "one")
+
+@mi.every(0.02, where="one")
+def fails(ctx):
+    raise OSError("not today")
+'''
+
+
+def test_background_work_runs_in_each_child_or_in_one(start, tmp_path):
+    """Again and again, whatever it raises; when the one dies, in its successor."""
+    (tmp_path / "jobs.py").write_text(JOBS)
+    path = tmp_path / "work"
+    server = start(f'modparam("mi_datagram", "children_count", 3)\nloadmodule "jobs.so"\nmodparam("jobs", "path", "{path}")\n',
+                   "-p", str(tmp_path))
+
+    def times(where):
+        lines = path.read_text().splitlines() if path.exists() else []
+        return collections.Counter(int(line.split()[1]) for line in lines if line.startswith(where))
+
+    def all_work():
+        return len(server.children()) == 3 and all(times("each")[child] > 5 for child in server.children())
+    wait_for(all_work, what="each child to work")
+    [(one, count)] = times("one").items()
+    assert one in server.children() and count > 2
+    os.kill(one, signal.SIGKILL)
+    wait_for(lambda: one not in server.children() and all_work(), what="its successor to work")
+    [other] = set(times("one")) - {one}
+    assert other in server.children()
+    server.wait_log("fails raised", times=5)
     server.stop(tracebacks=True)
 
 
