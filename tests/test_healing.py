@@ -236,7 +236,7 @@ def test_pauses_between_starts_grow_in_a_crash_loop(start, plug_in):
 
 
 def test_max_requests_replaces_children_at_jittered_numbers_and_loses_nothing(start):
-    limit, generations, burst = 400, 6, 64
+    limit, generations, burst = 2000, 8, 64  # a child counts on to the end of a burst
     server = start(PLUG_INS + own("max_requests", limit), *TROUBLE)
     client, taken, full = server.client(), collections.Counter(), {}
     while len(full) < generations:
