@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 
 import pytest
 
@@ -234,6 +235,44 @@ def test_what_is_kept_is_bounded_in_bytes(answer):
         assert answer(b":wide:\nx%d\n" % number) == answer(b":wide:\nx%d\n" % number)
         assert sum(len(key) + len(one.shape.data) for key, one in kept.kept.items()) <= most
     assert kept.kept and kept.shapes
+
+
+HARD = [  # datagrams that a pattern or a loop could go back in, or copy again and again: what is repeated between two ends
+    (b':same:\n"', b'\\"', b""), (b':same:\n"', b'\\"', b'"'), (b":same:\n", b'"a\\"b"\n', b""), (b":same:\n", b'""\n', b""),
+    (b":same:\n", b" ", b""), (b":same:\n", b" ", b"x"), (b":same:\n", b"\n", b""), (b":same:\n", b" \t\n", b"x"),
+    (b":same:\n", b":", b""), (b":same:\nn", b"::", b""), (b":same:\n", b"a::", b""), (b":same:\n", b"n::v\n", b""),
+    (b":same:\n", b"a\n", b""), (b":same:\n", b'n:: "v"\n', b""), (b":same:\n", b"n ", b'"'), (b":", b":", b""),
+    (b":", b"\n:", b""), (b"", b"[", b""), (b"", b"[", b"0"), (b"", b'{"a":', b""), (b"[", b"{},", b"1]"), (b"[", b" ", b"]"),
+    (b'["', b"\\u0041", b'"]'), (b'["', b"\\ud83d\\ude00", b""), (b'["', b"\\", b""), (b'{"id":"', b"x", b'"}'),
+    (b"{", b'"id":"x', b""), (b"{", b'"id" ', b""), (b'{"id":', b" ", b"1}"), (b"{", b'"a":1,', b'"a":2}'), (b"[", b"9", b"]"),
+    (b"\x01", b" ", b"[]"), (b'{"jsonrpc":"2.0","id":1,"method":"same","params":[', b'"a",', b'"b"]}'),
+    (b'{"jsonrpc":"2.0","id":1,"method":"same","params":["\x01', b'\\"', b'"]}'),
+    (b'{"jsonrpc":"2.0","id":1,"method":"same","params":["\\ud83d\\ude00",', b'"",', b'""]}'),
+    (b'{"jsonrpc":"2.0","id":1,"method":"same","x":{"y":"\\ud83d\\ude00",', b'"":0,', b'"":0}}'),
+]
+
+
+@pytest.mark.parametrize("head, repeated, tail", HARD)
+def test_a_request_twice_as_long_takes_about_twice_the_time(answer, head, repeated, tail):
+    """Up to the largest; where the time grew with the square of the length it would be four times."""
+    most = (mi.LIMIT - len(head) - len(tail)) // len(repeated)
+    requests = [head + repeated * times + tail for times in (most // 2, most)]
+
+    def cost_s(request):
+        began_s = time.process_time()
+        answer(request)
+        return time.process_time() - began_s
+
+    rounds = [list(map(cost_s, requests)) for _ in range(3)]
+    while len(rounds) < 30 and ratio(rounds) >= 3:  # the least of many, since other work makes each of them longer
+        rounds.append(list(map(cost_s, requests)))
+    assert ratio(rounds) < 3
+
+
+def ratio(rounds):
+    """How many times the least of the first figures the least of the second is."""
+    short, long = map(min, zip(*rounds))
+    return long / short
 
 
 def test_long_requests_are_not_remembered(answer):
