@@ -1310,8 +1310,7 @@ class Command:
         shown, names = tuple(map(text_of, [*given.values(), *rest])), (*given, *[None] * len(rest))
         if not self.input:
             return shown, names, []
-        last = max([place for place, name in enumerate(self.names) if name in values], default=-1)
-        called = [values[name] if name in values else self.defaults[name] for name in self.names[:last + 1]]
+        called = [values.get(name, self.defaults[name]) for name in self.names]
         more = values.get(self.rest, []) if self.rest else []
         return shown, names, [*called, *more, *[self.json_value(self.rest, value, alone=True) for value in rest]]
 

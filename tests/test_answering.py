@@ -80,6 +80,11 @@ def bound(ctx, number, optional="none", *rest):
     "Show what came."
     return mi.Reply(nodes=[mi.Node(None, repr((number, optional, rest))), mi.Node(None, repr(ctx.request.arguments))])
 
+@mi.command(json=mi.JsonForm(recipes=[("number",), ("number", "rest"), ("rest", "number", "optional")]), number=mi.integer())
+def arranged(ctx, number, optional="none", *rest):
+    "Show what came, by other recipes than the signature's."
+    return mi.Reply(nodes=[mi.Node(None, repr((number, optional, rest)))])
+
 @mi.command(rest=mi.integer())
 def total(ctx, *rest):
     "Add numbers."
@@ -333,6 +338,11 @@ BY_NAME, BAD_REST = '{"number":5,"optional":"a","rest":%s}', "Bad type for param
     ("bound", BY_NAME % "[true]", bad_params("Bad type for array item in parameter 'rest'")),
     *(("bound", text, bad_params("Bad type for parameter 'number'")) for text in ("[10]", "[0]", '["x"]', "[true]", "[null]")),
     ("bound", "[5,null]", bad_params("Bad type for parameter 'optional'")),
+    ("arranged", "[1]", """"result":["(1, 'none', ())"]"""), ("arranged", '[1,["a"]]', """"result":["(1, 'none', ('a',))"]"""),
+    ("arranged", '{"rest":["a","b"],"number":1}', """"result":["(1, 'none', ('a', 'b'))"]"""),
+    ("arranged", '[["a"],1,"o"]', """"result":["(1, 'o', ('a',))"]"""),
+    ("arranged", '{"number":1,"optional":"o"}', bad_params("Named parameters do not match")),
+    ("arranged", '[1,"a"]', bad_params(BAD_REST)), ("arranged", "[1,2,3,4]", bad_params("Too few or too many parameters")),
     ("total", "[]", '"result":[0]'), ("total", '[1,2.9,"-8"]', '"result":[-5]'), ("total", '{"rest":[1,"2"]}', '"result":[3]'),
     *(("total", params, bad_params(BAD_REST)) for params in ("[[1]]", '["1","x"]', '{"rest":1}', "[null]")),
     ("total", '{"rest":[1,"x"]}', bad_params("Bad type for array item in parameter 'rest'")),
