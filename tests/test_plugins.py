@@ -269,6 +269,32 @@ def test_a_statistic_that_cannot_be_read(start, tmp_path):
     server.stop(tracebacks=True)
 
 
+def test_kinds_of_statistics(start, tmp_path):
+    """A counter that can be reset is incremental; a level and a figure that is read are not, and stay as they are."""
+    (tmp_path / "kinds.py").write_text("""
+import midatagram as mi
+
+STATS = [mi.Stat("counter", "C."), mi.Stat("level", "L.", resettable=False), mi.Stat("figure", "F.", read=lambda: 7),
+         mi.Stat("other", "O.", group="Others")]
+
+@mi.command
+def add(ctx):
+    "Add 1 and 2."
+    ctx.count("counter")
+    ctx.count("level", 2)
+    return mi.Reply()
+""")
+    server = start('loadmodule "kinds.so"', "-p", str(tmp_path))
+    assert server.ask(b":list_statistics:\nkinds:\nothers:\n") == (
+        b"200 OK\nkinds:counter:: incremental\nkinds:level:: non-incremental\nkinds:figure:: non-incremental\n"
+        b"Others:other:: incremental\n\n")
+    server.ask(b":add:\n")
+    for reset, values in ((b"other", (1, 2, 7)), (b"counter\nlevel\nfigure", (0, 2, 7))):
+        assert server.ask(b":reset_statistics:\n%s\n" % reset) == b"200 OK\n\n"
+        assert server.ask(b":get_statistics:\nKINDS:\n") == (
+            b"200 OK\nkinds:counter:: %d\nkinds:level:: %d\nkinds:figure:: %d\n\n" % values)
+
+
 @pytest.mark.parametrize("file", ["{0}/mine/mine.so", "mine/mine.so", "mine.so", "{0}/mine/mine.conf"])
 def test_a_module_in_a_folder(start, tmp_path, file):
     """loadmodule takes a path, a path below the plug-in folders, and the name of a folder with a plug-in of that name."""
