@@ -1365,8 +1365,7 @@ class Command:
         shown, names = tuple(map(text_of, [*given.values(), *rest])), (*given, *[None] * len(rest))
         if not self.input:
             return shown, names, []
-        last = max([place for place, name in enumerate(self.names) if name in values], default=-1)
-        called = [values[name] if name in values else self.defaults[name] for name in self.names[:last + 1]]
+        called = [values.get(name, self.defaults[name]) for name in self.names]
         more = values.get(self.rest, []) if self.rest else []
         return shown, names, [*called, *more, *[self.json_value(self.rest, value, alone=True) for value in rest]]
 
@@ -5155,7 +5154,7 @@ class Supervisor:
 
     def bury(self, record: Record, code: int) -> None:
         """Free what an ended child had; find out whether it should have ended."""
-        for column in self.level_columns():
+        for column in self.level_columns(record.server):
             self.counters.use(record.row)[column] = 0
         state, started = self.processes.get(record.row, "state"), self.has_started(record)
         self.processes.set(record.row, pid=0, state=Processes.FREE)
@@ -5170,9 +5169,9 @@ class Supervisor:
         self.server.raise_event("E_MI_CHILD_DIED", {"pid": record.pid, "reason": why})
         self.back_off(not started or time.monotonic() - record.born_s <= EARLY_S)
 
-    def level_columns(self) -> list[int]:
+    def level_columns(self, server: Server) -> list[int]:
         """The columns of statistics that are levels, not counters."""
-        return [self.counters.column(stat.group, stat.name) for stat in self.server.registry.stats[0]
+        return [self.counters.column(stat.group, stat.name) for stat in server.registry.stats[0]
                 if stat.read is None and not stat.resettable]
 
     def back_off(self, early: bool) -> None:

@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import time
 import tracemalloc
 
 import pytest
@@ -80,6 +81,11 @@ def blind(ctx):
 def bound(ctx, number, optional="none", *rest):
     "Show what came."
     return mi.Reply(nodes=[mi.Node(None, repr((number, optional, rest))), mi.Node(None, repr(ctx.request.arguments))])
+
+@mi.command(json=mi.JsonForm(recipes=[("number",), ("number", "rest"), ("rest", "number", "optional")]), number=mi.integer())
+def arranged(ctx, number, optional="none", *rest):
+    "Show what came, by other recipes than the signature's."
+    return mi.Reply(nodes=[mi.Node(None, repr((number, optional, rest)))])
 
 @mi.command(rest=mi.integer())
 def total(ctx, *rest):
@@ -213,7 +219,6 @@ def test_the_limit_to_the_byte(answer, command):
         assert answer(b":%s:\n%d\n" % (command, mi.LIMIT + 1)) == b"500 reply of 65458 bytes exceeds 65457\n"
 
 
-
 @pytest.mark.parametrize("request_of", [
     lambda number: b":same:\n%d\n" % number, lambda number: b":same:\n" + b"%d\n" % number * 800,
     lambda number: b":wide:\n%d\n" % number, lambda number: (JSON % ("wide", f'["{number}"]', 1)).encode(),
@@ -260,22 +265,137 @@ def test_a_memo_gives_bytes_back():
     assert (memo.bytes, len(memo), memo.sizes, memo.old_sizes) == (0, 0, {}, {})
 
 
+HARD = [  # datagrams that a pattern or a loop could go back in, or copy again and again: what is repeated between two ends
+    (b':same:\n"', b'\\"', b""), (b':same:\n"', b'\\"', b'"'), (b":same:\n", b'"a\\"b"\n', b""), (b":same:\n", b'""\n', b""),
+    (b":same:\n", b" ", b""), (b":same:\n", b" ", b"x"), (b":same:\n", b"\n", b""), (b":same:\n", b" \t\n", b"x"),
+    (b":same:\n", b":", b""), (b":same:\nn", b"::", b""), (b":same:\n", b"a::", b""), (b":same:\n", b"n::v\n", b""),
+    (b":same:\n", b"a\n", b""), (b":same:\n", b'n:: "v"\n', b""), (b":same:\n", b"n ", b'"'), (b":", b":", b""),
+    (b":", b"\n:", b""), (b"", b"[", b""), (b"", b"[", b"0"), (b"", b'{"a":', b""), (b"[", b"{},", b"1]"), (b"[", b" ", b"]"),
+    (b'["', b"\\u0041", b'"]'), (b'["', b"\\ud83d\\ude00", b""), (b'["', b"\\", b""), (b'{"id":"', b"x", b'"}'),
+    (b"{", b'"id":"x', b""), (b"{", b'"id" ', b""), (b'{"id":', b" ", b"1}"), (b"{", b'"a":1,', b'"a":2}'), (b"[", b"9", b"]"),
+    (b"\x01", b" ", b"[]"), (b'{"jsonrpc":"2.0","id":1,"method":"same","params":[', b'"a",', b'"b"]}'),
+    (b'{"jsonrpc":"2.0","id":1,"method":"same","params":["\x01', b'\\"', b'"]}'),
+    (b'{"jsonrpc":"2.0","id":1,"method":"same","params":["\\ud83d\\ude00",', b'"",', b'""]}'),
+    (b'{"jsonrpc":"2.0","id":1,"method":"same","x":{"y":"\\ud83d\\ude00",', b'"":0,', b'"":0}}'),
+]
+
+
+@pytest.mark.parametrize("head, repeated, tail", HARD)
+def test_a_request_twice_as_long_takes_about_twice_the_time(answer, head, repeated, tail):
+    """Up to the largest; where the time grew with the square of the length it would be four times."""
+    most = (mi.LIMIT - len(head) - len(tail)) // len(repeated)
+    requests = [head + repeated * times + tail for times in (most // 2, most)]
+
+    def cost_s(request):
+        began_s = time.process_time()
+        answer(request)
+        return time.process_time() - began_s
+
+    rounds = [list(map(cost_s, requests)) for _ in range(3)]
+    while len(rounds) < 30 and ratio(rounds) >= 3:  # the least of many, since other work makes each of them longer
+        rounds.append(list(map(cost_s, requests)))
+    assert ratio(rounds) < 3
+
+
+def ratio(rounds):
+    """How many times the least of the first figures the least of the second is."""
+    short, long = map(min, zip(*rounds))
+    return long / short
+
+
 def test_long_requests_are_not_remembered(answer):
     data = b":same:\n" + b"x" * mi.KEPT_REQUEST
     assert answer(data) == answer(data) == answer(data)
     assert not len(answer.answers.cache)
 
 
-def test_a_name_used_twice_is_refused(tmp_path):
+@pytest.mark.parametrize("kind, line", [
+    ('command', '@mi.command\ndef same(ctx):\n    "Same."\n'), ('statistic', 'STATS = [mi.Stat("same", "Same.", group="both")]'),
+    ('event', 'EVENTS = [mi.Event("E_SAME", "Same.")]'),
+])
+def test_a_name_used_twice_is_refused(tmp_path, kind, line):
     first, second = tmp_path / "one.py", tmp_path / "two.py"
     for path in (first, second):
-        path.write_text('import midatagram as mi\n\n@mi.command\ndef same(ctx):\n    "Same."\n    return mi.Reply()\n')
+        path.write_text(f"import midatagram as mi\n\n{line}\n")
     with pytest.raises(mi.ConfigError) as caught:
         mi.Registry([mi.load_plugin(str(first)), mi.load_plugin(str(second))])
-    assert (caught.value.path, caught.value.line) == (str(second), 3) and f"{first}:3" in caught.value.message
+    assert (caught.value.path, caught.value.line) == (str(second), 3 if kind == "command" else 0)
+    assert f"{kind} " in caught.value.message and "is there already" in caught.value.message
+    assert kind != "command" or f"{first}:3" in caught.value.message
 
 
 JSON = '{"jsonrpc":"2.0","method":"%s","params":%s,"id":%s}'
+
+
+def failed(code, message, data=""):
+    """The member of a JSON-RPC reply that says what is wrong."""
+    more = f',"data":"{data}"' if data else ""
+    return f'"error":{{"code":{code},"message":"{message}"{more}}}'
+
+
+def bad_params(data):
+    """The member that says what is wrong with the params."""
+    return failed(-32602, "Invalid params", data)
+
+
+NULL = failed(-32000, "Server error", "Command handler returned null")
+BY_NAME, BAD_REST = '{"number":5,"optional":"a","rest":%s}', "Bad type for parameter 'rest'"
+
+
+@pytest.mark.parametrize("method, params, outcome", [
+    ("same", '{"values":["a"]}', '"result":{"v":{"v":"a","kid":1}}'), ("same", "[]", '"result":{"v":{"v":"","kid":0}}'),
+    ("percent", '["%s"]', '"result":{"%d":{"%d":"%s","%(a)s":"%%"}}'), ("ticks_unread", "[]", '"result":{"tick":0}'),
+    ("bound", "[]", bad_params("Too few or too many parameters")), ("bound", "{}", bad_params("Too few or too many parameters")),
+    ("bound", "[5]", """"result":["(5, 'none', ())","(('number', '5'),)"]"""),
+    ("bound", '["9","a"]', """"result":["(9, 'a', ())","(('number', '9'), ('optional', 'a'))"]"""),
+    ("bound", '[1.9,"a","b",7]', """"result":["(1, 'a', ('b', '7'))","""
+     """"(('number', '1.900000'), ('optional', 'a'), (None, 'b'), (None, '7'))"]"""),
+    ("bound", '{"number":5}', """"result":["(5, 'none', ())","(('number', '5'),)"]"""),
+    ("bound", '{"optional":"a","number":5}', """"result":["(5, 'a', ())","(('number', '5'), ('optional', 'a'))"]"""),
+    ("bound", BY_NAME % '["b",1]', r""""result":["(5, 'a', ('b', '1'))","""
+     r""""(('number', '5'), ('optional', 'a'), ('rest', '[\"b\",1]'))"]"""),
+    ("bound", '{"number":5,"rest":["b"]}', bad_params("Named parameters do not match")),
+    ("bound", '{"number":5,"x":1}', bad_params("Named parameters do not match")),
+    ("bound", '{"number":5,"number":6}', bad_params("Named parameters do not match")),
+    ("bound", BY_NAME % "[]", bad_params("Empty array in parameter 'rest'")), ("bound", BY_NAME % '"b"', bad_params(BAD_REST)),
+    ("bound", BY_NAME % "[true]", bad_params("Bad type for array item in parameter 'rest'")),
+    *(("bound", text, bad_params("Bad type for parameter 'number'")) for text in ("[10]", "[0]", '["x"]', "[true]", "[null]")),
+    ("bound", "[5,null]", bad_params("Bad type for parameter 'optional'")),
+    ("arranged", "[1]", """"result":["(1, 'none', ())"]"""), ("arranged", '[1,["a"]]', """"result":["(1, 'none', ('a',))"]"""),
+    ("arranged", '{"rest":["a","b"],"number":1}', """"result":["(1, 'none', ('a', 'b'))"]"""),
+    ("arranged", '[["a"],1,"o"]', """"result":["(1, 'o', ('a',))"]"""),
+    ("arranged", '{"number":1,"optional":"o"}', bad_params("Named parameters do not match")),
+    ("arranged", '[1,"a"]', bad_params(BAD_REST)), ("arranged", "[1,2,3,4]", bad_params("Too few or too many parameters")),
+    ("total", "[]", '"result":[0]'), ("total", '[1,2.9,"-8"]', '"result":[-5]'), ("total", '{"rest":[1,"2"]}', '"result":[3]'),
+    *(("total", params, bad_params(BAD_REST)) for params in ("[[1]]", '["1","x"]', '{"rest":1}', "[null]")),
+    ("total", '{"rest":[1,"x"]}', bad_params("Bad type for array item in parameter 'rest'")),
+    ("refuses", '["404","no"]', failed(404, "no")), ("refuses", '["600",""]', failed(600, "")),
+    ("later", "[]", '"result":"OK"'), ("later", '["Error"]', failed(480, "Not now")),
+    ("later", '["Failed"]', NULL), ("later", '["x"]', NULL), ("exits", "[]", NULL), ("nothing_live", "[]", NULL),
+    ("blind", "[]", '"result":{"arguments":0}'), ("blind", '["a"]', bad_params("Too few or too many parameters")),
+    ("nosuch", "[]", failed(-32601, "Method not found")), ("", "[]", failed(-32600, "Invalid Request")),
+    ("same", "5", failed(-32600, "Invalid Request")), ("same", "null", failed(-32600, "Invalid Request")),
+])
+def test_answers_to_json(answer, method, params, outcome):
+    """Four times, as those to text; and what the server itself refuses counts as an error."""
+    for number in range(4):
+        written = answer((JSON % (method, params, number)).encode()).decode()
+        assert written == f'{{"jsonrpc":"2.0",{outcome},"id":{number}}}'
+    refused = outcome == NULL or "Method not found" in outcome or "Invalid Request" in outcome
+    assert len(answer.errors) == (4 if refused else 0)
+
+
+@pytest.mark.parametrize("written, shown", [
+    *((same, same) for same in ("7", "-7", "0", "null", "1.500000", "0.123456789", "1000000001.5", "1.000000e-07", "1.000000e+70",
+                                '""', '"a"', "123456789012345678901234567890")),
+    ("1e5", "100000"), ("-0.0", "0"), ("1.0", "1"), ("0.1", "0.100000"), ("1e-6", "0.000001"), ("0.0000001", "1.000000e-07"),
+    ("1e9", "1000000000"), ("1.5e10", "15000000000"), ("1e59", str(int(1e59))), ("1e60", "1.000000e+60"), ("1e400", "null"),
+    ("-1e400", "null"), ('"\\u00e9\\n\\u0001\\/"', '"é\\n\\u0001/"'), ("true", None), ("[]", None), ("{}", None),
+])
+def test_an_id_is_written_as_opensips_writes_it(answer, written, shown):
+    wanted = f'"result":"OK","id":{shown}}}' if shown else failed(-32600, "Invalid Request") + ',"id":null}'
+    for _ in range(3):
+        assert answer((JSON % ("later", "[]", written)).encode()).decode() == '{"jsonrpc":"2.0",' + wanted
 
 
 @pytest.mark.parametrize("command, params",
@@ -320,7 +440,7 @@ def test_the_limit_of_a_kept_json_reply_is_that_of_a_new_one(answer):
     """To the byte, which depends on the id."""
     lengths = set()
     for size in range(mi.LIMIT - 60, mi.LIMIT - 20):
-        for number in ("0", "1", "12345", '"long as an id"'):
+        for number in ("0", "1", "12345", "123456789012345678901234567890", '"long as an id"'):
             request = (JSON % ("pure_size", f"[{size}]", number)).encode()
             found = [answer(request) for _ in range(4)]
             assert len(set(found)) == 1 and (found[0] == b"500 Internal error" or json.loads(found[0]))

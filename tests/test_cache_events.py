@@ -1,6 +1,7 @@
 """What all children share: the cache with its expiry, and subscriptions to events."""
 
 import os
+import select
 import signal
 import socket
 
@@ -39,6 +40,18 @@ def test_a_cached_value_expires(start):
     server.ask(text("cache_store", "local", "long", "v", "1000"))
     wait_for(lambda: server.ask(text("cache_fetch", "local", "short")) == b"200 OK\nValue not found\n\n")
     assert server.ask(text("cache_fetch", "local", "long")) == b"200 OK\nkey:: long\nvalue:: v\n\n"
+
+
+@pytest.mark.parametrize("first, second, stays", [("1", "1000", True), ("1", "0", True), ("1", None, True), ("1000", "1", False),
+                                                  ("0", "1", False), (None, "1", False)])
+def test_a_key_that_is_stored_again_has_the_new_expiry(start, first, second, stays):
+    server = start()
+    for value, expiry in (("old", first), ("new", second)):
+        server.ask(text("cache_store", "local", "k", value, *filter(None, [expiry])))
+    server.ask(text("cache_store", "local", "last", "v", "1"))
+    assert server.ask(text("cache_fetch", "local", "k")) == b"200 OK\nkey:: k\nvalue:: new\n\n"
+    wait_for(lambda: server.ask(text("cache_fetch", "local", "last")) == b"200 OK\nValue not found\n\n")
+    assert (b"new" in server.ask(text("cache_fetch", "local", "k"))) == stays
 
 
 def test_collections_are_apart(start):
@@ -133,6 +146,18 @@ def test_a_subscription_ends(start, listener):
     assert f"socket={place} expire=1".encode() in server.ask(text("subscribers_list"))
     wait_for(lambda: server.ask(text("subscribers_list")) == b"200 OK\n\n")
     assert server.ask(text("raise_event", "E_PIKE_BLOCKED")) == b"480 Temporarily Unavailable\n\n"
+
+
+@pytest.mark.parametrize("first, second, stays", [("1", "1000", True), ("1", "", True), ("1000", "1", False), ("", "1", False)])
+def test_a_subscription_that_is_renewed_has_the_new_expiry(start, listener, first, second, stays):
+    sock, place = listener
+    server = start('loadmodule "opensips_core.so"', "-p", str(PLUGINS))
+    for expiry in (first, second):
+        server.ask(text("event_subscribe", "E_PIKE_BLOCKED", place, *filter(None, [expiry])))
+    server.ask(text("event_subscribe", "E_PIKE_BLOCKED", "udp:127.0.0.1:9", "1"))
+    wait_for(lambda: b"127.0.0.1:9 " not in server.ask(text("subscribers_list")))
+    server.ask(text("raise_event", "E_PIKE_BLOCKED"))
+    assert (place.encode() in server.ask(text("subscribers_list"))) == stays == bool(select.select([sock], [], [], 0.1)[0])
 
 
 def test_events_of_the_server_itself(start, listener):

@@ -7,6 +7,7 @@ import itertools
 import os
 import pathlib
 import re
+import select
 import signal
 import socket
 import stat
@@ -141,6 +142,42 @@ def test_counters_outlive_a_child(start):
     assert server.statistic("requests") >= before + 2
 
 
+LEVELS = """
+import midatagram as mi
+
+STATS = [mi.Stat("here", "how many are here", resettable=False), mi.Stat("came", "how many came")]
+
+
+@mi.command
+def come(ctx):
+    \"\"\"Come, and stay.\"\"\"
+    ctx.count("here")
+    ctx.count("came")
+    return mi.Reply()
+"""
+
+
+@pytest.mark.parametrize("end", ["death", "reload", "reload without its plug-in"])
+def test_levels_go_with_their_child_and_counters_stay(start, plug_in, end):
+    """A level is a statistic that cannot be reset: it says how things are, in the children that live."""
+    folder = plug_in("levels", LEVELS)
+    server = start(PLUG_INS + 'loadmodule "levels.so"\n', "-p", folder, *TROUBLE)
+    [child], good = server.children(), server.config_path.read_text()
+    for _ in range(3):
+        server.ask(b":come:\n")
+    assert (server.statistic("here"), server.statistic("came")) == (3, 3)
+    if end == "death":
+        os.kill(child, signal.SIGKILL)
+    else:
+        server.write(good.replace('loadmodule "levels.so"\n', "") if "without" in end else good)
+        reload(server)
+        server.write(good)
+        reload(server)
+    wait_for(lambda: server.statistic("here") == 0, what="the level to go")
+    server.ask(b":come:\n")
+    assert (server.statistic("here"), server.statistic("came")) == (1, 4)
+
+
 CRASHES = """
 import os
 import midatagram as mi
@@ -199,7 +236,7 @@ def test_pauses_between_starts_grow_in_a_crash_loop(start, plug_in):
 
 
 def test_max_requests_replaces_children_at_jittered_numbers_and_loses_nothing(start):
-    limit, generations, burst = 400, 6, 64
+    limit, generations, burst = 2000, 8, 64  # a child counts on to the end of a burst
     server = start(PLUG_INS + own("max_requests", limit), *TROUBLE)
     client, taken, full = server.client(), collections.Counter(), {}
     while len(full) < generations:
@@ -212,7 +249,7 @@ def test_max_requests_replaces_children_at_jittered_numbers_and_loses_nothing(st
             full[pid] = taken[pid]
     limits = list(full.values())
     assert all(limit * 0.9 - 1 <= number <= limit * 1.1 + burst for number in limits), limits
-    assert len(set(limits)) > 1
+    assert max(limits) - min(limits) > burst + 1, limits
     assert server.statistic("child_deaths") == 0
     wait_for(lambda: len(server.children()) == 1, what="one child")
 
@@ -374,6 +411,34 @@ def test_reload_takes_more_or_fewer_children_and_other_sockets(start):
         assert server.ask(WHOAMI, place=f"udp:127.0.0.1:{here}")
         old = server.client(f"udp:127.0.0.1:{there}", connected=True)
         wait_for(lambda: is_closed(old), what="the old one to be closed")  # noqa: B023
+
+
+LATE = """
+import gevent
+
+
+def child_init(ctx):
+    gevent.sleep(1)
+"""
+
+
+@pytest.mark.parametrize("why", ["a reload", "max_requests"])
+def test_a_child_serves_until_its_successor_does(start, plug_in, why):
+    """The successor takes a second to start, and no request waits for that."""
+    limit = own("max_requests", 20) if why == "max_requests" else ""
+    server = start('loadmodule "late.so"\n' + PLUG_INS + limit, "-p", plug_in("late", LATE), *TROUBLE)
+    client, [old], waits_s = server.client(), server.children(), []
+    if why == "a reload":
+        server.signal(signal.SIGHUP)
+    began_s = time.monotonic()
+    while is_alive(old):
+        asked_s = time.monotonic()
+        assert client.ask(WHOAMI), "the old child is dismissed and nobody serves"
+        waits_s.append(time.monotonic() - asked_s)
+        assert time.monotonic() - began_s < 10, "the old child is never dismissed"
+    reply = client.ask(WHOAMI, 0.5)
+    assert reply and b"%d" % old not in reply, "its successor serves"
+    assert max(waits_s) < 0.5 and time.monotonic() - began_s > 0.9
 
 
 SLOW_AND_BAD = GREETER + """
@@ -682,15 +747,29 @@ def test_term_during_a_reload_leaves_no_socket(greeter, tmp_path):
     assert not os.path.exists(greeter.place) and not os.path.exists(f"{tmp_path}/other.sock")
 
 
-def test_children_that_were_frozen_with_the_attendant_are_not_stalled(start):
-    server = start(PLUG_INS + own("stall_timeout", 1000), *TROUBLE)
-    pids = [server.pid, *server.children()]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    time.sleep(2.5)
-    for pid in pids:
-        os.kill(pid, signal.SIGCONT)
-    time.sleep(1.5)
+def sleeps(pid):
+    """How often a process has gone to sleep."""
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"\nvoluntary_ctxt_switches:\t(\d+)", status)[1])
+
+
+def test_children_that_were_frozen_with_the_attendant_are_not_stalled(start, tmp_path):
+    """The attendant says WATCHDOG=1 each time it finds that all children beat."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(10)
+        server = start(PLUG_INS + own("stall_timeout", 1000), *TROUBLE, environment={"NOTIFY_SOCKET": manager.getsockname()})
+        pids = [server.pid, *server.children()]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(2.5)
+        while select.select([manager], [], [], 0)[0]:
+            manager.recv(999)
+        before = sleeps(server.pid)
+        os.kill(server.pid, signal.SIGCONT)
+        wait_for(lambda: sleeps(server.pid) > before, what="the attendant to have looked around")
+        os.kill(pids[1], signal.SIGCONT)
+        assert [manager.recv(999) for _ in range(2)] == [b"WATCHDOG=1"] * 2
     assert server.children() == pids[1:] and "stalled" not in server.log
 
 

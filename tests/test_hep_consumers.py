@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import select
+import signal
 import socket
 import subprocess
 import threading
@@ -566,6 +567,36 @@ def test_a_collector_that_takes_half_a_packet(start, collectors):
     asker.ask(10)
     asker.settled()
     assert len(whole(second, 20)) >= 20
+
+
+def test_a_collector_that_reads_late_gets_every_packet_whole(start, collectors):
+    """What a write cannot bring at once follows as the collector reads."""
+    collector = collectors(TcpCollector)
+    collector.reads = False
+    server = start(traced([f"127.0.0.1:{collector.port}"])[0])
+    asker = Asker(server)
+    asker.ask(900, BIG)  # 7 MB: more than buffers hold, and fewer than the queue holds
+    assert asker.counters()["sent"] < 1800
+    collector.reads = True
+    found = asker.settled()
+    assert (found["dropped"], found["errors"], len(collector.streams)) == (0, 0, 1)
+    assert len(whole(collector, found["sent"])) >= 1800
+
+
+@pytest.mark.parametrize("gone", [1, 2])
+def test_levels_go_with_the_children_that_die(start, collectors, gone):
+    """How many are connected and what waits in the queues; what is counted stays."""
+    collector = collectors(TcpCollector)
+    server = start(traced([f"127.0.0.1:{collector.port}", f"127.0.0.1:{free_port()}"],
+                          'modparam("mi_datagram", "trace_bwlist", "w: which")', children=2)[0])
+    asker, asked = Asker(server), []
+    wait_for(lambda: asked.append(server.ask(b":which:\n")) or asker.counters()["connected"] == 2, what="both to connect")
+    wait_for(lambda: asker.counters("d1")["depth"] == 2 * len(asked), what="all to be queued")
+    for child in server.children()[:gone]:
+        os.kill(child, signal.SIGKILL)
+    wait_for(lambda: asker.counters()["connected"] == 2 - gone, what="those that died not to be counted")
+    after = asker.counters("d1")
+    assert after["queued"] == 2 * len(asked) > after["depth"] and (gone == 1 or after["depth"] == 0)
 
 
 def test_a_collector_that_hangs_up_at_once(start):

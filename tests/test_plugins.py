@@ -1,7 +1,11 @@
 """Plug-ins in both forms: what is wrong with one ends the start with its file and line; what it raises does not end a child."""
 
+import collections
+import os
+import signal
+
 import pytest
-from conftest import PLUGINS, run
+from conftest import PLUGINS, run, wait_for
 
 import midatagram as mi
 
@@ -165,6 +169,55 @@ def test_a_handler_may_raise_anything(start, tmp_path):
     server.stop(tracebacks=True)
 
 
+JOBS = '''
+import os
+
+import midatagram as mi
+
+PARAMS = [mi.Param("path", "", mi.string, "where work is written down")]
+
+def write(ctx, where):
+    with open(ctx.param("path"), "a") as file:
+        file.write(f"{where} {os.getpid()}\\n")
+
+@mi.every(0.02)
+def in_each(ctx):
+    write(ctx, "each")
+
+@mi.every(0.02, where="one")
+def in_one(ctx):
+    write(ctx, "one")
+
+@mi.every(0.02, where="one")
+def fails(ctx):
+    raise OSError("not today")
+'''
+
+
+def test_background_work_runs_in_each_child_or_in_one(start, tmp_path):
+    """Again and again, whatever it raises; when the one dies, in its successor."""
+    (tmp_path / "jobs.py").write_text(JOBS)
+    path = tmp_path / "work"
+    server = start(f'modparam("mi_datagram", "children_count", 3)\nloadmodule "jobs.so"\nmodparam("jobs", "path", "{path}")\n',
+                   "-p", str(tmp_path))
+
+    def times(where):
+        lines = path.read_text().splitlines() if path.exists() else []
+        return collections.Counter(int(line.split()[1]) for line in lines if line.startswith(where))
+
+    def all_work():
+        return len(server.children()) == 3 and all(times("each")[child] > 5 for child in server.children())
+    wait_for(all_work, what="each child to work")
+    [(one, count)] = times("one").items()
+    assert one in server.children() and count > 2
+    os.kill(one, signal.SIGKILL)
+    wait_for(lambda: one not in server.children() and all_work(), what="its successor to work")
+    [other] = set(times("one")) - {one}
+    assert other in server.children()
+    server.wait_log("fails raised", times=5)
+    server.stop(tracebacks=True)
+
+
 def test_a_plugin_may_have_dataclasses(start, tmp_path):
     """With annotations as they are and as text; they are looked up in the plug-in's own module."""
     source = """
@@ -243,6 +296,32 @@ def test_statistics_with_one_function_are_read_together(start, tmp_path):
             f"together:again:: {2 * turn}\ntogether:calls:: {2 * turn}\n\n")
     assert server.ask(b":get_statistics:\ngone\n") == b"500 command failed\n"
     server.stop(tracebacks=True)
+
+
+def test_kinds_of_statistics(start, tmp_path):
+    """A counter that can be reset is incremental; a level and a figure that is read are not, and stay as they are."""
+    (tmp_path / "kinds.py").write_text("""
+import midatagram as mi
+
+STATS = [mi.Stat("counter", "C."), mi.Stat("level", "L.", resettable=False), mi.Stat("figure", "F.", read=lambda: 7),
+         mi.Stat("other", "O.", group="Others")]
+
+@mi.command
+def add(ctx):
+    "Add 1 and 2."
+    ctx.count("counter")
+    ctx.count("level", 2)
+    return mi.Reply()
+""")
+    server = start('loadmodule "kinds.so"', "-p", str(tmp_path))
+    assert server.ask(b":list_statistics:\nkinds:\nothers:\n") == (
+        b"200 OK\nkinds:counter:: incremental\nkinds:level:: non-incremental\nkinds:figure:: non-incremental\n"
+        b"Others:other:: incremental\n\n")
+    server.ask(b":add:\n")
+    for reset, values in ((b"other", (1, 2, 7)), (b"counter\nlevel\nfigure", (0, 2, 7))):
+        assert server.ask(b":reset_statistics:\n%s\n" % reset) == b"200 OK\n\n"
+        assert server.ask(b":get_statistics:\nKINDS:\n") == (
+            b"200 OK\nkinds:counter:: %d\nkinds:level:: %d\nkinds:figure:: %d\n\n" % values)
 
 
 @pytest.mark.parametrize("file", ["{0}/mine/mine.so", "mine/mine.so", "mine.so", "{0}/mine/mine.conf"])

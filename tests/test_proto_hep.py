@@ -544,6 +544,48 @@ def test_tcp_notices_that_the_collector_closed_before_it_writes(listener):
             destination.check()
 
 
+MUCH = [exchanged(command="", request=b"x" * 9000)] * 3000  # 25 MB, more than the buffers of a connection hold
+
+
+def test_tcp_collector_that_closes_in_the_middle_of_a_write_is_told_of(listener):
+    """The write ends with an error, and the next connection begins with a whole packet."""
+    with opened(transport("tcp", listener.getsockname()[1])) as destination:
+        connection, _ = listener.accept()
+
+        def hang_up():
+            with connection:
+                connection.recv(100)
+        collector = threading.Thread(target=hang_up)
+        collector.start()
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            destination.write(MUCH)
+        collector.join()
+        destination.close()
+        destination.open()
+        connection, _ = listener.accept()
+        with connection:
+            destination.write([TRACE])
+            destination.close()
+            packets, rest = split(b"".join(iter(lambda: connection.recv(1 << 16), b"")))
+    assert [walk(packet).payload[:5] for packet in packets] == [b"which", b"200:O"] and rest == b""
+
+
+def test_tcp_writes_more_than_buffers_hold(listener):
+    """All of it, as the collector reads, also when it was looked at what the collector says."""
+    with opened(transport("tcp", listener.getsockname()[1])) as destination:
+        connection, _ = listener.accept()
+        connection.settimeout(10)
+        streams = []
+        collector = threading.Thread(target=lambda: streams.extend(iter(lambda: connection.recv(1 << 16), b"")))
+        collector.start()
+        destination.check()
+        destination.write(MUCH)
+    with connection:
+        collector.join()
+    packets, rest = split(b"".join(streams))
+    assert len(packets) == 6000 and rest == b"" and all(map(walk, packets))
+
+
 def test_tcp_collector_that_spoke_sees_an_end_and_no_reset(listener):
     with opened(transport("tcp", listener.getsockname()[1])) as destination:
         connection, _ = listener.accept()

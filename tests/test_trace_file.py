@@ -186,6 +186,25 @@ def test_each_trace_of_remembered_requests_tells_of_its_own(start, tmp_path):
         assert (trace["command"], trace["parameters"] or []) == (command, parameters)
 
 
+def test_parameters_that_are_traced(start, tmp_path):
+    """Those of commands that read theirs; none where they are malformed, and where the handler failed."""
+    path = tmp_path / "traces"
+    server = start(f'loadmodule "mi_echo.so"\nloadmodule "trace_file.so"\nmodparam("trace_file", "path", "{path}")\n'
+                   'modparam("mi_datagram", "trace_destination", "trace_file")\nmodparam("midatagram", "handler_timeout", 100)',
+                   "-p", str(PLUGINS))
+    asked = [  # request, command, parameters, code
+        (b":noinput:\na\n", "noinput", None, 200), (b":fail:\na\n", "fail", None, 500), (b":echo:\n\"a\n", "echo", None, 400),
+        (b":code:\n500\nparse_error\n", "code", ["500", "parse_error"], 500), (b":big:\n70000\n", "big", ["70000"], 500),
+        (b":msleep:\n60000\nx\n", "msleep", ["60000", "x"], 500), (b":echo:\nn::v\nw\n", "echo", ["v", "w"], 200),
+        (b":nosuch:\na\n", "", None, 500),
+    ]
+    for request, *_ in asked:
+        assert server.ask(request)
+    server.stop()
+    traces = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(trace["request"].encode(), trace["command"], trace["parameters"], trace["code"]) for trace in traces] == asked
+
+
 def test_traces_of_a_burst_keep_their_order_clients_and_times(start, tmp_path):
     path = tmp_path / "traces"
     server = start(f'loadmodule "trace_file.so"\nmodparam("trace_file", "path", "{path}")\n'
