@@ -2059,7 +2059,7 @@ import termios
 import time
 import traceback
 import types
-from stat import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_ISSOCK
+from stat import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IMODE, S_ISGID, S_ISSOCK
 
 log = logging.getLogger("midatagram")
 
@@ -2264,6 +2264,31 @@ class Store:
         if self.connection and self.owner_pid == os.getpid():
             self.connection.close()
         self.connection, self.owner_pid = None, 0
+
+
+# Files where others may write: a path is looked up once, and what is checked is what is used.
+
+
+def identity_of(path: str | int, folder: int | None = None) -> tuple | None:
+    """What tells a file from another one of the same name; None when there is none."""
+    try:
+        status = os.fstat(path) if isinstance(path, int) else os.stat(path, dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def remove_own(path: str, identity: tuple | None) -> None:
+    """Delete a file if it is still the one of that identity; OSError.
+
+    Whoever exchanges the folder or the file before it goes loses at most what he could have deleted himself.
+    """
+    folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY)
+    try:
+        if identity_of(os.path.basename(path), folder) == identity:
+            os.unlink(os.path.basename(path), dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 def run_folder() -> tuple[str, int]:
@@ -3683,11 +3708,10 @@ TOLD = 1000  # clients remembered as already complained of
 class Endpoint:
     """A socket that is served. `kept`: it was given to us (systemd) and outlives us."""
 
-    def __init__(self, place: Place, sock: Any, kept: bool = False):
-        self.place, self.socket, self.kept = place, sock, kept
+    def __init__(self, place: Place, sock: Any, kept: bool = False, identity: tuple | None = None):
+        self.place, self.socket, self.kept, self.identity = place, sock, kept, identity
         self.unix = place.family == socket.AF_UNIX
         self.wildcard = not self.unix and sock.getsockname()[0] in ("0.0.0.0", "::")
-        self.identity = identity_of(place.spot) if self.unix else None
 
     def prepare(self, credentials: bool) -> None:
         """In a child: choose how to receive and send. Both are as a socket's recvfrom and sendto, but that a client
@@ -3732,19 +3756,16 @@ class Endpoint:
 
     def close(self, remove: bool) -> None:
         """Close; remove the socket's file if it is still ours."""
-        if remove and self.unix and not self.kept and self.identity == identity_of(self.place.spot):
+        if remove and self.unix and not self.kept:
             with contextlib.suppress(OSError):
-                os.unlink(self.place.spot)
+                remove_own(self.place.spot, self.identity)
         self.socket.close()
 
-
-def identity_of(path: str) -> tuple | None:
-    """What tells a file from another one of the same name; None when there is none."""
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+    def move(self, place: Place) -> None:
+        """Give the file of a UNIX socket the mode and owner of another place at the same path; OSError."""
+        self.place = place
+        if self.unix and not self.kept:
+            give_file(self.socket, place, self.identity)
 
 
 def open_endpoint(place: Place, given: dict) -> Endpoint:
@@ -3754,17 +3775,14 @@ def open_endpoint(place: Place, given: dict) -> Endpoint:
         return configured(Endpoint(place, new(fileno=given.pop(place.spot)), kept=True))
     sock = new(place.family, socket.SOCK_DGRAM)
     try:
-        if place.family == socket.AF_UNIX:
-            bind_unix(place, sock)
-        else:
-            sock.bind(place.spot)
+        identity = bind_unix(place, sock) if place.family == socket.AF_UNIX else sock.bind(place.spot)
     except OSError as error:
         sock.close()
         raise refusal(place, error) from None
     except StartError:
         sock.close()
         raise
-    return configured(Endpoint(place, sock))
+    return configured(Endpoint(place, sock, identity=identity))
 
 
 def configured(endpoint: Endpoint) -> Endpoint:
@@ -3792,28 +3810,80 @@ def refusal(place: Place, error: OSError) -> StartError:
     return StartError(status, f"socket {place.address} {text} ({error.strerror})")
 
 
-def bind_unix(place: Place, sock: Any) -> None:
+def bind_unix(place: Place, sock: Any) -> tuple:
     """Bind a UNIX socket with its mode and owner from the first moment; only a dead socket is replaced.
 
-    The folder is locked meanwhile, so that of two servers that start at once one finds the other alive.
+    Gives the identity of its file. The folder is locked meanwhile, so that of two servers that start at once one
+    finds the other alive.
     """
     folder = os.open(os.path.dirname(place.spot) or ".", os.O_RDONLY | os.O_DIRECTORY)
     try:
         wait_for_lock(folder)
-        clear_path(place)
-        mask = os.umask(0o777)
-        try:
-            sock.bind(place.spot)
-        finally:
-            os.umask(mask)
-        try:
-            os.chown(place.spot, place.uid, place.gid)
-            os.chmod(place.spot, place.mode)
-        except OSError:
-            os.unlink(place.spot)
-            raise
+        clear_path(place.spot)
+        bind_owned(place, sock, place.gid != -1 and bool(os.fstat(folder).st_mode & S_ISGID))
+        return give_file(sock, place)
     finally:
         os.close(folder)
+
+
+PR_GET_SECUREBITS, PR_SET_SECUREBITS, NO_SETUID_FIXUP = 27, 28, 4  # linux/prctl.h, linux/securebits.h
+SIOCUNIXFILE = 0x89E0  # linux/un.h
+
+
+def bind_owned(place: Place, sock: Any, grouped: bool) -> None:
+    """Bind a UNIX socket: its file gets the mode of its descriptor, and the owner that new files of this process have.
+
+    Where the owner cannot be had so, because we are not root or the folder gives new files its own group (`grouped`),
+    the file is closed to all until give_file().
+    """
+    import ctypes
+
+    libc, owned = ctypes.CDLL(None), (place.uid, place.gid) != (-1, -1)
+    bits = libc.prctl(PR_GET_SECUREBITS, 0, 0, 0, 0)
+    able = owned and libc.prctl(PR_SET_SECUREBITS, bits | NO_SETUID_FIXUP, 0, 0, 0) == 0  # our permissions stay root's
+    os.fchmod(sock.fileno(), place.mode if not owned or (able and not grouped) else 0)
+    ids = (libc.setfsuid(place.uid), libc.setfsgid(place.gid)) if able else (-1, -1)  # -1 changes nothing
+    mask = os.umask(0)
+    try:
+        sock.bind(place.spot)
+    finally:
+        os.umask(mask)
+        libc.setfsuid(ids[0])
+        libc.setfsgid(ids[1])
+        libc.prctl(PR_SET_SECUREBITS, bits, 0, 0, 0)
+
+
+def file_of(sock: Any, place: Place, identity: tuple | None = None) -> int:
+    """An O_PATH descriptor of the file that a socket is bound to, whatever lies at its path by now; OSError."""
+    with contextlib.suppress(OSError):  # only root is given it
+        return fcntl.ioctl(sock, SIOCUNIXFILE)
+    file = os.open(place.spot, os.O_PATH | os.O_NOFOLLOW)
+    status = os.fstat(file)
+    made = S_ISSOCK(status.st_mode) and status.st_uid in (os.geteuid(), place.uid) and status.st_nlink == 1
+    if identity_of(file) == identity or (made and not identity):
+        return file
+    os.close(file)
+    raise FileExistsError(errno.EEXIST, "somebody put another file there")
+
+
+def give_file(sock: Any, place: Place, identity: tuple | None = None) -> tuple:
+    """Give the file of a bound socket its mode and owner; its identity. OSError, and a new file (without one) is gone."""
+    file = file_of(sock, place, identity)
+    try:
+        status, path = os.fstat(file), f"/proc/self/fd/{file}"
+        owned = place.uid in (-1, status.st_uid) and place.gid in (-1, status.st_gid)
+        if not owned:
+            os.chmod(path, S_IMODE(status.st_mode) & place.mode)  # nobody gets in between whom one of the modes keeps out
+            os.chown(path, place.uid, place.gid)
+        if not owned or S_IMODE(status.st_mode) != place.mode:
+            os.chmod(path, place.mode)
+        return identity_of(file)
+    except OSError:
+        if identity is None:
+            remove_own(place.spot, identity_of(file))
+        raise
+    finally:
+        os.close(file)
 
 
 def wait_for_lock(descriptor: int) -> None:
@@ -3826,20 +3896,23 @@ def wait_for_lock(descriptor: int) -> None:
     return log.warning("somebody holds the lock of the socket's folder; going on without it")
 
 
-def clear_path(place: Place) -> None:
+def clear_path(path: str) -> None:
     """Delete a dead socket at the path; StartError for whatever else is there."""
-    path = place.spot
     try:
-        mode = os.lstat(path).st_mode
+        file = os.open(path, os.O_PATH | os.O_NOFOLLOW)
     except FileNotFoundError:
         return
-    if not S_ISSOCK(mode):
-        kinds = {S_IFLNK: "a symbolic link", S_IFDIR: "a folder", S_IFIFO: "a FIFO", S_IFREG: "a file"}
-        raise StartError(EXIT_CANNOT_CREATE, f"{path} is {kinds.get(S_IFMT(mode), 'no socket')}, which is left as it is; "
-                                             "remove it or choose another path")
-    if is_live(path):
-        raise StartError(EXIT_IN_USE, f"{path} is the socket of a running server; stop that one or choose another path")
-    os.unlink(path)
+    try:
+        mode = os.fstat(file).st_mode
+        if not S_ISSOCK(mode):
+            kinds = {S_IFLNK: "a symbolic link", S_IFDIR: "a folder", S_IFIFO: "a FIFO", S_IFREG: "a file"}
+            raise StartError(EXIT_CANNOT_CREATE, f"{path} is {kinds.get(S_IFMT(mode), 'no socket')}, which is left as it is; "
+                                                 "remove it or choose another path")
+        if is_live(path):
+            raise StartError(EXIT_IN_USE, f"{path} is the socket of a running server; stop that one or choose another path")
+        remove_own(path, identity_of(file))
+    finally:
+        os.close(file)
 
 
 def is_live(path: str) -> bool:
@@ -4740,13 +4813,10 @@ class Supervisor:
         """Give the file of an open socket the mode and owner that its place has now."""
         if endpoint is None or endpoint.place == place:
             return
-        endpoint.place = place
-        if endpoint.unix and not endpoint.kept:
-            try:
-                os.chown(place.spot, place.uid, place.gid)
-                os.chmod(place.spot, place.mode)
-            except OSError as error:
-                log.error("mode and owner of %s stay as they are: %s", place.spot, error.strerror)
+        try:
+            endpoint.move(place)
+        except OSError as error:
+            log.error("mode and owner of %s stay as they are: %s", place.spot, error.strerror)
 
     def reload_again(self) -> None:
         """Do what a HUP asked for while a reload was under way."""
