@@ -34,6 +34,8 @@ import sys
 
 if __name__ == "__main__":  # run as a script: plug-ins that import midatagram get this very module
     sys.modules["midatagram"] = sys.modules["__main__"]
+    if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+        del sys.path[0]  # the script's folder: who may write there must not have his modules run, by root for one
 
 import difflib
 import functools
@@ -2059,7 +2061,7 @@ import termios
 import time
 import traceback
 import types
-from stat import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IMODE, S_ISGID, S_ISSOCK
+from stat import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IMODE, S_ISDIR, S_ISGID, S_ISLNK, S_ISREG, S_ISSOCK, S_ISVTX
 
 log = logging.getLogger("midatagram")
 
@@ -2289,6 +2291,46 @@ def remove_own(path: str, identity: tuple | None) -> None:
             os.unlink(os.path.basename(path), dir_fd=folder)
     finally:
         os.close(folder)
+
+
+STEPS = 256  # that a path may have, those of its links included
+
+
+def walk(path: str, check: Callable[[int, int], None]) -> int:
+    """Go along a path, through links too; gives an O_PATH descriptor of what it leads to. OSError.
+
+    check(folder, step) raises where a step must not be taken. Each is opened in the folder before it, so nobody can
+    exchange what was checked.
+    """
+    with contextlib.ExitStack() as stack:
+        def descriptor_of(name: str, folder: int | None = None) -> int:
+            descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=folder)
+            stack.callback(os.close, descriptor)
+            return descriptor
+
+        at, names = descriptor_of("/"), list(pathlib.Path(path).absolute().parts)
+        for _ in range(STEPS):
+            if not names:
+                return os.dup(at)
+            step = descriptor_of(names.pop(0), at)
+            check(at, step)
+            if S_ISLNK(os.fstat(step).st_mode):
+                names[:0] = pathlib.Path(os.readlink("", dir_fd=step)).parts
+            else:
+                at = step
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
+def name_of(descriptor: int) -> str:
+    """The path of what a descriptor is open on."""
+    return os.readlink(f"/proc/self/fd/{descriptor}")
+
+
+def follow_roots(folder: int, step: int) -> None:
+    """For walk(): as root go through root's own links only; OSError."""
+    status = os.fstat(step)
+    if os.geteuid() == 0 != status.st_uid and S_ISLNK(status.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, f"{name_of(step)} is a link of uid {status.st_uid}, which root does not follow")
 
 
 def run_folder() -> tuple[str, int]:
@@ -2564,19 +2606,41 @@ def mistake(path: str, error: BaseException, where: str = "") -> ConfigError:
 
 
 def read_source(path: str) -> str:
-    """The text of a plug-in; refused when we are root and others may write it or its folder."""
-    if os.geteuid() == 0:
-        for place in (path, os.path.dirname(os.path.abspath(path))):
-            status = os.stat(place)
-            if status.st_mode & 0o022 or status.st_uid != 0:
-                what = "it" if place == path else f"its folder {place}"
-                raise ConfigError(path, 0, f"{what} can be written by others than root, who runs this; "
-                                           f"mend: chown root {place}; chmod go-w {place}")
+    """The text of a plug-in; refused when we are root and others could have put it there."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=open_roots if os.geteuid() == 0 else None) as file:
             return decode(file.read())
     except OSError as error:
         raise ConfigError(path, 0, f"cannot be read by uid {os.geteuid()}: {error.strerror}") from None
+
+
+def open_roots(path: str, flags: int) -> int:
+    """Open a file that root alone can have put where it is, all the way from /; ConfigError for another, OSError."""
+    file = walk(path, functools.partial(check_step, path))
+    try:
+        return os.open(f"/proc/self/fd/{file}", flags)
+    finally:
+        os.close(file)
+
+
+def check_step(path: str, folder: int, step: int) -> None:
+    """For walk(): refuse what is not root's, and folders that others can write; ConfigError.
+
+    A sticky folder, as /tmp, will do before the last one: from there nobody can take away a folder of root's.
+    """
+    outer, inner = os.fstat(folder), os.fstat(step)
+    sticky = outer.st_mode & S_ISVTX
+    if outer.st_uid or (outer.st_mode & 0o022 and not (sticky and S_ISDIR(inner.st_mode))):
+        name = name_of(folder)
+        what, mend = f"its folder {name}", "move it to another" if sticky else f"mend: chown root {name}; chmod go-w {name}"
+    elif S_ISLNK(inner.st_mode) and inner.st_uid:
+        name = name_of(step)
+        what, mend = f"its link {name}", f"mend: chown -h root {name}"
+    elif S_ISREG(inner.st_mode) and (inner.st_uid or inner.st_mode & 0o022):
+        what, mend = "it", f"mend: chown root {name_of(step)}; chmod go-w {name_of(step)}"
+    else:
+        return
+    raise ConfigError(path, 0, f"{what} can be written by others than root, who runs this; {mend}")
 
 
 def line_of(text: str, word: str) -> int:
@@ -5558,11 +5622,19 @@ def read_file(path: str) -> str | None:
     """The text of a configuration file, None if there is no such file; ConfigError if it cannot be read."""
     try:
         with open(path, "rb") as file:
+            if os.geteuid() == 0 and is_everyones(file.fileno(), os.path.dirname(path) or "."):
+                raise ConfigError(path, 0, "can be written by everyone, and root runs this; mend: chmod o-w, it and its folder")
             return decode(file.read())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise ConfigError(path, 0, f"cannot be read by uid {os.geteuid()}: {error.strerror}") from None
+
+
+def is_everyones(file: int, folder: str) -> bool:
+    """Whether every user can write a file, or put another in its place."""
+    mode = os.fstat(file).st_mode
+    return S_ISREG(mode) and bool(mode & 0o002 or os.stat(folder).st_mode & (S_ISVTX | 0o002) == 0o002)
 
 
 def default_configuration() -> str:
@@ -5631,7 +5703,7 @@ def server_parser():
 def is_running(options) -> bool:
     """Whether a server of this configuration runs: its pid file is locked, or its socket answers."""
     if options.pidfile:
-        return PidFile(options.pidfile).locked_elsewhere()
+        return PidFile(options.pidfile, options.status).locked_elsewhere()
     place = socket_of(options)
     if place.port is None:
         return is_live(place.host)
@@ -5645,57 +5717,94 @@ PID_TRIES = 20
 
 
 class PidFile:
-    """A file with the attendant's pid; who holds its lock is running, so a file that is left behind means nothing."""
+    """A file with the attendant's pid; who holds its lock is running, so a file that is left behind means nothing.
 
-    def __init__(self, path: str):
-        self.path, self.file = path, None
+    Who can open it for reading can lock it: hence it is its owner's alone. of_others: another user's may be looked at.
+    """
+
+    def __init__(self, path: str, of_others: bool = False):
+        self.path, self.of_others, self.file = path, of_others, -1
+
+    def open(self, flags: int) -> int:
+        """A descriptor of the file: a plain one with no other name, which is ours or root's; OSError."""
+        folder = walk(os.path.dirname(self.path) or ".", follow_roots)
+        try:
+            flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+            file = os.open(os.path.basename(self.path), flags, 0o600, dir_fd=folder)
+        finally:
+            os.close(folder)
+        status = os.fstat(file)
+        owned = self.of_others or status.st_uid in (0, os.geteuid())
+        if S_ISREG(status.st_mode) and status.st_nlink < 2 and owned:
+            return file
+        os.close(file)
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
     def locked_elsewhere(self) -> bool:
         """Whether another process holds the lock."""
         try:
-            with open(self.path, "rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            file = self.open(os.O_RDONLY)
         except FileNotFoundError:
             return False
-        except BlockingIOError:
-            return True
+        except PermissionError as error:
+            return self.listed_as_locked(error)
         except OSError as error:
             raise self.trouble(error) from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(file)
         return False
+
+    def listed_as_locked(self, refusal: PermissionError) -> bool:
+        """Whether the kernel lists a lock on the file, for who may not open it."""
+        try:
+            status = os.stat(self.path)
+            with open("/proc/locks") as file:
+                device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+                return any(f"{device}:{status.st_ino}" in line.split() for line in file)
+        except OSError:
+            raise self.trouble(refusal) from None
 
     def trouble(self, error: OSError) -> StartError:
         """Why the file cannot be used."""
         status = EXIT_PERMISSION if isinstance(error, PermissionError) else EXIT_CANNOT_CREATE
-        return StartError(status, f"pid file {self.path}: {error.strerror}")
+        linked = "is no plain file of our own; remove it or choose another path"
+        return StartError(status, f"pid file {self.path}: {linked if error.errno == errno.ELOOP else error.strerror}")
 
     def lock(self) -> None:
-        """Take the lock; StartError when a server runs or the file cannot be written."""
+        """Take the lock, and room for a pid; StartError when a server runs or the file cannot be written."""
         for _ in range(PID_TRIES):  # who asks for the status has the lock for a moment
             try:
-                self.file = open(self.path, "a+")  # noqa: SIM115 - open for the life of the server
+                self.file = self.open(os.O_RDWR | os.O_CREAT)
                 fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.exists(self.path) and os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path)):
-                    return
+                if identity_of(self.path) == identity_of(self.file):
+                    os.fchmod(self.file, 0o600)
+                    return self.write("")
             except BlockingIOError:
                 original("time", "sleep")(0.01)
             except OSError as error:
                 raise self.trouble(error) from None
-            self.file.close()  # locked, or removed meanwhile by one that ended
+            os.close(self.file)  # locked, or removed meanwhile by one that ended
         raise StartError(EXIT_RUNNING, f"already running: {self.path} is locked")
 
-    def write(self) -> None:
-        """Write our pid."""
-        if self.file:
-            self.file.truncate(0)
-            self.file.write(f"{os.getpid()}\n")
-            self.file.flush()
+    def write(self, pid: str) -> None:
+        """Write a pid; StartError, and the file is gone."""
+        try:
+            os.ftruncate(self.file, os.pwrite(self.file, encode(f"{pid}\n"), 0))
+        except OSError as error:
+            self.remove()
+            raise self.trouble(error) from None
 
     def remove(self) -> None:
         """Delete the file and give up the lock."""
-        if self.file:
-            with contextlib.suppress(OSError):
-                os.unlink(self.path)
-            self.file.close()
+        with contextlib.suppress(OSError):
+            remove_own(self.path, identity_of(self.file))
+        with contextlib.suppress(OSError):
+            os.close(self.file)
+        self.file = -1
 
 
 def drop_privileges(options) -> None:
@@ -5797,7 +5906,7 @@ def start(options, setup: Setup, load: Callable[[], Setup], processes: Processes
         if options.background:
             supervisor.tell_starter = go_background()
         if pidfile:
-            pidfile.write()
+            pidfile.write(f"{os.getpid()}")
         log_notes(setup)
         set_title("midatagram: attendant")
         if "setproctitle" not in sys.modules:

@@ -7,6 +7,7 @@ import contextlib
 import ctypes  # noqa: F401 - imported now: a test that has become another user may not read Python's files
 import os
 import pathlib
+import shutil
 import socket
 import stat
 import subprocess
@@ -14,7 +15,7 @@ import sys
 import tempfile
 
 import pytest
-from conftest import needs_root, readable_python, wait_for
+from conftest import NO_SKIP, SCRIPT, needs, needs_root, readable_python, run, wait_for
 
 import midatagram as mi
 
@@ -208,3 +209,237 @@ def test_a_dead_socket_that_comes_alive_is_left_alone(folder, monkeypatch):
             mi.open_endpoint(place_at(place), {})
         monkeypatch.undo()
         assert mi.is_live(str(place))
+
+
+# Plug-ins, configuration, and what else is run
+
+
+HARMFUL = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
+
+
+def put(path, text="", mode=0o644, uid=0):
+    """A new file, with its folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(mode)
+    os.chown(path, uid, uid)
+    return path
+
+
+def refused(*arguments):
+    """What a start says that is refused because of its configuration, in one line."""
+    done = run("-c", *arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (78, "", 1), done.stderr
+    return done.stderr
+
+
+def test_a_plug_in_that_is_exchanged_while_root_reads_it(folder, tmp_path):
+    """Neither what it is nor where it lies can change between the look at it and its use."""
+    mine, theirs = put(tmp_path / "hello.py", "MINE = 1"), put(folder / "theirs" / "hello.py", "THEIRS = 1", uid=NOBODY)
+    (folder / "plug-ins").symlink_to(mine.parent)
+    os.chown(folder / "theirs", NOBODY, NOBODY)
+    tries = 0
+    with stranger("for place in a[1:]:\n os.symlink(place, a[0] + 'l')\n os.rename(a[0] + 'l', a[0])",
+                  folder / "plug-ins", theirs.parent, mine.parent) as process:
+        while process.poll() is None:
+            tries += 1
+            with pytest.raises(mi.ConfigError, match=f"its folder {folder} can be written by others than root"):
+                mi.read_source(f"{folder}/plug-ins/hello.py")
+    assert tries > 100
+    assert f"its folder {folder} can be written by others" in refused("-s", tmp_path / "mi.sock", "-p", folder / "plug-ins")
+
+
+WRONG = {  # what is done to the folders around a plug-in, and what of it is refused
+    "a folder further up, by all": lambda top: [top.chmod(0o757), "its folder {0} can"],
+    "a folder further up, by its group": lambda top: [top.chmod(0o775), "its folder {0} can"],
+    "a folder further up, by its owner": lambda top: [os.chown(top, NOBODY, 0), "its folder {0} can"],
+    "the last folder, sticky": lambda top: [(top / "a/b").chmod(0o1777), "its folder {0}/a/b can"],
+    "a link": lambda top: [(top / "a/b").rename(top / "b"), (top / "a/b").symlink_to(top / "b"),
+                           os.lchown(top / "a/b", NOBODY, NOBODY), "its link {0}/a/b can"],
+    "a link in a sticky folder": lambda top: [(top / "a/b").rename(top / "b"), (top / "a/b").symlink_to(top / "b"),
+                                              (top / "a").chmod(0o1777), "its folder {0}/a can"],
+    "where a link leads": lambda top: [(top / "a/b").rename(top / "b"), (top / "a/b").symlink_to("../b"),
+                                       (top / "b").chmod(0o777), "its folder {0}/b can"],
+    "the file that a link leads to": lambda top: [
+        (top / "a/b/one.py").rename(top / "one.py"), (top / "a/b/one.py").symlink_to(top / "one.py"),
+        (top / "one.py").chmod(0o666), "it can"],
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_plug_in_that_strangers_could_exchange_is_refused(tmp_path, what):
+    needs_root()
+    top = tmp_path / "top"
+    put(top / "a/b/one.py", HARMFUL)
+    os.chmod(top, 0o755)
+    wanted = WRONG[what](top)[-1].format(top)
+    said = refused("-s", tmp_path / "mi.sock", "-p", top / "a/b")
+    assert f"{wanted} be written by others than root, who runs this" in said
+    assert "chmod go-w" not in said or "sticky" not in what
+    assert not list(top.rglob("ran"))
+
+
+def test_a_plug_in_that_root_alone_could_have_put_there_is_loaded(tmp_path):
+    """Through links of root's, by a relative path, and below a sticky folder."""
+    needs_root()
+    one = put(tmp_path / "sticky" / "of root" / "one.py", HARMFUL)
+    (tmp_path / "sticky").chmod(0o1777)
+    (tmp_path / "link").symlink_to("sticky/../sticky/of root")
+    done = run("-c", "-s", tmp_path / "mi.sock", "-p", "link", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "") and one.with_name("ran").exists()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="Too many levels"):
+        mi.walk(tmp_path / "loop", mi.follow_roots)
+
+
+@pytest.mark.parametrize("wrong", ["file", "folder", "included"])
+def test_a_configuration_that_everyone_can_write_is_refused_as_root(tmp_path, wrong):
+    needs_root()
+    place = tmp_path / "run" / "x.conf"
+    put(place, f'modparam("mi_datagram", "socket_name", "{tmp_path}/mi.sock")\ninclude_file "more.conf"\n')
+    more = put(place.with_name("more.conf"))
+    place.parent.chmod(0o1777)
+    assert run("-c", "-f", place).returncode == 0
+    {"file": place, "folder": place.parent, "included": more}[wrong].chmod(0o777 if wrong == "folder" else 0o646)
+    assert f"{more if wrong == 'included' else place}: can be written by everyone" in refused("-f", place)
+
+
+def test_a_configuration_that_is_no_file(tmp_path):
+    assert run("-c", "-f", "/dev/null", "-s", tmp_path / "mi.sock").returncode == 0
+
+
+def test_modules_beside_the_script_are_not_run(folder):
+    """Who can write the folder of a script that root tries could have put them there."""
+    copy = shutil.copy(SCRIPT, folder)
+    for name in ("difflib", "gevent", "configobj", "ctypes", "setproctitle", "sqlite3"):
+        put(folder / f"{name}.py", HARMFUL + "raise SystemExit(9)\n", uid=NOBODY)
+    done = subprocess.run([sys.executable, copy, "-c", "-s", folder / "mi.sock"], capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (0, "") and not (folder / "ran").exists()
+
+
+# The pid file
+
+
+def status_of(place, *arguments, uid=0):
+    """Run the script with a configuration of one socket, as a user, to its end."""
+    with tempfile.TemporaryDirectory(prefix="mi-test-") as made:
+        os.chmod(made, 0o755)
+        return subprocess.run([*readable_python(), sys.executable, shutil.copy(SCRIPT, made), "-s", place, *map(str, arguments)],
+                              capture_output=True, text=True, user=uid, group=uid, extra_groups=[], timeout=20, cwd="/")
+
+
+LAID = {  # what a stranger lays where root's pid file is to be
+    "a link to a file": lambda path, precious: path.symlink_to(precious),
+    "a link to nothing": lambda path, precious: path.symlink_to(precious.with_name("new")),
+    "another name of a file": lambda path, precious: os.link(precious, path),
+    "a FIFO": lambda path, precious: os.mkfifo(path),
+    "a device": lambda path, precious: os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3)),
+    "a socket": lambda path, precious: socket.socket(socket.AF_UNIX).bind(str(path)),
+    "a file of its own": lambda path, precious: put(path, "1\n", 0o666, NOBODY),
+    "a folder": lambda path, precious: path.mkdir(),
+}
+
+
+def snapshot(path):
+    """What tells whether anybody touched a file."""
+    status = path.lstat()
+    return status.st_ino, status.st_mode, status.st_uid, status.st_size, status.st_mtime_ns
+
+
+@pytest.mark.parametrize("kind", LAID)
+def test_what_a_stranger_lays_for_the_pid_file(folder, precious, tmp_path, kind):
+    path = folder / "pid"
+    LAID[kind](path, precious)
+    before = snapshot(path)
+    done = run("-s", tmp_path / "mi.sock", "-P", path, "--if-not-running")
+    assert (done.returncode, done.stderr.count("\n")) == (73, 1) and f"pid file {path}" in done.stderr
+    done = run("-s", tmp_path / "mi.sock", "-P", path, "--status")
+    assert done.returncode in (3, 73) and done.stderr.count("\n") <= 1 and "Traceback" not in done.stderr
+    assert snapshot(path) == before and is_untouched(precious) and sorted(os.listdir(tmp_path)) == ["precious"]
+
+
+def test_the_folder_of_a_pid_file_that_a_stranger_s_link_leads_to(folder, tmp_path):
+    os.symlink(tmp_path, folder / "run")
+    assert run("-s", tmp_path / "mi.sock", "-P", folder / "run" / "pid", "--status").returncode == 3  # root's own link
+    os.lchown(folder / "run", NOBODY, NOBODY)
+    done = run("-s", tmp_path / "mi.sock", "-P", folder / "run" / "pid")
+    assert (done.returncode, done.stderr.count("\n")) == (73, 1)
+    assert f"{folder}/run is a link of uid {NOBODY}, which root does not follow" in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_pid_file_that_is_exchanged_while_root_opens_it(folder, precious):
+    path, tries = folder / "pid", 0
+    with stranger("os.symlink(a[1], a[0])\nos.unlink(a[0])\nos.mkfifo(a[0])\nos.unlink(a[0])", path, precious) as process:
+        while process.poll() is None:
+            pidfile, tries = mi.PidFile(str(path)), tries + 1
+            with contextlib.suppress(mi.StartError):
+                pidfile.lock()
+                pidfile.write("7")
+                pidfile.remove()
+    assert tries > 100 and is_untouched(precious)
+
+
+def test_nobody_but_its_user_can_hold_the_lock_and_all_can_ask(start, folder):
+    folder.chmod(0o755)
+    path = put(folder / "pid", "7\n")  # of an older version, for all to read
+    server = start("", "-P", str(path), place=f"{folder}/mi.sock")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600 and path.read_text() == f"{server.pid}\n"
+    for uid in (0, NOBODY):
+        done = status_of(server.place, "-P", path, "--status", uid=uid)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "running\n", "")
+        done = status_of(server.place, "-P", path, "--if-not-running", uid=uid)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    lock = "import fcntl\ntime.sleep(0.01)\nfcntl.flock(os.open(a[0], os.O_RDONLY), fcntl.LOCK_SH)\nend = 0"
+    with stranger(lock, path, seconds=60) as process:
+        server.process.kill()
+        server.process.wait()
+        wait_for(lambda: status_of(server.place, "-P", path, "--status", uid=0).returncode == 3, what="the children to end")
+        assert path.exists()
+        done = status_of(server.place, "-P", path, "--status", uid=NOBODY)
+        assert (done.returncode, done.stdout, done.stderr) == (3, "not running\n", "")
+        done = status_of(server.place, "-P", path, "--if-not-running", uid=NOBODY)
+        assert (done.returncode, done.stderr) == (77, f"midatagram: pid file {path}: Permission denied\n")
+        assert process.poll() is None
+    folder.chmod(0o700)
+    done = status_of(server.place, "-P", path, "--status", uid=NOBODY)
+    assert (done.returncode, done.stderr) == (77, f"midatagram: pid file {path}: Permission denied\n")
+
+
+def test_a_server_that_drops_privileges_removes_its_pid_file_where_it_may(start, folder, tmp_path):
+    (folder / "run").mkdir()
+    os.chown(folder / "run", NOBODY, NOBODY)
+    path = folder / "run" / "pid"
+    server = start("", "-P", str(path), "-u", "nobody", place=f"{folder}/mi.sock", wrapper=readable_python())
+    status = path.stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o600, 0)
+    server.stop()
+    assert not path.exists()
+
+
+def test_root_asks_for_the_server_of_another_user(folder):
+    put(folder / "pid", "7\n", 0o600, NOBODY)
+    done = run("-s", folder / "mi.sock", "-P", folder / "pid", "--status")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "not running\n", "")
+
+
+@pytest.fixture
+def tiny(tmp_path, request):
+    """A file system with hardly any room, as its options say."""
+    needs_root()
+    place = tmp_path / "tiny"
+    place.mkdir()
+    if subprocess.run([needs("mount"), "-t", "tmpfs", "-o", request.param, "none", place], stderr=subprocess.DEVNULL).returncode:
+        (pytest.fail if NO_SKIP else pytest.skip)("no file system can be mounted here")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize("tiny, stale", [("size=4k", False), ("size=4k", True), ("nr_inodes=2", False)], indirect=["tiny"])
+def test_no_room_for_the_pid_file(tiny, tmp_path, stale):
+    """One line, and nothing is left behind: not even the pid file of an earlier server."""
+    put(tiny / "pid") if stale else None
+    (tiny / "filler").write_bytes(b"x" * 4096)
+    done = run("-s", tmp_path / "mi.sock", "-P", tiny / "pid")
+    assert (done.returncode, done.stderr) == (73, f"midatagram: pid file {tiny}/pid: No space left on device\n")
+    assert os.listdir(tiny) == ["filler"] and os.listdir(tmp_path) == ["tiny"]
