@@ -4696,7 +4696,8 @@ class Supervisor:
         for number in self.ACTIONS:
             original("signal", "signal")(number, lambda number, frame: self.pending.append(number))
         original("signal", "signal")(signal.SIGCHLD, lambda number, frame: None)
-        original("signal", "signal")(signal.SIGPIPE, signal.SIG_IGN)
+        for number in (signal.SIGPIPE, signal.SIGUSR2):
+            original("signal", "signal")(number, signal.SIG_IGN)
 
     def handle_signals(self) -> None:
         """Do what the queued signals ask for."""
@@ -4919,7 +4920,7 @@ class Supervisor:
             self.leave_attendant()
             self.server.become(row)
             set_title(f"midatagram: MI Datagram {rank}")
-            watch_parent()
+            watch_parent(self.server.attendant_pid)
             log_as(self.processes, row)
             self.processes.set(row, pid=os.getpid(), rank=rank)
             gc.freeze()  # what the attendant made is never garbage here; looking for it would copy its pages
@@ -5140,20 +5141,24 @@ def given_sockets() -> dict:
     return found
 
 
-def watch_parent() -> None:
+def watch_parent(attendant_pid: int) -> None:
     """Have the kernel end this child soon after the attendant, even when it is stuck in a handler.
 
-    PR_SET_PDEATHSIG sends SIGUSR2, whose handler sets an alarm clock that nothing turns off.
+    PR_SET_PDEATHSIG sends SIGUSR2, whose handler sets an alarm clock that nothing turns off; sent by others it does nothing.
     """
     import ctypes
 
     original("signal", "signal")(signal.SIGALRM, signal.SIG_DFL)
-    original("signal", "signal")(signal.SIGUSR2, lambda number, frame: signal.setitimer(signal.ITIMER_REAL, ORPHAN_S + 0.3))
+    original("signal", "signal")(signal.SIGUSR2, handle)
     ctypes.CDLL(None).prctl(1, signal.SIGUSR2, 0, 0, 0)
 
 
 def set_title(title: str) -> None:
     """Name this process for ps(1), if setproctitle is installed."""
+    def handle(number: int, frame: Any) -> None:
+        if os.getppid() != attendant_pid:
+            signal.setitimer(signal.ITIMER_REAL, ORPHAN_S + 0.3)
+
     with contextlib.suppress(ImportError):
         import setproctitle
 
