@@ -4843,6 +4843,9 @@ class Supervisor:
             self.ready_told = True
             if self.previous:
                 self.finish_reload()
+                if any(type(handler) is logging.StreamHandler for handler in log.handlers):
+                    log.warning("the log ends here, as -D lets go of stderr; log to a file (log_file) or to syslog instead")
+                let_go(2)
             self.tell_ready()
             if self.tell_starter >= 0:
                 with contextlib.suppress(BrokenPipeError):  # who started us did not wait
@@ -4932,6 +4935,8 @@ class Supervisor:
                     module.hooks["child_init"](Context(module))
 
             def ready() -> None:
+                if self.tell_starter >= 0:
+                    let_go(2)
                 nonlocal status
                 status = EXIT_CRASH
                 self.processes.set(row, state=Processes.SERVING)
@@ -5124,18 +5129,22 @@ class Notifier:
                 sender.sendto("\n".join(lines).encode(), address)
         except OSError as error:
             log.warning("cannot notify %s: %s", self.target, error)
+def given_descriptors() -> range:
+    """The descriptors that systemd opened for us; see sd_listen_fds(3)."""
+    ours = os.environ.get("LISTEN_PID") == str(os.getpid())
+    return range(3, 3 + int(os.environ.get("LISTEN_FDS", "0"))) if ours else range(0)
+
+
 
 
 def given_sockets() -> dict:
-    """The sockets systemd opened for us (sd_listen_fds(3)): path or address -> descriptor."""
-    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "0")
-    os.environ.pop("LISTEN_FDNAMES", None)
-    if pid != str(os.getpid()):
-        return {}
+    """The sockets systemd opened for us: path or address -> descriptor."""
     found = {}
-    for descriptor in range(3, 3 + int(count)):
+    for descriptor in given_descriptors():
         os.set_inheritable(descriptor, False)
         probe = original("socket", "socket")(fileno=os.dup(descriptor))
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)
         found[probe.getsockname()] = descriptor
         probe.close()
     return found
@@ -5595,8 +5604,6 @@ def start_logging(setup: Setup, processes: Processes, background: bool, debug: b
     log.setLevel(1)
     log.propagate = False
     log_as(processes, ATTENDANT)
-    if type(handler) is logging.StreamHandler and not to_stderr:
-        log.warning("there is no syslog here (/dev/log), so the log goes to stderr; log_file would free it")
 
 
 def log_as(processes: Processes, row: int) -> None:
@@ -5829,6 +5836,22 @@ def drop_privileges(options) -> None:
             os.setuid(user.pw_uid)
     except PermissionError:
         raise StartError(EXIT_PERMISSION, f"-u, -g: uid {os.geteuid()} may not change user or group; only root can") from None
+def close_inherited() -> None:
+    """Close what who started us left open, but for the standard streams and the sockets of systemd."""
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        if int(name) > 2 and int(name) not in given_descriptors():
+            with contextlib.suppress(OSError):  # the one that listed them
+                os.close(int(name))
+
+
+def let_go(*descriptors: int) -> None:
+    """Have standard streams lead nowhere."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in descriptors:
+        os.dup2(nothing, descriptor)
+    os.close(nothing)
+
+
 
 
 def go_background() -> int:
@@ -5852,10 +5875,7 @@ def go_background() -> int:
     if fork():
         os._exit(0)
     os.close(read)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    to_stderr = any(type(handler) is logging.StreamHandler for handler in log.handlers)
-    for descriptor in (0, 1) if to_stderr else (0, 1, 2):
-        os.dup2(nothing, descriptor)
+    let_go(0, 1)
     return write
 
 
@@ -5866,6 +5886,8 @@ def serve(options) -> int:
         if options.status:
             print("running" if running else "not running")
             return EXIT_OK if running else EXIT_NOT_RUNNING
+    if options.background:
+        close_inherited()
         if running:
             return EXIT_OK
     load_packages()
