@@ -2052,7 +2052,6 @@ import mmap
 import os
 import pwd
 import random
-import shutil
 import signal
 import socket
 import sqlite3
@@ -2338,17 +2337,18 @@ def run_folder() -> tuple[str, int]:
 
     Gives its path, and a descriptor that locks it for as long as a process of this run lives.
     """
-    place = next((place for place in run_places() if place and os.access(place, os.W_OK | os.X_OK)), None)
-    if place is None:
-        raise StartError(EXIT_CANNOT_CREATE, "no folder for shared files: neither /dev/shm nor the temporary folder is writable")
-    for name in os.listdir(place):
-        if re.fullmatch(r"midatagram-\d+-\w+", name):
-            with contextlib.suppress(OSError):
-                clear_run(os.path.join(place, name))
-    hidden = tempfile.mkdtemp(prefix=f".midatagram-{os.getpid()}-", dir=place)  # until it is locked
-    descriptor, folder = locked(hidden), os.path.join(place, os.path.basename(hidden)[1:])
-    os.rename(hidden, folder)
-    return folder, descriptor
+    for place in run_places():
+        with contextlib.suppress(OSError):
+            for name in os.listdir(place):
+                if re.fullmatch(r"midatagram-\d+-\w+", name):
+                    with contextlib.suppress(OSError):
+                        folder = os.path.join(place, name)
+                        remove_run(folder, locked(folder))
+            hidden = tempfile.mkdtemp(prefix=f".midatagram-{os.getpid()}-", dir=place)  # until it is locked
+            descriptor, folder = locked(hidden), os.path.join(place, os.path.basename(hidden)[1:])
+            os.rename(hidden, folder)
+            return folder, descriptor
+    raise StartError(EXIT_CANNOT_CREATE, "no folder for shared files: neither /dev/shm nor the temporary folder has room for one")
 
 
 def run_places() -> Iterator[str]:
@@ -2360,9 +2360,11 @@ def run_places() -> Iterator[str]:
 
 
 def locked(folder: str) -> int:
-    """Lock a folder; gives the descriptor. BlockingIOError when another run has it, which may be in another container."""
+    """Lock a folder of ours; gives the descriptor. OSError when another run has it, which may be in another container."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "is not ours")
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
@@ -2370,11 +2372,13 @@ def locked(folder: str) -> int:
     return descriptor
 
 
-def clear_run(folder: str) -> None:
-    """Remove the folder of a run, if it is ours and nobody has it; OSError."""
-    if os.lstat(folder).st_uid == os.geteuid():
-        descriptor = locked(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+def remove_run(folder: str, descriptor: int) -> None:
+    """Remove the folder of a run, and the files that are in what the descriptor is open on; OSError."""
+    try:
+        for name in os.listdir(descriptor):
+            os.unlink(name, dir_fd=descriptor)
+        os.rmdir(folder)
+    finally:
         os.close(descriptor)
 
 
@@ -4627,24 +4631,15 @@ class Supervisor:
 
     def open(self, given: dict) -> None:
         """Open all sockets; StartError."""
-        try:
-            for place in self.setup.listeners:
-                self.endpoints.append(open_endpoint(place, given))
-                self.tune(self.endpoints[-1])
-        except StartError:
-            self.close_sockets(self.endpoints)
-            raise
+        for place in self.setup.listeners:
+            self.opened(place, self.endpoints, given)
         for spot, descriptor in given.items():
             log.warning("socket %s was given to us but is not configured, closed", spot)
             os.close(descriptor)
 
     def make_store(self) -> None:
-        """Have a place for what the processes share, as the user that we run as; StartError, the sockets being closed."""
-        try:
-            folder, self.folder_lock = run_folder()
-        except StartError:
-            self.close_sockets(self.endpoints)
-            raise
+        """Have a place for what the processes share, as the user that we run as; StartError."""
+        folder, self.folder_lock = run_folder()
         self.store = Store(folder)
 
     def tune(self, endpoint: Endpoint) -> None:
@@ -4665,25 +4660,28 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until a signal ends it; gives the exit status."""
-        try:
-            self.server = Server(self.setup, self.counters, self.processes, self.store, self.started_s)
-            self.processes.set(ATTENDANT, pid=os.getpid(), rank=0, state=Processes.SERVING)
-            self.alive_read, self.alive_write = os.pipe()
-            self.news_read, self.news_write = os.pipe()
-            self.install_signals()
-            while self.exit_status is None or self.children:
-                self.manage()
-                self.wait()
-                self.handle_signals()
-                self.reap()
-                self.tick()
-            return self.exit_status
-        finally:
-            for number in self.ACTIONS:  # the way out is not to be cut short
-                original("signal", "signal")(number, signal.SIG_IGN)
-            self.close_sockets([*self.endpoints, *self.leaving, *(self.previous[2] if self.previous else ())])
+        self.server = Server(self.setup, self.counters, self.processes, self.store, self.started_s)
+        self.processes.set(ATTENDANT, pid=os.getpid(), rank=0, state=Processes.SERVING)
+        self.alive_read, self.alive_write = os.pipe()
+        self.news_read, self.news_write = os.pipe()
+        self.install_signals()
+        while self.exit_status is None or self.children:
+            self.manage()
+            self.wait()
+            self.handle_signals()
+            self.reap()
+            self.tick()
+        return self.exit_status
+
+    def close(self) -> None:
+        """Leave nothing behind, however far the start came."""
+        for number in self.ACTIONS:  # the way out is not to be cut short
+            original("signal", "signal")(number, signal.SIG_IGN)
+        self.close_sockets([*self.endpoints, *self.leaving, *(self.previous[2] if self.previous else ())])
+        if self.store:
             self.store.close()
-            shutil.rmtree(os.path.dirname(self.store.path), ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove_run(os.path.dirname(self.store.path), self.folder_lock)
 
     # Signals: a handler only queues, the main loop acts.
 
@@ -4749,9 +4747,9 @@ class Supervisor:
         return next((endpoint for endpoint in [*self.endpoints, *self.leaving]
                      if endpoint.place.spot == place.spot and not endpoint.is_lost()), None)
 
-    def opened(self, place: Place, opened: list[Endpoint]) -> Endpoint:
-        """A new socket, which is added to `opened`; StartError."""
-        opened.append(open_endpoint(place, {}))
+    def opened(self, place: Place, opened: list[Endpoint], given: dict | None = None) -> Endpoint:
+        """A new socket, or one of those given, which is added to `opened`; StartError."""
+        opened.append(open_endpoint(place, given or {}))
         self.tune(opened[-1])
         return opened[-1]
 
@@ -4843,11 +4841,11 @@ class Supervisor:
             self.ready_told = True
             if self.previous:
                 self.finish_reload()
+            self.tell_ready()
+            if self.tell_starter >= 0:
                 if any(type(handler) is logging.StreamHandler for handler in log.handlers):
                     log.warning("the log ends here, as -D lets go of stderr; log to a file (log_file) or to syslog instead")
                 let_go(2)
-            self.tell_ready()
-            if self.tell_starter >= 0:
                 with contextlib.suppress(BrokenPipeError):  # who started us did not wait
                     os.write(self.tell_starter, bytes([EXIT_OK]))
                 os.close(self.tell_starter)
@@ -4935,10 +4933,10 @@ class Supervisor:
                     module.hooks["child_init"](Context(module))
 
             def ready() -> None:
-                if self.tell_starter >= 0:
-                    let_go(2)
                 nonlocal status
                 status = EXIT_CRASH
+                if self.tell_starter >= 0:
+                    let_go(2)
                 self.processes.set(row, state=Processes.SERVING)
                 tell()
 
@@ -5129,12 +5127,12 @@ class Notifier:
                 sender.sendto("\n".join(lines).encode(), address)
         except OSError as error:
             log.warning("cannot notify %s: %s", self.target, error)
+
+
 def given_descriptors() -> range:
     """The descriptors that systemd opened for us; see sd_listen_fds(3)."""
     ours = os.environ.get("LISTEN_PID") == str(os.getpid())
     return range(3, 3 + int(os.environ.get("LISTEN_FDS", "0"))) if ours else range(0)
-
-
 
 
 def given_sockets() -> dict:
@@ -5143,10 +5141,10 @@ def given_sockets() -> dict:
     for descriptor in given_descriptors():
         os.set_inheritable(descriptor, False)
         probe = original("socket", "socket")(fileno=os.dup(descriptor))
-    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
-        os.environ.pop(name, None)
         found[probe.getsockname()] = descriptor
         probe.close()
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)
     return found
 
 
@@ -5157,6 +5155,10 @@ def watch_parent(attendant_pid: int) -> None:
     """
     import ctypes
 
+    def handle(number: int, frame: Any) -> None:
+        if os.getppid() != attendant_pid:
+            signal.setitimer(signal.ITIMER_REAL, ORPHAN_S + 0.3)
+
     original("signal", "signal")(signal.SIGALRM, signal.SIG_DFL)
     original("signal", "signal")(signal.SIGUSR2, handle)
     ctypes.CDLL(None).prctl(1, signal.SIGUSR2, 0, 0, 0)
@@ -5164,10 +5166,6 @@ def watch_parent(attendant_pid: int) -> None:
 
 def set_title(title: str) -> None:
     """Name this process for ps(1), if setproctitle is installed."""
-    def handle(number: int, frame: Any) -> None:
-        if os.getppid() != attendant_pid:
-            signal.setitimer(signal.ITIMER_REAL, ORPHAN_S + 0.3)
-
     with contextlib.suppress(ImportError):
         import setproctitle
 
@@ -5836,6 +5834,8 @@ def drop_privileges(options) -> None:
             os.setuid(user.pw_uid)
     except PermissionError:
         raise StartError(EXIT_PERMISSION, f"-u, -g: uid {os.geteuid()} may not change user or group; only root can") from None
+
+
 def close_inherited() -> None:
     """Close what who started us left open, but for the standard streams and the sockets of systemd."""
     for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
@@ -5852,12 +5852,10 @@ def let_go(*descriptors: int) -> None:
     os.close(nothing)
 
 
-
-
 def go_background() -> int:
     """Fork twice, away from the terminal; the first process waits and exits as the start ends.
 
-    Lets go of stderr unless the log goes there. Gives a descriptor that takes the exit status once it is known.
+    Gives a descriptor that takes the exit status once it is known; until then stderr stays, for what goes wrong.
     """
     read, write = os.pipe()
     fork = original("os", "fork")
@@ -5886,10 +5884,10 @@ def serve(options) -> int:
         if options.status:
             print("running" if running else "not running")
             return EXIT_OK if running else EXIT_NOT_RUNNING
-    if options.background:
-        close_inherited()
         if running:
             return EXIT_OK
+    if options.background:
+        close_inherited()
     load_packages()
     started_s, processes = time.time(), Processes()
     figures = functools.partial(core_stats, processes, started_s)
@@ -5920,15 +5918,11 @@ def start(options, setup: Setup, load: Callable[[], Setup], processes: Processes
     given = given_sockets()
     if pidfile:
         pidfile.lock()
+    supervisor = Supervisor(setup, load, processes, started_s)
     try:
         start_logging(setup, processes, options.background, options.debug)
-        supervisor = Supervisor(setup, load, processes, started_s)
         supervisor.open(given)
-        try:
-            drop_privileges(options)
-        except StartError:
-            supervisor.close_sockets(supervisor.endpoints)
-            raise
+        drop_privileges(options)
         supervisor.make_store()
         if options.background:
             supervisor.tell_starter = go_background()
@@ -5940,6 +5934,7 @@ def start(options, setup: Setup, load: Callable[[], Setup], processes: Processes
             log.warning("setproctitle is missing, processes have no titles; %s", PACKAGES)
         return supervisor.run()
     finally:
+        supervisor.close()
         if pidfile:
             pidfile.remove()
 

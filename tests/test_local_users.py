@@ -443,3 +443,39 @@ def test_no_room_for_the_pid_file(tiny, tmp_path, stale):
     done = run("-s", tmp_path / "mi.sock", "-P", tiny / "pid")
     assert (done.returncode, done.stderr) == (73, f"midatagram: pid file {tiny}/pid: No space left on device\n")
     assert os.listdir(tiny) == ["filler"] and os.listdir(tmp_path) == ["tiny"]
+
+
+@pytest.mark.parametrize("tiny", ["nr_inodes=3"], indirect=True)
+def test_no_room_for_the_socket_after_the_pid_file(tiny):
+    put(tiny / "filler")
+    done = run("-s", tiny / "mi.sock", "-P", tiny / "pid")
+    assert (done.returncode, done.stderr.count("\n")) == (73, 1) and "No space left on device" in done.stderr
+    assert os.listdir(tiny) == ["filler"]
+
+
+@pytest.mark.parametrize("tiny", ["nr_inodes=2"], indirect=True)
+def test_no_room_for_the_shared_files_where_they_should_be(start, tiny):
+    """They are in the next place where there is room, and what could not be finished is gone."""
+    put(tiny / "filler")
+    server = start("", environment={"RUNTIME_DIRECTORY": str(tiny)})
+    assert server.ask(b":cache_store:\nlocal\na\nb\n") == b"200 OK\n\n"
+    server.stop()
+    assert os.listdir(tiny) == ["filler"]
+
+
+# The folder of a run
+
+
+def test_only_our_own_folders_of_dead_runs_are_cleared_away(folder, precious, monkeypatch):
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(folder))
+    theirs, link = put(folder / "midatagram-4194305-x" / "file").parent, folder / "midatagram-4194306-x"
+    os.chown(theirs, NOBODY, NOBODY)
+    link.symlink_to(precious.parent)
+    dead = put(folder / "midatagram-4194307-x" / "store.sqlite").parent
+    made, descriptor = mi.run_folder()
+    assert (theirs / "file").exists() and is_untouched(precious) and link.is_symlink() and not dead.exists()
+    os.rename(made, folder / "aside")
+    os.symlink(precious.parent, made)
+    with pytest.raises(NotADirectoryError):
+        mi.remove_run(made, descriptor)
+    assert is_untouched(precious)
