@@ -2899,8 +2899,9 @@ class Loader:
                 raise ConfigError(*where, f"the socket {place.address} is there already, at {other[0]}:{other[1]}")
             if place.family != socket.AF_UNIX and own.settings["allow_from"] is None \
                     and not ipaddress.ip_address(place.spot[0].partition("%")[0]).is_loopback:
-                text = f"{place.address} can be reached from other machines and allow_from is not set: all may use all commands"
-                self.notes.append((logging.WARNING, text))
+                text = "can be reached from other machines and allow_from is not set: all may use all commands, and have large " \
+                       "replies sent to others"
+                self.notes.append((logging.WARNING, f"{place.address} {text}"))
 
     def find_destinations(self) -> dict:
         """The tracing destinations that trace_destination names: name -> (module, destination)."""
