@@ -5634,7 +5634,8 @@ def read_file(path: str) -> str | None:
     try:
         with open(path, "rb") as file:
             if os.geteuid() == 0 and is_everyones(file.fileno(), os.path.dirname(path) or "."):
-                raise ConfigError(path, 0, "can be written by everyone, and root runs this; mend: chmod o-w, it and its folder")
+                raise ConfigError(path, 0, "can be written by everyone, or put there, and root runs this; "
+                                           f"mend: chown root {path}; chmod o-w {path}, and its folder unless it is sticky")
             return decode(file.read())
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -5643,9 +5644,10 @@ def read_file(path: str) -> str | None:
 
 
 def is_everyones(file: int, folder: str) -> bool:
-    """Whether every user can write a file, or put another in its place."""
-    mode = os.fstat(file).st_mode
-    return S_ISREG(mode) and bool(mode & 0o002 or os.stat(folder).st_mode & (S_ISVTX | 0o002) == 0o002)
+    """Whether every user can write a file, or put one of his own in its place."""
+    status, around = os.fstat(file), os.stat(folder).st_mode
+    loose = around & 0o002 and not (around & S_ISVTX and status.st_uid == 0)
+    return S_ISREG(status.st_mode) and bool(status.st_mode & 0o002 or loose)
 
 
 def default_configuration() -> str:
