@@ -144,6 +144,7 @@ do_system() {
     done
     umask 022
     set_places
+    check_ground
     have_owner
     choose_interpreter
     copy_files
@@ -161,11 +162,26 @@ set_places() {
     prefix=${prefix%/}
     case $prefix in
         *[!A-Za-z0-9_./+@-]*) die "--prefix $prefix: cron and systemd want letters, digits and _ . / + @ -" ;;
-        /usr | /usr/local) root='' owner=midatagram run_mode=0775 ;;
+        /usr | /usr/local) root='' owner=midatagram run_mode=1775 ;;
         *) root=$prefix owner=$(id -un) run_mode=0755 ;;
     esac
     lib=$prefix/lib/midatagram launcher=$prefix/bin/midatagram
     etc=$root/etc/midatagram run=$root/run/midatagram units=$root/etc/systemd/system logs=$root/var/log/midatagram
+}
+
+# As root, go no way that others can change: they could have root write files, and run programs, of their choice.
+check_ground() {
+    [ "$(id -u)" = 0 ] || return 0
+    for place in "$lib/plugins" "${launcher%/*}" "$etc/plugins" "${run%/*}" "${logs%/*}" "$units"; do
+        for at in "$place" "$(readlink -m "$place")"; do
+            while [ -n "$at" ]; do
+                # Out of a sticky folder, as /tmp, nobody can take a folder that is root's.
+                [ -z "$(find -L "$at" -maxdepth 0 \( ! -user 0 -o -perm /022 ! -perm -1000 \) 2>/dev/null)" ] ||
+                    die "others than root can write $at; mend: chown root $at; chmod go-w $at (or give another --prefix)"
+                at=${at%/*}
+            done
+        done
+    done
 }
 
 # Have the user that the server runs as: one of its own on the whole machine, for a private copy whoever makes it.
@@ -178,7 +194,8 @@ have_owner() {
     fi
     group=$(id -gn "$owner")
     # /run is empty after a boot, so each line for cron and supervisor says this again. Clients may put their
-    # reply sockets beside the server's: hence a folder that the group can write.
+    # reply sockets beside the server's: hence a folder that the group can write, and sticky, so that they cannot
+    # take away what is the server's.
     make_run="install -d -m $run_mode -o $owner -g $group $run"
 }
 
@@ -205,7 +222,7 @@ sys.exit([int(part) for part in gevent.__version__.split(".")[:2]] < [22, 10])'
 copy_files() {
     install -d -m 0755 "$lib/plugins" "${launcher%/*}" "$etc/plugins" "${run%/*}"
     $make_run
-    install -d -m 0755 -o "$owner" -g "$group" "$logs"
+    install -d -m 0750 -o "$owner" -g "$group" "$logs"
     install -m 0755 "$here/midatagram.py" "$lib"
     install -m 0644 "$here/LICENSE" "$example" "$lib"
     install -m 0644 "$here"/plugins/*.py "$lib/plugins"
@@ -292,6 +309,7 @@ RuntimeDirectory=midatagram
 RuntimeDirectoryMode=$run_mode
 RuntimeDirectoryPreserve=yes
 LogsDirectory=midatagram
+LogsDirectoryMode=0750
 UMask=0027
 
 # A reply goes to the path that the client has bound. So the server must see the same /tmp and the same homes

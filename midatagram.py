@@ -34,6 +34,8 @@ import sys
 
 if __name__ == "__main__":  # run as a script: plug-ins that import midatagram get this very module
     sys.modules["midatagram"] = sys.modules["__main__"]
+    if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+        del sys.path[0]  # the script's folder: who may write there must not have his modules run, by root for one
 
 import difflib
 import functools
@@ -2288,7 +2290,6 @@ import mmap
 import os
 import pwd
 import random
-import shutil
 import signal
 import socket
 import sqlite3
@@ -2297,7 +2298,7 @@ import termios
 import time
 import traceback
 import types
-from stat import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_ISSOCK
+from stat import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IMODE, S_ISDIR, S_ISGID, S_ISLNK, S_ISREG, S_ISSOCK, S_ISVTX
 
 log = logging.getLogger("midatagram")
 
@@ -2538,22 +2539,88 @@ class Store:
         self.connection, self.owner_pid = None, 0
 
 
+# Files where others may write: a path is looked up once, and what is checked is what is used.
+
+
+def identity_of(path: str | int, folder: int | None = None) -> tuple | None:
+    """What tells a file from another one of the same name; None when there is none."""
+    try:
+        status = os.fstat(path) if isinstance(path, int) else os.stat(path, dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def remove_own(path: str, identity: tuple | None) -> None:
+    """Delete a file if it is still the one of that identity; OSError.
+
+    Whoever exchanges the folder or the file before it goes loses at most what he could have deleted himself.
+    """
+    folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY)
+    try:
+        if identity_of(os.path.basename(path), folder) == identity:
+            os.unlink(os.path.basename(path), dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+STEPS = 256  # that a path may have, those of its links included
+
+
+def walk(path: str, check: Callable[[int, int], None]) -> int:
+    """Go along a path, through links too; gives an O_PATH descriptor of what it leads to. OSError.
+
+    check(folder, step) raises where a step must not be taken. Each is opened in the folder before it, so nobody can
+    exchange what was checked.
+    """
+    with contextlib.ExitStack() as stack:
+        def descriptor_of(name: str, folder: int | None = None) -> int:
+            descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=folder)
+            stack.callback(os.close, descriptor)
+            return descriptor
+
+        at, names = descriptor_of("/"), list(pathlib.Path(path).absolute().parts)
+        for _ in range(STEPS):
+            if not names:
+                return os.dup(at)
+            step = descriptor_of(names.pop(0), at)
+            check(at, step)
+            if S_ISLNK(os.fstat(step).st_mode):
+                names[:0] = pathlib.Path(os.readlink("", dir_fd=step)).parts
+            else:
+                at = step
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
+def name_of(descriptor: int) -> str:
+    """The path of what a descriptor is open on."""
+    return os.readlink(f"/proc/self/fd/{descriptor}")
+
+
+def follow_roots(folder: int, step: int) -> None:
+    """For walk(): as root go through root's own links only; OSError."""
+    status = os.fstat(step)
+    if os.geteuid() == 0 != status.st_uid and S_ISLNK(status.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, f"{name_of(step)} is a link of uid {status.st_uid}, which root does not follow")
+
+
 def run_folder() -> tuple[str, int]:
     """Make the folder of this run's shared files, in RAM where there is a tmpfs; clear away what dead runs left.
 
     Gives its path, and a descriptor that locks it for as long as a process of this run lives.
     """
-    place = next((place for place in run_places() if place and os.access(place, os.W_OK | os.X_OK)), None)
-    if place is None:
-        raise StartError(EXIT_CANNOT_CREATE, "no folder for shared files: neither /dev/shm nor the temporary folder is writable")
-    for name in os.listdir(place):
-        if re.fullmatch(r"midatagram-\d+-\w+", name):
-            with contextlib.suppress(OSError):
-                clear_run(os.path.join(place, name))
-    hidden = tempfile.mkdtemp(prefix=f".midatagram-{os.getpid()}-", dir=place)  # until it is locked
-    descriptor, folder = locked(hidden), os.path.join(place, os.path.basename(hidden)[1:])
-    os.rename(hidden, folder)
-    return folder, descriptor
+    for place in run_places():
+        with contextlib.suppress(OSError):
+            for name in os.listdir(place):
+                if re.fullmatch(r"midatagram-\d+-\w+", name):
+                    with contextlib.suppress(OSError):
+                        folder = os.path.join(place, name)
+                        remove_run(folder, locked(folder))
+            hidden = tempfile.mkdtemp(prefix=f".midatagram-{os.getpid()}-", dir=place)  # until it is locked
+            descriptor, folder = locked(hidden), os.path.join(place, os.path.basename(hidden)[1:])
+            os.rename(hidden, folder)
+            return folder, descriptor
+    raise StartError(EXIT_CANNOT_CREATE, "no folder for shared files: neither /dev/shm nor the temporary folder has room for one")
 
 
 def run_places() -> Iterator[str]:
@@ -2565,9 +2632,11 @@ def run_places() -> Iterator[str]:
 
 
 def locked(folder: str) -> int:
-    """Lock a folder; gives the descriptor. BlockingIOError when another run has it, which may be in another container."""
+    """Lock a folder of ours; gives the descriptor. OSError when another run has it, which may be in another container."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "is not ours")
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
@@ -2575,11 +2644,13 @@ def locked(folder: str) -> int:
     return descriptor
 
 
-def clear_run(folder: str) -> None:
-    """Remove the folder of a run, if it is ours and nobody has it; OSError."""
-    if os.lstat(folder).st_uid == os.geteuid():
-        descriptor = locked(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+def remove_run(folder: str, descriptor: int) -> None:
+    """Remove the folder of a run, and the files that are in what the descriptor is open on; OSError."""
+    try:
+        for name in os.listdir(descriptor):
+            os.unlink(name, dir_fd=descriptor)
+        os.rmdir(folder)
+    finally:
         os.close(descriptor)
 
 
@@ -2823,19 +2894,41 @@ def mistake(path: str, error: BaseException, where: str = "") -> ConfigError:
 
 
 def read_source(path: str) -> str:
-    """The text of a plug-in; refused when we are root and others may write it or its folder."""
-    if os.geteuid() == 0:
-        for place in (path, os.path.dirname(os.path.abspath(path))):
-            status = os.stat(place)
-            if status.st_mode & 0o022 or status.st_uid != 0:
-                what = "it" if place == path else f"its folder {place}"
-                raise ConfigError(path, 0, f"{what} can be written by others than root, who runs this; "
-                                           f"mend: chown root {place}; chmod go-w {place}")
+    """The text of a plug-in; refused when we are root and others could have put it there."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=open_roots if os.geteuid() == 0 else None) as file:
             return decode(file.read())
     except OSError as error:
         raise ConfigError(path, 0, f"cannot be read by uid {os.geteuid()}: {error.strerror}") from None
+
+
+def open_roots(path: str, flags: int) -> int:
+    """Open a file that root alone can have put where it is, all the way from /; ConfigError for another, OSError."""
+    file = walk(path, functools.partial(check_step, path))
+    try:
+        return os.open(f"/proc/self/fd/{file}", flags)
+    finally:
+        os.close(file)
+
+
+def check_step(path: str, folder: int, step: int) -> None:
+    """For walk(): refuse what is not root's, and folders that others can write; ConfigError.
+
+    A sticky folder, as /tmp, will do before the last one: from there nobody can take away a folder of root's.
+    """
+    outer, inner = os.fstat(folder), os.fstat(step)
+    sticky = outer.st_mode & S_ISVTX
+    if outer.st_uid or (outer.st_mode & 0o022 and not (sticky and S_ISDIR(inner.st_mode))):
+        name = name_of(folder)
+        what, mend = f"its folder {name}", "move it to another" if sticky else f"mend: chown root {name}; chmod go-w {name}"
+    elif S_ISLNK(inner.st_mode) and inner.st_uid:
+        name = name_of(step)
+        what, mend = f"its link {name}", f"mend: chown -h root {name}"
+    elif S_ISREG(inner.st_mode) and (inner.st_uid or inner.st_mode & 0o022):
+        what, mend = "it", f"mend: chown root {name_of(step)}; chmod go-w {name_of(step)}"
+    else:
+        return
+    raise ConfigError(path, 0, f"{what} can be written by others than root, who runs this; {mend}")
 
 
 def line_of(text: str, word: str) -> int:
@@ -3090,8 +3183,9 @@ class Loader:
                 raise ConfigError(*where, f"the socket {place.address} is there already, at {other[0]}:{other[1]}")
             if place.family != socket.AF_UNIX and own.settings["allow_from"] is None \
                     and not ipaddress.ip_address(place.spot[0].partition("%")[0]).is_loopback:
-                text = f"{place.address} can be reached from other machines and allow_from is not set: all may use all commands"
-                self.notes.append((logging.WARNING, text))
+                text = "can be reached from other machines and allow_from is not set: all may use all commands, and have large " \
+                       "replies sent to others"
+                self.notes.append((logging.WARNING, f"{place.address} {text}"))
 
     def find_destinations(self) -> dict:
         """The tracing destinations that trace_destination names: name -> (module, destination)."""
@@ -3944,11 +4038,10 @@ TOLD = 1000  # clients remembered as already complained of
 class Endpoint:
     """A socket that is served. `kept`: it was given to us (systemd) and outlives us."""
 
-    def __init__(self, place: Place, sock: Any, kept: bool = False):
-        self.place, self.socket, self.kept = place, sock, kept
+    def __init__(self, place: Place, sock: Any, kept: bool = False, identity: tuple | None = None):
+        self.place, self.socket, self.kept, self.identity = place, sock, kept, identity
         self.unix = place.family == socket.AF_UNIX
         self.wildcard = not self.unix and sock.getsockname()[0] in ("0.0.0.0", "::")
-        self.identity = identity_of(place.spot) if self.unix else None
 
     def prepare(self, credentials: bool) -> None:
         """In a child: choose how to receive and send. Both are as a socket's recvfrom and sendto, but that a client
@@ -3993,19 +4086,16 @@ class Endpoint:
 
     def close(self, remove: bool) -> None:
         """Close; remove the socket's file if it is still ours."""
-        if remove and self.unix and not self.kept and self.identity == identity_of(self.place.spot):
+        if remove and self.unix and not self.kept:
             with contextlib.suppress(OSError):
-                os.unlink(self.place.spot)
+                remove_own(self.place.spot, self.identity)
         self.socket.close()
 
-
-def identity_of(path: str) -> tuple | None:
-    """What tells a file from another one of the same name; None when there is none."""
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+    def move(self, place: Place) -> None:
+        """Give the file of a UNIX socket the mode and owner of another place at the same path; OSError."""
+        self.place = place
+        if self.unix and not self.kept:
+            give_file(self.socket, place, self.identity)
 
 
 def open_endpoint(place: Place, given: dict) -> Endpoint:
@@ -4015,17 +4105,14 @@ def open_endpoint(place: Place, given: dict) -> Endpoint:
         return configured(Endpoint(place, new(fileno=given.pop(place.spot)), kept=True))
     sock = new(place.family, socket.SOCK_DGRAM)
     try:
-        if place.family == socket.AF_UNIX:
-            bind_unix(place, sock)
-        else:
-            sock.bind(place.spot)
+        identity = bind_unix(place, sock) if place.family == socket.AF_UNIX else sock.bind(place.spot)
     except OSError as error:
         sock.close()
         raise refusal(place, error) from None
     except StartError:
         sock.close()
         raise
-    return configured(Endpoint(place, sock))
+    return configured(Endpoint(place, sock, identity=identity))
 
 
 def configured(endpoint: Endpoint) -> Endpoint:
@@ -4053,28 +4140,80 @@ def refusal(place: Place, error: OSError) -> StartError:
     return StartError(status, f"socket {place.address} {text} ({error.strerror})")
 
 
-def bind_unix(place: Place, sock: Any) -> None:
+def bind_unix(place: Place, sock: Any) -> tuple:
     """Bind a UNIX socket with its mode and owner from the first moment; only a dead socket is replaced.
 
-    The folder is locked meanwhile, so that of two servers that start at once one finds the other alive.
+    Gives the identity of its file. The folder is locked meanwhile, so that of two servers that start at once one
+    finds the other alive.
     """
     folder = os.open(os.path.dirname(place.spot) or ".", os.O_RDONLY | os.O_DIRECTORY)
     try:
         wait_for_lock(folder)
-        clear_path(place)
-        mask = os.umask(0o777)
-        try:
-            sock.bind(place.spot)
-        finally:
-            os.umask(mask)
-        try:
-            os.chown(place.spot, place.uid, place.gid)
-            os.chmod(place.spot, place.mode)
-        except OSError:
-            os.unlink(place.spot)
-            raise
+        clear_path(place.spot)
+        bind_owned(place, sock, place.gid != -1 and bool(os.fstat(folder).st_mode & S_ISGID))
+        return give_file(sock, place)
     finally:
         os.close(folder)
+
+
+PR_GET_SECUREBITS, PR_SET_SECUREBITS, NO_SETUID_FIXUP = 27, 28, 4  # linux/prctl.h, linux/securebits.h
+SIOCUNIXFILE = 0x89E0  # linux/un.h
+
+
+def bind_owned(place: Place, sock: Any, grouped: bool) -> None:
+    """Bind a UNIX socket: its file gets the mode of its descriptor, and the owner that new files of this process have.
+
+    Where the owner cannot be had so, because we are not root or the folder gives new files its own group (`grouped`),
+    the file is closed to all until give_file().
+    """
+    import ctypes
+
+    libc, owned = ctypes.CDLL(None), (place.uid, place.gid) != (-1, -1)
+    bits = libc.prctl(PR_GET_SECUREBITS, 0, 0, 0, 0)
+    able = owned and libc.prctl(PR_SET_SECUREBITS, bits | NO_SETUID_FIXUP, 0, 0, 0) == 0  # our permissions stay root's
+    os.fchmod(sock.fileno(), place.mode if not owned or (able and not grouped) else 0)
+    ids = (libc.setfsuid(place.uid), libc.setfsgid(place.gid)) if able else (-1, -1)  # -1 changes nothing
+    mask = os.umask(0)
+    try:
+        sock.bind(place.spot)
+    finally:
+        os.umask(mask)
+        libc.setfsuid(ids[0])
+        libc.setfsgid(ids[1])
+        libc.prctl(PR_SET_SECUREBITS, bits, 0, 0, 0)
+
+
+def file_of(sock: Any, place: Place, identity: tuple | None = None) -> int:
+    """An O_PATH descriptor of the file that a socket is bound to, whatever lies at its path by now; OSError."""
+    with contextlib.suppress(OSError):  # only root is given it
+        return fcntl.ioctl(sock, SIOCUNIXFILE)
+    file = os.open(place.spot, os.O_PATH | os.O_NOFOLLOW)
+    status = os.fstat(file)
+    made = S_ISSOCK(status.st_mode) and status.st_uid in (os.geteuid(), place.uid) and status.st_nlink == 1
+    if identity_of(file) == identity or (made and not identity):
+        return file
+    os.close(file)
+    raise FileExistsError(errno.EEXIST, "somebody put another file there")
+
+
+def give_file(sock: Any, place: Place, identity: tuple | None = None) -> tuple:
+    """Give the file of a bound socket its mode and owner; its identity. OSError, and a new file (without one) is gone."""
+    file = file_of(sock, place, identity)
+    try:
+        status, path = os.fstat(file), f"/proc/self/fd/{file}"
+        owned = place.uid in (-1, status.st_uid) and place.gid in (-1, status.st_gid)
+        if not owned:
+            os.chmod(path, S_IMODE(status.st_mode) & place.mode)  # nobody gets in between whom one of the modes keeps out
+            os.chown(path, place.uid, place.gid)
+        if not owned or S_IMODE(status.st_mode) != place.mode:
+            os.chmod(path, place.mode)
+        return identity_of(file)
+    except OSError:
+        if identity is None:
+            remove_own(place.spot, identity_of(file))
+        raise
+    finally:
+        os.close(file)
 
 
 def wait_for_lock(descriptor: int) -> None:
@@ -4087,20 +4226,23 @@ def wait_for_lock(descriptor: int) -> None:
     return log.warning("somebody holds the lock of the socket's folder; going on without it")
 
 
-def clear_path(place: Place) -> None:
+def clear_path(path: str) -> None:
     """Delete a dead socket at the path; StartError for whatever else is there."""
-    path = place.spot
     try:
-        mode = os.lstat(path).st_mode
+        file = os.open(path, os.O_PATH | os.O_NOFOLLOW)
     except FileNotFoundError:
         return
-    if not S_ISSOCK(mode):
-        kinds = {S_IFLNK: "a symbolic link", S_IFDIR: "a folder", S_IFIFO: "a FIFO", S_IFREG: "a file"}
-        raise StartError(EXIT_CANNOT_CREATE, f"{path} is {kinds.get(S_IFMT(mode), 'no socket')}, which is left as it is; "
-                                             "remove it or choose another path")
-    if is_live(path):
-        raise StartError(EXIT_IN_USE, f"{path} is the socket of a running server; stop that one or choose another path")
-    os.unlink(path)
+    try:
+        mode = os.fstat(file).st_mode
+        if not S_ISSOCK(mode):
+            kinds = {S_IFLNK: "a symbolic link", S_IFDIR: "a folder", S_IFIFO: "a FIFO", S_IFREG: "a file"}
+            raise StartError(EXIT_CANNOT_CREATE, f"{path} is {kinds.get(S_IFMT(mode), 'no socket')}, which is left as it is; "
+                                                 "remove it or choose another path")
+        if is_live(path):
+            raise StartError(EXIT_IN_USE, f"{path} is the socket of a running server; stop that one or choose another path")
+        remove_own(path, identity_of(file))
+    finally:
+        os.close(file)
 
 
 def is_live(path: str) -> bool:
@@ -4800,24 +4942,15 @@ class Supervisor:
 
     def open(self, given: dict) -> None:
         """Open all sockets; StartError."""
-        try:
-            for place in self.setup.listeners:
-                self.endpoints.append(open_endpoint(place, given))
-                self.tune(self.endpoints[-1])
-        except StartError:
-            self.close_sockets(self.endpoints)
-            raise
+        for place in self.setup.listeners:
+            self.opened(place, self.endpoints, given)
         for spot, descriptor in given.items():
             log.warning("socket %s was given to us but is not configured, closed", spot)
             os.close(descriptor)
 
     def make_store(self) -> None:
-        """Have a place for what the processes share, as the user that we run as; StartError, the sockets being closed."""
-        try:
-            folder, self.folder_lock = run_folder()
-        except StartError:
-            self.close_sockets(self.endpoints)
-            raise
+        """Have a place for what the processes share, as the user that we run as; StartError."""
+        folder, self.folder_lock = run_folder()
         self.store = Store(folder)
 
     def tune(self, endpoint: Endpoint) -> None:
@@ -4838,25 +4971,28 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until a signal ends it; gives the exit status."""
-        try:
-            self.server = Server(self.setup, self.counters, self.processes, self.store, self.started_s)
-            self.processes.set(ATTENDANT, pid=os.getpid(), rank=0, state=Processes.SERVING)
-            self.alive_read, self.alive_write = os.pipe()
-            self.news_read, self.news_write = os.pipe()
-            self.install_signals()
-            while self.exit_status is None or self.children:
-                self.manage()
-                self.wait()
-                self.handle_signals()
-                self.reap()
-                self.tick()
-            return self.exit_status
-        finally:
-            for number in self.ACTIONS:  # the way out is not to be cut short
-                original("signal", "signal")(number, signal.SIG_IGN)
-            self.close_sockets([*self.endpoints, *self.leaving, *(self.previous[2] if self.previous else ())])
+        self.server = Server(self.setup, self.counters, self.processes, self.store, self.started_s)
+        self.processes.set(ATTENDANT, pid=os.getpid(), rank=0, state=Processes.SERVING)
+        self.alive_read, self.alive_write = os.pipe()
+        self.news_read, self.news_write = os.pipe()
+        self.install_signals()
+        while self.exit_status is None or self.children:
+            self.manage()
+            self.wait()
+            self.handle_signals()
+            self.reap()
+            self.tick()
+        return self.exit_status
+
+    def close(self) -> None:
+        """Leave nothing behind, however far the start came."""
+        for number in self.ACTIONS:  # the way out is not to be cut short
+            original("signal", "signal")(number, signal.SIG_IGN)
+        self.close_sockets([*self.endpoints, *self.leaving, *(self.previous[2] if self.previous else ())])
+        if self.store:
             self.store.close()
-            shutil.rmtree(os.path.dirname(self.store.path), ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove_run(os.path.dirname(self.store.path), self.folder_lock)
 
     # Signals: a handler only queues, the main loop acts.
 
@@ -4869,7 +5005,8 @@ class Supervisor:
         for number in self.ACTIONS:
             original("signal", "signal")(number, lambda number, frame: self.pending.append(number))
         original("signal", "signal")(signal.SIGCHLD, lambda number, frame: None)
-        original("signal", "signal")(signal.SIGPIPE, signal.SIG_IGN)
+        for number in (signal.SIGPIPE, signal.SIGUSR2):
+            original("signal", "signal")(number, signal.SIG_IGN)
 
     def handle_signals(self) -> None:
         """Do what the queued signals ask for."""
@@ -4921,9 +5058,9 @@ class Supervisor:
         return next((endpoint for endpoint in [*self.endpoints, *self.leaving]
                      if endpoint.place.spot == place.spot and not endpoint.is_lost()), None)
 
-    def opened(self, place: Place, opened: list[Endpoint]) -> Endpoint:
-        """A new socket, which is added to `opened`; StartError."""
-        opened.append(open_endpoint(place, {}))
+    def opened(self, place: Place, opened: list[Endpoint], given: dict | None = None) -> Endpoint:
+        """A new socket, or one of those given, which is added to `opened`; StartError."""
+        opened.append(open_endpoint(place, given or {}))
         self.tune(opened[-1])
         return opened[-1]
 
@@ -5017,6 +5154,9 @@ class Supervisor:
                 self.finish_reload()
             self.tell_ready()
             if self.tell_starter >= 0:
+                if any(type(handler) is logging.StreamHandler for handler in log.handlers):
+                    log.warning("the log ends here, as -D lets go of stderr; log to a file (log_file) or to syslog instead")
+                let_go(2)
                 with contextlib.suppress(BrokenPipeError):  # who started us did not wait
                     os.write(self.tell_starter, bytes([EXIT_OK]))
                 os.close(self.tell_starter)
@@ -5050,13 +5190,10 @@ class Supervisor:
         """Give the file of an open socket the mode and owner that its place has now."""
         if endpoint is None or endpoint.place == place:
             return
-        endpoint.place = place
-        if endpoint.unix and not endpoint.kept:
-            try:
-                os.chown(place.spot, place.uid, place.gid)
-                os.chmod(place.spot, place.mode)
-            except OSError as error:
-                log.error("mode and owner of %s stay as they are: %s", place.spot, error.strerror)
+        try:
+            endpoint.move(place)
+        except OSError as error:
+            log.error("mode and owner of %s stay as they are: %s", place.spot, error.strerror)
 
     def reload_again(self) -> None:
         """Do what a HUP asked for while a reload was under way."""
@@ -5096,7 +5233,7 @@ class Supervisor:
             self.leave_attendant()
             self.server.become(row)
             set_title(f"midatagram: MI Datagram {rank}")
-            watch_parent()
+            watch_parent(self.server.attendant_pid)
             log_as(self.processes, row)
             self.processes.set(row, pid=os.getpid(), rank=rank)
             gc.freeze()  # what the attendant made is never garbage here; looking for it would copy its pages
@@ -5110,6 +5247,8 @@ class Supervisor:
             def ready() -> None:
                 nonlocal status
                 status = EXIT_CRASH
+                if self.tell_starter >= 0:
+                    let_go(2)
                 self.processes.set(row, state=Processes.SERVING)
                 tell()
 
@@ -5305,30 +5444,38 @@ class Notifier:
             log.warning("cannot notify %s: %s", self.target, error)
 
 
+def given_descriptors() -> range:
+    """The descriptors that systemd opened for us; see sd_listen_fds(3)."""
+    ours = os.environ.get("LISTEN_PID") == str(os.getpid())
+    return range(3, 3 + int(os.environ.get("LISTEN_FDS", "0"))) if ours else range(0)
+
+
 def given_sockets() -> dict:
-    """The sockets systemd opened for us (sd_listen_fds(3)): path or address -> descriptor."""
-    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "0")
-    os.environ.pop("LISTEN_FDNAMES", None)
-    if pid != str(os.getpid()):
-        return {}
+    """The sockets systemd opened for us: path or address -> descriptor."""
     found = {}
-    for descriptor in range(3, 3 + int(count)):
+    for descriptor in given_descriptors():
         os.set_inheritable(descriptor, False)
         probe = original("socket", "socket")(fileno=os.dup(descriptor))
         found[probe.getsockname()] = descriptor
         probe.close()
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)
     return found
 
 
-def watch_parent() -> None:
+def watch_parent(attendant_pid: int) -> None:
     """Have the kernel end this child soon after the attendant, even when it is stuck in a handler.
 
-    PR_SET_PDEATHSIG sends SIGUSR2, whose handler sets an alarm clock that nothing turns off.
+    PR_SET_PDEATHSIG sends SIGUSR2, whose handler sets an alarm clock that nothing turns off; sent by others it does nothing.
     """
     import ctypes
 
+    def handle(number: int, frame: Any) -> None:
+        if os.getppid() != attendant_pid:
+            signal.setitimer(signal.ITIMER_REAL, ORPHAN_S + 0.3)
+
     original("signal", "signal")(signal.SIGALRM, signal.SIG_DFL)
-    original("signal", "signal")(signal.SIGUSR2, lambda number, frame: signal.setitimer(signal.ITIMER_REAL, ORPHAN_S + 0.3))
+    original("signal", "signal")(signal.SIGUSR2, handle)
     ctypes.CDLL(None).prctl(1, signal.SIGUSR2, 0, 0, 0)
 
 
@@ -5754,8 +5901,6 @@ def start_logging(setup: Setup, processes: Processes, background: bool, debug: b
     log.setLevel(1)
     log.propagate = False
     log_as(processes, ATTENDANT)
-    if type(handler) is logging.StreamHandler and not to_stderr:
-        log.warning("there is no syslog here (/dev/log), so the log goes to stderr; log_file would free it")
 
 
 def log_as(processes: Processes, row: int) -> None:
@@ -5786,11 +5931,21 @@ def read_file(path: str) -> str | None:
     """The text of a configuration file, None if there is no such file; ConfigError if it cannot be read."""
     try:
         with open(path, "rb") as file:
+            if os.geteuid() == 0 and is_everyones(file.fileno(), os.path.dirname(path) or "."):
+                raise ConfigError(path, 0, "can be written by everyone, or put there, and root runs this; "
+                                           f"mend: chown root {path}; chmod o-w {path}, and its folder unless it is sticky")
             return decode(file.read())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise ConfigError(path, 0, f"cannot be read by uid {os.geteuid()}: {error.strerror}") from None
+
+
+def is_everyones(file: int, folder: str) -> bool:
+    """Whether every user can write a file, or put one of his own in its place."""
+    status, around = os.fstat(file), os.stat(folder).st_mode
+    loose = around & 0o002 and not (around & S_ISVTX and status.st_uid == 0)
+    return S_ISREG(status.st_mode) and bool(status.st_mode & 0o002 or loose)
 
 
 def default_configuration() -> str:
@@ -5859,7 +6014,7 @@ def server_parser():
 def is_running(options) -> bool:
     """Whether a server of this configuration runs: its pid file is locked, or its socket answers."""
     if options.pidfile:
-        return PidFile(options.pidfile).locked_elsewhere()
+        return PidFile(options.pidfile, options.status).locked_elsewhere()
     place = socket_of(options)
     if place.port is None:
         return is_live(place.host)
@@ -5873,57 +6028,94 @@ PID_TRIES = 20
 
 
 class PidFile:
-    """A file with the attendant's pid; who holds its lock is running, so a file that is left behind means nothing."""
+    """A file with the attendant's pid; who holds its lock is running, so a file that is left behind means nothing.
 
-    def __init__(self, path: str):
-        self.path, self.file = path, None
+    Who can open it for reading can lock it: hence it is its owner's alone. of_others: another user's may be looked at.
+    """
+
+    def __init__(self, path: str, of_others: bool = False):
+        self.path, self.of_others, self.file = path, of_others, -1
+
+    def open(self, flags: int) -> int:
+        """A descriptor of the file: a plain one with no other name, which is ours or root's; OSError."""
+        folder = walk(os.path.dirname(self.path) or ".", follow_roots)
+        try:
+            flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+            file = os.open(os.path.basename(self.path), flags, 0o600, dir_fd=folder)
+        finally:
+            os.close(folder)
+        status = os.fstat(file)
+        owned = self.of_others or status.st_uid in (0, os.geteuid())
+        if S_ISREG(status.st_mode) and status.st_nlink < 2 and owned:
+            return file
+        os.close(file)
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
     def locked_elsewhere(self) -> bool:
         """Whether another process holds the lock."""
         try:
-            with open(self.path, "rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            file = self.open(os.O_RDONLY)
         except FileNotFoundError:
             return False
-        except BlockingIOError:
-            return True
+        except PermissionError as error:
+            return self.listed_as_locked(error)
         except OSError as error:
             raise self.trouble(error) from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(file)
         return False
+
+    def listed_as_locked(self, refusal: PermissionError) -> bool:
+        """Whether the kernel lists a lock on the file, for who may not open it."""
+        try:
+            status = os.stat(self.path)
+            with open("/proc/locks") as file:
+                device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+                return any(f"{device}:{status.st_ino}" in line.split() for line in file)
+        except OSError:
+            raise self.trouble(refusal) from None
 
     def trouble(self, error: OSError) -> StartError:
         """Why the file cannot be used."""
         status = EXIT_PERMISSION if isinstance(error, PermissionError) else EXIT_CANNOT_CREATE
-        return StartError(status, f"pid file {self.path}: {error.strerror}")
+        linked = "is no plain file of our own; remove it or choose another path"
+        return StartError(status, f"pid file {self.path}: {linked if error.errno == errno.ELOOP else error.strerror}")
 
     def lock(self) -> None:
-        """Take the lock; StartError when a server runs or the file cannot be written."""
+        """Take the lock, and room for a pid; StartError when a server runs or the file cannot be written."""
         for _ in range(PID_TRIES):  # who asks for the status has the lock for a moment
             try:
-                self.file = open(self.path, "a+")  # noqa: SIM115 - open for the life of the server
+                self.file = self.open(os.O_RDWR | os.O_CREAT)
                 fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.exists(self.path) and os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path)):
-                    return
+                if identity_of(self.path) == identity_of(self.file):
+                    os.fchmod(self.file, 0o600)
+                    return self.write("")
             except BlockingIOError:
                 original("time", "sleep")(0.01)
             except OSError as error:
                 raise self.trouble(error) from None
-            self.file.close()  # locked, or removed meanwhile by one that ended
+            os.close(self.file)  # locked, or removed meanwhile by one that ended
         raise StartError(EXIT_RUNNING, f"already running: {self.path} is locked")
 
-    def write(self) -> None:
-        """Write our pid."""
-        if self.file:
-            self.file.truncate(0)
-            self.file.write(f"{os.getpid()}\n")
-            self.file.flush()
+    def write(self, pid: str) -> None:
+        """Write a pid; StartError, and the file is gone."""
+        try:
+            os.ftruncate(self.file, os.pwrite(self.file, encode(f"{pid}\n"), 0))
+        except OSError as error:
+            self.remove()
+            raise self.trouble(error) from None
 
     def remove(self) -> None:
         """Delete the file and give up the lock."""
-        if self.file:
-            with contextlib.suppress(OSError):
-                os.unlink(self.path)
-            self.file.close()
+        with contextlib.suppress(OSError):
+            remove_own(self.path, identity_of(self.file))
+        with contextlib.suppress(OSError):
+            os.close(self.file)
+        self.file = -1
 
 
 def drop_privileges(options) -> None:
@@ -5945,10 +6137,26 @@ def drop_privileges(options) -> None:
         raise StartError(EXIT_PERMISSION, f"-u, -g: uid {os.geteuid()} may not change user or group; only root can") from None
 
 
+def close_inherited() -> None:
+    """Close what who started us left open, but for the standard streams and the sockets of systemd."""
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        if int(name) > 2 and int(name) not in given_descriptors():
+            with contextlib.suppress(OSError):  # the one that listed them
+                os.close(int(name))
+
+
+def let_go(*descriptors: int) -> None:
+    """Have standard streams lead nowhere."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in descriptors:
+        os.dup2(nothing, descriptor)
+    os.close(nothing)
+
+
 def go_background() -> int:
     """Fork twice, away from the terminal; the first process waits and exits as the start ends.
 
-    Lets go of stderr unless the log goes there. Gives a descriptor that takes the exit status once it is known.
+    Gives a descriptor that takes the exit status once it is known; until then stderr stays, for what goes wrong.
     """
     read, write = os.pipe()
     fork = original("os", "fork")
@@ -5966,10 +6174,7 @@ def go_background() -> int:
     if fork():
         os._exit(0)
     os.close(read)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    to_stderr = any(type(handler) is logging.StreamHandler for handler in log.handlers)
-    for descriptor in (0, 1) if to_stderr else (0, 1, 2):
-        os.dup2(nothing, descriptor)
+    let_go(0, 1)
     return write
 
 
@@ -5982,6 +6187,8 @@ def serve(options) -> int:
             return EXIT_OK if running else EXIT_NOT_RUNNING
         if running:
             return EXIT_OK
+    if options.background:
+        close_inherited()
     load_packages()
     started_s, processes = time.time(), Processes()
     figures = functools.partial(core_stats, processes, started_s)
@@ -6012,26 +6219,23 @@ def start(options, setup: Setup, load: Callable[[], Setup], processes: Processes
     given = given_sockets()
     if pidfile:
         pidfile.lock()
+    supervisor = Supervisor(setup, load, processes, started_s)
     try:
         start_logging(setup, processes, options.background, options.debug)
-        supervisor = Supervisor(setup, load, processes, started_s)
         supervisor.open(given)
-        try:
-            drop_privileges(options)
-        except StartError:
-            supervisor.close_sockets(supervisor.endpoints)
-            raise
+        drop_privileges(options)
         supervisor.make_store()
         if options.background:
             supervisor.tell_starter = go_background()
         if pidfile:
-            pidfile.write()
+            pidfile.write(f"{os.getpid()}")
         log_notes(setup)
         set_title("midatagram: attendant")
         if "setproctitle" not in sys.modules:
             log.warning("setproctitle is missing, processes have no titles; %s", PACKAGES)
         return supervisor.run()
     finally:
+        supervisor.close()
         if pidfile:
             pidfile.remove()
 

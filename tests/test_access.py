@@ -121,6 +121,21 @@ def test_warning_when_bound_beyond_loopback_without_a_list(start, place, allow, 
     assert (warning in server.log) == warned
 
 
+@pytest.mark.parametrize("place", ["udp:0.0.0.0:8094", "udp:[::]:8094", "udp:192.0.2.77:8094"])
+@pytest.mark.parametrize("way", ["socket_name", "listen", "-s", "-s with -f"])
+def test_a_check_warns_of_each_socket_that_others_can_reach(tmp_path, place, way):
+    """However it is named; with a list of networks there is nothing to warn of."""
+    for allow in ("", own("allow_from", "127.0.0.0/8")):
+        path = tmp_path / "c"
+        path.write_text(allow + (own("listen", place) if way == "listen" else "") + 'modparam("mi_datagram", "socket_name", "'
+                        + (place if way == "socket_name" else f"{tmp_path}/mi.sock") + '")\n')
+        done = run("-c", *{"-s": ["-s", place], "-s with -f": ["-f", path, "-s", place]}.get(way, ["-f", path]))
+        warned = allow == "" or way == "-s"
+        assert done.returncode == 0
+        assert (f"WARNING: {place} can be reached from other machines and allow_from is not set" in done.stdout) == warned
+        assert ("good, but for what stands above" in done.stdout) == warned
+
+
 # Commands
 
 

@@ -1,5 +1,6 @@
 """What README, the example configuration and --help say is true of the program."""
 
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from conftest import ROOT, free_port, needs, run
 import midatagram as mi
 
 README = (ROOT / "README.md").read_text()
+SECURITY = (ROOT / "SECURITY.md").read_text()
 EXAMPLE = (ROOT / "midatagram.conf.example").read_text()
 SHIPPED = [mi.load_plugin(str(path)) for path in sorted((ROOT / "plugins").iterdir()) if path.suffix in (".py", ".conf")]
 MODULES = [*mi.built_in_modules(), *SHIPPED]
@@ -55,6 +57,38 @@ def test_every_command_is_in_the_readme():
     for module in mi.built_in_modules():
         for command in module.commands:
             assert f"| `{command.signature_line()}` | {' '.join(command.help.split())} |" in README
+
+
+CORE = [command.name for module in mi.built_in_modules() for command in module.commands if command.name != "kill"]
+ARGUMENTS = {"get_statistics": ["all"], "reset_statistics": ["requests"], "cache_store": ["local", "a", "b"],
+             "cache_fetch": ["local", "a"], "cache_remove": ["local", "a"], "cache_remove_chunk": ["*"],
+             "event_subscribe": ["E_MI_STOP", "udp:127.0.0.1:9"], "raise_event": ["E_MI_STOP"]}
+
+
+def smallest(name):
+    """The smallest request for a command that is answered with a result, in both dialects."""
+    words = ARGUMENTS.get(name, [])
+    params = {"get_statistics": [["all"]], "reset_statistics": [["requests"]]}.get(name, words)
+    parts = {"jsonrpc": "2.0", "method": name, **({"params": params} if params else {}), "id": 1}
+    return "\n".join([f":{name}:", *words, ""]).encode(), json.dumps(parts, separators=(",", ":")).encode()
+
+
+def test_how_much_larger_replies_are_is_in_the_security_notes(start):
+    """Within a third: pids, paths and figures have as many digits as they have."""
+    server = start(place=f"udp:127.0.0.1:{free_port()}")
+    cells = {row.split("`")[1]: row.split(" | ")[1:] for row in SECURITY.splitlines() if row.startswith("| `")}
+    assert set(CORE) <= cells.keys()
+    for name in CORE:
+        for request, (asked, answered, times) in zip(smallest(name), (cells[name][:3], cells[name][3:6])):
+            reply = server.ask(request)
+            assert reply.startswith((b"200 OK\n", b'{"jsonrpc":"2.0","result":')), reply
+            assert int(asked) == len(request) and round(int(answered) / len(request), 1) == float(times.rstrip(" |"))
+            paths = 60 if name in ("pwd", "arg") else 0  # which are as long as they are
+            assert abs(len(reply) - int(answered)) <= int(answered) / 3 + paths, name
+    many = b":get_statistics:\n" + b"all\n" * 40
+    [[asked, times]] = re.findall(r"`get_statistics` of (\d+) bytes, .* (\d+) times", SECURITY)
+    assert int(asked) == len(many) and abs(len(server.ask(many)) / len(many) / int(times) - 1) < 1 / 3
+    assert len(server.ask(b"x")) == 26 and len(server.ask(b"[1,1]")) == 3 + 2 * 79
 
 
 def test_every_statistic_is_in_the_readme():

@@ -277,6 +277,22 @@ def test_children_end_within_a_second_of_their_attendant_even_when_stuck(start):
     assert time.monotonic() - killed_s < 1.0
 
 
+@pytest.mark.parametrize("stuck", [False, True])
+def test_usr2_is_nobody_s_signal(start, stuck):
+    """Children are sent it by the kernel when their attendant dies; from anybody else it means nothing."""
+    server = start(PLUG_INS + children_count(2), *TROUBLE)
+    children = server.children()
+    if stuck:
+        server.client().send(b":block:\n1500\n")
+    for pid in (server.pid, *children) * 3:
+        os.kill(pid, signal.SIGUSR2)
+    time.sleep(1.2)  # more than a child has when its attendant is gone
+    assert server.children() == children and server.statistic("child_deaths") == 0
+    server.process.kill()
+    server.process.wait()
+    wait_for(lambda: not any(map(is_alive, children)), 1.0, "the children to end")
+
+
 def test_socket_that_a_killed_server_left_is_replaced(start):
     first = start()
     children = first.children()

@@ -25,6 +25,13 @@ def copy_to(folder):
     return folder
 
 
+def needs_system_packages():
+    """Skip the test where the distribution's packages are not installed; where all must run, fail."""
+    for package in ("gevent", "configobj", "setproctitle"):
+        if subprocess.run([SYSTEM_PYTHON, "-c", f"import {package}"], capture_output=True).returncode:
+            (pytest.fail if NO_SKIP else pytest.skip)(f"python3-{package} is not installed")
+
+
 @pytest.fixture
 def background():
     """Start programs that serve: background(arguments...) gives the Popen once they are ready; they are stopped."""
@@ -72,10 +79,61 @@ def test_install_system_serves_what_it_installed(background, tmp_path):
     assert done.stdout == "200 OK\ngreeting:: Hello Bob\n\n", done.stderr
 
 
+def test_root_installs_nothing_where_others_could_change_it(tmp_path):
+    """Whose folder it is could have root write and run what he likes, by links and by programs of his own."""
+    needs_root()
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (tmp_path / "link").symlink_to(theirs)
+    for uid, mode, prefix in ((65534, 0o755, theirs), (0, 0o757, theirs), (0, 0o775, theirs / "further" / "down"),
+                              (0, 0o757, tmp_path / "link" / "down")):
+        os.chown(theirs, uid, 0)
+        theirs.chmod(mode)
+        command = ["sh", ROOT / "install.sh", "system", "--prefix", prefix]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1 and os.listdir(theirs) == []
+        assert re.fullmatch(rf"install.sh: others than root can write {tmp_path}/(theirs|link); mend: .*\n", done.stderr)
+
+
+# The whole machine, as those in this namespace see it: what is installed goes when they end.
+WHOLE = """
+set -e
+mount --make-rprivate /
+mkdir "$1/etc"
+cp -a /etc/. "$1/etc"
+mount --bind "$1/etc" /etc
+for place in /run /var/log /usr/local; do mount -t tmpfs -o mode=755 none "$place"; done
+sh "$2/install.sh" system --systemd >"$1/printed"
+eval "$(sed -n 's/^@reboot //p' "$1/printed")"
+find /usr/local /etc/midatagram /etc/systemd/system/midatagram.* /run /var/log ! -name '*.py' -printf '%m %u:%g %p\n'
+trap 'kill $(cat /run/midatagram.pid)' EXIT
+/usr/local/bin/midatagram -c
+setpriv --reuid nobody --regid nogroup --clear-groups /usr/local/bin/midatagram --status -P /run/midatagram.pid
+"""
+
+
+def test_nobody_else_can_write_where_root_installs(tmp_path):
+    needs_root()
+    needs("setpriv")
+    needs_system_packages()
+    if subprocess.run([needs("unshare"), "-m", "true"], capture_output=True).returncode:
+        (pytest.fail if NO_SKIP else pytest.skip)("no mount namespaces here")
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    done = subprocess.run(["unshare", "-m", "sh", "-c", WHOLE, "sh", tmp_path, copy_to(copy)], capture_output=True, text=True,
+                          timeout=90, env={**os.environ, "PYTHON": SYSTEM_PYTHON})
+    assert done.returncode == 0, done.stdout + done.stderr
+    laid = {path: (int(mode, 8), owner) for mode, owner, path in re.findall(r"^(\d+) (\S+) (/.*)$", done.stdout, re.M)}
+    own = {"/run/midatagram": 0o1775, "/var/log/midatagram": 0o750, "/run/midatagram/midatagram.sock": 0o660}
+    assert {path: (mode, "midatagram:midatagram") for path, mode in own.items()}.items() <= laid.items()
+    others = {path: (mode, owner) for path, (mode, owner) in laid.items() if path not in own}
+    assert others["/run/midatagram.pid"][0] == 0o600 and "/etc/midatagram/midatagram.conf" in others
+    assert {path: found for path, found in others.items() if found[0] & 0o022 or found[1] != "root:root"} == {}
+    assert "midatagram.conf: good" in done.stdout and done.stdout.endswith("running\n")
+
+
 def test_the_distributions_packages_are_enough(background, tmp_path):
-    for package in ("gevent", "configobj", "setproctitle"):
-        if subprocess.run([SYSTEM_PYTHON, "-c", f"import {package}"], capture_output=True).returncode:
-            (pytest.fail if NO_SKIP else pytest.skip)(f"python3-{package} is not installed")
+    needs_system_packages()
     process = background(SYSTEM_PYTHON, SCRIPT, "-s", tmp_path / "mi.sock", "-p", ROOT / "plugins")
     assert run("call", "-s", tmp_path / "mi.sock", "hello", "Bob").stdout == "200 OK\ngreeting:: Hello Bob\n\n"
     assert "WARNING" not in "".join(process.lines)

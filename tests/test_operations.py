@@ -1,6 +1,7 @@
 """Operations: command line and exit statuses, systemd's protocols, Debian's supervisor and cron, all for real."""
 
 import contextlib
+import fcntl
 import os
 import pathlib
 import re
@@ -307,6 +308,60 @@ def test_background_server_lets_go_of_stderr_when_it_logs_elsewhere(background):
         assert starter.stderr.read() == b""
 
 
+def children_of(pid):
+    """The pids of the children of a process."""
+    return set(map(int, pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def descriptors(pid):
+    """What a process has open: number -> where it leads."""
+    return {int(link.name): os.readlink(link) for link in pathlib.Path(f"/proc/{pid}/fd").iterdir()}
+
+
+@pytest.mark.parametrize("children", [1, 3])
+def test_a_shell_that_reads_what_a_start_in_the_background_says(background, children):
+    """out=$(midatagram.py -D ...) returns: nobody is left who could say more."""
+    server = background(f'log_stderror=yes\nmodparam("mi_datagram", "children_count", {children})\n')
+    command = shlex.join(map(str, [sys.executable, SCRIPT, *server.arguments, "-D"]))
+    done = subprocess.run(["sh", "-c", f'out=$({command} 2>&1); printf "%s" "$out"'], capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "ready: " in done.stdout and done.stdout.endswith(
+        "WARNING:midatagram: the log ends here, as -D lets go of stderr; log to a file (log_file) or to syslog instead")
+    pids = [server.pid(), *children_of(server.pid())]
+    assert len(pids) == children + 1
+    for pid in pids:
+        assert {descriptors(pid)[number] for number in (0, 1, 2)} == {"/dev/null"}
+    os.kill(pids[-1], signal.SIGKILL)  # what is started later has nothing either
+    [last] = wait_for(lambda: children_of(pids[0]) - set(pids), what="another child")
+    assert descriptors(last)[2] == "/dev/null"
+
+
+def test_a_start_in_the_background_keeps_nothing_that_it_inherited(background):
+    server = background()
+    with open(server.folder / "lock", "w") as lock, open(server.folder / "lock") as again:
+        os.set_inheritable(lock.fileno(), True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        far = os.dup2(lock.fileno(), 777)
+        assert subprocess.run([sys.executable, SCRIPT, *server.arguments, "-D"], pass_fds=[lock.fileno(), far]).returncode == 0
+        os.close(far)
+        lock.close()
+        fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert not [where for where in descriptors(server.pid()).values() if where.startswith(f"{server.folder}/lock")]
+    assert asked(server.place, server.folder)
+
+
+def test_a_start_in_the_background_keeps_the_sockets_of_systemd(background):
+    server = background()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ours, open(server.folder / "other", "w") as other:
+        ours.bind(str(server.place))
+        start = activated(ours)
+        done = subprocess.run([*start["wrapper"], sys.executable, SCRIPT, *server.arguments, "-D"],
+                              pass_fds=[*start["pass_fds"], other.fileno()], timeout=20)
+        assert done.returncode == 0
+    assert f"{server.folder}/other" not in descriptors(server.pid()).values()
+    assert asked(server.place, server.folder)
+
+
 @pytest.mark.parametrize("fails, status", [("port", 69), ("folder", 73), ("child", 1)])
 def test_background_start_that_fails_says_so_to_who_started_it(background, fails, status):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
@@ -506,7 +561,7 @@ def test_privileges_are_dropped_after_binding(start, open_folder, arguments, uid
     server = start('modparam("mi_datagram", "children_count", 2)\n'
                    f'modparam("midatagram", "listen", "udp:127.0.0.1:{port}")\n', *arguments,
                    place=f"{open_folder}/mi.sock", wrapper=readable_python())
-    children = pathlib.Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+    children = children_of(server.pid)
     assert len(children) == 2
     for pid in (server.pid, *children):
         assert ids(pid)[:2] == ({uid}, {gid})
