@@ -14,8 +14,6 @@ import os
 
 import midatagram as mi
 
-FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO nobody reads must not hold us up
-
 
 def absolute_path(value) -> str:
     """Converter: a path from the root, since a server may run in any folder."""
@@ -42,7 +40,7 @@ class TraceFile:
 
     def open(self) -> None:
         """Open or create the file; OSError when that is not possible."""
-        self.file = os.open(self.path, FLAGS, 0o640)
+        self.file = mi.open_to_append(self.path, os.O_WRONLY, 0o640)
 
     def write(self, batch: list) -> None:
         """Append a batch with one write, so that lines of several children do not mix; OSError where it fails."""
