@@ -425,16 +425,20 @@ def test_a_stderr_that_nobody_reads_holds_nothing_up(start, kind):
         assert is_whole(b"".join(got).decode()), b"".join(got)[-20000:]
 
 
-def test_a_start_with_a_full_pipe_and_what_the_attendant_loses(start):
+def test_each_line_that_is_lost_is_counted(start, tmp_path):
+    """From the first one on, and to the last one of a child."""
+    (tmp_path / "last.py").write_text("def destroy(ctx):\n    ctx.log.warning('the last words')\n")
     sink = Sink("pipe")
-    with open(f"/proc/self/fd/{sink.write_end}", "wb", buffering=0, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as own_end:
-        while own_end.write(b"x" * 4096):
+    own_end = os.open(f"/proc/self/fd/{sink.write_end}", os.O_WRONLY | os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(own_end, b"x" * 4096):
             pass
-    server = start(wrapper=redirected(sink.write_end), pass_fds=[sink.write_end], ready=False)
-    wait_for(lambda: os.path.exists(server.place), what="the socket")
+    os.close(own_end)
+    server = start('loadmodule "last.so"\n', "-p", str(tmp_path), wrapper=redirected(sink.write_end),
+                   pass_fds=[sink.write_end], ready=False)
+    wait_for(lambda: os.path.exists(server.place) and server.statistic("log_lost") == 1, what="the line that it is ready")
     server.signal(signal.SIGHUP)
-    wait_for(lambda: server.statistic("reloads") == 1, what="a reload")
-    wait_for(lambda: server.statistic("log_lost") == 2, what="both lines of the reload to be counted")
+    wait_for(lambda: server.statistic("log_lost") == 4, what="that it has reloaded, is ready, and the child's last words")
     got = sink.read()
     server.signal(signal.SIGHUP)
     wait_for(lambda: b" lines of log were lost\n" in b"".join(got), what="what was lost")
