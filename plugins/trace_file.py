@@ -6,7 +6,7 @@
 
 A line has the fields of midatagram.Trace; what is not UTF-8 in a request or a reply stands as lone surrogates, which
 Python's surrogateescape turns back into the bytes. All children append to the one file. SIGUSR1 makes them open it
-again, so that it can be moved away before.
+again, so that it can be moved away before. As root they open none that another user may have put there.
 """
 
 import json
