@@ -2654,12 +2654,20 @@ def remove_run(folder: str, descriptor: int) -> None:
         os.close(descriptor)
 
 
+# The log: every record goes through one handler, which never waits, and one formatter, which lets no text of a client or
+# file pass for a line of ours. What strangers can cause is limited where it is logged, in a child.
+
 LOG_LEVELS = {4: logging.DEBUG, 3: logging.INFO, 2: 25, 1: logging.WARNING, 0: logging.ERROR, -1: logging.ERROR,
               -2: logging.CRITICAL, -3: 60}  # OpenSIPS' log levels and those of Python's logging
 NOTICE, LOG_LEVEL_DEFAULT = 25, 3
 logging.addLevelName(NOTICE, "NOTICE")
 logging.addLevelName(60, "ALERT")
 PRIORITIES = {10: 7, 20: 6, 25: 5, 30: 4, 40: 3, 50: 2, 60: 1}  # of syslog and the journal
+APPENDING = os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+PART = 4000  # bytes written at once; with what stands around them no more than a pipe takes whole or not at all (PIPE_BUF)
+LINE = 3900  # bytes of a line; further ones are cut
+PERIOD_S, LINES, EACH = 5.0, 20, 5  # of one kind a child logs so many lines in that time, and so many about one client
+SAID, LABEL = 4096, 100  # lines remembered that are logged once; characters of a line's text that name its kind
 
 
 class LogFilter(logging.Filter):
@@ -2675,9 +2683,25 @@ class LogFilter(logging.Filter):
         return record.levelno >= LOG_LEVELS[level]
 
 
+def escaped(text: str) -> str:
+    """Text on one line that no reader of logs takes for another one: what is not printable as an escape, \\xff for a byte."""
+    if text.isprintable():
+        return text
+    return "".join([char if char.isprintable() else repr(char)[1:-1].replace("\\udc", "\\x") for char in text])
+
+
+def traceback_lines(record: logging.LogRecord) -> Iterator[str]:
+    """The lines of a record's traceback, indented, so that none passes for a line of its own; an exception's text is one."""
+    stack = record.stack_info.split("\n") if record.stack_info else ()
+    for entry in (*(traceback.format_exception(*record.exc_info) if record.exc_info else ()), *stack):
+        text = entry.strip("\n")
+        for line in text.split("\n") if text.startswith("  File ") else [text]:
+            yield f"  {line}"
+
+
 class LineFormatter(logging.Formatter):
-    """One record as text; `dated` puts the time before it; with `journal` each line carries its priority, as systemd
-    reads it from stderr."""
+    """One record as one line, and those of a traceback; `dated` puts the time before it; with `journal` each line carries
+    its priority, as systemd reads it from stderr."""
 
     def __init__(self, dated: bool, journal: bool):
         when = "%(asctime)s " if dated else ""
@@ -2685,11 +2709,258 @@ class LineFormatter(logging.Formatter):
         self.journal = journal
 
     def format(self, record: logging.LogRecord) -> str:
-        """The text of a record."""
-        text = encode(super().format(record)).decode("utf-8", "backslashreplace")
-        if not self.journal:
-            return text
-        return "\n".join(f"<{PRIORITIES.get(record.levelno, 6)}>{line}" for line in text.split("\n"))
+        """The text of a record; a line has at most LINE bytes behind its priority."""
+        mark = f"<{PRIORITIES.get(record.levelno, 6)}>" if self.journal else ""
+        record.message, record.asctime = record.getMessage(), self.formatTime(record, self.datefmt)
+        lines = self.formatMessage(record), *traceback_lines(record)
+        return "\n".join([mark + self.cut(escaped(line)) for line in lines])
+
+    @staticmethod
+    def cut(line: str) -> str:
+        """The part of a line that is written."""
+        data = line.encode()
+        return line if len(data) <= LINE else f"{data[:LINE - 3].decode(errors='ignore')}..."
+
+
+class LineLimit:
+    """Which lines a child logs, so that no stranger fills the log; what is remembered has a few bytes each.
+
+    A line is of the kind of the place in the code that logs it. Of each kind LINES are logged in PERIOD_S, EACH about one
+    client (extra={"about": CLIENT}), and one with the same text; the others are counted. Lines about what lasts
+    (extra={"once": WHAT}) are logged once, and again when SAID others came since.
+    """
+
+    def __init__(self):
+        self.said: dict[int, None] = {}  # hashes of what was logged once, the oldest first
+        self.lines: collections.Counter = collections.Counter()  # of this period, by kind, client and text
+        self.left_out: dict[tuple, list] = {}  # kind -> logger, level, text and how many of them
+        self.ends_s = 0.0  # the period
+
+    def allows(self, record: logging.LogRecord) -> bool:
+        """Whether to log a line; counts those that are left out, but what was logged once is no news."""
+        if record.levelno < logging.INFO:  # each line was asked for
+            return True
+        kind, text = (record.pathname, record.lineno), (record.getMessage(), record.exc_info and record.exc_info[0])
+        once = hash((kind, getattr(record, "once", None)))
+        if once in self.said:
+            return False
+        limits = {kind: LINES, hash((kind, getattr(record, "about", text))): EACH, hash((kind, text)): 1}
+        if any(self.lines[mark] >= most for mark, most in limits.items()):
+            self.left_out.setdefault(kind, [record.name, record.levelno, str(record.msg)[:LABEL], 0])[-1] += 1
+            return False
+        self.lines.update([*limits])
+        if hasattr(record, "once"):
+            if len(self.said) >= SAID:
+                del self.said[next(iter(self.said))]
+            self.said[once] = None
+        return True
+
+    def over(self) -> list[logging.LogRecord]:
+        """When a period is over, the lines that tell what was left out in it."""
+        now_s = time.monotonic()
+        if now_s < self.ends_s:
+            return []
+        self.ends_s, left_out = now_s + PERIOD_S, self.left_out
+        self.lines, self.left_out = collections.Counter(), {}
+        return [logging.LogRecord(name, level, "", 0, "... %d more such lines left out: %s", (count, text), None)
+                for name, level, text, count in left_out.values()]
+
+
+class LogHandler(logging.Handler):
+    """Logs without ever waiting: what cannot be written now is dropped and counted.
+
+    send(data): writes at most PIPE_BUF bytes, whole or not at all where that can be, as os.write().
+    """
+
+    on_stderr = True
+
+    def __init__(self, send: Callable[[bytes], int], descriptor: int = -1):
+        super().__init__()
+        self.send, self.descriptor = send, descriptor
+        self.limit: LineLimit | None = None
+        self.torn = mmap.mmap(-1, 1)  # of all processes: whether the last line lacks its end
+        self.lost = self.uncounted = 0  # lines since that was logged last, and counted
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log a record, or count it."""
+        try:
+            self.flush()
+            if self.limit is None or self.limit.allows(record):
+                self.write(record)
+        except Exception:  # a full disk, an unread pipe, a plug-in's arguments that do not fit: no line is worth a request
+            self.lost += 1
+            self.uncounted += 1
+
+    def flush(self) -> None:
+        """Log how many lines were lost, and were left out in a period that is over; OSError."""
+        if self.lost:
+            self.write(logging.LogRecord(log.name, logging.WARNING, "", 0, "%d lines of log were lost", (self.lost,), None))
+            self.lost = 0
+        for record in self.limit.over() if self.limit else ():
+            self.write(record)
+
+    def write(self, record: logging.LogRecord) -> None:
+        """Write a record; OSError when that is not possible now."""
+        for part in self.parts(record):
+            data = b"\n" * self.torn[0] + part
+            self.torn[0] = self.send(data) < len(data)
+            if self.torn[0]:
+                raise OSError(errno.ENOSPC, "there was room for a part of a line")
+
+    def parts(self, record: logging.LogRecord) -> Iterator[bytes]:
+        """The lines of a record, together as far as one write takes them."""
+        part = b""
+        for line in self.format(record).encode().split(b"\n"):
+            if len(part) + len(line) > PART:
+                yield part
+                part = b""
+            part += line + b"\n"
+        yield part
+
+    def close(self) -> None:
+        """The process ends, and so does the period."""
+        with contextlib.suppress(OSError):
+            if self.limit:
+                self.limit.ends_s = 0.0
+            self.flush()
+        super().close()
+
+
+class FileHandler(LogHandler):
+    """Logs to a file, or to a FIFO."""
+
+    on_stderr = False
+
+    def __init__(self, path: str):
+        self.path = os.path.abspath(path)
+        self.descriptor = self.opened()
+        super().__init__(functools.partial(os.write, self.descriptor))
+
+    def opened(self) -> int:
+        """A descriptor of the file that has the name now; OSError."""
+        try:
+            return open_to_append(self.path, os.O_WRONLY)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return open_to_append(self.path, os.O_RDWR)  # a FIFO that nobody reads yet
+
+    def reopen(self) -> None:
+        """Go on in the file that has the name now; OSError. A signal may come in the midst of a line: the number stays."""
+        descriptor = self.opened()
+        os.dup2(descriptor, self.descriptor, inheritable=False)
+        os.close(descriptor)
+
+
+class SyslogHandler(LogHandler):
+    """Logs to a syslog daemon, by datagrams or a stream, and connects anew when there is another one.
+
+    The socket is one that gevent has not patched, so that the attendant needs no hub.
+    """
+
+    on_stderr = False
+
+    def __init__(self, place: str, facility: str):
+        super().__init__(self.send_anew)
+        self.place, self.socket = place, None
+        self.facility = logging.handlers.SysLogHandler.facility_names[facility] << 3
+
+    def parts(self, record: logging.LogRecord) -> Iterator[bytes]:
+        """The lines of a record, with what a syslog daemon wants before and behind them."""
+        head = b"<%d>midatagram: " % (self.facility | PRIORITIES.get(record.levelno, 6))
+        return (head + part.rstrip(b"\n") + b"\0" for part in super().parts(record))
+
+    def connect(self) -> None:
+        """Connect to the daemon; OSError."""
+        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+            self.socket = original("socket", "socket")(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+            try:
+                return self.socket.connect(self.place)
+            except OSError as error:
+                self.socket = self.socket.close()
+                if error.errno != errno.EPROTOTYPE:
+                    raise
+        return None
+
+    def send_anew(self, data: bytes) -> int:
+        """Send to the daemon, to another one if that has gone; OSError."""
+        try:
+            if self.socket:
+                return self.socket.send(data)
+        except BlockingIOError:
+            raise
+        except OSError:
+            self.socket = self.socket.close()
+        self.connect()
+        return self.socket.send(data)
+
+
+def stderr_sender() -> tuple[Callable[[bytes], int], int]:
+    """A function that writes to stderr and never waits, while others who have it open may; and its descriptor.
+
+    To be called before privileges are dropped: a pipe can be opened anew by its owner only.
+    """
+    kind = os.fstat(2).st_mode
+    if S_ISSOCK(kind):
+        stream = original("socket", "socket")(fileno=os.dup(2))
+        return lambda data: stream.send(data, socket.MSG_DONTWAIT), stream.fileno()
+    if S_ISREG(kind):
+        return functools.partial(os.write, 2), 2
+    try:
+        descriptor = os.open("/proc/self/fd/2", os.O_WRONLY | APPENDING)
+    except OSError:
+        return write_in_turn, 2
+    return functools.partial(os.write, descriptor), descriptor
+
+
+def write_in_turn(data: bytes) -> int:
+    """Write to a stderr that only another user can open anew, if it has room; the lock keeps our processes from taking
+    the same room."""
+    fcntl.lockf(2, fcntl.LOCK_EX)
+    try:
+        if not original("select", "select")([], [2], [], 0)[1]:
+            raise BlockingIOError(errno.EAGAIN, "nobody reads stderr")
+        return os.write(2, data)
+    finally:
+        fcntl.lockf(2, fcntl.LOCK_UN)
+
+
+def open_to_append(path: str, access: int = os.O_WRONLY, mode: int = 0o666) -> int:
+    """Open or create a file to append to, without waiting for the reader of a FIFO; OSError.
+
+    Root opens what no other user can have put there: in a folder that others may write, only a file of root's that has no
+    other name.
+    """
+    others = os.geteuid() == 0 and exchangeable(path)
+    if others and exchangeable(os.path.dirname(path)):
+        raise PermissionError(errno.EPERM, "others than root can exchange its folder")
+    descriptor = os.open(path, access | APPENDING | os.O_CREAT | (os.O_NOFOLLOW if others else 0), mode)
+    status = os.fstat(descriptor)
+    if others and (status.st_uid != 0 or status.st_nlink != 1):
+        os.close(descriptor)
+        raise PermissionError(errno.EPERM, "others than root can write its folder, and may have put it there")
+    return descriptor
+
+
+def exchangeable(path: str) -> bool:
+    """Whether others than root can exchange what is at a path, or a folder or link on the way there; OSError."""
+    folder = os.path.dirname(path)
+    if folder == path:
+        return False
+    status = os.stat(folder)
+    sticky = status.st_mode & S_ISVTX and os.path.isdir(path) and os.lstat(path).st_uid == 0  # as a folder in /tmp
+    if status.st_uid != 0 or (status.st_mode & 0o022 and not sticky) or exchangeable(folder):
+        return True
+    return os.path.islink(path) and (not os.path.exists(path) or exchangeable(os.path.join(folder, os.readlink(path))))
+
+
+def tend_logs(server: Server) -> None:
+    """Some times a second: count what was lost, and log what was left out."""
+    for handler in log.handlers:
+        server.count("log_lost", handler.uncounted)
+        handler.uncounted = 0
+        with contextlib.suppress(OSError):
+            handler.flush()
 
 
 def stderr_is_journal() -> bool:
@@ -3803,6 +4074,7 @@ MI_DATAGRAM_STATS = [
     Stat("reloads", "configurations taken by a reload"),
     Stat("reload_errors", "reloads refused because of a mistake"),
     Stat("events_lost", "events that could not be sent to a subscriber"),
+    Stat("log_lost", "lines of log that could not be written at once"),
 ]
 MI_DATAGRAM_EVENTS = [
     Event("E_MI_CHILD_DIED", "a child died without being told to: pid, reason"),
@@ -4032,7 +4304,6 @@ OWN_SOCKETS = 512  # at most; further clients that are behind are retried on a t
 MOMENT_S = 0.01  # how long what was found out about a client holds good
 RETRY_S = 0.005  # how often those are retried who cannot be waited for
 LOCK_TRIES = 100  # a hundredth of a second apart
-TOLD = 1000  # clients remembered as already complained of
 
 
 class Endpoint:
@@ -4325,7 +4596,6 @@ class Outbox:
         self.shortcuts: dict[Endpoint, dict] = collections.defaultdict(dict)  # and for those with a Peer what sends to them
         self.moment_s = 0.0  # when it ends
         self.bytes = 0
-        self.told: set = set()
         self.retry = gevent.get_hub().loop.timer(RETRY_S, RETRY_S)
 
     def look_again(self, now_s: float) -> None:
@@ -4474,12 +4744,9 @@ class Outbox:
 
     def tell(self, endpoint: Endpoint, client: Any, why: str) -> None:
         """Log something about a client, once."""
-        if len(self.told) > TOLD:
-            self.told.clear()
-        if (endpoint, client, why) not in self.told:
-            self.told.add((endpoint, client, why))
-            name = "a client" if client is None else f"client {shown_address(endpoint.address_of(client))}"
-            log.warning("%s of %s: %s", name, endpoint.place.address, why)
+        name = "a client" if client is None else f"client {shown_address(endpoint.address_of(client))}"
+        place = endpoint.place.address
+        log.warning("%s of %s: %s", name, place, why, extra={"once": (name, place, why)})
 
     @property
     def waiting(self) -> int:
@@ -4535,6 +4802,7 @@ class Child:
     def __init__(self, server: Server, endpoints: list[Endpoint], row: int, rank: int):
         self.server, self.endpoints, self.row, self.rank = server, endpoints, row, rank
         self.setup, self.hub = server.setup, gevent.get_hub()
+        self.hub.print_exception = lambda context, *raised: log.error("%s ended", context, exc_info=raised)  # not to stderr
         own = self.setup.own
         self.size, self.timeout_s = own["pool_size"], own["handler_timeout"] / 1000
         self.workers: list[Worker] = []
@@ -4766,6 +5034,7 @@ class Child:
                     module.hooks["destroy"](Context(module))
                 except Exception:  # a plug-in's seam
                     log.getChild(module.name).exception("destroy raised")
+        tend_logs(self.server)
         self.server.store.close()
 
 
@@ -4785,7 +5054,7 @@ class Screen:
         address = endpoint.address_of(client)
         if not endpoint.unix and self.networks is not None and not Access.in_networks(address[0], self.networks):
             self.server.count("refused")
-            log.warning("datagrams from %s are refused by allow_from", address[0])
+            log.warning("datagrams from %s are refused by allow_from", address[0], extra={"once": address[0]})
             return False
         if not data:
             self.server.count("empty")
@@ -4824,7 +5093,7 @@ class Screen:
         """Count a datagram that is not answered, and name its sender once."""
         self.server.count("looped")
         name = shown_address(endpoint.address_of(client))
-        log.warning("datagrams from %s are replies, or come from no client: not answered", name)
+        log.warning("datagrams from %s are replies, or come from no client: not answered", name, extra={"once": name})
 
 
 def is_local(family: int, host: str) -> bool:
@@ -4865,7 +5134,8 @@ class Access:
             allowed = any(self.in_networks(who, rule.networks) for rule in rules)
         if not allowed:
             command.module.server.count("forbidden")
-            log.warning("audit: command %s refused to %s (%s)", command.name, shown_address(endpoint.address_of(client)), who)
+            log.warning("audit: command %s refused to %s (%s)", command.name, shown_address(endpoint.address_of(client)), who,
+                        extra={"about": credentials[1] if credentials else who})  # who may ask from many sockets
         return allowed
 
     @staticmethod
@@ -5154,9 +5424,9 @@ class Supervisor:
                 self.finish_reload()
             self.tell_ready()
             if self.tell_starter >= 0:
-                if any(type(handler) is logging.StreamHandler for handler in log.handlers):
+                if any(handler.on_stderr for handler in log.handlers):
                     log.warning("the log ends here, as -D lets go of stderr; log to a file (log_file) or to syslog instead")
-                let_go(2)
+                let_go_of_stderr()
                 with contextlib.suppress(BrokenPipeError):  # who started us did not wait
                     os.write(self.tell_starter, bytes([EXIT_OK]))
                 os.close(self.tell_starter)
@@ -5248,7 +5518,7 @@ class Supervisor:
                 nonlocal status
                 status = EXIT_CRASH
                 if self.tell_starter >= 0:
-                    let_go(2)
+                    let_go_of_stderr()
                 self.processes.set(row, state=Processes.SERVING)
                 tell()
 
@@ -5361,6 +5631,7 @@ class Supervisor:
             return
         awake = now_s - getattr(self, "ticked_s", now_s) < FROZEN_S
         self.ticked_s = now_s
+        tend_logs(self.server)
         if awake:  # else the children were frozen too, and get the time to beat
             self.check_beats(now_s)
         self.check_sockets()
@@ -5862,63 +6133,64 @@ def load_packages() -> None:
         importlib.import_module("setproctitle")
 
 
-class SyslogHandler(logging.handlers.SysLogHandler):
-    """Logs to syslog through sockets that gevent has not patched, so that the attendant needs no hub."""
-
-    priority_map = {**logging.handlers.SysLogHandler.priority_map, "NOTICE": "notice", "ALERT": "alert"}
-
-    def _connect_unixsocket(self, address):
-        self.socktype, self.socket = socket.SOCK_DGRAM, original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM)
-        try:
-            self.socket.connect(address)
-        except OSError:
-            self.socket.close()
-            raise
-
-
-def start_logging(setup: Setup, processes: Processes, background: bool, debug: bool) -> None:
-    """Log to stderr, syslog or a file, as the configuration and the command line say."""
+def start_logging(setup: Setup, processes: Processes, options) -> None:
+    """Log to stderr, syslog or a file, as the configuration and the command line say; StartError."""
     settings = setup.globals
-    level = 4 if debug else settings.get("log_level", LOG_LEVEL_DEFAULT)
+    level = 4 if options.debug else settings.get("log_level", LOG_LEVEL_DEFAULT)
     for row in range(ROWS):
         processes.set(row, level=level)
-    to_stderr = settings.get("log_stderror", settings.get("stderror_enabled", not background)) or debug and not background
+    foreground = not options.background
+    to_stderr = settings.get("log_stderror", settings.get("stderror_enabled", foreground)) or options.debug and foreground
     if setup.own["log_file"]:
-        try:
-            handler: logging.Handler = logging.FileHandler(setup.own["log_file"], encoding="utf-8", errors="surrogateescape")
-        except OSError as error:
-            status = EXIT_PERMISSION if isinstance(error, PermissionError) else EXIT_CANNOT_CREATE
-            raise StartError(status, f"log_file {setup.own['log_file']}: {error.strerror}") from None
+        handler = log_file(setup.own["log_file"], *account_of(options))
     elif to_stderr or not os.path.exists("/dev/log"):
-        handler = logging.StreamHandler()
+        handler = LogHandler(*stderr_sender())
     else:
         handler = SyslogHandler("/dev/log", settings.get("log_facility", "daemon"))
-        handler.ident = "midatagram: "
-    journal = type(handler) is logging.StreamHandler and stderr_is_journal()
+    journal = handler.on_stderr and stderr_is_journal()
     handler.setFormatter(LineFormatter(not journal and not isinstance(handler, SyslogHandler), journal))
-    logging.raiseExceptions = False  # a syslog daemon that is away is no reason for a traceback on stderr
     log.handlers[:] = [handler]
     log.setLevel(1)
     log.propagate = False
     log_as(processes, ATTENDANT)
 
 
+def log_file(path: str, user: Any, gid: int) -> FileHandler:
+    """The log file, opened as the user of -u would unless it is root's alone to put it there; StartError.
+
+    One that root makes is the user's, so that it can be opened again.
+    """
+    try:
+        if user is None or os.geteuid() != 0:
+            return FileHandler(path)
+        if exchangeable(os.path.abspath(path)):
+            with acting_as(user, gid):
+                return FileHandler(path)
+        exists = os.path.lexists(path)
+        handler = FileHandler(path)
+        if not exists:
+            os.fchown(handler.descriptor, user.pw_uid, gid)
+        return handler
+    except OSError as error:
+        status = EXIT_PERMISSION if isinstance(error, PermissionError) else EXIT_CANNOT_CREATE
+        raise StartError(status, f"log_file {path}: {error.strerror}") from None
+
+
 def log_as(processes: Processes, row: int) -> None:
-    """Take the log level of that row of the process table."""
+    """Take the log level of that row of the process table; children, which strangers talk to, limit what they log."""
     for handler in log.handlers:
         handler.filters[:] = [LogFilter(processes, row)]
+        handler.limit = LineLimit() if row != ATTENDANT else None
 
 
 def reopen_logs() -> None:
     """Open log files again by their names."""
     for handler in log.handlers:
-        if isinstance(handler, logging.FileHandler):
+        if isinstance(handler, FileHandler):
             try:
-                stream = handler._open()
+                handler.reopen()
             except OSError as error:  # as when -u may not write the folder: better the old file than none
-                log.error("%s cannot be opened again, the log goes on to the old file: %s", handler.baseFilename, error.strerror)
-            else:
-                handler.setStream(stream).close()
+                log.error("%s cannot be opened again, the log goes on to the old file: %s", handler.path, error.strerror)
 
 
 def log_notes(setup: Setup) -> None:
@@ -6118,19 +6390,38 @@ class PidFile:
         self.file = -1
 
 
-def drop_privileges(options) -> None:
-    """Become -u and -g; StartError if that cannot be."""
-    if not (options.user or options.group):
-        return
+def account_of(options) -> tuple:
+    """The entry of -u's user (None: no -u) and the number of the group to run with (None: ours); StartError."""
     try:
         user = pwd.getpwnam(options.user) if options.user else None
-        gid = grp.getgrnam(options.group).gr_gid if options.group else user.pw_gid
+        return user, grp.getgrnam(options.group).gr_gid if options.group else user and user.pw_gid
     except KeyError as error:
         raise StartError(EXIT_CONFIG, f"-u, -g: {error.args[0].replace('()', '')} on this system") from None
+
+
+@contextlib.contextmanager
+def acting_as(user: Any, gid: int) -> Iterator[None]:
+    """Be another user for a while, to do with files what that one could; only root can."""
+    before = os.getgroups(), os.getegid()
+    os.setgroups(os.getgrouplist(user.pw_name, gid))
+    os.setegid(gid)
+    os.seteuid(user.pw_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(before[1])
+        os.setgroups(before[0])
+
+
+def drop_privileges(options) -> None:
+    """Become -u and -g; StartError if that cannot be."""
+    user, gid = account_of(options)
     try:
         if user:
             os.initgroups(user.pw_name, gid)
-        os.setgid(gid)
+        if gid is not None:
+            os.setgid(gid)
         if user:
             os.setuid(user.pw_uid)
     except PermissionError:
@@ -6143,6 +6434,11 @@ def close_inherited() -> None:
         if int(name) > 2 and int(name) not in given_descriptors():
             with contextlib.suppress(OSError):  # the one that listed them
                 os.close(int(name))
+
+
+def let_go_of_stderr() -> None:
+    """Let go of stderr, under each of its numbers."""
+    let_go(2, *[handler.descriptor for handler in log.handlers if handler.on_stderr])
 
 
 def let_go(*descriptors: int) -> None:
@@ -6221,7 +6517,8 @@ def start(options, setup: Setup, load: Callable[[], Setup], processes: Processes
         pidfile.lock()
     supervisor = Supervisor(setup, load, processes, started_s)
     try:
-        start_logging(setup, processes, options.background, options.debug)
+        start_logging(setup, processes, options)
+        supervisor = Supervisor(setup, load, processes, started_s)
         supervisor.open(given)
         drop_privileges(options)
         supervisor.make_store()
