@@ -4961,6 +4961,7 @@ class Child:
         self.server.processes.beats[self.row] = int(now_s * 1000)
         self.debugging = self.server.processes.log_level(self.row) >= 4
         self.is_tracing = self.debugging or bool(self.tracing.tracers)
+        tend_logs(self.server)
         self.outbox.sweep(now_s)
         for tracer in self.tracing.tracers:
             tracer.sweep(now_s)
