@@ -2833,8 +2833,8 @@ class FileHandler(LogHandler):
 
     def __init__(self, path: str):
         self.path = os.path.abspath(path)
-        self.descriptor = self.opened()
-        super().__init__(functools.partial(os.write, self.descriptor))
+        descriptor = self.opened()
+        super().__init__(functools.partial(os.write, descriptor), descriptor)
 
     def opened(self) -> int:
         """A descriptor of the file that has the name now; OSError."""
@@ -6519,7 +6519,6 @@ def start(options, setup: Setup, load: Callable[[], Setup], processes: Processes
     supervisor = Supervisor(setup, load, processes, started_s)
     try:
         start_logging(setup, processes, options)
-        supervisor = Supervisor(setup, load, processes, started_s)
         supervisor.open(given)
         drop_privileges(options)
         supervisor.make_store()
