@@ -2241,7 +2241,7 @@ NEWEST, USED, FULL_S, FAILED_S, FIRST = range(5)  # before them: the last versio
 LOCK_S = 1.0  # for which requests wait for a locked store, all of them at the same time
 SLICE_ROWS, FEW_ROWS = 2000, 50  # rows that are removed at once, and where there is hardly room for that
 SLICE_S = 0.005  # for which keys are compared at once
-MEMO_BYTES = 4 << 20  # of values that were read, per child
+MEMO_BYTES, ENTRY_BYTES = 4 << 20, 300  # of values that were read, per child; of one beside its texts
 INCIDENT_S = 60  # without a failure, and the next one is logged again
 NO_ROOM = "database or disk is full"  # SQLite's words
 
@@ -2298,8 +2298,15 @@ class Store:
             data, expires_s = row or (None, None)
             entry = version, None if data is None else decode(data), float("inf") if expires_s is None else expires_s
             if version > 0:
-                self.memo.keep((space, key), entry, ROW_BYTES + 2 * len(key) + len(data or b""))
+                self.memo.keep((space, key), entry, ENTRY_BYTES + sys.getsizeof(key) + sys.getsizeof(entry[1]))
         return entry[1] if entry[2] > time.monotonic() else None
+
+    def peek(self, space: str, key: str) -> str:
+        """A value that was read before and is still the same; LookupError if it must be read."""
+        entry = self.memo.get((space, key))
+        if entry is None or entry[0] != self.version(space) or entry[1] is None or entry[2] <= time.monotonic():
+            raise LookupError
+        return entry[1]
 
     def put(self, space: str, key: str, value: str, lifetime_s: float = 0) -> None:
         """Keep a value, for a time or (0) for good."""
@@ -3515,10 +3522,29 @@ def cache_store(ctx, system, attr, value, expire=0):
 @command("cache_fetch", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many arguments"))
 def cache_fetch(ctx, system, attr):
     """Show a value of a cache system."""
-    value = in_cache(ctx, system, "Cache fetch command failed", lambda space: ctx.store.get(space, attr))
+    value, live = in_cache(ctx, system, "Cache fetch command failed", lambda space: cached(ctx.store, space, attr))
     if value is None:
         return Reply(nodes=(Node(None, "Value not found"),), result=Error(400, "Value not found"))
-    return Reply(nodes=(Node("key", attr), Node("value", value)))
+    return Reply(nodes=(Node("key", attr), Node("value", LIVE if live else value)), live=live)
+
+
+def cached(store: Store, space: str, key: str) -> tuple:
+    """A value or None; and if it was asked for before, what makes a reply last until it changes, else None."""
+    try:
+        return store.peek(space, key), Cached(store, space, key)
+    except LookupError:
+        return store.get(space, key), None
+
+
+class Cached(Watched):
+    """The value in a reply that is kept. When it may have changed look() fails, and the command is called anew."""
+
+    def __init__(self, store: Store, space: str, key: str):
+        self.look = functools.partial(store.peek, space, key)
+
+    def sums(self, value: str) -> tuple:
+        """The reply's one value."""
+        return (value,)
 
 
 @command("cache_remove", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many parameters"))
@@ -3554,7 +3580,9 @@ def event_subscribe(ctx, event, socket, expire=3600):
     except ValueError:
         raise BAD_PARAMETER from None
     if not may_have_events(ctx, family, target):
-        ctx.log.warning("audit: %s cannot have events sent to %s, see event_targets", ctx.caller[1], socket)
+        endpoint, client = ctx.caller
+        ctx.server.count("forbidden")
+        log.warning("audit: events for %a refused to %s", socket, shown_address(endpoint.address_of(client)))
         raise Error(403, "Forbidden")
     ended = expire == 0 and ctx.request.dialect == "jsonrpc"
     row = {"event": event, "socket": socket, "expire": expire, "since": time.monotonic(), "dialect": ctx.request.dialect,
@@ -3564,16 +3592,14 @@ def event_subscribe(ctx, event, socket, expire=3600):
 
 
 def may_have_events(ctx, family: int, target: Any) -> bool:
-    """Whether the sender of a request may subscribe an address: a local user any, a host its own, and those in event_targets."""
+    """Whether who asks may subscribe an address: a UNIX client any, a UDP client its own host's and those in event_targets."""
     endpoint, client = ctx.caller or (None, None)
     if endpoint is None or endpoint.unix:
         return True
-    host = host_address(endpoint.address_of(client)[0])
     if family == socket.AF_UNIX:
-        return host.is_loopback
-    wanted = host_address(target[0])
-    return (wanted == host or (wanted.is_loopback and host.is_loopback)
-            or any(wanted in network for network in ctx.server.setup.own["event_targets"]))
+        return False
+    wanted, networks = host_address(target[0]), ctx.server.setup.own["event_targets"]
+    return wanted == host_address(endpoint.address_of(client)[0]) or any(wanted in network for network in networks)
 
 
 def event_params(value):
@@ -3851,7 +3877,7 @@ MI_DATAGRAM_STATS = [
     Stat("empty", "empty datagrams"),
     Stat("notifications", "JSON-RPC notifications, which get no reply"),
     Stat("refused", "datagrams from networks that allow_from leaves out"),
-    Stat("forbidden", "commands refused by allow_command"),
+    Stat("forbidden", "commands refused by allow_command, and subscriptions by event_targets"),
     Stat("interrupted", "commands ended by handler_timeout"),
     Stat("delayed", "replies that waited for their client to read"),
     Stat("child_deaths", "children that died without being told to"),
