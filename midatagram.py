@@ -2233,17 +2233,17 @@ class StoreError(Error):
 
 
 PAGE = 4096  # bytes
-LOG_BYTES = 64 * PAGE  # of SQLite's log, which are then written to its file; as many are in reserve for a full disk
-LOG_LIMIT = 16 * LOG_BYTES  # of a log that cannot be written to the file, since another process does not end reading
+LOG_BYTES = 32 * PAGE  # of SQLite's log, which are then written to its file; as many are in reserve for a full disk
+LOG_LIMIT = 32 * LOG_BYTES  # of a log that cannot be written to the file, since another process does not end reading
 ROW_BYTES = 64  # of a row in the file, beyond its value and twice its key
 SPACES = 1024  # versions in shared memory; two spaces that share one are read a little more often
-NEWEST, USED, FULL_S, FAILED_S, FIRST = range(5)  # before them: the last version, bytes in use, when the store last failed
+NEWEST, USED, ROOM, FULL_S, FAILED_S, FIRST = range(6)  # before them: the last version, bytes, when the store last failed
 LOCK_S = 1.0  # for which requests wait for a locked store, all of them at the same time
-SLICE_ROWS, FEW_ROWS = 2000, 50  # rows that are removed at once, and where there is hardly room for that
+SLICE_ROWS, FEW_ROWS = 1000, 50  # rows that are removed at once, and where there is hardly room for that
 SLICE_S = 0.005  # for which keys are compared at once
 MEMO_BYTES, ENTRY_BYTES = 4 << 20, 300  # of values that were read, per child; of one beside its texts
 INCIDENT_S = 60  # without a failure, and the next one is logged again
-NO_ROOM = "database or disk is full"  # SQLite's words
+NO_ROOM, DISK_FULL = "store_size or its file system is full", "database or disk is full"  # the latter SQLite's words
 
 
 class Store:
@@ -2266,14 +2266,12 @@ class Store:
     REMOVE_FITTING = f"DELETE FROM item WHERE space = ? AND key BETWEEN ? AND ? AND fits(key) {SIZES}"
     PURGE = f"DELETE FROM item WHERE rowid IN (SELECT rowid FROM item WHERE expires <= ? LIMIT ?) {SIZES}"
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, size_bytes: int):
         self.path = os.path.join(folder, "store.sqlite")
         self.connection: sqlite3.Connection | None = None
-        disk = os.statvfs(folder)
-        self.disk_bytes = self.size_bytes = disk.f_bavail * disk.f_frsize
         self.shared = memoryview(mmap.mmap(-1, (FIRST + 2 * SPACES) * SLOT)).cast("q")
         self.memo = Memo(MEMO_BYTES)
-        self.reserve, self.rows, self.locked_s = -1, SLICE_ROWS, 0.0
+        self.size_bytes, self.reserve, self.rows, self.locked_s = size_bytes, -1, SLICE_ROWS, 0.0
         self.failed: Callable[[], None] = lambda: None  # called for each StoreError
 
     # What others use.
@@ -2314,7 +2312,8 @@ class Store:
 
     def remove(self, space: str, key: str) -> None:
         """Forget a key."""
-        self.change(space, key, lambda old: None)
+        if self.version(space):  # else nothing was ever in the space, not even where there is no room for a file
+            self.change(space, key, lambda old: None)
 
     def change(self, space: str, key: str, function: Callable, lifetime_s: float | None = None) -> str | None:
         """Put function(value) in the place of a value, in one step for all processes; returns the new value.
@@ -2334,12 +2333,12 @@ class Store:
         start: bytes | None = b""
         while start is not None:
             start = self.write(space, functools.partial(self.remove_slice, encode(space), fits, start))
-            gevent.sleep(0)
+            give_way()
 
     def purge(self) -> None:
         """Delete what expired, in slices as well."""
         while self.write("", self.purge_slice):
-            gevent.sleep(0)
+            give_way()
 
     def close(self) -> None:
         """Close this process' connection."""
@@ -2400,7 +2399,7 @@ class Store:
                 result = act(self.connection or self.open())
             except (sqlite3.Error, OSError) as error:
                 locked, now_s = "locked" in str(error), time.monotonic()
-                self.locked_s = self.locked_s or now_s
+                self.locked_s = self.locked_s or now_s if locked else 0.0
                 if not locked or not patient or (tries >= 3 and now_s - self.locked_s > LOCK_S):
                     raise self.failure(f"{error}", locked) from None
             else:
@@ -2415,26 +2414,31 @@ class Store:
         try:
             for statement in self.OPEN:
                 connection.execute(statement)
+            connection.execute(f"PRAGMA max_page_count = {self.size_bytes // PAGE}")
             if self.reserve < 0:
                 self.reserve = os.open(f"{self.path}-reserve", os.O_RDWR | os.O_CREAT, 0o600)
         except BaseException:
             connection.close()
             raise
         self.connection = connection
-        self.end_squeeze()
+        self.fill_reserve()
         return connection
 
     def write(self, space: str, step: Callable[[], tuple]) -> Any:
         """Do a step in one transaction, which gives the space a new version; returns the result of the step."""
+        transact = functools.partial(self.transact, space, step)
+
         def act(connection: sqlite3.Connection) -> Any:
-            if os.path.getsize(f"{self.path}-wal") > LOG_BYTES and not self.empty_log():
-                raise sqlite3.OperationalError("log is locked")
             try:
-                return self.transact(space, step)
+                if os.path.getsize(f"{self.path}-wal") > LOG_BYTES:
+                    self.empty_log()
+                    self.fill_reserve()
+                return transact()
             except sqlite3.OperationalError as error:
-                if str(error) != NO_ROOM:
+                if str(error) not in (NO_ROOM, DISK_FULL):
                     raise
-                return self.squeeze(space, step)
+                self.squeeze(self.make_room)
+                return transact() if str(error) == NO_ROOM else self.squeeze(transact)
 
         return self.attempt(act)
 
@@ -2444,8 +2448,8 @@ class Store:
         run("BEGIN IMMEDIATE")
         try:
             result, growth = step()
-            if growth > 0 and shared[USED] + growth > min(self.size_bytes, self.disk_bytes) // 2:
-                raise sqlite3.OperationalError(NO_ROOM)  # the file is twice as large, since pages are seldom full
+            if growth > 0 and not self.has_room(growth):
+                raise sqlite3.OperationalError(NO_ROOM)
             version = shared[NEWEST] = shared[slot] = shared[NEWEST] + 1
             shared[USED] += growth
             run("COMMIT")
@@ -2458,43 +2462,57 @@ class Store:
             shared[slot + SPACES] = max(version, shared[slot + SPACES])
         return result
 
-    def squeeze(self, space: str, step: Callable[[], tuple]) -> Any:
-        """Where there is no room: remove some of what expired, then do a step within the file as it is, for which the
-        reserve takes the log."""
-        os.ftruncate(self.reserve, 0)
-        self.empty_log()
-        self.connection.execute("PRAGMA max_page_count = 1")  # it has more; it gets no more
-        self.rows, until_s = FEW_ROWS, time.monotonic() + SLICE_S
-        try:
-            while self.transact("", self.purge_slice) and self.empty_log() and time.monotonic() < until_s:
-                pass
-            return self.transact(space, step)
-        finally:
-            self.empty_log()
-            self.end_squeeze()
+    def has_room(self, growth: int) -> bool:
+        """Whether there is room for more bytes of keys and values: half of what the file may grow to is for these, since its
+        pages are seldom full. A disk that others fill later does not make it less."""
+        shared, folder = self.shared, os.path.dirname(self.path)
+        if shared[USED] + growth > shared[ROOM]:
+            disk, ours = os.statvfs(folder), sum(entry.stat().st_blocks * 512 for entry in os.scandir(folder))
+            shared[ROOM] = max(shared[ROOM], (disk.f_bavail * disk.f_frsize + ours - 3 * LOG_BYTES) // 2)
+        return shared[USED] + growth <= min(shared[ROOM], self.size_bytes // 2)
 
-    def end_squeeze(self) -> None:
-        """Have the file grow to its limit again, and the reserve back if the disk has room for it."""
-        self.rows = SLICE_ROWS
-        self.connection.execute(f"PRAGMA max_page_count = {self.size_bytes // PAGE}")
+    def make_room(self) -> None:
+        """Delete some of what expired."""
+        until_s = time.monotonic() + SLICE_S
+        while self.transact("", self.purge_slice) and time.monotonic() < until_s:
+            self.empty_log()
+
+    def squeeze(self, act: Callable[[], Any]) -> Any:
+        """What act() returns on a full disk: the reserve takes the log, and the file becomes no larger."""
+        run = self.connection.execute
+        os.ftruncate(self.reserve, 0)
+        run("PRAGMA max_page_count = 1")  # it has more, and keeps them
+        self.rows = FEW_ROWS
+        try:
+            self.empty_log()
+            return act()
+        finally:
+            self.rows = SLICE_ROWS
+            run(f"PRAGMA max_page_count = {self.size_bytes // PAGE}")
+            self.empty_log()
+            self.fill_reserve()
+
+    def fill_reserve(self) -> None:
+        """Take what a full disk will need for the log, unless it is full already."""
         with contextlib.suppress(OSError):
             os.posix_fallocate(self.reserve, 0, LOG_BYTES)
 
-    def empty_log(self) -> bool:
-        """Write SQLite's log to its file; false if another process reads and the log is as long as it may be."""
+    def empty_log(self) -> None:
+        """Write SQLite's log to its file; OperationalError if another process goes on reading and the log is too long."""
         busy = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-        return not busy or os.path.getsize(f"{self.path}-wal") < LOG_LIMIT
+        if busy and os.path.getsize(f"{self.path}-wal") > LOG_LIMIT:
+            raise sqlite3.OperationalError("log is locked")
 
     def failure(self, error: str, locked: bool) -> StoreError:
         """What a request gets for an error, which is logged once for all processes as long as it lasts."""
-        now_s, slot = int(time.monotonic()), FULL_S if error == NO_ROOM else FAILED_S
+        now_s, slot = int(time.monotonic()), FULL_S if error in (NO_ROOM, DISK_FULL) else FAILED_S
         if not self.shared[slot] or now_s - self.shared[slot] > INCIDENT_S:
             log.error("the store fails: %s", error)
         self.shared[slot] = now_s or 1
         if slot == FAILED_S and not locked:
             self.close()  # and open it anew for the next request
         self.failed()
-        return StoreError(500, f"the store fails: {error}")
+        return StoreError(500, "Server Internal Error")
 
 
 def run_folder() -> tuple[str, int]:
@@ -2663,7 +2681,7 @@ class Server:
 
 
 EVENT_QUEUE = 4 << 20  # bytes of events that are not sent to everybody yet, per child
-EVENT_SLICE_S = 0.002  # for which events are sent before others get their turn
+EVENT_SLICE_S, EVENT_FEW = 0.002, 16  # for which events are sent before others get their turn, and datagrams that always are
 EVENT_END_S = 0.1  # for which they are sent when a child ends
 
 
@@ -2684,6 +2702,7 @@ class Events:
         self.queue: collections.deque = collections.deque()  # (name, dialect -> datagram, those who have not got it, bytes)
         self.waiting_bytes, self.sending = 0, False
         self.senders: dict[int, Any] = {}  # address family -> socket
+        self.trouble: tuple | None = None  # of the last event that was lost
         self.text: str | None = None
         self.rows: dict[str, list[dict]] = {}  # by event, what the text holds
 
@@ -2702,32 +2721,40 @@ class Events:
         try:
             self.inlet.send(json.dumps([name, attributes]).encode())
         except OSError as error:  # no child has looked for long
-            self.server.count("events_lost")
-            log.info("event %s is lost: %s", name, error)
+            self.lose(name, 1, error)
         return 0
 
     def receive(self) -> None:
-        """Send what the attendant handed over. Runs in the hub."""
+        """Send what the attendant handed over, before what waits here: a child that ends has no time. Runs in the hub."""
         with contextlib.suppress(BlockingIOError):
             while True:
-                self.put(*json.loads(self.outlet.recv(65536)))
+                name, attributes = json.loads(self.outlet.recv(65536))
+                datagrams, subscribers = self.written(name, attributes)
+                for row in subscribers:
+                    self.send_to(row, name, datagrams[row["dialect"]])
 
-    def put(self, name: str, attributes) -> int:
-        """Send an event, now or when those before it are sent; returns to how many."""
+    def written(self, name: str, attributes) -> tuple[dict[str, bytes], list[dict]]:
+        """An event as datagrams, by dialect, and the subscriptions that it can be sent to."""
         try:
             subscribers = self.subscribers(name, patient=False)
-        except StoreError:  # logged there; it must not end who raises an event
-            return self.lose(name, 1, "the store fails")
+        except StoreError:  # it must not end who raises an event
+            self.lose(name, 1, "the store fails")
+            return {}, []
         datagrams: dict[str, bytes] = {}
         for dialect in {row["dialect"] for row in subscribers}:
             try:
                 datagrams[dialect] = write_event(name, attributes, dialect)
             except ValueError as error:  # text cannot carry one of its attributes
                 self.lose(name, sum(row["dialect"] == dialect for row in subscribers), error)
-        subscribers = [row for row in subscribers if row["dialect"] in datagrams]
+        return datagrams, [row for row in subscribers if row["dialect"] in datagrams]
+
+    def put(self, name: str, attributes) -> int:
+        """Send an event, now or when those before it are sent; returns to how many."""
+        datagrams, subscribers = self.written(name, attributes)
         size = sum(map(len, datagrams.values()))
         if self.waiting_bytes + size > EVENT_QUEUE:
-            return self.lose(name, len(subscribers), "too many wait")
+            self.lose(name, len(subscribers), "too many events wait")
+            return 0
         self.waiting_bytes += size
         self.queue.append((name, datagrams, iter(subscribers), size))
         if not self.sending and not self.send(EVENT_SLICE_S):
@@ -2735,42 +2762,47 @@ class Events:
             gevent.spawn(self.go_on)
         return len(subscribers)
 
-    def lose(self, name: str, count: int, why: Any) -> int:
-        """Count an event that does not reach so many subscribers; returns 0."""
+    def lose(self, name: str, count: int, why: Any) -> None:
+        """Count an event that does not reach so many subscribers, and log it if the one before was not lost likewise."""
         self.server.count("events_lost", count)
-        log.info("event %s is lost for %d subscribers: %s", name, count, why)
-        return 0
+        if self.trouble != (name, f"{why}"):
+            self.trouble = name, f"{why}"
+            log.info("event %s is lost for %d subscribers: %s", name, count, why)
 
     def go_on(self) -> None:
         """Send what waits, in slices."""
         while not self.send(EVENT_SLICE_S):
-            gevent.sleep(0)
+            give_way()
         self.sending = False
 
     def send(self, limit_s: float) -> bool:
         """Send what waits, for so long; returns whether nothing waits any more."""
-        until_s = time.monotonic() + limit_s
+        until_s, sent = time.monotonic() + limit_s, 0
         while self.queue:
             name, datagrams, subscribers, size = self.queue[0]
             for row in subscribers:
                 self.send_to(row, name, datagrams[row["dialect"]])
-                if time.monotonic() > until_s:
+                sent += 1
+                if sent >= EVENT_FEW and time.monotonic() > until_s:
                     return False
             self.queue.popleft()
             self.waiting_bytes -= size
         return True
 
     def send_to(self, row: dict, name: str, data: bytes) -> None:
-        """Send a datagram to one subscriber, or count it as lost."""
+        """Send a datagram to one subscriber; if it is lost count it, and log it if the one before was not lost likewise."""
         family, target = row["family"], row["target"]
         try:
             if family not in self.senders:
                 self.senders[family] = original("socket", "socket")(family, socket.SOCK_DGRAM)
                 self.senders[family].setblocking(False)
             self.senders[family].sendto(data, target if family == socket.AF_UNIX else tuple(target))
+            row["trouble"] = None
         except (OSError, ValueError) as error:  # ValueError: a path that no file can have
             self.server.count("events_lost")
-            log.info("event %s not sent to %s: %s", name, row["socket"], error)
+            if row.get("trouble") != f"{error}":
+                row["trouble"] = f"{error}"
+                log.info("event %s not sent to %s: %s", name, row["socket"], error)
 
     def subscribe(self, *rows: dict) -> None:
         """Add subscriptions, and forget those that are over; Error when there would be too many, StoreError."""
@@ -2834,6 +2866,11 @@ def event_target(place: str) -> tuple[int, Any]:
 def preferred(found: list[tuple]) -> tuple:
     """Of what getaddrinfo() gives for a name, the first with an IPv4 address, as OpenSIPS takes it, else the first."""
     return min(found, key=lambda entry: entry[0] != socket.AF_INET)
+
+
+def give_way() -> None:
+    """Let others have their turn, requests in sockets as well: for these gevent.sleep(0) looks once in 50 times."""
+    gevent.sleep(1e-6)
 
 
 def original(module: str, name: str):
@@ -4957,7 +4994,7 @@ class Supervisor:
         except StartError:
             self.close_sockets(self.endpoints)
             raise
-        self.store = Store(folder)
+        self.store = Store(folder, self.setup.own["store_size"])
 
     def tune(self, endpoint: Endpoint) -> None:
         """Ask for a large send buffer, as root beyond the system's limit, and for credentials where rules want them."""
