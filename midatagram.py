@@ -2242,6 +2242,7 @@ LOCK_S = 1.0  # for which requests wait for a locked store, all of them at the s
 SLICE_ROWS, FEW_ROWS = 1000, 50  # rows that are removed at once, and where there is hardly room for that
 SLICE_S = 0.005  # for which keys are compared at once
 MEMO_BYTES, ENTRY_BYTES = 4 << 20, 300  # of values that were read, per child; of one beside its texts
+REMOVED_S = 60  # for which a removed key can be asked for by changes()
 INCIDENT_S = 60  # without a failure, and the next one is logged again
 NO_ROOM, DISK_FULL = "store_size or its file system is full", "database or disk is full"  # the latter SQLite's words
 
@@ -2254,24 +2255,30 @@ class Store:
     """
 
     OPEN = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = OFF", "PRAGMA wal_autocheckpoint = 0",
-            "CREATE TABLE IF NOT EXISTS item (space BLOB, key BLOB, value BLOB, expires REAL, PRIMARY KEY (space, key))",
-            "CREATE INDEX IF NOT EXISTS expiring ON item (expires) WHERE expires IS NOT NULL")
+            """CREATE TABLE IF NOT EXISTS item
+               (space BLOB, key BLOB, value BLOB, expires REAL, seq INTEGER, PRIMARY KEY (space, key))""",
+            "CREATE INDEX IF NOT EXISTS expiring ON item (expires) WHERE expires IS NOT NULL",
+            "CREATE INDEX IF NOT EXISTS followed ON item (space, seq) WHERE seq IS NOT NULL")
     GET = "SELECT value, expires FROM item WHERE space = ? AND key = ?"
-    PUT = """INSERT INTO item VALUES (?, ?, ?, ?) ON CONFLICT (space, key)
-        DO UPDATE SET value = excluded.value, expires = excluded.expires"""
+    PUT = """INSERT INTO item VALUES (?, ?, ?, ?, ?) ON CONFLICT (space, key)
+        DO UPDATE SET value = excluded.value, expires = excluded.expires, seq = excluded.seq"""
     REMOVE = "DELETE FROM item WHERE space = ? AND key = ?"
-    ITEMS = "SELECT key, value FROM item WHERE space = ? AND (expires IS NULL OR expires > ?) ORDER BY rowid DESC"
+    ITEMS = """SELECT key, value, expires, seq FROM item
+        WHERE space = ? AND value IS NOT NULL AND (expires IS NULL OR expires > ?) ORDER BY rowid DESC"""
+    CHANGES = "SELECT key, value, expires, seq FROM item WHERE space = ? AND seq > ? ORDER BY seq"
     LAST = "SELECT max(key) FROM (SELECT key FROM item WHERE space = ? AND key >= ? ORDER BY key LIMIT ?)"
-    SIZES = f"RETURNING 2 * length(key) + length(value) + {ROW_BYTES}"
+    SIZES = f"RETURNING 2 * length(key) + ifnull(length(value), 0) + {ROW_BYTES}"
     REMOVE_FITTING = f"DELETE FROM item WHERE space = ? AND key BETWEEN ? AND ? AND fits(key) {SIZES}"
-    PURGE = f"DELETE FROM item WHERE rowid IN (SELECT rowid FROM item WHERE expires <= ? LIMIT ?) {SIZES}"
+    PURGE = f"""DELETE FROM item WHERE rowid IN
+        (SELECT rowid FROM item WHERE expires <= ? AND (value IS NULL OR expires <= ?) LIMIT ?)
+        {SIZES}, space, iif(value IS NULL, seq, 0)"""
 
     def __init__(self, folder: str, size_bytes: int):
         self.path = os.path.join(folder, "store.sqlite")
         self.connection: sqlite3.Connection | None = None
-        self.shared = memoryview(mmap.mmap(-1, (FIRST + 2 * SPACES) * SLOT)).cast("q")
+        self.shared = memoryview(mmap.mmap(-1, (FIRST + 3 * SPACES) * SLOT)).cast("q")
         self.memo = Memo(MEMO_BYTES)
-        self.size_bytes, self.reserve, self.rows, self.locked_s = size_bytes, -1, SLICE_ROWS, 0.0
+        self.size_bytes, self.reserve, self.squeezed, self.locked_s = size_bytes, -1, False, 0.0
         self.failed: Callable[[], None] = lambda: None  # called for each StoreError
 
     # What others use.
@@ -2326,7 +2333,21 @@ class Store:
     def items(self, space: str) -> list[tuple[str, str]]:
         """The (key, value) pairs of a space, the newest first."""
         rows = self.attempt(lambda connection: connection.execute(self.ITEMS, (encode(space), time.monotonic())).fetchall())
-        return [(decode(key), decode(value)) for key, value in rows]
+        return [(decode(key), decode(value)) for key, value, _, _ in rows]
+
+    def changes(self, space: str, since: int = 0) -> tuple[bool, int, list[tuple]]:
+        """What changed in a space: whether all that came before is void, the `since` of the next call, and (key, value or
+        None, when it expires or None) of each key that changed. The first call has all processes write down what changes."""
+        slot, name, rows = FIRST + hash(space) % SPACES, encode(space), []
+        if not self.shared[slot + 2 * SPACES]:
+            self.write(space, self.follow)
+        if since >= self.shared[slot + 2 * SPACES]:
+            rows = self.attempt(lambda connection: connection.execute(self.CHANGES, (name, since)).fetchall())
+        first = self.shared[slot + 2 * SPACES]  # it may have become more meanwhile
+        if since < first:
+            rows = self.attempt(lambda connection: connection.execute(self.ITEMS, (name, time.monotonic())).fetchall())
+        return (since < first, max([first, since, *[seq or 0 for *_, seq in rows]]),
+                [(decode(key), None if value is None else decode(value), expires_s) for key, value, expires_s, _ in rows])
 
     def remove_fitting(self, space: str, fits: Callable[[str], bool]) -> None:
         """Forget the keys that fits(key) is true for, in slices between which others get their turn."""
@@ -2337,7 +2358,7 @@ class Store:
 
     def purge(self) -> None:
         """Delete what expired, in slices as well."""
-        while self.write("", self.purge_slice):
+        while self.write("", functools.partial(self.purge_slice, 0)):
             give_way()
 
     def close(self) -> None:
@@ -2346,27 +2367,38 @@ class Store:
             self.connection.close()
         self.connection = None
 
-    # The steps of a transaction: each returns its result, and by how many bytes the store grows.
+    # The steps of a transaction: each gets the first slot of its space and the new version, and returns its result and by
+    # how many bytes the store grows. The third slot of a space is 0, or the version since when what changes is written down.
 
-    def change_row(self, space: bytes, key: bytes, function: Callable, lifetime_s: float | None) -> tuple:
-        """See change()."""
-        run, now_s = self.connection.execute, time.monotonic()
-        data, expires_s = run(self.GET, (space, key)).fetchone() or (None, None)
-        size = 0 if data is None else 2 * len(key) + len(data) + ROW_BYTES
+    def change_row(self, space: bytes, key: bytes, function: Callable, lifetime_s: float | None, slot: int, seq: int) -> tuple:
+        """See change(). Where changes are written down a key that is removed stays for a while, without a value."""
+        run, now_s, followed = self.connection.execute, time.monotonic(), self.shared[slot + 2 * SPACES]
+        row = run(self.GET, (space, key)).fetchone()
+        data, expires_s = row or (None, None)
+        size = 2 * len(key) + len(data or b"") + ROW_BYTES if row else 0
         gone = data is None or (expires_s is not None and expires_s <= now_s)
         value = function(None if gone else decode(data))
-        if value is None:
+        if value is None and (self.squeezed or not followed or not row):
             run(self.REMOVE, (space, key))
+            self.shared[slot + 2 * SPACES] = seq if followed and row else followed
             return None, -size
-        data = encode(value)
-        if gone or lifetime_s is not None:
+        if value is None:
+            expires_s = now_s + REMOVED_S
+        elif gone or lifetime_s is not None:
             expires_s = now_s + lifetime_s if lifetime_s else None
-        run(self.PUT, (space, key, data, expires_s))
-        return value, 2 * len(key) + len(data) + ROW_BYTES - size
+        data = None if value is None else encode(value)
+        run(self.PUT, (space, key, data, expires_s, seq if followed else None))
+        return value, 2 * len(key) + len(data or b"") + ROW_BYTES - size
 
-    def remove_slice(self, space: bytes, fits: Callable[[str], bool], start: bytes) -> tuple:
+    def follow(self, slot: int, seq: int) -> tuple:
+        """See changes()."""
+        self.shared[slot + 2 * SPACES] = seq
+        return None, 0
+
+    def remove_slice(self, space: bytes, fits: Callable[[str], bool], start: bytes, slot: int, seq: int) -> tuple:
         """Remove those of the next keys from `start` on that fit; returns where the next slice starts, None at the end."""
-        end = self.connection.execute(self.LAST, (space, start, self.rows)).fetchone()[0]
+        rows = FEW_ROWS if self.squeezed else SLICE_ROWS
+        end = self.connection.execute(self.LAST, (space, start, rows)).fetchone()[0]
         if end is None:
             return None, 0
         last, until_s = start, time.monotonic() + SLICE_S
@@ -2382,12 +2414,19 @@ class Store:
 
         self.connection.create_function("fits", 1, fits_in_time)
         sizes = self.connection.execute(self.REMOVE_FITTING, (space, start, end)).fetchall()
+        if self.shared[slot + 2 * SPACES]:
+            self.shared[slot + 2 * SPACES] = seq
         return last + b"\0", -sum(size for size, in sizes)
 
-    def purge_slice(self) -> tuple:
-        """Delete some of what expired; returns whether there was any."""
-        sizes = self.connection.execute(self.PURGE, (time.monotonic(), self.rows)).fetchall()
-        return bool(sizes), -sum(size for size, in sizes)
+    def purge_slice(self, early_s: float, *unused: int) -> tuple:
+        """Delete some of what expired, and of keys that were removed those whose time comes `early_s` later; returns whether
+        there was any."""
+        now_s, most = time.monotonic(), FEW_ROWS if self.squeezed else SLICE_ROWS
+        rows = self.connection.execute(self.PURGE, (now_s + early_s, now_s, most)).fetchall()
+        for _, space, removed in rows:
+            slot = FIRST + hash(decode(space)) % SPACES + 2 * SPACES
+            self.shared[slot] = max(removed, self.shared[slot])
+        return bool(rows), -sum(size for size, _, _ in rows)
 
     # How they are done.
 
@@ -2424,7 +2463,7 @@ class Store:
         self.fill_reserve()
         return connection
 
-    def write(self, space: str, step: Callable[[], tuple]) -> Any:
+    def write(self, space: str, step: Callable[[int, int], tuple]) -> Any:
         """Do a step in one transaction, which gives the space a new version; returns the result of the step."""
         transact = functools.partial(self.transact, space, step)
 
@@ -2442,12 +2481,12 @@ class Store:
 
         return self.attempt(act)
 
-    def transact(self, space: str, step: Callable[[], tuple]) -> Any:
+    def transact(self, space: str, step: Callable[[int, int], tuple]) -> Any:
         """See write(); sqlite3.Error, and what the step raises: then nothing has changed."""
         run, shared, slot, version = self.connection.execute, self.shared, FIRST + hash(space) % SPACES, 0
         run("BEGIN IMMEDIATE")
         try:
-            result, growth = step()
+            result, growth = step(slot, shared[NEWEST] + 1)
             if growth > 0 and not self.has_room(growth):
                 raise sqlite3.OperationalError(NO_ROOM)
             version = shared[NEWEST] = shared[slot] = shared[NEWEST] + 1
@@ -2474,7 +2513,7 @@ class Store:
     def make_room(self) -> None:
         """Delete some of what expired."""
         until_s = time.monotonic() + SLICE_S
-        while self.transact("", self.purge_slice) and time.monotonic() < until_s:
+        while self.transact("", functools.partial(self.purge_slice, REMOVED_S)) and time.monotonic() < until_s:
             self.empty_log()
 
     def squeeze(self, act: Callable[[], Any]) -> Any:
@@ -2482,12 +2521,12 @@ class Store:
         run = self.connection.execute
         os.ftruncate(self.reserve, 0)
         run("PRAGMA max_page_count = 1")  # it has more, and keeps them
-        self.rows = FEW_ROWS
+        self.squeezed = True
         try:
             self.empty_log()
             return act()
         finally:
-            self.rows = SLICE_ROWS
+            self.squeezed = False
             run(f"PRAGMA max_page_count = {self.size_bytes // PAGE}")
             self.empty_log()
             self.fill_reserve()
@@ -2613,15 +2652,15 @@ def read_all(functions: list[Callable[[], int]]) -> tuple:
 class Server:
     """What the attendant and the children have in common, and handlers reach as ctx.server.
 
-    setup: the configuration as loaded; row: this process' row of counters and of the process table.
+    setup: the configuration as loaded; row: this process' row of counters and of the process table; pair: see event_pair().
     """
 
-    def __init__(self, setup: Setup, counters: Counters, processes: Processes, store: Store, started_s: float):
+    def __init__(self, setup: Setup, counters: Counters, processes: Processes, store: Store, pair: tuple, started_s: float):
         self.setup, self.registry = setup, setup.registry
         self.counters, self.processes, self.store, self.started_s = counters, processes, store, started_s
         self.row, self.attendant_pid = ATTENDANT, os.getpid()
         self.plans: dict[tuple, Reply] = {}
-        self.events = Events(self)
+        self.events = Events(self, pair)
         for stat in setup.registry.stats[0]:
             if stat.read is None:
                 counters.column(stat.group, stat.name)
@@ -2693,12 +2732,8 @@ class Events:
 
     SPACE, KEY = "events", "subscriptions"  # of the rows in the store, which event_subscribe makes
 
-    def __init__(self, server: Server):
-        self.server = server
-        pair = original("socket", "socketpair")(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.inlet, self.outlet = pair
-        for end in pair:
-            end.setblocking(False)
+    def __init__(self, server: Server, pair: tuple):
+        self.server, (self.inlet, self.outlet) = server, pair
         self.queue: collections.deque = collections.deque()  # (name, dialect -> datagram, those who have not got it, bytes)
         self.waiting_bytes, self.sending = 0, False
         self.senders: dict[int, Any] = {}  # address family -> socket
@@ -2827,6 +2862,14 @@ class Events:
         """Send what can be sent at once, since the child ends."""
         self.receive()
         self.send(EVENT_END_S)
+
+
+def event_pair() -> tuple:
+    """Two connected sockets, by which the attendant hands events to its children."""
+    pair = original("socket", "socketpair")(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in pair:
+        end.setblocking(False)
+    return pair
 
 
 def is_over(row: dict, now_s: float) -> bool:
@@ -4959,6 +5002,7 @@ class Supervisor:
     def __init__(self, setup: Setup, load: Callable[[], Setup], processes: Processes, started_s: float):
         self.load, self.processes = load, processes
         self.counters, self.store = Counters(), None
+        self.pair = event_pair()
         self.started_s = started_s
         self.setup, self.server = setup, None
         self.endpoints: list[Endpoint] = []
@@ -5015,7 +5059,7 @@ class Supervisor:
     def run(self) -> int:
         """Serve until a signal ends it; gives the exit status."""
         try:
-            self.server = Server(self.setup, self.counters, self.processes, self.store, self.started_s)
+            self.server = Server(self.setup, self.counters, self.processes, self.store, self.pair, self.started_s)
             self.processes.set(ATTENDANT, pid=os.getpid(), rank=0, state=Processes.SERVING)
             self.alive_read, self.alive_write = os.pipe()
             self.news_read, self.news_write = os.pipe()
@@ -5073,7 +5117,7 @@ class Supervisor:
         try:
             setup = self.load()
             endpoints = [self.endpoint_of(place) or self.opened(place, opened) for place in setup.listeners]
-            server = Server(setup, self.counters, self.processes, self.store, self.started_s)
+            server = Server(setup, self.counters, self.processes, self.store, self.pair, self.started_s)
         except (ConfigError, StartError) as error:
             return self.refuse_reload(opened, error, None)
         except Exception as error:  # whatever a plug-in or the system does now, the server that runs goes on

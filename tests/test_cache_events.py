@@ -276,7 +276,7 @@ def test_what_is_over_is_gone_from_the_store(monkeypatch):
             changes.append("purged")
 
     server = type("Server", (), {"store": Stored(), "setup": type("Setup", (), {"own": {"max_subscribers": 9}})})()
-    server.events = mi.Events(server)
+    server.events = mi.Events(server, (None, None))
     server.events.subscribe({"event": "E", "socket": "s", "expire": 60, "since": 1000.0, "ended": False})
     clock[0] += 60
     context = type("Context", (), {"store": server.store, "server": server})()

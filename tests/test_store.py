@@ -254,6 +254,108 @@ def test_fetched_values_follow_those_that_are_stored(start):
     assert {server.ask(text("cache_fetch", "local", "k")) for _ in range(9)} == {b"200 OK\nValue not found\n\n"}
 
 
+# What changed.
+
+
+def picture(store, space, view, since):
+    """Bring a picture of a space up to date; its next `since`, and whether it was made anew."""
+    anew, since, rows = store.changes(space, since)
+    if anew:
+        view.clear()
+    for key, value, _ in rows:
+        view.pop(key, None)
+        if value is not None:
+            view[key] = value
+    return since, anew
+
+
+def test_changes_since_a_version(store):
+    store.put("s", "old", "1")
+    store.put("other", "k", "1")
+    anew, since, rows = store.changes("s")
+    assert (anew, rows) == (True, [("old", "1", None)])
+    assert store.changes("s", since) == (False, since, [])
+    store.put("s", "new", "2")
+    store.put("other", "k", "2")
+    store.put("s", "old", "3")
+    store.remove("s", "none")
+    anew, later, rows = store.changes("s", since)
+    assert (anew, rows) == (False, [("new", "2", None), ("old", "3", None)]) and later > since
+    store.remove("s", "new")
+    store.put("s", "old", "4")
+    store.put("s", "old", "5")
+    anew, last, rows = store.changes("s", later)
+    assert (anew, rows) == (False, [("new", None, rows[0][2]), ("old", "5", None)])
+    assert store.changes("s", last) == (False, last, [])
+    assert store.get("s", "new") is None and store.items("s") == [("old", "5")]
+    assert [key for key, *_ in store.changes("s", since)[2]] == ["new", "old"]  # for somebody who looks seldom
+
+
+def test_a_key_that_was_removed_can_come_back(store):
+    _, since, _ = store.changes("s")
+    for value in ("1", "2"):
+        store.put("s", "k", value)
+        anew, since, rows = store.changes("s", since)
+        assert (anew, rows) == (False, [("k", value, None)])
+        store.remove("s", "k")
+        anew, since, rows = store.changes("s", since)
+        assert not anew and [row[:2] for row in rows] == [("k", None)]
+
+
+def test_who_looks_too_late_gets_all_anew(store, clock):
+    _, since, _ = store.changes("s")
+    for key in "abc":
+        store.put("s", key, key, 1000)
+    store.remove("s", "a")
+    clock.now_s += mi.REMOVED_S - 1
+    store.purge()
+    assert [row[:2] for row in store.changes("s", since)[2]] == [("b", "b"), ("c", "c"), ("a", None)]
+    clock.now_s += 1
+    store.purge()
+    anew, later, rows = store.changes("s", since)
+    assert anew and sorted(row[:2] for row in rows) == [("b", "b"), ("c", "c")]
+    assert store.changes("s", later) == (False, later, [])
+    store.remove_fitting("s", lambda key: key == "b")
+    anew, later, rows = store.changes("s", later)
+    assert anew and rows == [("c", "c", 2000.0)]
+
+
+def test_a_full_disk_deletes_what_was_removed(store):
+    """Where there is no room nothing is written down, and views start anew."""
+    store.put("s", "a", "1")
+    store.put("s", "b", "2")
+    _, since, _ = store.changes("s")
+    store.remove("s", "a")
+    store.squeeze(lambda: store.transact("s", lambda *place: store.change_row(b"s", b"b", lambda text: None, None, *place)))
+    store.squeeze(store.make_room)
+    assert store.changes("s", since)[::2] == (True, [])
+    assert store.connection.execute("SELECT * FROM item").fetchall() == [] and store.shared[mi.USED] == 0
+
+
+def test_pictures_follow_three_processes(tmp_path):
+    assert script(tmp_path, """
+        sys.path.insert(0, "tests")
+        from test_store import picture
+        def change():
+            for number in range(2000):
+                key = str(random.randrange(50))
+                if random.random() < 0.4:
+                    store.remove("s", key)
+                else:
+                    store.put("s", key, f"{os.getpid()}.{number}")
+                if number == 1000:
+                    store.remove_fitting("s", lambda key: key.startswith("1"))
+        pids, view, since, anew = [fork(change) for _ in range(3)], {}, 0, 0
+        while pids:
+            since, made = picture(store, "s", view, since)
+            anew += made
+            pids = [pid for pid in pids if not os.waitpid(pid, os.WNOHANG)[0]]
+        picture(store, "s", view, since)
+        assert view == dict(store.items("s")) and view
+        assert 1 <= anew <= 8, anew
+    """) == ""
+
+
 # Time.
 
 
@@ -545,7 +647,7 @@ def test_keys_are_removed_in_slices(store, monkeypatch, start, count, pattern, l
     keys = [f"{start}{number}" for number in range(count)]
     store.put("s", "first", "v")
     store.connection.execute("BEGIN")
-    store.connection.executemany(mi.Store.PUT, [(b"s", key.encode(), b"v", None) for key in keys])
+    store.connection.executemany(mi.Store.PUT, [(b"s", key.encode(), b"v", None, None) for key in keys])
     store.connection.execute("COMMIT")
     slices_s, clock = [], time.thread_time
     monkeypatch.setattr(gevent, "sleep", lambda pause_s: slices_s.append(clock()))
