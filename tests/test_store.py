@@ -320,6 +320,25 @@ def test_who_looks_too_late_gets_all_anew(store, clock):
     assert anew and rows == [("c", "c", 2000.0)]
 
 
+def test_keys_that_are_removed_while_somebody_asks_are_not_missed(store, tmp_path):
+    other = mi.Store(str(tmp_path), 64 << 20)  # as another process, at the moment when this one reads
+    other.shared = store.shared
+    store.put("s", "a", "1")
+    _, since, _ = store.changes("s")
+
+    def change(statement):
+        if "seq >" in statement:
+            other.remove_fitting("s", lambda key: True)
+            other.put("s", "b", "2")
+
+    store.connection.set_trace_callback(change)
+    anew, since, rows = store.changes("s", since)
+    store.connection.set_trace_callback(None)
+    other.close()
+    assert anew and rows == [("b", "2", None)]
+    assert store.changes("s", since) == (False, since, [])
+
+
 def test_a_full_disk_deletes_what_was_removed(store):
     """Where there is no room nothing is written down, and views start anew."""
     store.put("s", "a", "1")
