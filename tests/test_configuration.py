@@ -84,6 +84,7 @@ def test_a_whole_opensips_cfg(start, tmp_path):
 
 @pytest.mark.parametrize("text, line, wanted", [
     ('modparam("mi_datagram", "sokcet_name", "/tmp/x")', 1, 'did you mean "socket_name"?'),
+    ('loadmodule "hello.so"\nmodparam("hello", "x", 1)', 2, 'parameter "x" not found in module hello; it has greeting'),
     ('\n\nmodparam("mi_datagram", "children_count", "many")', 3, "children_count takes an integer from 1 to 128"),
     ('modparam("mi_datagram", "children_count", 0)', 1, "from 1"),
     ('modparam("mi_datagram", "socket_name", 7)', 1, "udp:HOST:PORT"),
