@@ -2317,6 +2317,7 @@ NOTICE, LOG_LEVEL_DEFAULT = 25, 3
 logging.addLevelName(NOTICE, "NOTICE")
 logging.addLevelName(60, "ALERT")
 PRIORITIES = {10: 7, 20: 6, 25: 5, 30: 4, 40: 3, 50: 2, 60: 1}  # of syslog and the journal
+LINE = 3900  # bytes of a line; further ones are cut
 
 
 class LogFilter(logging.Filter):
@@ -2332,9 +2333,25 @@ class LogFilter(logging.Filter):
         return record.levelno >= LOG_LEVELS[level]
 
 
+def escaped(text: str) -> str:
+    """Text on one line that no reader of logs takes for another one: what is not printable as an escape, \\xff for a byte."""
+    if text.isprintable():
+        return text
+    return "".join([char if char.isprintable() else repr(char)[1:-1].replace("\\udc", "\\x") for char in text])
+
+
+def traceback_lines(record: logging.LogRecord) -> Iterator[str]:
+    """The lines of a record's traceback, indented, so that none passes for a line of its own; an exception's text is one."""
+    stack = record.stack_info.split("\n") if record.stack_info else ()
+    for entry in (*(traceback.format_exception(*record.exc_info) if record.exc_info else ()), *stack):
+        text = entry.strip("\n")
+        for line in text.split("\n") if text.startswith("  File ") else [text]:
+            yield f"  {line}"
+
+
 class LineFormatter(logging.Formatter):
-    """One record as text; `dated` puts the time before it; with `journal` each line carries its priority, as systemd
-    reads it from stderr."""
+    """One record as one line, and those of a traceback; `dated` puts the time before it; with `journal` each line carries
+    its priority, as systemd reads it from stderr."""
 
     def __init__(self, dated: bool, journal: bool):
         when = "%(asctime)s " if dated else ""
@@ -2342,11 +2359,17 @@ class LineFormatter(logging.Formatter):
         self.journal = journal
 
     def format(self, record: logging.LogRecord) -> str:
-        """The text of a record."""
-        text = encode(super().format(record)).decode("utf-8", "backslashreplace")
-        if not self.journal:
-            return text
-        return "\n".join(f"<{PRIORITIES.get(record.levelno, 6)}>{line}" for line in text.split("\n"))
+        """The text of a record; a line has at most LINE bytes behind its priority."""
+        mark = f"<{PRIORITIES.get(record.levelno, 6)}>" if self.journal else ""
+        record.message, record.asctime = record.getMessage(), self.formatTime(record, self.datefmt)
+        lines = self.formatMessage(record), *traceback_lines(record)
+        return "\n".join([mark + self.cut(escaped(line)) for line in lines])
+
+    @staticmethod
+    def cut(line: str) -> str:
+        """The part of a line that is written."""
+        data = line.encode()
+        return line if len(data) <= LINE else f"{data[:LINE - 3].decode(errors='ignore')}..."
 
 
 def stderr_is_journal() -> bool:
