@@ -2059,7 +2059,7 @@ import termios
 import time
 import traceback
 import types
-from stat import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_ISSOCK
+from stat import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_ISREG, S_ISSOCK
 
 log = logging.getLogger("midatagram")
 
@@ -2311,12 +2311,17 @@ def clear_run(folder: str) -> None:
         os.close(descriptor)
 
 
+# The log: every record goes through one handler, which never waits, and one formatter, which lets no text of a client or
+# file pass for a line of ours.
+
 LOG_LEVELS = {4: logging.DEBUG, 3: logging.INFO, 2: 25, 1: logging.WARNING, 0: logging.ERROR, -1: logging.ERROR,
               -2: logging.CRITICAL, -3: 60}  # OpenSIPS' log levels and those of Python's logging
 NOTICE, LOG_LEVEL_DEFAULT = 25, 3
 logging.addLevelName(NOTICE, "NOTICE")
 logging.addLevelName(60, "ALERT")
 PRIORITIES = {10: 7, 20: 6, 25: 5, 30: 4, 40: 3, 50: 2, 60: 1}  # of syslog and the journal
+APPENDING = os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+PART = 4000  # bytes written at once; with what stands around them no more than a pipe takes whole or not at all (PIPE_BUF)
 LINE = 3900  # bytes of a line; further ones are cut
 
 
@@ -2370,6 +2375,154 @@ class LineFormatter(logging.Formatter):
         """The part of a line that is written."""
         data = line.encode()
         return line if len(data) <= LINE else f"{data[:LINE - 3].decode(errors='ignore')}..."
+
+
+class LogHandler(logging.Handler):
+    """Logs to stderr without ever waiting: what cannot be written now is dropped and counted.
+
+    send(data): writes at most PIPE_BUF bytes, whole or not at all where that can be, as os.write().
+    """
+
+    def __init__(self, send: Callable[[bytes], int]):
+        super().__init__()
+        self.send = send
+        self.torn = mmap.mmap(-1, 1)  # of all processes: whether the last line lacks its end
+        self.lost = self.uncounted = 0  # lines since that was logged last, and counted
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log a record, or count it."""
+        try:
+            self.flush()
+            self.write(record)
+        except Exception:  # a full disk, an unread pipe, a plug-in's arguments that do not fit: no line is worth a request
+            self.lost += 1
+            self.uncounted += 1
+
+    def flush(self) -> None:
+        """Log how many lines were lost; OSError."""
+        if self.lost:
+            self.write(logging.LogRecord(log.name, logging.WARNING, "", 0, "%d lines of log were lost", (self.lost,), None))
+            self.lost = 0
+
+    def write(self, record: logging.LogRecord) -> None:
+        """Write a record; OSError when that is not possible now."""
+        for part in self.parts(record):
+            data = b"\n" * self.torn[0] + part
+            self.torn[0] = self.send(data) < len(data)
+            if self.torn[0]:
+                raise OSError(errno.ENOSPC, "there was room for a part of a line")
+
+    def parts(self, record: logging.LogRecord) -> Iterator[bytes]:
+        """The lines of a record, together as far as one write takes them."""
+        part = b""
+        for line in self.format(record).encode().split(b"\n"):
+            if len(part) + len(line) > PART:
+                yield part
+                part = b""
+            part += line + b"\n"
+        yield part
+
+
+class FileHandler(LogHandler):
+    """Logs to a file, or to a FIFO."""
+
+    def __init__(self, path: str):
+        self.path = os.path.abspath(path)
+        self.descriptor = self.opened()
+        super().__init__(functools.partial(os.write, self.descriptor))
+
+    def opened(self) -> int:
+        """A descriptor of the file that has the name now; OSError."""
+        try:
+            return open_to_append(self.path, os.O_WRONLY)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return open_to_append(self.path, os.O_RDWR)  # a FIFO that nobody reads yet
+
+    def reopen(self) -> None:
+        """Go on in the file that has the name now; OSError. A signal may come in the midst of a line: the number stays."""
+        descriptor = self.opened()
+        os.dup2(descriptor, self.descriptor, inheritable=False)
+        os.close(descriptor)
+
+
+class SyslogHandler(LogHandler):
+    """Logs to a syslog daemon, by datagrams or a stream, and connects anew when there is another one.
+
+    The socket is one that gevent has not patched, so that the attendant needs no hub.
+    """
+
+    def __init__(self, place: str, facility: str):
+        super().__init__(self.send_anew)
+        self.place, self.socket = place, None
+        self.facility = logging.handlers.SysLogHandler.facility_names[facility] << 3
+
+    def parts(self, record: logging.LogRecord) -> Iterator[bytes]:
+        """The lines of a record, with what a syslog daemon wants before and behind them."""
+        head = b"<%d>midatagram: " % (self.facility | PRIORITIES.get(record.levelno, 6))
+        return (head + part.rstrip(b"\n") + b"\0" for part in super().parts(record))
+
+    def connected(self) -> Any:
+        """A socket that is connected to the daemon; OSError."""
+        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+            sock = original("socket", "socket")(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+            error = sock.connect_ex(self.place)
+            if not error:
+                return sock
+            sock.close()
+        raise OSError(error, os.strerror(error))
+
+    def send_anew(self, data: bytes) -> int:
+        """Send to the daemon, to another one if that has gone; OSError."""
+        with contextlib.suppress(ConnectionError):
+            if self.socket:
+                return self.socket.send(data)
+        self.socket = self.connected()
+        return self.socket.send(data)
+
+
+def stderr_sender() -> Callable[[bytes], int]:
+    """A function that writes to stderr and never waits, while others who have it open may.
+
+    To be called before privileges are dropped: a pipe can be opened anew by its owner only.
+    """
+    kind = os.fstat(2).st_mode
+    if S_ISSOCK(kind):
+        stream = original("socket", "socket")(fileno=os.dup(2))
+        return lambda data: stream.send(data, socket.MSG_DONTWAIT)
+    if S_ISREG(kind):
+        return functools.partial(os.write, 2)
+    try:
+        return functools.partial(os.write, os.open("/proc/self/fd/2", os.O_WRONLY | APPENDING))
+    except OSError:
+        return write_in_turn
+
+
+def write_in_turn(data: bytes) -> int:
+    """Write to a stderr that only another user can open anew, if it has room; the lock keeps our processes from taking
+    the same room."""
+    fcntl.lockf(2, fcntl.LOCK_EX)
+    try:
+        if not original("select", "select")([], [2], [], 0)[1]:
+            raise BlockingIOError(errno.EAGAIN, "nobody reads stderr")
+        return os.write(2, data)
+    finally:
+        fcntl.lockf(2, fcntl.LOCK_UN)
+
+
+def open_to_append(path: str, access: int = os.O_WRONLY, mode: int = 0o666) -> int:
+    """Open or create a file to append to, without waiting for the reader of a FIFO; OSError."""
+    return os.open(path, access | APPENDING | os.O_CREAT, mode)
+
+
+def tend_logs(server: Server) -> None:
+    """Some times a second: count what was lost, and log it."""
+    for handler in log.handlers:
+        server.count("log_lost", handler.uncounted)
+        handler.uncounted = 0
+        with contextlib.suppress(OSError):
+            handler.flush()
 
 
 def stderr_is_journal() -> bool:
@@ -3466,6 +3619,7 @@ MI_DATAGRAM_STATS = [
     Stat("reloads", "configurations taken by a reload"),
     Stat("reload_errors", "reloads refused because of a mistake"),
     Stat("events_lost", "events that could not be sent to a subscriber"),
+    Stat("log_lost", "lines of log that could not be written at once"),
 ]
 MI_DATAGRAM_EVENTS = [
     Event("E_MI_CHILD_DIED", "a child died without being told to: pid, reason"),
@@ -4135,6 +4289,7 @@ class Child:
     def __init__(self, server: Server, endpoints: list[Endpoint], row: int, rank: int):
         self.server, self.endpoints, self.row, self.rank = server, endpoints, row, rank
         self.setup, self.hub = server.setup, gevent.get_hub()
+        self.hub.print_exception = lambda context, *raised: log.error("%s ended", context, exc_info=raised)  # not to stderr
         own = self.setup.own
         self.size, self.timeout_s = own["pool_size"], own["handler_timeout"] / 1000
         self.workers: list[Worker] = []
@@ -4332,6 +4487,7 @@ class Child:
         self.server.processes.set(self.row, beat_ms=int(now_s * 1000))
         self.debugging = self.server.processes.log_level(self.row) >= 4
         self.noting = self.debugging or bool(self.tracing.tracers)
+        tend_logs(self.server)
         self.outbox.sweep(now_s)
         for tracer in self.tracing.tracers:
             tracer.sweep(now_s)
@@ -4405,6 +4561,7 @@ class Child:
                     module.hooks["destroy"](Context(module))
                 except Exception:  # a plug-in's seam
                     log.getChild(module.name).exception("destroy raised")
+        tend_logs(self.server)
         self.server.store.close()
 
 
@@ -4934,6 +5091,7 @@ class Supervisor:
             return
         awake = now_s - getattr(self, "ticked_s", now_s) < FROZEN_S
         self.ticked_s = now_s
+        tend_logs(self.server)
         if awake:  # else the children were frozen too, and get the time to beat
             self.check_beats(now_s)
         self.check_sockets()
@@ -5440,47 +5598,38 @@ def load_packages() -> None:
         importlib.import_module("setproctitle")
 
 
-class SyslogHandler(logging.handlers.SysLogHandler):
-    """Logs to syslog through sockets that gevent has not patched, so that the attendant needs no hub."""
-
-    priority_map = {**logging.handlers.SysLogHandler.priority_map, "NOTICE": "notice", "ALERT": "alert"}
-
-    def _connect_unixsocket(self, address):
-        self.socktype, self.socket = socket.SOCK_DGRAM, original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM)
-        try:
-            self.socket.connect(address)
-        except OSError:
-            self.socket.close()
-            raise
-
-
-def start_logging(setup: Setup, processes: Processes, background: bool, debug: bool) -> None:
-    """Log to stderr, syslog or a file, as the configuration and the command line say."""
+def start_logging(setup: Setup, processes: Processes, options) -> None:
+    """Log to stderr, syslog or a file, as the configuration and the command line say; StartError."""
     settings = setup.globals
-    level = 4 if debug else settings.get("log_level", LOG_LEVEL_DEFAULT)
+    level = 4 if options.debug else settings.get("log_level", LOG_LEVEL_DEFAULT)
     for row in range(ROWS):
         processes.set(row, level=level)
-    to_stderr = settings.get("log_stderror", settings.get("stderror_enabled", not background)) or debug and not background
+    foreground = not options.background
+    to_stderr = settings.get("log_stderror", settings.get("stderror_enabled", foreground)) or options.debug and foreground
     if setup.own["log_file"]:
-        try:
-            handler: logging.Handler = logging.FileHandler(setup.own["log_file"], encoding="utf-8", errors="surrogateescape")
-        except OSError as error:
-            status = EXIT_PERMISSION if isinstance(error, PermissionError) else EXIT_CANNOT_CREATE
-            raise StartError(status, f"log_file {setup.own['log_file']}: {error.strerror}") from None
+        handler = log_file(setup.own["log_file"])
     elif to_stderr or not os.path.exists("/dev/log"):
-        handler = logging.StreamHandler()
+        handler = LogHandler(stderr_sender())
     else:
         handler = SyslogHandler("/dev/log", settings.get("log_facility", "daemon"))
-        handler.ident = "midatagram: "
-    journal = type(handler) is logging.StreamHandler and stderr_is_journal()
+    on_stderr = type(handler) is LogHandler
+    journal = on_stderr and stderr_is_journal()
     handler.setFormatter(LineFormatter(not journal and not isinstance(handler, SyslogHandler), journal))
-    logging.raiseExceptions = False  # a syslog daemon that is away is no reason for a traceback on stderr
     log.handlers[:] = [handler]
     log.setLevel(1)
     log.propagate = False
     log_as(processes, ATTENDANT)
-    if type(handler) is logging.StreamHandler and not to_stderr:
+    if on_stderr and not to_stderr:
         log.warning("there is no syslog here (/dev/log), so the log goes to stderr; log_file would free it")
+
+
+def log_file(path: str) -> FileHandler:
+    """The log file; StartError."""
+    try:
+        return FileHandler(path)
+    except OSError as error:
+        status = EXIT_PERMISSION if isinstance(error, PermissionError) else EXIT_CANNOT_CREATE
+        raise StartError(status, f"log_file {path}: {error.strerror}") from None
 
 
 def log_as(processes: Processes, row: int) -> None:
@@ -5492,13 +5641,11 @@ def log_as(processes: Processes, row: int) -> None:
 def reopen_logs() -> None:
     """Open log files again by their names."""
     for handler in log.handlers:
-        if isinstance(handler, logging.FileHandler):
+        if isinstance(handler, FileHandler):
             try:
-                stream = handler._open()
+                handler.reopen()
             except OSError as error:  # as when -u may not write the folder: better the old file than none
-                log.error("%s cannot be opened again, the log goes on to the old file: %s", handler.baseFilename, error.strerror)
-            else:
-                handler.setStream(stream).close()
+                log.error("%s cannot be opened again, the log goes on to the old file: %s", handler.path, error.strerror)
 
 
 def log_notes(setup: Setup) -> None:
@@ -5692,7 +5839,7 @@ def go_background() -> int:
         os._exit(0)
     os.close(read)
     nothing = os.open(os.devnull, os.O_RDWR)
-    to_stderr = any(type(handler) is logging.StreamHandler for handler in log.handlers)
+    to_stderr = any(type(handler) is LogHandler for handler in log.handlers)
     for descriptor in (0, 1) if to_stderr else (0, 1, 2):
         os.dup2(nothing, descriptor)
     return write
@@ -5738,7 +5885,7 @@ def start(options, setup: Setup, load: Callable[[], Setup], processes: Processes
     if pidfile:
         pidfile.lock()
     try:
-        start_logging(setup, processes, options.background, options.debug)
+        start_logging(setup, processes, options)
         supervisor = Supervisor(setup, load, processes, started_s)
         supervisor.open(given)
         try:

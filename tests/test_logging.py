@@ -1,18 +1,22 @@
 """Logging: one line is one line, whatever it holds; strangers fill no log; nothing waits for who reads it; root opens no link."""
 
 import contextlib
+import fcntl
 import logging
 import os
 import pathlib
 import re
 import shutil
+import signal
 import socket
+import subprocess
 import sys
 import tempfile
+import termios
 import threading
 
 import pytest
-from conftest import ROOT, needs_root, wait_for
+from conftest import PLUGINS, ROOT, Server, free_port, needs, needs_root, readable_python, wait_for
 from hypothesis import given
 from hypothesis import strategies as some
 from test_operations import JOURNAL, SYSLOG, needs_mount_namespaces
@@ -181,3 +185,264 @@ def test_clients_forge_no_line(start, folder, sink):
     starts = {"journal": r"<\d>(\[\d+\] |  )", "syslog": r"<\d+>midatagram: \[\d+\] |  "}.get(sink, LINE.pattern)
     assert all(re.match(starts, line) and line.isprintable() for line in lines()), lines()
     assert not any(line.lstrip("<0123456789>").startswith(("Nov 26 00:00:00", "[1]")) for line in lines())
+
+
+LOOSE = '''
+"""loose -- starts a greenlet that fails."""
+
+import gevent
+
+
+def fail():
+    raise ValueError("loose")
+
+
+def child_init(ctx):
+    gevent.spawn(fail)
+'''
+
+
+def test_a_greenlet_that_fails_is_logged(start, tmp_path):
+    (tmp_path / "loose.py").write_text(LOOSE)
+    server = start('loadmodule "loose.so"\n', "-p", str(tmp_path))
+    server.wait_log("ValueError: loose")
+    server.stop(tracebacks=True)
+    assert all(LINE.match(line) for line in server.lines), server.log
+
+
+# Nothing waits
+
+
+class Sink:
+    """What a server logs to: a descriptor, or a socket, that nobody reads until read() is called."""
+
+    def __init__(self, kind):
+        self.master = None
+        if kind == "pipe":
+            self.read_end, self.write_end = os.pipe()
+        elif kind == "socket":
+            self.pair = socket.socketpair()
+            self.read_end, self.write_end = (sock.fileno() for sock in self.pair)
+        else:
+            self.read_end, self.write_end = os.openpty()
+            modes = termios.tcgetattr(self.write_end)
+            modes[1] &= ~termios.OPOST
+            termios.tcsetattr(self.write_end, termios.TCSANOW, modes)
+            if kind == "stopped terminal":
+                termios.tcflow(self.write_end, termios.TCOOFF)  # as ^S does
+
+    def read(self):
+        """Read it from now on; gives a list that gets longer."""
+        got = []
+        with contextlib.suppress(termios.error):
+            termios.tcflow(self.write_end, termios.TCOON)
+
+        def work():
+            with contextlib.suppress(OSError):
+                while data := os.read(self.read_end, 4096):
+                    got.append(data)
+        threading.Thread(target=work, daemon=True).start()
+        return got
+
+
+def redirected(descriptor, *words):
+    """The words that start a server with its stderr there."""
+    return [sys.executable, "-c", "import os, sys; os.dup2(int(sys.argv[1]), 2); os.execv(sys.argv[2], sys.argv[2:])",
+            str(descriptor), *words]
+
+
+def fill(server):
+    """Ask until log lines are lost; each request must be answered all the same, and the attendant, which logs too, reload."""
+    client, reloads = server.client(), server.statistic("reloads")
+
+    def ask_until_lost():
+        lost = server.statistic("log_lost") + 50
+        wait_for(lambda: client.ask(b":echo_nothing:\n" + b"x" * 2000, 5) == b"500 command not available\n"
+                 and server.statistic("log_lost") > lost, 60, "the log to be full")
+    ask_until_lost()
+    server.signal(signal.SIGHUP)
+    wait_for(lambda: server.statistic("reloads") == reloads + 1, what="the attendant to reload")
+    ask_until_lost()  # by new children
+
+
+def is_whole(text):
+    """Whether the lines are those that the server wrote, none torn and none in another one."""
+    lines = text.split("\n")
+    return all(LINE.match(line) and len(re.findall(r":midatagram: ", line)) == 1 for line in lines[:-1])
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "stopped terminal", "terminal"])
+def test_a_stderr_that_nobody_reads_holds_nothing_up(start, kind):
+    sink = Sink(kind)
+    server = start('modparam("mi_datagram", "children_count", 2)\n', "-d", wrapper=redirected(sink.write_end),
+                   pass_fds=[sink.write_end], ready=False)
+    wait_for(lambda: os.path.exists(server.place), what="the socket")
+    fill(server)
+    assert not fcntl.fcntl(sink.write_end, fcntl.F_GETFL) & os.O_NONBLOCK, "others have it open too"
+    got = sink.read()
+    # The attendant and each child say how many lines of theirs were lost.
+    wait_for(lambda: len(set(re.findall(rb"\[(\d+)\] WARNING:midatagram: \d+ lines of log were lost", b"".join(got)))) >= 2,
+             what="what was lost")
+    wait_for(lambda: server.ask(UPTIME) and b":uptime:" in b"".join(got), what="lines as before")
+    server.stop()
+    wait_for(lambda: b"stopping" in b"".join(got), what="the last line")
+    if kind != "terminal":  # one that is stuck may take a part of a line
+        assert is_whole(b"".join(got).decode()), b"".join(got)[-20000:]
+
+
+def test_each_line_that_is_lost_is_counted(start, tmp_path):
+    """From the first one on, and to the last one of a child."""
+    (tmp_path / "last.py").write_text("def destroy(ctx):\n    ctx.log.warning('the last words')\n")
+    sink = Sink("pipe")
+    own_end = os.open(f"/proc/self/fd/{sink.write_end}", os.O_WRONLY | os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(own_end, b"x" * 4096):
+            pass
+    os.close(own_end)
+    server = start('loadmodule "last.so"\n', "-p", str(tmp_path), wrapper=redirected(sink.write_end),
+                   pass_fds=[sink.write_end], ready=False)
+    wait_for(lambda: os.path.exists(server.place) and server.statistic("log_lost") == 1, what="the line that it is ready")
+    server.signal(signal.SIGHUP)
+    wait_for(lambda: server.statistic("log_lost") == 4, what="that it has reloaded, is ready, and the child's last words")
+    got = sink.read()
+    server.signal(signal.SIGHUP)
+    wait_for(lambda: b" lines of log were lost\n" in b"".join(got), what="what was lost")
+
+
+def test_a_pipe_of_another_user_holds_nothing_up(folder):
+    """As from a supervisor of root's; such a pipe cannot be opened anew."""
+    needs_root()
+    sink = Sink("pipe")
+    words = [needs("setpriv"), f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *readable_python()]
+    server = Server(folder, 'modparam("mi_datagram", "children_count", 2)\n', "-d", place=f"udp:127.0.0.1:{free_port()}",
+                    wrapper=redirected(sink.write_end, *words), pass_fds=[sink.write_end], ready=False)
+    with contextlib.closing(server):
+        wait_for(lambda: server.ask(UPTIME, 0.1), what="an answer")
+        fill(server)
+        got = sink.read()
+        wait_for(lambda: server.ask(UPTIME) and b"lines of log were lost" in b"".join(got), what="what was lost")
+        server.stop()
+        assert is_whole(b"".join(got).decode())
+
+
+def test_a_fifo_as_log_file_holds_nothing_up(start, tmp_path):
+    """Neither without a reader, nor with one that does not read, nor when that goes and another one comes."""
+    os.mkfifo(tmp_path / "fifo")
+    server = start(own("log_file", tmp_path / "fifo"), "-d", ready=False)
+    wait_for(lambda: os.path.exists(server.place), what="the socket")
+    fill(server)
+    for _ in range(2):
+        with open(tmp_path / "fifo", "rb", buffering=0) as reader:
+            wait_for(lambda: server.ask(UPTIME) and b"lines of log were lost" in reader.read(1 << 16), what="what was lost")
+        fill(server)
+    server.stop()
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+def test_a_syslog_daemon_that_hangs_holds_nothing_up(start, folder, kind):
+    needs_root()
+    needs_mount_namespaces()
+    with socket.socket(socket.AF_UNIX, kind) as syslog:
+        syslog.bind(f"{folder}/log")
+        if kind == socket.SOCK_STREAM:
+            syslog.listen(1)
+        server = start("log_stderror=no\nlog_level=4\n", ready=False,
+                       wrapper=["unshare", "-m", "sh", "-c", SYSLOG, "sh", str(folder)])
+        wait_for(lambda: os.path.exists(server.place), what="the socket")
+        fill(server)
+        syslog.settimeout(0.01)
+        sources, got = [], []
+
+        def read():
+            with contextlib.suppress(TimeoutError):
+                while kind == socket.SOCK_STREAM:
+                    sources.append(syslog.accept()[0])
+                    sources[-1].settimeout(0.01)
+            for source in sources or [syslog]:
+                with contextlib.suppress(TimeoutError):
+                    while data := source.recv(1 << 16):
+                        got.append(data)
+            return b"".join(got)
+        wait_for(lambda: server.ask(UPTIME) and b"lines of log were lost\0" in read(), what="what was lost")
+        server.stop()
+        assert all(re.match(rb"<\d+>midatagram: \[\d+\] |$", line) for line in read().split(b"\0"))
+
+
+def test_another_syslog_daemon_is_logged_to(tmp_path):
+    handler = mi.SyslogHandler(f"{tmp_path}/log", "daemon")
+    handler.setFormatter(mi.LineFormatter(False, False))
+    handler.emit(record("nobody is there"))
+    for number in range(2):
+        with socket.socket(socket.AF_UNIX, (socket.SOCK_DGRAM, socket.SOCK_STREAM)[number]) as syslog:
+            syslog.bind(f"{tmp_path}/log")
+            if number:
+                syslog.listen()
+            handler.emit(record("message %d", number))
+            source = syslog.accept()[0] if number else syslog
+            source.settimeout(5)
+            assert (b"1 lines of log were lost" if not number else b"message 1") in source.recv(4096)
+        os.unlink(f"{tmp_path}/log")
+    handler.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 64 kB, and 8 files."""
+    needs_root()
+    path = tmp_path / "disk"
+    path.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,nr_inodes=8", "none", path], capture_output=True).returncode:
+        needs_mount_namespaces()
+    yield path
+    subprocess.run(["umount", "-l", path], check=True)
+
+
+def fill_disk(path):
+    """Take what room there is."""
+    with open(path, "ab", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 1000)
+
+
+def test_a_full_disk_costs_lines_and_nothing_else(start, small_disk):
+    path = small_disk / "mi.log"
+    server = start('modparam("mi_datagram", "children_count", 2)\n' + own("log_file", path), "-d", ready=False)
+    wait_for(lambda: path.exists() and "ready:" in path.read_text(), what="the server")
+    children = server.children()
+    fill_disk(small_disk / "full")
+    fill(server)
+    for _ in range(3):
+        server.signal(signal.SIGUSR1)
+    server.statistic("requests")
+    assert len(server.children()) == len(children) and server.statistic("child_deaths") == 0
+    (small_disk / "full").unlink()
+    wait_for(lambda: server.ask(UPTIME) and "lines of log were lost" in path.read_text(), what="lines as before")
+    server.stop()
+    text = path.read_text()
+    assert "NOTICE:midatagram: stopping\n" in text
+    assert re.findall(r".[A-Z][a-z]{2} \d\d \d\d:\d\d:\d\d \[.*", text) == [], "a line that begins in another one"
+
+
+@pytest.mark.parametrize("what", ["no inodes", "no folder"])
+def test_usr1_changes_nothing_when_there_can_be_no_new_file(start, small_disk, what):
+    folder, moved = small_disk / "a", small_disk / "b"
+    folder.mkdir()
+    path = folder / "mi.log"
+    server = start('loadmodule "mi_echo.so"\n' + own("log_file", path), "-p", str(PLUGINS), "-d", ready=False)
+    wait_for(lambda: path.exists() and "ready:" in path.read_text(), what="the server")
+    children = server.children()
+    if what == "no folder":
+        folder.rename(moved)
+        old = moved / "mi.log"
+    else:
+        old = folder / "mi.log.1"
+        path.rename(old)
+        with contextlib.suppress(OSError):
+            for number in range(9):
+                (small_disk / f"{number}").touch()
+    server.signal(signal.SIGUSR1)
+    wait_for(lambda: old.read_text().count("cannot be opened again, the log goes on to the old file") == 2, what="two lines")
+    server.ask(b":such_a_request:\n")
+    assert "such_a_request" in old.read_text() and server.children() == children
+    server.stop()
+    assert "stopping" in old.read_text() and not path.exists()
