@@ -2312,7 +2312,7 @@ def clear_run(folder: str) -> None:
 
 
 # The log: every record goes through one handler, which never waits, and one formatter, which lets no text of a client or
-# file pass for a line of ours.
+# file pass for a line of ours. What strangers can cause is limited where it is logged, in a child.
 
 LOG_LEVELS = {4: logging.DEBUG, 3: logging.INFO, 2: 25, 1: logging.WARNING, 0: logging.ERROR, -1: logging.ERROR,
               -2: logging.CRITICAL, -3: 60}  # OpenSIPS' log levels and those of Python's logging
@@ -2323,6 +2323,8 @@ PRIORITIES = {10: 7, 20: 6, 25: 5, 30: 4, 40: 3, 50: 2, 60: 1}  # of syslog and 
 APPENDING = os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 PART = 4000  # bytes written at once; with what stands around them no more than a pipe takes whole or not at all (PIPE_BUF)
 LINE = 3900  # bytes of a line; further ones are cut
+PERIOD_S, LINES, EACH = 5.0, 20, 5  # of one kind a child logs so many lines in that time, and so many about one client
+SAID, LABEL = 4096, 100  # lines remembered that are logged once; characters of a line's text that name its kind
 
 
 class LogFilter(logging.Filter):
@@ -2377,6 +2379,50 @@ class LineFormatter(logging.Formatter):
         return line if len(data) <= LINE else f"{data[:LINE - 3].decode(errors='ignore')}..."
 
 
+class LineLimit:
+    """Which lines a child logs, so that no stranger fills the log; what is remembered has a few bytes each.
+
+    A line is of the kind of the place in the code that logs it. Of each kind LINES are logged in PERIOD_S, EACH about one
+    client (extra={"about": CLIENT}), and one with the same text; the others are counted. Lines about what lasts
+    (extra={"once": WHAT}) are logged once, and again when SAID others came since.
+    """
+
+    def __init__(self):
+        self.said: dict[int, None] = {}  # hashes of what was logged once, the oldest first
+        self.lines: collections.Counter = collections.Counter()  # of this period, by kind, client and text
+        self.left_out: dict[tuple, list] = {}  # kind -> logger, level, text and how many of them
+        self.ends_s = 0.0  # the period
+
+    def allows(self, record: logging.LogRecord) -> bool:
+        """Whether to log a line; counts those that are left out, but what was logged once is no news."""
+        if record.levelno < logging.INFO:  # each line was asked for
+            return True
+        kind, text = (record.pathname, record.lineno), (record.getMessage(), record.exc_info and record.exc_info[0])
+        once = hash((kind, getattr(record, "once", None)))
+        if once in self.said:
+            return False
+        limits = {kind: LINES, hash((kind, getattr(record, "about", text))): EACH, hash((kind, text)): 1}
+        if any(self.lines[mark] >= most for mark, most in limits.items()):
+            self.left_out.setdefault(kind, [record.name, record.levelno, str(record.msg)[:LABEL], 0])[-1] += 1
+            return False
+        self.lines.update([*limits])
+        if hasattr(record, "once"):
+            if len(self.said) >= SAID:
+                del self.said[next(iter(self.said))]
+            self.said[once] = None
+        return True
+
+    def over(self) -> list[logging.LogRecord]:
+        """When a period is over, the lines that tell what was left out in it."""
+        now_s = time.monotonic()
+        if now_s < self.ends_s:
+            return []
+        self.ends_s, left_out = now_s + PERIOD_S, self.left_out
+        self.lines, self.left_out = collections.Counter(), {}
+        return [logging.LogRecord(name, level, "", 0, "... %d more such lines left out: %s", (count, text), None)
+                for name, level, text, count in left_out.values()]
+
+
 class LogHandler(logging.Handler):
     """Logs to stderr without ever waiting: what cannot be written now is dropped and counted.
 
@@ -2386,6 +2432,7 @@ class LogHandler(logging.Handler):
     def __init__(self, send: Callable[[bytes], int]):
         super().__init__()
         self.send = send
+        self.limit: LineLimit | None = None
         self.torn = mmap.mmap(-1, 1)  # of all processes: whether the last line lacks its end
         self.lost = self.uncounted = 0  # lines since that was logged last, and counted
 
@@ -2393,16 +2440,19 @@ class LogHandler(logging.Handler):
         """Log a record, or count it."""
         try:
             self.flush()
-            self.write(record)
+            if self.limit is None or self.limit.allows(record):
+                self.write(record)
         except Exception:  # a full disk, an unread pipe, a plug-in's arguments that do not fit: no line is worth a request
             self.lost += 1
             self.uncounted += 1
 
     def flush(self) -> None:
-        """Log how many lines were lost; OSError."""
+        """Log how many lines were lost, and were left out in a period that is over; OSError."""
         if self.lost:
             self.write(logging.LogRecord(log.name, logging.WARNING, "", 0, "%d lines of log were lost", (self.lost,), None))
             self.lost = 0
+        for record in self.limit.over() if self.limit else ():
+            self.write(record)
 
     def write(self, record: logging.LogRecord) -> None:
         """Write a record; OSError when that is not possible now."""
@@ -2421,6 +2471,14 @@ class LogHandler(logging.Handler):
                 part = b""
             part += line + b"\n"
         yield part
+
+    def close(self) -> None:
+        """The process ends, and so does the period."""
+        with contextlib.suppress(OSError):
+            if self.limit:
+                self.limit.ends_s = 0.0
+            self.flush()
+        super().close()
 
 
 class FileHandler(LogHandler):
@@ -2517,7 +2575,7 @@ def open_to_append(path: str, access: int = os.O_WRONLY, mode: int = 0o666) -> i
 
 
 def tend_logs(server: Server) -> None:
-    """Some times a second: count what was lost, and log it."""
+    """Some times a second: count what was lost, and log what was left out."""
     for handler in log.handlers:
         server.count("log_lost", handler.uncounted)
         handler.uncounted = 0
@@ -3854,7 +3912,6 @@ OWN_SOCKETS = 512  # at most; further clients that are behind are retried on a t
 MOMENT_S = 0.01  # how long what was found out about a client holds good
 RETRY_S = 0.005  # how often those are retried who cannot be waited for
 LOCK_TRIES = 100  # a hundredth of a second apart
-TOLD = 1000  # clients remembered as already complained of
 
 
 class Endpoint:
@@ -4099,7 +4156,6 @@ class Outbox:
         self.shortcuts: dict[Endpoint, dict] = collections.defaultdict(dict)  # and for those with a Peer what sends to them
         self.moment_s = 0.0  # when it ends
         self.bytes = 0
-        self.told: set = set()
         self.retry = gevent.get_hub().loop.timer(RETRY_S, RETRY_S)
 
     def look_again(self, now_s: float) -> None:
@@ -4230,12 +4286,9 @@ class Outbox:
 
     def tell(self, endpoint: Endpoint, client: Any, why: str) -> None:
         """Log something about a client, once."""
-        if len(self.told) > TOLD:
-            self.told.clear()
-        if (endpoint, client, why) not in self.told:
-            self.told.add((endpoint, client, why))
-            name = "a client" if client is None else f"client {shown_address(endpoint.address_of(client))}"
-            log.warning("%s of %s: %s", name, endpoint.place.address, why)
+        name = "a client" if client is None else f"client {shown_address(endpoint.address_of(client))}"
+        place = endpoint.place.address
+        log.warning("%s of %s: %s", name, place, why, extra={"once": (name, place, why)})
 
     @property
     def waiting(self) -> int:
@@ -4269,6 +4322,7 @@ def owner_of(path: str) -> Any:
 
 BURST = 64  # datagrams a worker takes before others get their turn
 BURST_S = 0.05  # and for how long, if handlers are slow
+HOSTS = 1000  # remembered, with whether allow_from lets them in
 BOOT_FAILED = 70  # exit status of a child that cannot start; more of them would not either
 ORPHAN_S = 0.5  # what a child may finish when its attendant is gone
 
@@ -4472,11 +4526,11 @@ class Child:
         """Whether allow_from lets a host in; those that it does not are counted, and named once."""
         known = self.hosts.get(host)
         if known is None:
-            if len(self.hosts) > TOLD:
-                self.hosts.clear()
+            if len(self.hosts) >= HOSTS:
+                del self.hosts[next(iter(self.hosts))]  # the oldest
             known = self.hosts[host] = self.access.in_networks(host, self.access.networks)
             if not known:
-                log.warning("datagrams from %s are refused by allow_from", host)
+                log.warning("datagrams from %s are refused by allow_from", host, extra={"once": host})
         if not known:
             self.server.count("refused")
         return known
@@ -4593,7 +4647,8 @@ class Access:
             allowed = any(self.in_networks(who, rule.networks) for rule in rules)
         if not allowed:
             command.module.server.count("forbidden")
-            log.warning("audit: command %s refused to %s (%s)", command.name, shown_address(endpoint.address_of(client)), who)
+            log.warning("audit: command %s refused to %s (%s)", command.name, shown_address(endpoint.address_of(client)), who,
+                        extra={"about": credentials[1] if credentials else who})  # who may ask from many sockets
         return allowed
 
     @staticmethod
@@ -5633,9 +5688,10 @@ def log_file(path: str) -> FileHandler:
 
 
 def log_as(processes: Processes, row: int) -> None:
-    """Take the log level of that row of the process table."""
+    """Take the log level of that row of the process table; children, which strangers talk to, limit what they log."""
     for handler in log.handlers:
         handler.filters[:] = [LogFilter(processes, row)]
+        handler.limit = LineLimit() if row != ATTENDANT else None
 
 
 def reopen_logs() -> None:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import termios
 import threading
+import tracemalloc
 
 import pytest
 from conftest import PLUGINS, ROOT, Server, free_port, needs, needs_root, readable_python, wait_for
@@ -208,6 +209,137 @@ def test_a_greenlet_that_fails_is_logged(start, tmp_path):
     server.wait_log("ValueError: loose")
     server.stop(tracebacks=True)
     assert all(LINE.match(line) for line in server.lines), server.log
+
+
+# Limits
+
+
+def test_of_each_kind_so_many_lines_are_logged():
+    limit = mi.LineLimit()
+    limit.over()
+    logged = [limit.allows(record("client %s", number, line=line)) for line in (1, 2) for number in range(100)]
+    assert logged == ([True] * mi.LINES + [False] * (100 - mi.LINES)) * 2
+    limit.ends_s = 0.0
+    assert [line.getMessage() for line in limit.over()] == [f"... {100 - mi.LINES} more such lines left out: client %s"] * 2
+    assert limit.allows(record("client %s", 101))
+    limit.ends_s = 0.0
+    assert limit.over() == []
+
+
+def test_lines_about_the_same_are_counted():
+    limit = mi.LineLimit()
+    limit.over()
+    logged = [limit.allows(record("%s is refused", port, about=0)) for port in range(9)]
+    assert logged == [True] * mi.EACH + [False] * (9 - mi.EACH)
+    assert limit.allows(record("%s is refused", 9, about=1))
+    assert limit.allows(record("it failed", line=2)) and not limit.allows(record("it failed", line=2))
+    assert limit.allows(record("it failed", line=2, raised=raised_with(KeyError)))
+    assert not limit.allows(record("it failed", line=2, raised=raised_with(KeyError)))
+    assert limit.allows(record("it failed", line=2, raised=raised_with(ValueError)))
+    limit.ends_s = 0.0
+    assert [line.args[0] for line in limit.over()] == [9 - mi.EACH, 2]
+    assert limit.allows(record("%s is refused", 1, about=0))
+
+
+def test_what_is_logged_once_is_forgotten_oldest_first():
+    limit = mi.LineLimit()
+
+    def logged(client):
+        limit.ends_s = 0.0
+        assert limit.over() == []
+        return limit.allows(record("client %s", client, once=client))
+
+    assert all(logged(client) for client in range(mi.SAID))
+    assert not any(logged(client) for client in range(mi.SAID))
+    assert logged("one more") and logged(0) and logged(1)
+    assert not any(logged(client) for client in range(3, mi.SAID))
+
+
+def test_lines_for_debugging_are_not_limited():
+    limit = mi.LineLimit()
+    assert all(limit.allows(record("asked", level=logging.DEBUG)) for _ in range(1000))
+
+
+def test_what_is_remembered_of_lines_is_bounded_in_bytes():
+    limit = mi.LineLimit()
+    tracemalloc.start()
+    for number in range(20000):
+        limit.ends_s *= number % 10 != 0
+        limit.over()
+        path = f"{number}".ljust(10000, "x")
+        assert limit.allows(record("client %s", path, once=path)) == limit.allows(record(path, line=2))
+    size_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size_bytes < 1 << 20
+
+
+def left_out(log, text):
+    """How many lines of a kind the log says were left out."""
+    return sum(int(number) for number in re.findall(rf"\.\.\. (\d+) more such lines left out: {text}", log))
+
+
+def ask_from(hosts, port, server, statistic):
+    """Send a request from an address of loopback each, from a socket of its own; wait until the server has counted them."""
+    for number, host in enumerate(hosts, 1):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.bind((host, 0))
+            client.sendto(UPTIME, ("127.0.0.1", port))
+        if number % 100 == 0:  # so many the kernel's queue holds
+            wait_for(lambda number=number: server.statistic(statistic) == number, what="all of them")
+
+
+def test_hosts_that_allow_from_refuses_do_not_fill_the_log(start):
+    """As with spoofed sources; none is lost from the count."""
+    port = free_port()
+    server = start(own("listen", f"udp:127.0.0.1:{port}") + own("allow_from", "10.0.0.0/8"))
+    ask_from([f"127.9.{number >> 8}.{number & 255}" for number in range(3000)], port, server, "refused")
+    server.stop()
+    logged = server.log.count("refused by allow_from\n") - server.log.count("left out: ")
+    assert logged + left_out(server.log, "datagrams from %s are refused by allow_from") == 3000
+    assert mi.LINES <= logged <= 4 * mi.LINES, "a few periods at most"
+
+
+def test_refused_commands_of_one_client_are_counted_and_those_of_another_are_logged(start):
+    """One that asks from many sockets is one client."""
+    port = free_port()
+    server = start(own("listen", f"udp:127.0.0.1:{port}") + own("allow_command", "uptime: 127.0.0.99"))
+    ask_from(["127.0.0.2"] * 300 + ["127.0.0.3"] * 300, port, server, "forbidden")
+    server.wait_log("left out", mi.PERIOD_S + 5)
+    server.stop()
+    logged = len(re.findall(r"audit: command uptime refused to 127", server.log))
+    assert "(127.0.0.2)" in server.log and "(127.0.0.3)" in server.log
+    assert logged + left_out(server.log, "audit: command %s refused") == 600 and 2 * mi.EACH <= logged <= 6 * mi.EACH
+
+
+def test_refused_commands_of_one_user_are_counted(start):
+    server = start(own("allow_command", "uptime: 127.0.0.99"))
+    for _ in range(50):  # another path each time
+        server.ask(UPTIME)
+    server.stop()
+    assert server.log.count(f" uid {os.getuid()} ") + left_out(server.log, "audit:") == 50
+    assert server.log.count(f" uid {os.getuid()} ") <= 2 * mi.EACH
+
+
+def test_exceptions_of_one_command_are_counted(start):
+    server = start('loadmodule "mi_trouble.so"\n', "-p", str(PLUGINS))
+    client = server.client()
+    for _ in range(200):
+        assert client.ask(b":stumble:\n") == b"500 command failed\n"
+    server.stop(tracebacks=True)
+    tracebacks = server.log.count("Traceback")
+    assert tracebacks <= 3 and tracebacks + left_out(server.log, "command %s raised") == 200
+
+
+def test_events_that_cannot_be_sent_do_not_fill_the_log(start):
+    server = start()
+    for number in range(60):
+        server.ask(f":event_subscribe:\nE_MI_RELOAD\nunix:/absent/{number}\n".encode())
+    for _ in range(5):
+        server.ask(b":raise_event:\nE_MI_RELOAD\n")
+    server.stop()
+    logged = server.log.count("not sent to unix:/absent/")
+    assert mi.LINES <= logged <= 3 * mi.LINES
+    assert logged + left_out(server.log, "event %s not sent to") == 300
 
 
 # Nothing waits
