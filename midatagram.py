@@ -2059,7 +2059,7 @@ import termios
 import time
 import traceback
 import types
-from stat import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_ISREG, S_ISSOCK
+from stat import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_ISREG, S_ISSOCK, S_ISVTX
 
 log = logging.getLogger("midatagram")
 
@@ -2570,8 +2570,32 @@ def write_in_turn(data: bytes) -> int:
 
 
 def open_to_append(path: str, access: int = os.O_WRONLY, mode: int = 0o666) -> int:
-    """Open or create a file to append to, without waiting for the reader of a FIFO; OSError."""
-    return os.open(path, access | APPENDING | os.O_CREAT, mode)
+    """Open or create a file to append to, without waiting for the reader of a FIFO; OSError.
+
+    Root opens what no other user can have put there: in a folder that others may write, only a file of root's that has no
+    other name.
+    """
+    others = os.geteuid() == 0 and exchangeable(path)
+    if others and exchangeable(os.path.dirname(path)):
+        raise PermissionError(errno.EPERM, "others than root can exchange its folder")
+    descriptor = os.open(path, access | APPENDING | os.O_CREAT | (os.O_NOFOLLOW if others else 0), mode)
+    status = os.fstat(descriptor)
+    if others and (status.st_uid != 0 or status.st_nlink != 1):
+        os.close(descriptor)
+        raise PermissionError(errno.EPERM, "others than root can write its folder, and may have put it there")
+    return descriptor
+
+
+def exchangeable(path: str) -> bool:
+    """Whether others than root can exchange what is at a path, or a folder or link on the way there; OSError."""
+    folder = os.path.dirname(path)
+    if folder == path:
+        return False
+    status = os.stat(folder)
+    sticky = status.st_mode & S_ISVTX and os.path.isdir(path) and os.lstat(path).st_uid == 0  # as a folder in /tmp
+    if status.st_uid != 0 or (status.st_mode & 0o022 and not sticky) or exchangeable(folder):
+        return True
+    return os.path.islink(path) and (not os.path.exists(path) or exchangeable(os.path.join(folder, os.readlink(path))))
 
 
 def tend_logs(server: Server) -> None:
@@ -5662,7 +5686,7 @@ def start_logging(setup: Setup, processes: Processes, options) -> None:
     foreground = not options.background
     to_stderr = settings.get("log_stderror", settings.get("stderror_enabled", foreground)) or options.debug and foreground
     if setup.own["log_file"]:
-        handler = log_file(setup.own["log_file"])
+        handler = log_file(setup.own["log_file"], *account_of(options))
     elif to_stderr or not os.path.exists("/dev/log"):
         handler = LogHandler(stderr_sender())
     else:
@@ -5678,10 +5702,22 @@ def start_logging(setup: Setup, processes: Processes, options) -> None:
         log.warning("there is no syslog here (/dev/log), so the log goes to stderr; log_file would free it")
 
 
-def log_file(path: str) -> FileHandler:
-    """The log file; StartError."""
+def log_file(path: str, user: Any, gid: int) -> FileHandler:
+    """The log file, opened as the user of -u would unless it is root's alone to put it there; StartError.
+
+    One that root makes is the user's, so that it can be opened again.
+    """
     try:
-        return FileHandler(path)
+        if user is None or os.geteuid() != 0:
+            return FileHandler(path)
+        if exchangeable(os.path.abspath(path)):
+            with acting_as(user, gid):
+                return FileHandler(path)
+        exists = os.path.lexists(path)
+        handler = FileHandler(path)
+        if not exists:
+            os.fchown(handler.descriptor, user.pw_uid, gid)
+        return handler
     except OSError as error:
         status = EXIT_PERMISSION if isinstance(error, PermissionError) else EXIT_CANNOT_CREATE
         raise StartError(status, f"log_file {path}: {error.strerror}") from None
@@ -5854,19 +5890,38 @@ class PidFile:
             self.file.close()
 
 
-def drop_privileges(options) -> None:
-    """Become -u and -g; StartError if that cannot be."""
-    if not (options.user or options.group):
-        return
+def account_of(options) -> tuple:
+    """The entry of -u's user (None: no -u) and the number of the group to run with (None: ours); StartError."""
     try:
         user = pwd.getpwnam(options.user) if options.user else None
-        gid = grp.getgrnam(options.group).gr_gid if options.group else user.pw_gid
+        return user, grp.getgrnam(options.group).gr_gid if options.group else user and user.pw_gid
     except KeyError as error:
         raise StartError(EXIT_CONFIG, f"-u, -g: {error.args[0].replace('()', '')} on this system") from None
+
+
+@contextlib.contextmanager
+def acting_as(user: Any, gid: int) -> Iterator[None]:
+    """Be another user for a while, to do with files what that one could; only root can."""
+    before = os.getgroups(), os.getegid()
+    os.setgroups(os.getgrouplist(user.pw_name, gid))
+    os.setegid(gid)
+    os.seteuid(user.pw_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(before[1])
+        os.setgroups(before[0])
+
+
+def drop_privileges(options) -> None:
+    """Become -u and -g; StartError if that cannot be."""
+    user, gid = account_of(options)
     try:
         if user:
             os.initgroups(user.pw_name, gid)
-        os.setgid(gid)
+        if gid is not None:
+            os.setgid(gid)
         if user:
             os.setuid(user.pw_uid)
     except PermissionError:

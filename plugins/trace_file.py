@@ -6,15 +6,13 @@
 
 A line has the fields of midatagram.Trace; what is not UTF-8 in a request or a reply stands as lone surrogates, which
 Python's surrogateescape turns back into the bytes. All children append to the one file. SIGUSR1 makes them open it
-again, so that it can be moved away before.
+again, so that it can be moved away before. As root they open none that another user may have put there.
 """
 
 import json
 import os
 
 import midatagram as mi
-
-FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO nobody reads must not hold us up
 
 
 def absolute_path(value) -> str:
@@ -42,7 +40,7 @@ class TraceFile:
 
     def open(self) -> None:
         """Open or create the file; OSError when that is not possible."""
-        self.file = os.open(self.path, FLAGS, 0o640)
+        self.file = mi.open_to_append(self.path, os.O_WRONLY, 0o640)
 
     def write(self, batch: list) -> None:
         """Append a batch with one write, so that lines of several children do not mix; OSError where it fails."""

@@ -1,6 +1,7 @@
 """Logging: one line is one line, whatever it holds; strangers fill no log; nothing waits for who reads it; root opens no link."""
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -17,14 +18,16 @@ import threading
 import tracemalloc
 
 import pytest
-from conftest import PLUGINS, ROOT, Server, free_port, needs, needs_root, readable_python, wait_for
+from conftest import PLUGINS, ROOT, Server, free_port, needs, needs_root, readable_python, run, wait_for
 from hypothesis import given
 from hypothesis import strategies as some
 from test_operations import JOURNAL, SYSLOG, needs_mount_namespaces
+from traces import FakeContext
 
 import midatagram as mi
 
 sys.path.insert(0, str(ROOT / "plugins"))
+import trace_file
 
 NOBODY, DAEMON = 65534, 1
 LINE = re.compile(r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \[\d+\] [A-Z]+:midatagram(\.\w+)?: |  ")
@@ -578,3 +581,171 @@ def test_usr1_changes_nothing_when_there_can_be_no_new_file(start, small_disk, w
     assert "such_a_request" in old.read_text() and server.children() == children
     server.stop()
     assert "stopping" in old.read_text() and not path.exists()
+
+
+# Root and others
+
+
+@pytest.fixture
+def secret(folder):
+    """A file of root's that nobody else may write."""
+    path = folder / "secret"
+    path.write_text("root's\n")
+    path.chmod(0o600)
+    yield path
+    assert path.read_text() == "root's\n" and path.stat().st_uid == 0 and path.stat().st_mode & 0o777 == 0o600
+
+
+def as_user(uid, act, *values):
+    """Run a function as another user."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setgid(uid)
+            os.setuid(uid)
+            act(*values)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+PLANTED = {
+    "symbolic link": lambda path, secret: os.symlink(secret, path), "link to a new file":
+    lambda path, secret: os.symlink(secret.parent / "created", path), "hard link": lambda path, secret: os.link(secret, path),
+    "FIFO": lambda path, secret: as_user(DAEMON, os.mkfifo, path, 0o666), "file":
+    lambda path, secret: as_user(DAEMON, os.close, os.open(path, os.O_CREAT)) or os.chown(path, DAEMON, DAEMON),
+}
+
+
+def planted(folder, secret, what, mode):
+    """A path in a folder of daemon's at which that put something; links are made by root, whatever the system's settings."""
+    theirs = folder / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, 0 if mode & 0o1000 else DAEMON, 0)
+    theirs.chmod(mode)
+    path = theirs / "mi.log"
+    PLANTED[what](path, secret)
+    if path.is_symlink():
+        os.chown(path, DAEMON, DAEMON, follow_symlinks=False)
+    return path
+
+
+def refused(folder, path, *arguments):
+    """The line that a start with this log_file ends with."""
+    (folder / "c").write_text(f'modparam("mi_datagram", "socket_name", "{folder}/mi.sock")\n' + own("log_file", path))
+    done = run("-f", folder / "c", *arguments)
+    assert done.returncode in (73, 77) and done.stderr.count("\n") == 1, done
+    assert f"log_file {path}: " in done.stderr and not (folder / "mi.sock").exists()
+    return done.stderr
+
+
+@pytest.mark.parametrize("user", [(), ("-u", "nobody")])
+@pytest.mark.parametrize("mode", [0o755, 0o1777])
+@pytest.mark.parametrize("what", PLANTED)
+def test_root_logs_to_nothing_that_another_user_put_there(folder, secret, what, mode, user):
+    needs_root()
+    path = planted(folder, secret, what, mode)
+    if user and what == "FIFO":  # nobody may write it as anyone may, and nothing of root's is in it
+        return
+    refused(folder, path, *user)
+    assert not (folder / "created").exists()
+
+
+@pytest.mark.parametrize("user", [(), ("-u", "nobody")])
+def test_root_creates_no_log_through_a_folder_that_another_user_put_there(folder, secret, user):
+    needs_root()
+    theirs, roots = folder / "theirs", folder / "roots"
+    for path in (theirs, roots):
+        path.mkdir()
+    os.chown(theirs, DAEMON, DAEMON)
+    as_user(DAEMON, os.symlink, roots, theirs / "logs")
+    refused(folder, theirs / "logs" / "mi.log", *user)
+    (roots / "mi.log").touch()
+    refused(folder, theirs / "logs" / "mi.log", *user)
+    os.symlink(theirs, folder / "link")  # root's, to where others may write
+    refused(folder, folder / "link" / "logs" / "mi.log", *user)
+    os.symlink(theirs / "logs" / "mi.log", folder / "mi.log")
+    refused(folder, folder / "mi.log", *user)
+    assert (roots / "mi.log").stat().st_size == 0
+
+
+def log_of(start, folder, path, *arguments):
+    """A server that logs to that file, and has logged its start."""
+    server = start(own("log_file", path), *arguments, "-d", ready=False, place=f"{folder}/mi.sock",
+                   wrapper=readable_python() if arguments else ())
+    wait_for(lambda: path.exists() and "ready:" in path.read_text(), what=f"the log:\n{server.log}")
+    return server
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o1777])
+def test_root_logs_to_its_own_file(start, folder, mode):
+    """A new one, and the same again; through links of root's too."""
+    needs_root()
+    logs = folder / "logs"
+    logs.mkdir()
+    logs.chmod(mode)
+    (folder / "link").symlink_to(logs)
+    for path in (logs / "mi.log", logs / "mi.log", folder / "link" / "other.log"):
+        server = log_of(start, folder, path)
+        path.rename(folder / "moved")
+        server.signal(signal.SIGUSR1)
+        wait_for(path.exists, what="the new file")
+        server.stop()
+        assert path.stat().st_uid == 0
+        os.remove(folder / "moved")
+
+
+def test_with_u_a_log_in_a_folder_of_root_s_is_the_user_s(start, folder):
+    """So that it can be opened again after a rotation that creates it anew."""
+    needs_root()
+    path = folder / "mi.log"
+    server = log_of(start, folder, path, "-u", "nobody")
+    assert (path.stat().st_uid, path.stat().st_gid) == (NOBODY, NOBODY)
+    path.rename(folder / "mi.log.1")
+    path.touch()
+    os.chown(path, NOBODY, NOBODY)
+    server.signal(signal.SIGUSR1)
+    wait_for(lambda: server.client().send(UPTIME) or ":uptime:" in path.read_text(), what="the new file")
+    server.stop()
+    assert "stopping" in path.read_text()
+
+
+def test_with_u_a_log_that_root_has_there_stays_root_s(start, folder):
+    needs_root()
+    path = folder / "mi.log"
+    path.touch()
+    log_of(start, folder, path, "-u", "nobody").stop()
+    assert path.stat().st_uid == 0 and "stopping" in path.read_text()
+
+
+def test_with_u_a_log_in_the_user_s_folder_is_opened_by_the_user(start, folder):
+    needs_root()
+    logs = folder / "logs"
+    logs.mkdir()
+    os.chown(logs, NOBODY, NOBODY)
+    path = logs / "mi.log"
+    server = log_of(start, folder, path, "-u", "nobody")
+    assert path.stat().st_uid == NOBODY
+    path.rename(logs / "mi.log.1")
+    server.signal(signal.SIGUSR1)
+    wait_for(lambda: server.client().send(UPTIME) or path.exists() and ":uptime:" in path.read_text(), what="the new file")
+    server.stop()
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o1777])
+@pytest.mark.parametrize("what", PLANTED)
+def test_root_traces_to_nothing_that_another_user_put_there(folder, secret, what, mode):
+    needs_root()
+    path = planted(folder, secret, what, mode)
+    with pytest.raises(OSError) as raised:
+        trace_file.TraceFile(str(path), FakeContext()).open()
+    assert raised.value.errno in (errno.EPERM, errno.ELOOP, errno.ENXIO, errno.EACCES)
+    assert not (folder / "created").exists()
+
+
+@pytest.mark.parametrize("path, wanted", [("/dev/null", False), ("/", False), ("/tmp/absent", True)])
+def test_what_others_than_root_can_exchange(path, wanted):
+    needs_root()
+    assert mi.exchangeable(path) == wanted
