@@ -214,7 +214,7 @@ def test_background_work_runs_in_each_child_or_in_one(start, tmp_path):
     wait_for(lambda: one not in server.children() and all_work(), what="its successor to work")
     [other] = set(times("one")) - {one}
     assert other in server.children()
-    server.wait_log("fails raised", times=5)
+    server.wait_log("fails raised", times=3)  # a child logs the same line once in five seconds
     server.stop(tracebacks=True)
 
 
