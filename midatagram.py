@@ -2919,320 +2919,15 @@ def remove_run(folder: str, descriptor: int) -> None:
         os.close(descriptor)
 
 
-# The log: every record goes through one handler, which never waits, and one formatter, which lets no text of a client or
-# file pass for a line of ours. What strangers can cause is limited where it is logged, in a child.
-
-LOG_LEVELS = {4: logging.DEBUG, 3: logging.INFO, 2: 25, 1: logging.WARNING, 0: logging.ERROR, -1: logging.ERROR,
-              -2: logging.CRITICAL, -3: 60}  # OpenSIPS' log levels and those of Python's logging
-NOTICE, LOG_LEVEL_DEFAULT = 25, 3
-logging.addLevelName(NOTICE, "NOTICE")
-logging.addLevelName(60, "ALERT")
-PRIORITIES = {10: 7, 20: 6, 25: 5, 30: 4, 40: 3, 50: 2, 60: 1}  # of syslog and the journal
-APPENDING = os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-PART = 4000  # bytes written at once; with what stands around them no more than a pipe takes whole or not at all (PIPE_BUF)
-LINE = 3900  # bytes of a line; further ones are cut
-PERIOD_S, LINES, EACH = 5.0, 20, 5  # of one kind a child logs so many lines in that time, and so many about one client
-SAID, LABEL = 4096, 100  # lines remembered that are logged once; characters of a line's text that name its kind
+def give_way() -> None:
+    """Let others have their turn, requests in sockets as well: for these gevent.sleep(0) looks once in 50 times."""
+    gevent.sleep(1e-6)
 
 
-class LogFilter(logging.Filter):
-    """Lets pass what this process' log level says, which log_level may change from any process."""
-
-    def __init__(self, processes: Processes, row: int):
-        super().__init__()
-        self.processes, self.row = processes, row
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a record is logged."""
-        level = max(-3, min(4, self.processes.log_level(self.row)))
-        return record.levelno >= LOG_LEVELS[level]
-
-
-def escaped(text: str) -> str:
-    """Text on one line that no reader of logs takes for another one: what is not printable as an escape, \\xff for a byte."""
-    if text.isprintable():
-        return text
-    return "".join([char if char.isprintable() else repr(char)[1:-1].replace("\\udc", "\\x") for char in text])
-
-
-def traceback_lines(record: logging.LogRecord) -> Iterator[str]:
-    """The lines of a record's traceback, indented, so that none passes for a line of its own; an exception's text is one."""
-    stack = record.stack_info.split("\n") if record.stack_info else ()
-    for entry in (*(traceback.format_exception(*record.exc_info) if record.exc_info else ()), *stack):
-        text = entry.strip("\n")
-        for line in text.split("\n") if text.startswith("  File ") else [text]:
-            yield f"  {line}"
-
-
-class LineFormatter(logging.Formatter):
-    """One record as one line, and those of a traceback; `dated` puts the time before it; with `journal` each line carries
-    its priority, as systemd reads it from stderr."""
-
-    def __init__(self, dated: bool, journal: bool):
-        when = "%(asctime)s " if dated else ""
-        super().__init__(f"{when}[%(process)d] %(levelname)s:%(name)s: %(message)s", "%b %d %H:%M:%S")
-        self.journal = journal
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The text of a record; a line has at most LINE bytes behind its priority."""
-        mark = f"<{PRIORITIES.get(record.levelno, 6)}>" if self.journal else ""
-        record.message, record.asctime = record.getMessage(), self.formatTime(record, self.datefmt)
-        lines = self.formatMessage(record), *traceback_lines(record)
-        return "\n".join([mark + self.cut(escaped(line)) for line in lines])
-
-    @staticmethod
-    def cut(line: str) -> str:
-        """The part of a line that is written."""
-        data = line.encode()
-        return line if len(data) <= LINE else f"{data[:LINE - 3].decode(errors='ignore')}..."
-
-
-class LineLimit:
-    """Which lines a child logs, so that no stranger fills the log; what is remembered has a few bytes each.
-
-    A line is of the kind of the place in the code that logs it. Of each kind LINES are logged in PERIOD_S, EACH about one
-    client (extra={"about": CLIENT}), and one with the same text; the others are counted. Lines about what lasts
-    (extra={"once": WHAT}) are logged once, and again when SAID others came since.
-    """
-
-    def __init__(self):
-        self.said: dict[int, None] = {}  # hashes of what was logged once, the oldest first
-        self.lines: collections.Counter = collections.Counter()  # of this period, by kind, client and text
-        self.left_out: dict[tuple, list] = {}  # kind -> logger, level, text and how many of them
-        self.ends_s = 0.0  # the period
-
-    def allows(self, record: logging.LogRecord) -> bool:
-        """Whether to log a line; counts those that are left out, but what was logged once is no news."""
-        if record.levelno < logging.INFO:  # each line was asked for
-            return True
-        kind, text = (record.pathname, record.lineno), (record.getMessage(), record.exc_info and record.exc_info[0])
-        once = hash((kind, getattr(record, "once", None)))
-        if once in self.said:
-            return False
-        limits = {kind: LINES, hash((kind, getattr(record, "about", text))): EACH, hash((kind, text)): 1}
-        if any(self.lines[mark] >= most for mark, most in limits.items()):
-            self.left_out.setdefault(kind, [record.name, record.levelno, str(record.msg)[:LABEL], 0])[-1] += 1
-            return False
-        self.lines.update([*limits])
-        if hasattr(record, "once"):
-            if len(self.said) >= SAID:
-                del self.said[next(iter(self.said))]
-            self.said[once] = None
-        return True
-
-    def over(self) -> list[logging.LogRecord]:
-        """When a period is over, the lines that tell what was left out in it."""
-        now_s = time.monotonic()
-        if now_s < self.ends_s:
-            return []
-        self.ends_s, left_out = now_s + PERIOD_S, self.left_out
-        self.lines, self.left_out = collections.Counter(), {}
-        return [logging.LogRecord(name, level, "", 0, "... %d more such lines left out: %s", (count, text), None)
-                for name, level, text, count in left_out.values()]
-
-
-class LogHandler(logging.Handler):
-    """Logs without ever waiting: what cannot be written now is dropped and counted.
-
-    send(data): writes at most PIPE_BUF bytes, whole or not at all where that can be, as os.write().
-    """
-
-    on_stderr = True
-
-    def __init__(self, send: Callable[[bytes], int], descriptor: int = -1):
-        super().__init__()
-        self.send, self.descriptor = send, descriptor
-        self.limit: LineLimit | None = None
-        self.torn = mmap.mmap(-1, 1)  # of all processes: whether the last line lacks its end
-        self.lost = self.uncounted = 0  # lines since that was logged last, and counted
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Log a record, or count it."""
-        try:
-            self.flush()
-            if self.limit is None or self.limit.allows(record):
-                self.write(record)
-        except Exception:  # a full disk, an unread pipe, a plug-in's arguments that do not fit: no line is worth a request
-            self.lost += 1
-            self.uncounted += 1
-
-    def flush(self) -> None:
-        """Log how many lines were lost, and were left out in a period that is over; OSError."""
-        if self.lost:
-            self.write(logging.LogRecord(log.name, logging.WARNING, "", 0, "%d lines of log were lost", (self.lost,), None))
-            self.lost = 0
-        for record in self.limit.over() if self.limit else ():
-            self.write(record)
-
-    def write(self, record: logging.LogRecord) -> None:
-        """Write a record; OSError when that is not possible now."""
-        for part in self.parts(record):
-            data = b"\n" * self.torn[0] + part
-            self.torn[0] = self.send(data) < len(data)
-            if self.torn[0]:
-                raise OSError(errno.ENOSPC, "there was room for a part of a line")
-
-    def parts(self, record: logging.LogRecord) -> Iterator[bytes]:
-        """The lines of a record, together as far as one write takes them."""
-        part = b""
-        for line in self.format(record).encode().split(b"\n"):
-            if len(part) + len(line) > PART:
-                yield part
-                part = b""
-            part += line + b"\n"
-        yield part
-
-    def close(self) -> None:
-        """The process ends, and so does the period."""
-        with contextlib.suppress(OSError):
-            if self.limit:
-                self.limit.ends_s = 0.0
-            self.flush()
-        super().close()
-
-
-class FileHandler(LogHandler):
-    """Logs to a file, or to a FIFO."""
-
-    on_stderr = False
-
-    def __init__(self, path: str):
-        self.path = os.path.abspath(path)
-        descriptor = self.opened()
-        super().__init__(functools.partial(os.write, descriptor), descriptor)
-
-    def opened(self) -> int:
-        """A descriptor of the file that has the name now; OSError."""
-        try:
-            return open_to_append(self.path, os.O_WRONLY)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            return open_to_append(self.path, os.O_RDWR)  # a FIFO that nobody reads yet
-
-    def reopen(self) -> None:
-        """Go on in the file that has the name now; OSError. A signal may come in the midst of a line: the number stays."""
-        descriptor = self.opened()
-        os.dup2(descriptor, self.descriptor, inheritable=False)
-        os.close(descriptor)
-
-
-class SyslogHandler(LogHandler):
-    """Logs to a syslog daemon, by datagrams or a stream, and connects anew when there is another one.
-
-    The socket is one that gevent has not patched, so that the attendant needs no hub.
-    """
-
-    on_stderr = False
-
-    def __init__(self, place: str, facility: str):
-        super().__init__(self.send_anew)
-        self.place, self.socket = place, None
-        self.facility = logging.handlers.SysLogHandler.facility_names[facility] << 3
-
-    def parts(self, record: logging.LogRecord) -> Iterator[bytes]:
-        """The lines of a record, with what a syslog daemon wants before and behind them."""
-        head = b"<%d>midatagram: " % (self.facility | PRIORITIES.get(record.levelno, 6))
-        return (head + part.rstrip(b"\n") + b"\0" for part in super().parts(record))
-
-    def connect(self) -> None:
-        """Connect to the daemon; OSError."""
-        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-            self.socket = original("socket", "socket")(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
-            try:
-                return self.socket.connect(self.place)
-            except OSError as error:
-                self.socket = self.socket.close()
-                if error.errno != errno.EPROTOTYPE:
-                    raise
-        return None
-
-    def send_anew(self, data: bytes) -> int:
-        """Send to the daemon, to another one if that has gone; OSError."""
-        try:
-            if self.socket:
-                return self.socket.send(data)
-        except BlockingIOError:
-            raise
-        except OSError:
-            self.socket = self.socket.close()
-        self.connect()
-        return self.socket.send(data)
-
-
-def stderr_sender() -> tuple[Callable[[bytes], int], int]:
-    """A function that writes to stderr and never waits, while others who have it open may; and its descriptor.
-
-    To be called before privileges are dropped: a pipe can be opened anew by its owner only.
-    """
-    kind = os.fstat(2).st_mode
-    if S_ISSOCK(kind):
-        stream = original("socket", "socket")(fileno=os.dup(2))
-        return lambda data: stream.send(data, socket.MSG_DONTWAIT), stream.fileno()
-    if S_ISREG(kind):
-        return functools.partial(os.write, 2), 2
-    try:
-        descriptor = os.open("/proc/self/fd/2", os.O_WRONLY | APPENDING)
-    except OSError:
-        return write_in_turn, 2
-    return functools.partial(os.write, descriptor), descriptor
-
-
-def write_in_turn(data: bytes) -> int:
-    """Write to a stderr that only another user can open anew, if it has room; the lock keeps our processes from taking
-    the same room."""
-    fcntl.lockf(2, fcntl.LOCK_EX)
-    try:
-        if not original("select", "select")([], [2], [], 0)[1]:
-            raise BlockingIOError(errno.EAGAIN, "nobody reads stderr")
-        return os.write(2, data)
-    finally:
-        fcntl.lockf(2, fcntl.LOCK_UN)
-
-
-def open_to_append(path: str, access: int = os.O_WRONLY, mode: int = 0o666) -> int:
-    """Open or create a file to append to, without waiting for the reader of a FIFO; OSError.
-
-    Root opens what no other user can have put there: in a folder that others may write, only a file of root's that has no
-    other name.
-    """
-    others = os.geteuid() == 0 and exchangeable(path)
-    if others and exchangeable(os.path.dirname(path)):
-        raise PermissionError(errno.EPERM, "others than root can exchange its folder")
-    descriptor = os.open(path, access | APPENDING | os.O_CREAT | (os.O_NOFOLLOW if others else 0), mode)
-    status = os.fstat(descriptor)
-    if others and (status.st_uid != 0 or status.st_nlink != 1):
-        os.close(descriptor)
-        raise PermissionError(errno.EPERM, "others than root can write its folder, and may have put it there")
-    return descriptor
-
-
-def exchangeable(path: str) -> bool:
-    """Whether others than root can exchange what is at a path, or a folder or link on the way there; OSError."""
-    folder = os.path.dirname(path)
-    if folder == path:
-        return False
-    status = os.stat(folder)
-    sticky = status.st_mode & S_ISVTX and os.path.isdir(path) and os.lstat(path).st_uid == 0  # as a folder in /tmp
-    if status.st_uid != 0 or (status.st_mode & 0o022 and not sticky) or exchangeable(folder):
-        return True
-    return os.path.islink(path) and (not os.path.exists(path) or exchangeable(os.path.join(folder, os.readlink(path))))
-
-
-def tend_logs(server: Server) -> None:
-    """Some times a second: count what was lost, and log what was left out."""
-    for handler in log.handlers:
-        server.count("log_lost", handler.uncounted)
-        handler.uncounted = 0
-        with contextlib.suppress(OSError):
-            handler.flush()
-
-
-def stderr_is_journal() -> bool:
-    """Whether systemd says that stderr is its journal's stream."""
-    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
-    status = os.fstat(2)
-    return (device, inode) == (str(status.st_dev), str(status.st_ino))
+def original(module: str, name: str):
+    """A function of the standard library as it was before gevent's patching, if that happened."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey.get_original(module, name) if monkey else getattr(sys.modules[module], name)
 
 
 MOST_STATISTICS = 4000  # of a request; as many do not fit into a reply
@@ -3322,25 +3017,376 @@ class Server:
         return self.events.hand_over(name, attributes) if self.row == ATTENDANT else self.events.put(name, attributes)
 
 
+###############################################################################
+# 10b. Logging ################################################################
+###############################################################################
+# Strategy: every record goes through one handler, which never waits, and one
+# formatter, which lets no text of a client or file pass for a line of ours.
+# What strangers can cause is limited where it is logged, in a child.
+
+LOG_LEVELS = {4: logging.DEBUG, 3: logging.INFO, 2: 25, 1: logging.WARNING, 0: logging.ERROR, -1: logging.ERROR,
+              -2: logging.CRITICAL, -3: 60}  # OpenSIPS' log levels and those of Python's logging
+NOTICE, LOG_LEVEL_DEFAULT = 25, 3
+logging.addLevelName(NOTICE, "NOTICE")
+logging.addLevelName(60, "ALERT")
+PRIORITIES = {10: 7, 20: 6, 25: 5, 30: 4, 40: 3, 50: 2, 60: 1}  # of syslog and the journal
+APPENDING = os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+LINE = 3900  # bytes of a line; further ones are cut
+PARTS = re.compile(rb"(?s).{1,4000}(?:\n|\Z)")  # whole lines written at once: with what frames them a pipe takes all or none
+PERIOD_S, LINES, EACH = 5.0, 20, 5  # of one kind a child logs so many lines in that time, and so many about one client
+ONCE, LABEL = 4096, 100  # lines remembered that are logged once; characters of a line's text that name its kind
+
+
+def escaped(text: str) -> str:
+    """Text on one line that no reader of logs takes for another one: what is not printable as an escape, \\xff for a byte."""
+    if text.isprintable():
+        return text
+    return "".join([char if char.isprintable() else repr(char)[1:-1].replace("\\udc", "\\x") for char in text])
+
+
+class LineFormatter(logging.Formatter):
+    """One record as one line of at most LINE bytes, and those of a traceback, which are indented so that none passes for a
+    line of its own. `dated`: with the time; `journal`: each line with its priority, as systemd reads it from stderr."""
+
+    def __init__(self, dated: bool, journal: bool):
+        when = "%(asctime)s " if dated else ""
+        super().__init__(f"{when}[%(process)d] %(levelname)s:%(name)s: %(message)s", "%b %d %H:%M:%S")
+        self.journal = journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The text of a record."""
+        record.message, record.asctime = record.getMessage(), self.formatTime(record, self.datefmt)
+        lines = [self.formatMessage(record)]
+        for entry in traceback.format_exception(*record.exc_info) if record.exc_info else ():
+            text = entry.strip("\n")  # of a frame: several lines; the text of an exception: one, whatever it holds
+            lines += [f"  {line}" for line in (text.split("\n") if text.startswith("  File ") else [text])]
+        mark = f"<{PRIORITIES.get(record.levelno, 6)}>" if self.journal else ""
+        return "\n".join([mark + cut(escaped(line)) for line in lines])
+
+
+def cut(line: str) -> str:
+    """The part of a line that is logged."""
+    return line if len(line.encode()) <= LINE else f"{line.encode()[:LINE - 3].decode(errors='ignore')}..."
+
+
+class LineLimit:
+    """Which lines a child logs, so that no stranger fills the log; what is remembered has a few bytes each.
+
+    A line is of the kind of the place in the code that logs it. Of each kind LINES are logged in PERIOD_S, EACH about one
+    client (extra={"about": CLIENT}), and one with the same text; the others are counted. Lines about what lasts
+    (extra={"once": WHAT}) are logged once, and again when ONCE others came since.
+    """
+
+    def __init__(self):
+        self.once: dict[int, None] = {}  # hashes of what is logged once, the oldest first
+        self.lines: collections.Counter = collections.Counter()  # of this period, by kind, client and text
+        self.left_out: dict[tuple, list] = {}  # kind -> logger, level, text and how many of them
+        self.ends_s = 0.0  # the period
+
+    def allows(self, record: logging.LogRecord) -> bool:
+        """Whether to log a line; counts those that are left out, but what was logged once is no news."""
+        if record.levelno < logging.INFO:  # each line was asked for
+            return True
+        kind, text = (record.pathname, record.lineno), (record.getMessage(), record.exc_info and record.exc_info[0])
+        once = hash((kind, getattr(record, "once", None)))
+        if once in self.once:
+            return False
+        limits = {kind: LINES, hash((kind, getattr(record, "about", text))): EACH, hash((kind, text)): 1}
+        if any(self.lines[mark] >= most for mark, most in limits.items()):
+            self.left_out.setdefault(kind, [record.name, record.levelno, str(record.msg)[:LABEL], 0])[-1] += 1
+            return False
+        self.lines.update([*limits])
+        if hasattr(record, "once"):
+            if len(self.once) >= ONCE:
+                del self.once[next(iter(self.once))]
+            self.once[once] = None
+        return True
+
+    def over(self) -> list[logging.LogRecord]:
+        """When a period is over, the lines that tell what was left out in it."""
+        now_s = time.monotonic()
+        if now_s < self.ends_s:
+            return []
+        self.ends_s, left_out = now_s + PERIOD_S, self.left_out
+        self.lines, self.left_out = collections.Counter(), {}
+        return [logging.LogRecord(name, level, "", 0, "... %d more such lines left out: %s", (count, text), None)
+                for name, level, text, count in left_out.values()]
+
+
+class LogHandler(logging.Handler):
+    """Logs without ever waiting: what cannot be written now is dropped and counted.
+
+    send(data) writes at most PIPE_BUF bytes as os.write() does, whole or not at all where that can be. descriptor: the one
+    it writes to, if any; path: of a log file; facility: the number of syslog's.
+    """
+
+    def __init__(self, send: Callable[[bytes], int], descriptor: int = -1, path: str = "", facility: int | None = None):
+        super().__init__()
+        self.send, self.descriptor, self.path, self.facility = send, descriptor, path, facility
+        self.on_stderr = not path and facility is None
+        self.limit: LineLimit | None = None
+        self.torn = mmap.mmap(-1, 1)  # of all processes: whether the last line lacks its end
+        self.lost = self.uncounted = 0  # lines since that was logged last, and counted
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log a record, or count it."""
+        try:
+            self.flush()
+            if self.limit is None or self.limit.allows(record):
+                self.write(record)
+        except Exception:  # a full disk, an unread pipe, a plug-in's arguments that do not fit: no line is worth a request
+            self.lost += 1
+            self.uncounted += 1
+
+    def flush(self) -> None:
+        """Log how many lines were lost, and were left out in a period that is over; OSError."""
+        if self.lost:
+            self.write(logging.LogRecord(log.name, logging.WARNING, "", 0, "%d lines of log were lost", (self.lost,), None))
+            self.lost = 0
+        for record in self.limit.over() if self.limit else ():
+            self.write(record)
+
+    def write(self, record: logging.LogRecord) -> None:
+        """Write a record; OSError when that is not possible now."""
+        for lines in PARTS.findall(self.format(record).encode()):
+            data = lines.rstrip(b"\n") + b"\n"
+            if self.facility is not None:
+                data = b"<%d>midatagram: %b\0" % (self.facility << 3 | PRIORITIES.get(record.levelno, 6), data[:-1])
+            data = b"\n" * self.torn[0] + data
+            self.torn[0] = self.send(data) < len(data)
+            if self.torn[0]:
+                raise OSError(errno.ENOSPC, "there was room for a part of a line")
+
+    def close(self) -> None:
+        """The process ends, and so does the period."""
+        with contextlib.suppress(OSError):
+            if self.limit:
+                self.limit.ends_s = 0.0
+            self.flush()
+        super().close()
+
+
+def syslog_sender(place: str) -> Callable[[bytes], int]:
+    """A function that sends to a syslog daemon, and connects anew when there is another one; OSError.
+
+    The socket is one that gevent has not patched, so that the attendant needs no hub.
+    """
+    sock = original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+    def connect(kind: int) -> None:
+        nonlocal sock
+        sock = original("socket", "socket")(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+        sock.connect(place)
+
+    def send(data: bytes) -> int:
+        try:
+            return sock.send(data)
+        except BlockingIOError:
+            raise
+        except OSError:  # it is not connected, or the daemon is gone
+            try:
+                connect(socket.SOCK_DGRAM)
+            except OSError as error:
+                if error.errno != errno.EPROTOTYPE:
+                    raise
+                connect(socket.SOCK_STREAM)
+        return sock.send(data)
+
+    return send
+
+
+def stderr_handler() -> LogHandler:
+    """Logs to stderr and never waits, while others who have it open may. To be called before privileges are dropped: a pipe
+    can be opened anew by its owner only."""
+    descriptor = 2
+    if not S_ISREG(os.fstat(2).st_mode):
+        try:
+            descriptor = os.open("/proc/self/fd/2", os.O_WRONLY | APPENDING)
+        except OSError:
+            return LogHandler(write_in_turn, 2)
+    return LogHandler(functools.partial(os.write, descriptor), descriptor)
+
+
+def write_in_turn(data: bytes) -> int:
+    """Write to a stderr that cannot be opened anew (a socket, a pipe of another user's), if it has room; the lock keeps our
+    processes from taking the same room."""
+    fcntl.lockf(2, fcntl.LOCK_EX)
+    try:
+        if not original("select", "select")([], [2], [], 0)[1]:
+            raise BlockingIOError(errno.EAGAIN, "nobody reads stderr")
+        return os.write(2, data)
+    finally:
+        fcntl.lockf(2, fcntl.LOCK_UN)
+
+
+def check_unshared(folder: int, step: int) -> None:
+    """For walk(): refuse a step that others than root can exchange; PermissionError. A folder of root's in /tmp is none."""
+    outer, inner = os.fstat(folder), os.fstat(step)
+    sticky = outer.st_mode & S_ISVTX and S_ISDIR(inner.st_mode) and inner.st_uid == 0
+    if outer.st_uid != 0 or (outer.st_mode & 0o022 and not sticky):
+        raise PermissionError(errno.EPERM, f"others than root can write {name_of(folder)}")
+
+
+def open_to_append(path: str, access: int = os.O_WRONLY, mode: int = 0o666) -> int:
+    """Open or create a file to append to, without waiting for the reader of a FIFO; OSError.
+
+    Root opens what no other user can have put there: in a folder that others may write, only a file of root's that has no
+    other name.
+    """
+    only_roots = 0
+    if os.geteuid() == 0 and path not in ("/dev/stdout", "/dev/stderr"):  # they lead to what root was started with
+        try:
+            os.close(walk(path, check_unshared))
+        except (FileNotFoundError, PermissionError):
+            os.close(walk(os.path.dirname(path), check_unshared))
+            only_roots = os.O_NOFOLLOW
+    descriptor = os.open(path, access | APPENDING | os.O_CREAT | only_roots, mode)
+    status = os.fstat(descriptor)
+    if only_roots and (status.st_uid != 0 or status.st_nlink != 1):
+        os.close(descriptor)
+        raise PermissionError(errno.EPERM, "others than root can write its folder, and may have put it there")
+    return descriptor
+
+
+def open_log(path: str) -> int:
+    """Open a log file, which may be a FIFO that nobody reads yet; OSError."""
+    try:
+        return open_to_append(path)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return open_to_append(path, os.O_RDWR)
+
+
+def file_handler(path: str, user: Any, gid: int) -> LogHandler:
+    """Logs to a file, opened as the user of -u, or by root where that user may not; StartError.
+
+    One that root makes is the user's, so that it can be opened again.
+    """
+    path, is_new = os.path.abspath(path), not os.path.lexists(path)
+    try:
+        try:
+            with acting_as(user, gid):
+                descriptor = open_log(path)
+        except PermissionError:
+            descriptor = open_log(path)
+            if user and is_new:
+                os.fchown(descriptor, user.pw_uid, gid)
+    except OSError as error:
+        status = EXIT_PERMISSION if isinstance(error, PermissionError) else EXIT_CANNOT_CREATE
+        raise StartError(status, f"log_file {path}: {error.strerror}") from None
+    return LogHandler(functools.partial(os.write, descriptor), descriptor, path)
+
+
+@contextlib.contextmanager
+def acting_as(user: Any, gid: int) -> Iterator[None]:
+    """Be a user of -u for a while, to do with files what that one could; only root can."""
+    with contextlib.ExitStack() as stack:
+        if user and os.geteuid() == 0:
+            stack.callback(os.setgroups, os.getgroups())
+            stack.callback(os.setegid, os.getegid())
+            stack.callback(os.seteuid, 0)
+            os.setgroups(os.getgrouplist(user.pw_name, gid))
+            os.setegid(gid)
+            os.seteuid(user.pw_uid)
+        yield
+
+
+def stderr_is_journal() -> bool:
+    """Whether systemd says that stderr is its journal's stream."""
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+    status = os.fstat(2)
+    return (device, inode) == (str(status.st_dev), str(status.st_ino))
+
+
+def start_logging(setup: Setup, processes: Processes, options) -> None:
+    """Log to stderr, syslog or a file, as the configuration and the command line say; StartError."""
+    settings = setup.globals
+    level = 4 if options.debug else settings.get("log_level", LOG_LEVEL_DEFAULT)
+    for row in range(ROWS):
+        processes.set(row, level=level)
+    foreground = not options.background
+    to_stderr = settings.get("log_stderror", settings.get("stderror_enabled", foreground)) or options.debug and foreground
+    if setup.own["log_file"]:
+        handler = file_handler(setup.own["log_file"], *account_of(options))
+    elif to_stderr or not os.path.exists("/dev/log"):
+        handler = stderr_handler()
+    else:
+        facility = logging.handlers.SysLogHandler.facility_names[settings.get("log_facility", "daemon")]
+        handler = LogHandler(syslog_sender("/dev/log"), facility=facility)
+    journal = handler.on_stderr and stderr_is_journal()
+    handler.setFormatter(LineFormatter(not journal and handler.facility is None, journal))
+    log.handlers[:] = [handler]
+    log.setLevel(1)
+    log.propagate = False
+    log_as(processes, ATTENDANT)
+
+
+def log_handlers() -> list[LogHandler]:
+    """What the log goes through: one handler once start_logging() was called, none before."""
+    return [handler for handler in log.handlers if isinstance(handler, LogHandler)]
+
+
+def log_as(processes: Processes, row: int) -> None:
+    """Use the log level of that row of the process table; children, which strangers talk to, limit what they log."""
+    for handler in log_handlers():
+        handler.filters[:] = [lambda record: record.levelno >= LOG_LEVELS[max(-3, min(4, processes.log_level(row)))]]
+        handler.limit = LineLimit() if row != ATTENDANT else None
+
+
+def reopen_logs() -> None:
+    """Open log files again by their names. A signal may come in the midst of a line: descriptors keep their numbers."""
+    for handler in log_handlers():
+        if handler.path:
+            try:
+                descriptor = open_log(handler.path)
+                os.dup2(descriptor, handler.descriptor, inheritable=False)
+                os.close(descriptor)
+            except OSError as error:  # as when -u may not write the folder: better the old file than none
+                log.error("%s cannot be opened again, the log goes on to the old file: %s", handler.path, error.strerror)
+
+
+def tend_logs(server: Server) -> None:
+    """Some times a second: count what was lost, and log what was left out."""
+    for handler in log_handlers():
+        server.count("log_lost", handler.uncounted)
+        handler.uncounted = 0
+        with contextlib.suppress(OSError):
+            handler.flush()
+
+
+###############################################################################
+# 10c. Events #################################################################
+###############################################################################
+# Strategy: an event is a datagram to each of its subscribers, who are listed
+# in the store. Children send them in slices, without waiting for any. The
+# attendant sends none: it hands its events to its children, of which the first
+# to look sends them.
+
 EVENT_QUEUE = 4 << 20  # bytes of events that are not sent to everybody yet, per child
 EVENT_SLICE_S, EVENT_FEW = 0.002, 16  # for which events are sent before others get their turn, and datagrams that always are
 EVENT_END_S = 0.1  # for which they are sent when a child ends
+GONE_AFTER_S = 60  # how long subscribers_list shows a subscription that a JSON-RPC client ended
+
+
+def event_pair() -> tuple:
+    """Two connected sockets, by which the attendant hands events to its children."""
+    pair = original("socket", "socketpair")(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in pair:
+        end.setblocking(False)
+    return pair
 
 
 class Events:
-    """Sends events to their subscribers, one after the other and in slices, without waiting for any.
-
-    The attendant sends none: it hands its events to its children, of which the first to look has them to send.
-    """
+    """Sends events to their subscribers, one after the other."""
 
     SPACE, KEY = "events", "subscriptions"  # of the rows in the store, which event_subscribe makes
 
     def __init__(self, server: Server, pair: tuple):
         self.server, (self.inlet, self.outlet) = server, pair
-        self.queue: collections.deque = collections.deque()  # (name, dialect -> datagram, those who have not got it, bytes)
+        self.queue: collections.deque = collections.deque()  # (name, iterator of those who have not got it, bytes)
         self.waiting_bytes, self.sending = 0, False
         self.senders: dict[int, Any] = {}  # address family -> socket
-        self.trouble: tuple | None = None  # of the last event that was lost
         self.text: str | None = None
         self.rows: dict[str, list[dict]] = {}  # by event, what the text holds
 
@@ -3354,96 +3400,8 @@ class Events:
         now_s = time.monotonic()
         return [row for row in self.rows.get(event, ()) if not is_over(row, now_s) and (ended or not row["ended"])]
 
-    def hand_over(self, name: str, attributes: dict) -> int:
-        """In the attendant: have a child send an event. Returns 0."""
-        try:
-            self.inlet.send(json.dumps([name, attributes]).encode())
-        except OSError as error:  # no child has looked for long
-            self.lose(name, 1, error)
-        return 0
-
-    def receive(self) -> None:
-        """Send what the attendant handed over, before what waits here: a child that ends has no time. Runs in the hub."""
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                name, attributes = json.loads(self.outlet.recv(65536))
-                datagrams, subscribers = self.written(name, attributes)
-                for row in subscribers:
-                    self.send_to(row, name, datagrams[row["dialect"]])
-
-    def written(self, name: str, attributes) -> tuple[dict[str, bytes], list[dict]]:
-        """An event as datagrams, by dialect, and the subscriptions that it can be sent to."""
-        try:
-            subscribers = self.subscribers(name, patient=False)
-        except StoreError:  # it must not end who raises an event
-            self.lose(name, 1, "the store fails")
-            return {}, []
-        datagrams: dict[str, bytes] = {}
-        for dialect in {row["dialect"] for row in subscribers}:
-            try:
-                datagrams[dialect] = write_event(name, attributes, dialect)
-            except ValueError as error:  # text cannot carry one of its attributes
-                self.lose(name, sum(row["dialect"] == dialect for row in subscribers), error)
-        return datagrams, [row for row in subscribers if row["dialect"] in datagrams]
-
-    def put(self, name: str, attributes) -> int:
-        """Send an event, now or when those before it are sent; returns to how many."""
-        datagrams, subscribers = self.written(name, attributes)
-        size = sum(map(len, datagrams.values()))
-        if self.waiting_bytes + size > EVENT_QUEUE:
-            self.lose(name, len(subscribers), "too many events wait")
-            return 0
-        self.waiting_bytes += size
-        self.queue.append((name, datagrams, iter(subscribers), size))
-        if not self.sending and not self.send(EVENT_SLICE_S):
-            self.sending = True
-            gevent.spawn(self.go_on)
-        return len(subscribers)
-
-    def lose(self, name: str, count: int, why: Any) -> None:
-        """Count an event that does not reach so many subscribers, and log it if the one before was not lost likewise."""
-        self.server.count("events_lost", count)
-        if self.trouble != (name, f"{why}"):
-            self.trouble = name, f"{why}"
-            log.info("event %s is lost for %d subscribers: %s", name, count, why)
-
-    def go_on(self) -> None:
-        """Send what waits, in slices."""
-        while not self.send(EVENT_SLICE_S):
-            give_way()
-        self.sending = False
-
-    def send(self, limit_s: float) -> bool:
-        """Send what waits, for so long; returns whether nothing waits any more."""
-        until_s, sent = time.monotonic() + limit_s, 0
-        while self.queue:
-            name, datagrams, subscribers, size = self.queue[0]
-            for row in subscribers:
-                self.send_to(row, name, datagrams[row["dialect"]])
-                sent += 1
-                if sent >= EVENT_FEW and time.monotonic() > until_s:
-                    return False
-            self.queue.popleft()
-            self.waiting_bytes -= size
-        return True
-
-    def send_to(self, row: dict, name: str, data: bytes) -> None:
-        """Send a datagram to one subscriber; if it is lost count it, and log it if the one before was not lost likewise."""
-        family, target = row["family"], row["target"]
-        try:
-            if family not in self.senders:
-                self.senders[family] = original("socket", "socket")(family, socket.SOCK_DGRAM)
-                self.senders[family].setblocking(False)
-            self.senders[family].sendto(data, target if family == socket.AF_UNIX else tuple(target))
-            row["trouble"] = None
-        except (OSError, ValueError) as error:  # ValueError: a path that no file can have
-            self.server.count("events_lost")
-            if row.get("trouble") != f"{error}":
-                row["trouble"] = f"{error}"
-                log.info("event %s not sent to %s: %s", name, row["socket"], error)
-
     def subscribe(self, *rows: dict) -> None:
-        """Add subscriptions, and forget those that are over; Error when there would be too many, StoreError."""
+        """Add subscriptions, and remove those that are over; Error when there would be too many, StoreError."""
         now_s, limit = time.monotonic(), self.server.setup.own["max_subscribers"]
 
         def changed(text: str | None) -> str | None:
@@ -3461,22 +3419,100 @@ class Events:
 
         self.server.store.change(self.SPACE, self.KEY, changed)
 
+    def hand_over(self, name: str, attributes: dict) -> int:
+        """In the attendant: have a child send an event. Returns 0."""
+        try:
+            self.inlet.send(json.dumps([name, attributes]).encode())
+        except OSError as error:  # no child has looked for long
+            self.lose(name, 1, error)
+        return 0
+
+    def receive(self) -> None:
+        """Send what the attendant handed over, before what waits here: a child that ends has no time. Runs in the hub."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                name, attributes = json.loads(self.outlet.recv(65536))
+                for row, data in self.written(name, attributes):
+                    self.send_to(row, name, data)
+
+    def put(self, name: str, attributes) -> int:
+        """Send an event, now or when those before it are sent; returns to how many. Never waits."""
+        addressed = self.written(name, attributes)
+        size = sum(map(len, {data for _, data in addressed}))
+        if self.waiting_bytes + size > EVENT_QUEUE:
+            self.lose(name, len(addressed), "too many events wait")
+            return 0
+        self.waiting_bytes += size
+        self.queue.append((name, iter(addressed), size))
+        if not self.sending and not self.send(EVENT_SLICE_S):
+            import gevent
+
+            self.sending = True
+            gevent.spawn(self.go_on)
+        return len(addressed)
+
+    def written(self, name: str, attributes) -> list[tuple[dict, bytes]]:
+        """The subscriptions that an event can be sent to, each with its datagram."""
+        try:
+            subscribers = self.subscribers(name, patient=False)
+        except StoreError:  # it must not end who raises an event
+            self.lose(name, 1, "the store fails")
+            return []
+        datagrams: dict[str, bytes] = {}
+        for dialect in {row["dialect"] for row in subscribers}:
+            try:
+                datagrams[dialect] = write_event(name, attributes, dialect)
+            except ValueError as error:  # text cannot carry one of its attributes
+                self.lose(name, sum(row["dialect"] == dialect for row in subscribers), error)
+        return [(row, datagrams[row["dialect"]]) for row in subscribers if row["dialect"] in datagrams]
+
+    def lose(self, name: str, count: int, why: Any) -> None:
+        """Count and log an event that does not reach so many subscribers."""
+        self.server.count("events_lost", count)
+        log.info("event %s is lost for %d subscribers: %s", name, count, why)
+
+    def go_on(self) -> None:
+        """Send what waits, in slices."""
+        while not self.send(EVENT_SLICE_S):
+            give_way()
+        self.sending = False
+
+    def send(self, limit_s: float) -> bool:
+        """Send what waits, for so long; returns whether nothing waits any more."""
+        until_s, sent = time.monotonic() + limit_s, 0
+        while self.queue:
+            name, addressed, size = self.queue[0]
+            for row, data in addressed:
+                self.send_to(row, name, data)
+                sent += 1
+                if sent >= EVENT_FEW and time.monotonic() > until_s:
+                    return False
+            self.queue.popleft()
+            self.waiting_bytes -= size
+        return True
+
+    def send_to(self, row: dict, name: str, data: bytes) -> None:
+        """Send a datagram to one subscriber; if it is lost count it, and log it if the one before was not lost likewise."""
+        family, target = row["family"], row["target"]
+        try:
+            if family not in self.senders:
+                self.senders[family] = original("socket", "socket")(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            self.senders[family].sendto(data, target if family == socket.AF_UNIX else tuple(target))
+            row["trouble"] = None
+        except (OSError, ValueError) as error:  # ValueError: a path that no file can have
+            self.server.count("events_lost")
+            if row.get("trouble") != f"{error}":
+                row["trouble"] = f"{error}"
+                log.info("event %s not sent to %s: %s", name, row["socket"], error)
+
     def finish(self) -> None:
         """Send what can be sent at once, since the child ends."""
         self.receive()
         self.send(EVENT_END_S)
 
 
-def event_pair() -> tuple:
-    """Two connected sockets, by which the attendant hands events to its children."""
-    pair = original("socket", "socketpair")(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    for end in pair:
-        end.setblocking(False)
-    return pair
-
-
 def is_over(row: dict, now_s: float) -> bool:
-    """Whether a subscription can be forgotten; one that a JSON-RPC client ended is shown for a while."""
+    """Whether a subscription can be removed; one that a JSON-RPC client ended is shown for a while."""
     return 0 < (GONE_AFTER_S if row["ended"] else row["expire"]) <= now_s - row["since"]
 
 
@@ -3498,31 +3534,152 @@ def event_target(place: str) -> tuple[int, Any]:
     if scheme == "unix" and rest:
         return socket.AF_UNIX, rest
     host, colon, port = rest.rpartition(":")
-    if scheme != "udp" or not colon or not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+    if scheme != "udp" or not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
         raise ValueError("takes udp:HOST:PORT or unix:PATH")
-    place = host.strip("[]"), int(port), 0, socket.SOCK_DGRAM
+    wanted = host.strip("[]"), int(port), 0, socket.SOCK_DGRAM
     try:
         with contextlib.suppress(socket.gaierror):  # gevent has a thread for names, which makes all system calls dearer
-            return original("socket", "getaddrinfo")(*place, flags=socket.AI_NUMERICHOST)[0][::4]
-        return preferred(socket.getaddrinfo(*place))[::4]
+            return original("socket", "getaddrinfo")(*wanted, flags=socket.AI_NUMERICHOST)[0][::4]
+        return preferred(socket.getaddrinfo(*wanted))[::4]
     except (OSError, UnicodeError) as error:
         raise ValueError(f"no such host: {host} ({error})") from None
 
 
-def preferred(found: list[tuple]) -> tuple:
-    """Of what getaddrinfo() gives for a name, the first with an IPv4 address, as OpenSIPS takes it, else the first."""
-    return min(found, key=lambda entry: entry[0] != socket.AF_INET)
+def preferred(entries: list[tuple]) -> tuple:
+    """Of what getaddrinfo() returns for a name, the first with an IPv4 address, as OpenSIPS prefers, else the first."""
+    return min(entries, key=lambda entry: entry[0] != socket.AF_INET)
 
 
-def give_way() -> None:
-    """Let others have their turn, requests in sockets as well: for these gevent.sleep(0) looks once in 50 times."""
-    gevent.sleep(1e-6)
+###############################################################################
+# 10d. Access #################################################################
+###############################################################################
+# Strategy: Screen drops what must not be answered at all, before anything is
+# read, and for most datagrams by one look into a set. Access asks the rules of
+# allow_command, and only for commands that they name.
+
+KNOWN_CLIENTS = 2000  # admitted clients whose addresses are not looked at again
+MOST_ERRORS = 100  # a second, for a UDP client that sends what is no request
+BROADCAST = ipaddress.ip_address("255.255.255.255")
 
 
-def original(module: str, name: str):
-    """A function of the standard library as it was before gevent's patching, if that happened."""
-    monkey = sys.modules.get("gevent.monkey")
-    return monkey.get_original(module, name) if monkey else getattr(sys.modules[module], name)
+def host_address(host: str):
+    """A numeric host as an address to compare with others: without a scope, and IPv4 where it is mapped into IPv6."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def in_networks(host: str, networks: tuple) -> bool:
+    """Whether a numeric host is in one of the networks."""
+    address = host_address(host)
+    return any(address in network for network in networks)
+
+
+def is_local(family: int, host: str) -> bool:
+    """Whether an address is one of this machine."""
+    with original("socket", "socket")(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+    return True
+
+
+class Screen:
+    """Tells clients from what must not be answered: refused networks, our own sockets, replies that look for an echo."""
+
+    def __init__(self, server: Server, endpoints: list[Endpoint], networks: tuple | None):
+        self.server, self.networks = server, networks
+        self.own = {endpoint.place.spot for endpoint in endpoints}
+        self.wildcard_ports = {endpoint.place.spot[1] for endpoint in endpoints if endpoint.wildcard}
+        self.known: set = set()  # clients that are admitted; cleared when there are many
+        self.errors: collections.Counter = collections.Counter()  # by UDP client that sent no request, in this second
+        self.second_s = 0.0
+
+    def admits(self, endpoint: Endpoint, client: Any, data: bytes) -> bool:
+        """Whether a datagram is to be answered: it is not empty, and its sender is a client that allow_from lets in."""
+        address = endpoint.address_of(client)
+        if not endpoint.unix and self.networks is not None and not in_networks(address[0], self.networks):
+            self.server.count("refused")
+            log.warning("datagrams from %s are refused by allow_from", address[0], extra={"once": address[0]})
+        elif not data:
+            self.server.count("empty")
+        elif self.is_ours(endpoint, address):
+            self.drop(endpoint, client)
+        else:
+            if len(self.known) >= KNOWN_CLIENTS:
+                self.known.clear()
+            self.known.add(client)
+            return True
+        return False
+
+    def is_ours(self, endpoint: Endpoint, address: Any) -> bool:
+        """Whether a sender is one of the sockets served here, or an address that no single client has."""
+        if endpoint.unix:
+            return address in self.own
+        host, port = address[:2]
+        ip = host_address(host)
+        return (not port or address in self.own or ip.is_multicast or ip.is_unspecified or ip == BROADCAST
+                or (port in self.wildcard_ports and is_local(endpoint.socket.family, host)))
+
+    def answers(self, endpoint: Endpoint, client: Any, data: bytes, answer: Answer) -> bool:
+        """Whether a datagram gets its answer: errors that answer what is no request at all are limited, for whoever
+        answers an error with another one must not go on for ever."""
+        if endpoint.unix or answer.exchanges[0].command or data[:1] == b":" or b'"method"' in data:
+            return True
+        if time.monotonic() > self.second_s + 1:
+            self.errors.clear()
+            self.second_s = time.monotonic()
+        host = endpoint.address_of(client)[:2]
+        self.errors[host] += 1
+        return self.errors[host] <= MOST_ERRORS and len(self.errors) <= KNOWN_CLIENTS
+
+    def drop(self, endpoint: Endpoint, client: Any) -> None:
+        """Count a datagram that is not answered, and name its sender once."""
+        self.server.count("looped")
+        name = shown_address(endpoint.address_of(client))
+        log.warning("datagrams from %s are replies, or come from no client: not answered", name, extra={"once": name})
+
+
+class Access:
+    """Who may do what: allow_from for networks, allow_command for single commands."""
+
+    def __init__(self, own: dict):
+        self.networks, self.rules = own["allow_from"], own["allow_command"]
+        self.restricted = {name for rule in self.rules for name in rule.commands}
+        self.needs_credentials = bool(self.rules)
+
+    def allows(self, command: Command, caller: tuple) -> bool:
+        """Whether a sender may use a restricted command; a refusal is logged for the audit."""
+        endpoint, client = caller
+        address, rules = endpoint.address_of(client), [rule for rule in self.rules if command.name in rule.commands]
+        if endpoint.unix:
+            credentials = endpoint.credentials_of(client)
+            who, about = ("pid {} uid {} gid {}".format(*credentials), credentials[1]) if credentials else ("unknown", None)
+            allowed = credentials is not None and any(fits(rule, *credentials[1:]) for rule in rules)
+        else:
+            who = about = address[0]
+            allowed = any(in_networks(who, rule.networks) for rule in rules)
+        if not allowed:
+            command.module.server.count("forbidden")
+            log.warning("audit: command %s refused to %s (%s)", command.name, shown_address(address), who,
+                        extra={"about": about})  # one client may ask from many sockets
+        return allowed
+
+
+def fits(rule: Rule, uid: int, gid: int) -> bool:
+    """Whether a rule names a user or one of the user's groups."""
+    try:
+        gids = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
+    except KeyError:
+        gids = [gid]
+    return uid in numbers_of(rule.users, pwd.getpwnam) or not {*gids}.isdisjoint(numbers_of(rule.groups, grp.getgrnam))
+
+
+def numbers_of(names: Iterable, look_up: Callable) -> Iterator[int]:
+    """The numbers of users or groups; those that were removed since the start have none."""
+    for name in names:
+        with contextlib.suppress(KeyError):
+            yield look_up(name)[2] if isinstance(name, str) else name
 
 
 ###############################################################################
@@ -4267,7 +4424,6 @@ def bind_subscription(request: Request) -> list:
 
 INTERNAL = {"Server Internal Error": Error(500, "Internal error")}
 SUBSCRIPTION = JsonForm(errors={BAD_PARAMETER.reason: Error(400, "Bad parameter value"), **INTERNAL}, check=check_cache)
-GONE_AFTER_S = 60  # how long subscribers_list shows a subscription that a JSON-RPC client ended
 
 
 @command("event_subscribe", bind=bind_subscription, json=SUBSCRIPTION, expire=c_integer)
@@ -4796,9 +4952,6 @@ CREDENTIALS_ROOM, ADDRESS_ROOM = socket.CMSG_SPACE(struct.calcsize("3i")), 64  #
 WAIT = (errno.EAGAIN, errno.ENOBUFS)  # the peer's queue or our buffer is full
 REFUSED = (errno.ECONNREFUSED, errno.ENOENT, errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ENOTSOCK, errno.EPERM)
 LARGE = 8192  # bytes; larger replies to UNIX clients are charged to a socket of their own
-KNOWN_CLIENTS = 2000  # admitted clients whose addresses are not looked at again
-MOST_ERRORS = 100  # a second, for a UDP client that sends what is no request
-BROADCAST = ipaddress.ip_address("255.255.255.255")
 IDLE_S = 2.0  # after which a client's own socket is closed
 OWN_SOCKETS = 512  # at most; further clients that are behind are retried on a timer
 MOMENT_S = 0.01  # how long what was found out about a client holds good
@@ -5540,133 +5693,6 @@ class Child:
         self.server.store.close()
 
 
-class Screen:
-    """Tells clients from what must not be answered: refused networks, our own sockets, replies that look for an echo."""
-
-    def __init__(self, server: Server, endpoints: list[Endpoint], networks: tuple | None):
-        self.server, self.networks = server, networks
-        self.own = {endpoint.place.spot for endpoint in endpoints}
-        self.wildcard_ports = {endpoint.place.spot[1] for endpoint in endpoints if endpoint.wildcard}
-        self.known: set = set()  # clients that are admitted; forgotten when there are many
-        self.errors: collections.Counter = collections.Counter()  # by UDP client that sent no request, in this second
-        self.second_s = 0.0
-
-    def admits(self, endpoint: Endpoint, client: Any, data: bytes) -> bool:
-        """Whether a datagram is to be answered: it is not empty, and its sender is a client that allow_from lets in."""
-        address = endpoint.address_of(client)
-        if not endpoint.unix and self.networks is not None and not Access.in_networks(address[0], self.networks):
-            self.server.count("refused")
-            log.warning("datagrams from %s are refused by allow_from", address[0], extra={"once": address[0]})
-            return False
-        if not data:
-            self.server.count("empty")
-            return False
-        if self.is_ours(endpoint, address):
-            self.drop(endpoint, client)
-            return False
-        if len(self.known) >= KNOWN_CLIENTS:
-            self.known.clear()
-        self.known.add(client)
-        return True
-
-    def is_ours(self, endpoint: Endpoint, address: Any) -> bool:
-        """Whether a sender is one of the sockets served here, or an address that no single client has."""
-        if endpoint.unix:
-            return address in self.own
-        host, port = address[:2]
-        ip = ipaddress.ip_address(host.partition("%")[0])
-        ip = getattr(ip, "ipv4_mapped", None) or ip
-        return (not port or address in self.own or ip.is_multicast or ip.is_unspecified or ip == BROADCAST
-                or (port in self.wildcard_ports and is_local(endpoint.socket.family, host)))
-
-    def answers(self, endpoint: Endpoint, client: Any, data: bytes, answer: Answer) -> bool:
-        """Whether a datagram gets its answer: what is no request at all is told so some times a second, for whoever
-        answers an error with another one must not go on for ever."""
-        if endpoint.unix or answer.exchanges[0].command or data[:1] == b":" or b'"method"' in data:
-            return True
-        if time.monotonic() > self.second_s + 1:
-            self.errors.clear()
-            self.second_s = time.monotonic()
-        host = endpoint.address_of(client)[:2]
-        self.errors[host] += 1
-        return self.errors[host] <= MOST_ERRORS and len(self.errors) <= KNOWN_CLIENTS
-
-    def drop(self, endpoint: Endpoint, client: Any) -> None:
-        """Count a datagram that is not answered, and name its sender once."""
-        self.server.count("looped")
-        name = shown_address(endpoint.address_of(client))
-        log.warning("datagrams from %s are replies, or come from no client: not answered", name, extra={"once": name})
-
-
-def is_local(family: int, host: str) -> bool:
-    """Whether an address is one of this machine."""
-    with original("socket", "socket")(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((host, 0))
-        except OSError:
-            return False
-    return True
-
-
-class Access:
-    """Who may do what: allow_from for networks, allow_command for single commands."""
-
-    def __init__(self, own: dict):
-        self.networks, self.rules = own["allow_from"], own["allow_command"]
-        self.restricted = {name for rule in self.rules for name in rule.commands}
-        self.needs_credentials = bool(self.rules)
-
-    @staticmethod
-    def in_networks(host: str, networks: tuple) -> bool:
-        """Whether a numeric host address is in one of the networks."""
-        address = host_address(host)
-        return any(address in network for network in networks)
-
-    def allows(self, command: Command, caller: tuple) -> bool:
-        """Whether a sender may use a restricted command; a refusal is logged for the audit."""
-        endpoint, client = caller
-        credentials = endpoint.credentials_of(client) if endpoint.unix else None
-        rules = [rule for rule in self.rules if command.name in rule.commands]
-        if endpoint.unix:
-            allowed = credentials is not None and any(self.fits(rule, *credentials[1:]) for rule in rules)
-            who = "pid {} uid {} gid {}".format(*credentials) if credentials else "unknown"
-        else:
-            who = endpoint.address_of(client)[0]
-            allowed = any(self.in_networks(who, rule.networks) for rule in rules)
-        if not allowed:
-            command.module.server.count("forbidden")
-            log.warning("audit: command %s refused to %s (%s)", command.name, shown_address(endpoint.address_of(client)), who,
-                        extra={"about": credentials[1] if credentials else who})  # who may ask from many sockets
-        return allowed
-
-    @staticmethod
-    def fits(rule: Rule, uid: int, gid: int) -> bool:
-        """Whether a rule names a user or one of the user's groups."""
-        uids, gids = numbers_of(rule.users, pwd.getpwnam), numbers_of(rule.groups, grp.getgrnam)
-        if uid in uids or gid in gids:
-            return True
-        try:
-            groups = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid) if gids else []
-        except KeyError:
-            groups = []
-        return any(group in gids for group in groups)
-
-
-def host_address(host: str):
-    """A numeric host as an address to compare with others: without a scope, and IPv4 where it is mapped into IPv6."""
-    address = ipaddress.ip_address(host.partition("%")[0])
-    return getattr(address, "ipv4_mapped", None) or address
-
-
-def numbers_of(names: Iterable, look_up: Callable) -> list[int]:
-    """The numbers of users or groups; those that were removed since the start have none."""
-    found = []
-    for name in names:
-        with contextlib.suppress(KeyError):
-            found.append(look_up(name)[2] if isinstance(name, str) else name)
-    return found
-
-
 ###############################################################################
 # 16. Supervisor ##############################################################
 ###############################################################################
@@ -5931,7 +5957,7 @@ class Supervisor:
                 self.finish_reload()
             self.tell_ready()
             if self.tell_starter >= 0:
-                if any(handler.on_stderr for handler in log.handlers):
+                if any(handler.on_stderr for handler in log_handlers()):
                     log.warning("the log ends here, as -D lets go of stderr; log to a file (log_file) or to syslog instead")
                 let_go_of_stderr()
                 with contextlib.suppress(BrokenPipeError):  # who started us did not wait
@@ -6639,66 +6665,6 @@ def load_packages() -> None:
         importlib.import_module("setproctitle")
 
 
-def start_logging(setup: Setup, processes: Processes, options) -> None:
-    """Log to stderr, syslog or a file, as the configuration and the command line say; StartError."""
-    settings = setup.globals
-    level = 4 if options.debug else settings.get("log_level", LOG_LEVEL_DEFAULT)
-    for row in range(ROWS):
-        processes.set(row, level=level)
-    foreground = not options.background
-    to_stderr = settings.get("log_stderror", settings.get("stderror_enabled", foreground)) or options.debug and foreground
-    if setup.own["log_file"]:
-        handler = log_file(setup.own["log_file"], *account_of(options))
-    elif to_stderr or not os.path.exists("/dev/log"):
-        handler = LogHandler(*stderr_sender())
-    else:
-        handler = SyslogHandler("/dev/log", settings.get("log_facility", "daemon"))
-    journal = handler.on_stderr and stderr_is_journal()
-    handler.setFormatter(LineFormatter(not journal and not isinstance(handler, SyslogHandler), journal))
-    log.handlers[:] = [handler]
-    log.setLevel(1)
-    log.propagate = False
-    log_as(processes, ATTENDANT)
-
-
-def log_file(path: str, user: Any, gid: int) -> FileHandler:
-    """The log file, opened as the user of -u would unless it is root's alone to put it there; StartError.
-
-    One that root makes is the user's, so that it can be opened again.
-    """
-    try:
-        if user is None or os.geteuid() != 0:
-            return FileHandler(path)
-        if exchangeable(os.path.abspath(path)):
-            with acting_as(user, gid):
-                return FileHandler(path)
-        exists = os.path.lexists(path)
-        handler = FileHandler(path)
-        if not exists:
-            os.fchown(handler.descriptor, user.pw_uid, gid)
-        return handler
-    except OSError as error:
-        status = EXIT_PERMISSION if isinstance(error, PermissionError) else EXIT_CANNOT_CREATE
-        raise StartError(status, f"log_file {path}: {error.strerror}") from None
-
-
-def log_as(processes: Processes, row: int) -> None:
-    """Take the log level of that row of the process table; children, which strangers talk to, limit what they log."""
-    for handler in log.handlers:
-        handler.filters[:] = [LogFilter(processes, row)]
-        handler.limit = LineLimit() if row != ATTENDANT else None
-
-
-def reopen_logs() -> None:
-    """Open log files again by their names."""
-    for handler in log.handlers:
-        if isinstance(handler, FileHandler):
-            try:
-                handler.reopen()
-            except OSError as error:  # as when -u may not write the folder: better the old file than none
-                log.error("%s cannot be opened again, the log goes on to the old file: %s", handler.path, error.strerror)
-
-
 def log_notes(setup: Setup) -> None:
     """Log what the loader had to say."""
     for level, text in setup.notes:
@@ -6905,21 +6871,6 @@ def account_of(options) -> tuple:
         raise StartError(EXIT_CONFIG, f"-u, -g: {error.args[0].replace('()', '')} on this system") from None
 
 
-@contextlib.contextmanager
-def acting_as(user: Any, gid: int) -> Iterator[None]:
-    """Be another user for a while, to do with files what that one could; only root can."""
-    before = os.getgroups(), os.getegid()
-    os.setgroups(os.getgrouplist(user.pw_name, gid))
-    os.setegid(gid)
-    os.seteuid(user.pw_uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(before[1])
-        os.setgroups(before[0])
-
-
 def drop_privileges(options) -> None:
     """Become -u and -g; StartError if that cannot be."""
     user, gid = account_of(options)
@@ -6944,7 +6895,7 @@ def close_inherited() -> None:
 
 def let_go_of_stderr() -> None:
     """Let go of stderr, under each of its numbers."""
-    let_go(2, *[handler.descriptor for handler in log.handlers if handler.on_stderr])
+    let_go(2, *[handler.descriptor for handler in log_handlers() if handler.on_stderr])
 
 
 def let_go(*descriptors: int) -> None:
