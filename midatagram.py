@@ -2236,41 +2236,6 @@ class ConfigReader:
         block = token.kind == "other" and token.value in "{=,|"
         return (token.line != last.line and not block) or ours or last == Token("other", "}", last.line)
 
-
-MI_DATAGRAM_PARAMS = [
-    Param("socket_name", None, address, "the socket to serve: a UNIX path, or udp:HOST:PORT", advice=odd_scheme),
-    Param("children_count", 1, integer(1, 128), "how many children serve the socket"),
-    Param("unix_socket_mode", 0o660, file_mode, "permissions of the UNIX socket, octal", advice=decimal_mode),
-    Param("unix_socket_group", None, account, "group that owns the UNIX socket: name or number"),
-    Param("unix_socket_user", None, account, "user who owns the UNIX socket: name (and its group) or number"),
-    Param("socket_timeout", 2000, integer(0, 3600000), "ms a reply is tried to be delivered"),
-    Param("pretty_printing", False, boolean, "write JSON-RPC replies over several lines"),
-    Param("reply_indent", "\t", string, "what a line is indented with, once a level"),
-    Param("trace_destination", (), names_or_none, "names of the tracing destinations, with commas"),
-    Param("trace_bwlist", TraceList(False, ()), trace_list, "commands to trace: w: only these, b: all but these"),
-]
-
-MIDATAGRAM_PARAMS = [
-    Param("listen", (), listener, "a further socket: ADDRESS[;mode=0660][;user=NAME][;group=NAME]", repeat=True),
-    Param("dialect", "auto", one_of("auto", "text", "jsonrpc"), "what is spoken; auto: the first byte of each request says"),
-    Param("pool_size", 1000, integer(1, 100000), "requests in hand at once, per child"),
-    Param("handler_timeout", 10000, integer(1, 86400000), "ms a command may take"),
-    Param("stall_timeout", 10000, integer(100, 86400000), "ms a child may be away from its hub before it is replaced"),
-    Param("stop_timeout", 3000, integer(0, 4000), "ms a stop waits for what is in hand"),
-    Param("max_requests", 0, integer(0), "requests after which a child is replaced, give or take a tenth; 0: never"),
-    Param("peer_queue", 4 << 20, integer(65536), "bytes that wait for one client which does not read"),
-    Param("reply_queue", 64 << 20, integer(65536), "bytes that wait for all such clients, per child"),
-    Param("send_buffer", 4 << 20, integer(65536), "bytes asked of the kernel for the socket's send buffer"),
-    Param("allow_from", None, networks, "networks whose UDP datagrams are read; others are dropped unread"),
-    Param("allow_command", (), access_rule, "COMMAND, ...: NETWORK|uid:NAME|gid:NAME, ...", repeat=True),
-    Param("disable", (), words, "commands that are not served, with commas: kill, log_level"),
-    Param("log_file", None, string, "log to this file instead of stderr or syslog; SIGUSR1 opens it again"),
-    Param("store_size", 64 << 20, integer(1 << 20), "bytes of the file with cached values, subscriptions and what plug-ins keep"),
-    Param("max_subscribers", 256, integer(0), "subscriptions to events, all together"),
-    Param("event_targets", (), networks, "networks that UDP clients may have events sent to, beside their own host"),
-    Param("crash_limit", 10, integer(1), "children in a row that may die within a second of their start, then the server ends"),
-]
-
 ###############################################################################
 ###############################################################################
 ## PART TWO - where datagrams come from: sockets, processes, files ############
@@ -3535,6 +3500,7 @@ def original(module: str, name: str):
 
 SUFFIXES = (".py", ".conf")
 HERE = os.path.dirname(os.path.realpath(__file__))
+BESIDE = os.path.join(HERE, "plugins")
 PLUGIN_PREFIX = "midatagram_plugin_"  # of the names in sys.modules, so that a plug-in hides no other module
 
 Where = tuple[str, int]  # a file and a line of it
@@ -3641,39 +3607,42 @@ def find_plugin(file: str, folders: Iterable[str]) -> str | None:
 class Loader:
     """Turns directives into a Setup: loads modules, sets their parameters, checks what needs the system.
 
-    core_figures: returns the statistics of the core for a number of children.
+    core_stats: returns the statistics of the core for a number of children.
     """
 
-    def __init__(self, path: str, folders: list[str], core_figures: Callable[[int], list[Stat]]):
-        self.path, self.given_folders, self.core_figures = path, folders, core_figures
-        self.set_folders()
+    def __init__(self, path: str, folders: list[str], core_stats: Callable[[int], list[Stat]]):
+        self.path, self.options, self.core_stats = path, folders, core_stats
+        self.folders = [*folders, BESIDE]
         self.modules = {module.name: module for module in built_in_modules()}
         self.mi, self.own = self.modules["mi_datagram"], self.modules["midatagram"]
-        self.loaded: dict[str, str] = {}  # name -> where its loadmodule stands
+        self.loaded: dict[str, Where] = {}
         self.passed: set[str] = set()  # modules without a plug-in
         self.globals: dict[str, Any] = {}
         self.notes: list[tuple[int, str]] = []
 
     def load(self, directives: Iterable[Directive]) -> Setup:
         """Apply all directives in order, then check the whole; ConfigError."""
-        actions = {"mpath": lambda directive: self.set_folders(directive.args[0]), "loadmodule": self.load_module,
-                   "modparam": self.set_parameter, "passed": self.pass_over_word}
-        for directive in directives:
-            actions.get(directive.word, self.set_global)(directive)
+        for word, args, path, line in directives:
+            where = path, line
+            if word == "loadmodule":
+                self.load_module(where, *args)
+            elif word == "modparam":
+                self.set_parameter(where, *args)
+            elif word == "mpath":
+                self.folders = [*self.options, *args, BESIDE]
+            elif word == "passed":
+                hint = nearest(args[0], [*ConfigReader.FORMS, *LOG_GLOBALS], 0.85)
+                self.pass_over(where, f"{args[0]}: passed over, it is not for midatagram", hint)
+            else:
+                self.globals[word] = logging_global(where, word, *args)
         return self.checked()
 
-    def set_folders(self, *mpath: str) -> None:
-        """mpath: look for plug-ins there as well."""
-        self.folders = [*self.given_folders, *mpath, os.path.join(HERE, "plugins")]
-
-    def load_module(self, directive: Directive) -> None:
+    def load_module(self, where: Where, file: str) -> None:
         """loadmodule: a plug-in of ours, or a module of OpenSIPS that is passed over."""
-        file = directive.args[0]
         name = pathlib.Path(file).stem
-        where = directive.path, directive.line
         if name in self.loaded and name not in self.passed:
-            raise ConfigError(*where, f"module {name} is loaded already, at {self.loaded[name]}")
-        self.loaded[name] = f"{directive.path}:{directive.line}"
+            raise ConfigError(*where, "module {} is loaded already, at {}:{}".format(name, *self.loaded[name]))
+        self.loaded[name] = where
         if name in self.modules:  # a built-in one
             return
         path = find_plugin(file, self.folders)
@@ -3687,10 +3656,9 @@ class Loader:
         self.passed.add(name)
         self.pass_over(where, f"module {name} has no plug-in here, passed over", hint)
 
-    def set_parameter(self, directive: Directive) -> None:
+    def set_parameter(self, where: Where, pattern: str, name: str, value: Any) -> None:
         """modparam: the name of the module is a regular expression over the modules loaded so far."""
-        pattern, name, value = directive.args
-        where, match = (directive.path, directive.line), name_pattern(directive)
+        match = name_pattern(pattern, where)
         modules = [module for module in self.modules.values() if match(module.name)]
         for module in modules:
             advice = module.set(name, value, *where)
@@ -3703,23 +3671,9 @@ class Loader:
         self.passed.add(pattern)
         self.pass_over(where, f"modparam for {pattern}, which has no plug-in here, passed over", nearest(pattern, self.modules))
 
-    def pass_over_word(self, directive: Directive) -> None:
-        """A line that is for OpenSIPS alone, unless its first word is misspelt."""
-        word = directive.args[0]
-        hint = nearest(word, [*ConfigReader.FORMS, *LOG_GLOBALS], 0.85)
-        self.pass_over((directive.path, directive.line), f"{word}: passed over, it is not for midatagram", hint)
-
-    def set_global(self, directive: Directive) -> None:
-        """A logging line of opensips.cfg."""
-        word = directive.word
-        try:
-            self.globals[word] = GLOBALS[word](directive.args[0])
-        except ValueError as error:
-            raise ConfigError(directive.path, directive.line, f"{word} {error}") from None
-
     def note(self, level: int, where: Where, text: str) -> None:
         """Have something logged once logging works."""
-        self.notes.append((level, f"{where[0]}:{where[1]}: {text}"))
+        self.notes.append((level, "{}:{}: {}".format(*where, text)))
 
     def pass_over(self, where: Where, text: str, hint: str) -> None:
         """Log that a line is passed over; with a hint it may be a mistake."""
@@ -3731,28 +3685,26 @@ class Loader:
         if mi["socket_name"] is None:
             raise ConfigError(self.path, 0, 'no socket: modparam("mi_datagram", "socket_name", "/run/midatagram/mi.sock") '
                                             'or "udp:127.0.0.1:8080" is needed')
-        self.modules["core"].stats += self.core_figures(mi["children_count"])
+        self.modules["core"].stats += self.core_stats(mi["children_count"])
         for module in self.modules.values():
             if "init" in module.hooks:
-                self.call(module, module.hooks["init"])
+                with plugin_code(module.path, "init: "):
+                    module.hooks["init"](Context(module))
         destinations = self.destinations()
         registry = Registry(self.modules.values(), own["disable"])
         self.check_commands([*registry.commands, *(command.name for command in registry.switched_off)])
         self.check_accounts()
         return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations)
 
-    @staticmethod
-    def call(module: Module, function: Callable) -> Any:
-        """Call a function of a plug-in with a Context; ConfigError for what it raises."""
-        with plugin_code(module.path, f"{function.__name__}: "):
-            return function(Context(module))
-
     def destinations(self) -> dict:
         """The destinations that trace_destination names: name -> (module, destination)."""
-        declared = {name: (module, destination) for module in self.modules.values() for function in module.destinations
-                    for name, destination in self.call(module, function).items()}
-        for name, (module, destination) in declared.items():
-            module.stats += trace_stats(name, module.name) if destination else []
+        declared = {}
+        for module in self.modules.values():
+            for function in module.destinations:
+                with plugin_code(module.path, f"{function.__name__}: "):
+                    for name, destination in function(Context(module)).items():
+                        declared[name] = module, destination
+                        module.stats += trace_stats(name, module.name) if destination else []
         names = self.mi.settings["trace_destination"]
         for name in names:
             if name not in declared:
@@ -3766,56 +3718,54 @@ class Loader:
         allowed = [name for rule in self.own.settings["allow_command"] for name in rule.commands]
         for module, param, names in ((self.mi, "trace_bwlist", self.mi.settings["trace_bwlist"].names),
                                      (self.own, "allow_command", allowed), (self.own, "disable", self.own.settings["disable"])):
-            for name in names:
+            for name in [name for name in names if name not in known]:
                 message = f'{param} names the command "{name}", which does not exist{nearest(name, known)}'
-                if name not in known and not (module is self.mi and self.passed):
+                if module is self.own or not self.passed:
                     raise ConfigError(*module.where(param), message)
-                if name not in known:
-                    self.note(logging.WARNING, module.where(param), message)
+                self.note(logging.WARNING, module.where(param), message)
 
     def check_accounts(self) -> None:
         """Users and groups that allow_command names must exist; ConfigError."""
         for rule, where in zip(self.own.settings["allow_command"], self.own.lines.get("allow_command", [])):
-            for name in rule.users:
-                account_numbers(name, pwd.getpwnam, where, "allow_command")
-            for name in rule.groups:
-                account_numbers(name, grp.getgrnam, where, "allow_command")
+            for names, look_up in ((rule.users, pwd.getpwnam), (rule.groups, grp.getgrnam)):
+                for name in names:
+                    account_numbers(name, look_up, where, "allow_command")
 
     def places(self) -> list[Place]:
         """The sockets to open, none twice; a warning for each that other machines can use. ConfigError."""
-        places: dict[Any, tuple[Place, Where]] = {}  # by what bind() takes
-        for listener, where in ((Listener(self.mi.settings["socket_name"]), self.mi.where("socket_name")),
-                                *zip(self.own.settings["listen"], self.own.lines.get("listen", []))):
-            place = place_of(listener, where, self.mi)
-            if place.spot in places:
-                path, line = places[place.spot][1]
-                raise ConfigError(*where, f"the socket {place.address} is there already, at {path}:{line}")
-            places[place.spot] = place, where
+        lines = [(Listener(self.mi.settings["socket_name"]), self.mi.where("socket_name")),
+                 *zip(self.own.settings["listen"], self.own.lines.get("listen", []))]
+        places = [place_of(listener, where, self.mi) for listener, where in lines]
+        first: dict[Any, Where] = {}
+        for place, (_, where) in zip(places, lines):
+            if first.setdefault(place.spot, where) is not where:
+                raise ConfigError(*where, "the socket {} is there already, at {}:{}".format(place.address, *first[place.spot]))
             if place.family != socket.AF_UNIX and self.own.settings["allow_from"] is None \
                     and not ipaddress.ip_address(place.spot[0].partition("%")[0]).is_loopback:
                 self.notes.append((logging.WARNING, f"{place.address} can be reached from other machines and allow_from is not "
                                    "set: all may use all commands, and have large replies sent to others"))
-        return [place for place, _ in places.values()]
+        return places
 
 
-def name_pattern(directive: Directive) -> Callable:
+def name_pattern(pattern: str, where: Where) -> Callable:
     """What tells whether a modparam is for the module of a name; ConfigError."""
     try:
-        return re.compile(f"(?:{directive.args[0]})", re.I).fullmatch
+        return re.compile(f"(?:{pattern})", re.I).fullmatch
     except re.error as error:
-        raise ConfigError(directive.path, directive.line,
-                          f'"{directive.args[0]}" is not a pattern of module names: {error}') from None
+        raise ConfigError(*where, f'"{pattern}" is not a pattern of module names: {error}') from None
 
 
-def facility(value) -> str:
-    """Converter: a syslog facility as opensips.cfg names it, to the name that logging has for it."""
-    name = str(value).removeprefix("LOG_").lower()
-    if name not in logging.handlers.SysLogHandler.facility_names:
-        raise ValueError(f"takes LOG_DAEMON, LOG_LOCAL0 ..., not {value}")
-    return name
-
-
-GLOBALS = {"log_level": integer(), "log_stderror": boolean, "stderror_enabled": boolean, "log_facility": facility}
+def logging_global(where: Where, word: str, value: Any) -> Any:
+    """The value of a logging line of opensips.cfg; ConfigError."""
+    if word == "log_facility":
+        name = str(value).removeprefix("LOG_").lower()
+        if name in logging.handlers.SysLogHandler.facility_names:
+            return name
+        raise ConfigError(*where, f"log_facility takes LOG_DAEMON, LOG_LOCAL0 ..., not {value}")
+    try:
+        return integer()(value) if word == "log_level" else boolean(value)
+    except ValueError as error:
+        raise ConfigError(*where, f"{word} {error}, not {value}") from None
 
 
 class Place(NamedTuple):
@@ -4001,7 +3951,7 @@ STATISTICS = JsonForm(recipes=[("statistics",)])
 
 @command("get_statistics", json=STATISTICS)
 def get_statistics(ctx, *statistics):
-    """Show statistics: each is a name, a whole group as `core:`, or `all`."""
+    """Show statistics: each argument is a name, a group such as `core:`, or `all`."""
     if not statistics:
         raise WRONG_COUNT
     return ctx.server.statistics(statistics, once=ctx.request.dialect == "jsonrpc")
@@ -4009,37 +3959,37 @@ def get_statistics(ctx, *statistics):
 
 @command("list_statistics", json=JsonForm(recipes=[(), ("statistics",)]))
 def list_statistics(ctx, *statistics):
-    """Show which statistics there are, or those named, and whether each is incremental."""
-    registry = ctx.server.registry
-    named = [(f"{stat.group}:{stat.name}", stat) for stat in registry.stats[0] if not statistics]
-    found = named or within_limit((f"{stat.group}:{stat.name}" if name.endswith(":") else name, stat)
-                                  for name in within_limit(statistics) if name != "all" for stat in registry.find_stats(name))
-    if not found:
+    """List all statistics, or those named, and whether each is incremental."""
+    stats_of = ctx.server.registry.find_stats
+    stats = [(f"{stat.group}:{stat.name}", stat) for stat in stats_of("all") if not statistics] or within_limit(
+        (f"{stat.group}:{stat.name}" if name.endswith(":") else name, stat)
+        for name in within_limit(statistics) if name != "all" for stat in stats_of(name))
+    if not stats:
         raise Error(404, "Statistics Not Found")
-    found = dict(found).items() if ctx.request.dialect == "jsonrpc" else found
-    return Reply(nodes=[Node(name, stat.kind) for name, stat in found], live=CONSTANT)
+    shown = dict(stats).items() if ctx.request.dialect == "jsonrpc" else stats
+    return Reply(nodes=[Node(name, stat.kind) for name, stat in shown], live=CONSTANT)
 
 
 @command("reset_statistics", json=STATISTICS)
 def reset_statistics(ctx, *statistics):
-    """Set statistics back to 0; those that cannot be reset stay as they are."""
+    """Reset statistics to 0, except those that cannot be reset."""
     if not statistics:
         raise WRONG_COUNT
-    found = {stat.group + ":" + stat.name: stat for name in within_limit(statistics)
-             if not name.endswith(":") and name != "all" for stat in ctx.server.registry.find_stats(name)}
-    if not found:
+    stats = {id(stat): stat for name in within_limit(statistics) if not name.endswith(":") and name != "all"
+             for stat in ctx.server.registry.find_stats(name)}
+    if not stats:
         raise Error(404, "Statistics Not Found")
-    return reset(ctx, found.values())
+    return reset(ctx, stats.values())
 
 
 @command("reset_all_statistics")
 def reset_all_statistics(ctx):
-    """Set all statistics that can be reset back to 0."""
-    return reset(ctx, ctx.server.registry.stats[0])
+    """Reset all statistics to 0, except those that cannot be reset."""
+    return reset(ctx, ctx.server.registry.find_stats("all"))
 
 
 def reset(ctx, stats: Iterable[Stat]) -> Reply:
-    """Make counters start again."""
+    """Reset those of the statistics that can be."""
     for stat in stats:
         if stat.kind == "incremental":
             ctx.server.counters.reset(ctx.server.counters.column(stat.group, stat.name))
@@ -4048,18 +3998,11 @@ def reset(ctx, stats: Iterable[Stat]) -> Reply:
 
 @command("uptime", input=False)
 def uptime(ctx):
-    """Show the time, when the server started, and how many seconds ago that was."""
-    started_s = int(ctx.server.started_s)
-    clock, last_s, values = time.time, 0, ()
-
-    def read() -> tuple:
-        nonlocal last_s, values
-        now_s = int(clock())
-        if now_s != last_s:
-            last_s, values = now_s, (time.ctime(now_s), f"{now_s - started_s} [sec]")
-        return values
-
-    return Reply(nodes=(Node("Now", LIVE), Node("Up since", time.ctime(started_s)), Node("Up time", LIVE)), live=read)
+    """Show the current time, the start time and the uptime in seconds."""
+    started_s, clock = int(ctx.server.started_s), time.time
+    figures = functools.lru_cache(1)(lambda now_s: (time.ctime(now_s), f"{now_s - started_s} [sec]"))
+    return Reply(nodes=(Node("Now", LIVE), Node("Up since", time.ctime(started_s)), Node("Up time", LIVE)),
+                 live=lambda: figures(int(clock())))
 
 
 @command("version", input=False, json=JsonForm(recipes=[(), ("revision",)], raw=("revision",)))
@@ -4079,13 +4022,13 @@ def working_directory(ctx):
 
 @command("arg", input=False, json=JsonForm(listing=True))
 def command_line_arguments(ctx):
-    """Show the command line that started the server, an argument a line."""
+    """Show the command line of the server, one argument per line."""
     return Reply(nodes=[Node(None, argument) for argument in sys.argv], live=CONSTANT)
 
 
 @command("which", input=False, json=JsonForm(recipes=[(), ("command",)], listing=True))
 def which(ctx):
-    """Show the names of all commands; JSON-RPC clients may ask for the parameters of one."""
+    """List all commands; over JSON-RPC also the parameters of one command."""
     for name in ctx.request.values:
         if name not in ctx.server.registry.commands:
             raise Error(404, "unknown MI command")
@@ -4098,7 +4041,7 @@ PROCESSES = JsonForm(plurals={"Process": ("Processes", "Process")})
 
 @command("ps", input=False, json=PROCESSES)
 def list_processes(ctx):
-    """Show the processes of the server: ID, PID and what each is for."""
+    """List the processes of the server: ID, PID and type."""
     live = ctx.server.processes.unchanged()
     return Reply(nodes=[Node("Process", None, (("ID", rank), ("PID", pid), ("Type", kind)))
                         for rank, pid, kind, _ in ctx.server.processes.living()], live=live)
@@ -4106,7 +4049,7 @@ def list_processes(ctx):
 
 @command("kill", input=False)
 def kill(ctx):
-    """Stop the server: what is in hand is finished first."""
+    """Stop the server after it finishes the requests in progress."""
     os.kill(ctx.server.attendant_pid, signal.SIGTERM)
     return Reply()
 
@@ -4136,7 +4079,7 @@ LOG_LEVEL = JsonForm(recipes=[(), ("level",), ("level", "pid")], order=("pid",),
 
 @command("log_level", bind=bind_log_level, json=LOG_LEVEL, level=c_integer, pid=c_integer)
 def log_level(ctx, level=None, pid=0):
-    """Show the log levels of all processes, or set one: LEVEL for all, or for the process PID alone."""
+    """Show the log levels of all processes, or set the level of all processes or of process PID."""
     processes = ctx.server.processes
     if level is None:
         live = processes.unchanged()
@@ -4155,7 +4098,7 @@ def log_level(ctx, level=None, pid=0):
 
 @command("xlog_level", level=c_integer)
 def xlog_level(ctx, level=None):
-    """Show or set the level of a script's own log lines; kept for clients that ask, there is no script here."""
+    """Show or set the xlog level, which has no effect: there is no script."""
     if level is None:
         return Reply(nodes=(Node("xLog Level", ctx.server.processes.get(0, "xlog_level")),))
     ctx.server.processes.set(0, xlog_level=level)
@@ -4375,7 +4318,7 @@ def time_left(row: dict):
 
 @command("list_tcp_conns", input=False, json=JsonForm(plurals={"Connection": ("Connections", "ID")}))
 def list_tcp_conns(ctx):
-    """Show TCP connections; datagrams have none."""
+    """List TCP connections; always empty."""
     return Reply(live=CONSTANT)
 
 
@@ -4389,20 +4332,20 @@ def bind_help(request: Request) -> list:
 
 @command("help", bind=bind_help)
 def show_help(ctx, mi_cmd=""):
-    """Show what a command does and which module it is from."""
+    """Show what a command does and which module exports it."""
     if not mi_cmd:
         return Reply(nodes=(Node("Usage", USAGE),), live=CONSTANT, result=f"Usage: {USAGE}")
-    found = ctx.server.registry.commands.get(mi_cmd)
-    if found is None:
+    command = ctx.server.registry.commands.get(mi_cmd)
+    if command is None:
         raise Error(404, "unknown MI command")
-    text = " ".join(found.help.split())
-    return Reply(nodes=(Node("Help", f"{found.signature_line()} - {text}" if text else "not available for this command"),
-                        Node("Exported by", found.module.name)), live=CONSTANT)
+    text = " ".join(command.help.split())
+    return Reply(nodes=(Node("Help", f"{command.signature_line()} - {text}" if text else "not available for this command"),
+                        Node("Exported by", command.module.name)), live=CONSTANT)
 
 
 @command("list_blacklists", input=False, json=JsonForm(plurals={"List": ("Lists", "name")}))
 def list_blacklists(ctx):
-    """Show blacklists; there are none."""
+    """List blacklists; always empty."""
     return Reply(live=CONSTANT)
 
 
@@ -4551,33 +4494,65 @@ def core_stats(processes: Processes, started_s: float, children: int) -> list[St
     ]
 
 
+MI_DATAGRAM_PARAMS = [
+    Param("socket_name", None, address, "socket to serve: a UNIX path, or udp:HOST:PORT", advice=odd_scheme),
+    Param("children_count", 1, integer(1, 128), "number of child processes that serve the socket"),
+    Param("unix_socket_mode", 0o660, file_mode, "permissions of the UNIX socket, octal", advice=decimal_mode),
+    Param("unix_socket_group", None, account, "group that owns the UNIX socket, by name or number"),
+    Param("unix_socket_user", None, account, "user who owns the UNIX socket, by name (sets the group too) or number"),
+    Param("socket_timeout", 2000, integer(0, 3600000), "how long to retry a reply, ms"),
+    Param("pretty_printing", False, boolean, "write JSON-RPC replies over several lines"),
+    Param("reply_indent", "\t", string, "indentation per level"),
+    Param("trace_destination", (), names_or_none, "tracing destinations, comma-separated"),
+    Param("trace_bwlist", TraceList(False, ()), trace_list, "commands to trace: w: only these, b: all but these"),
+]
 MI_DATAGRAM_STATS = [
-    Stat("requests", "datagrams received that were not empty"),
+    Stat("requests", "non-empty datagrams received"),
     Stat("replies", "replies sent"),
-    Stat("bytes_received", "bytes of requests"),
-    Stat("bytes_sent", "bytes of replies"),
-    Stat("errors", "requests that were malformed, too long, unknown or whose command failed"),
-    Stat("timeouts", "replies that could not be delivered within socket_timeout"),
-    Stat("unreachable", "replies to clients that are gone, not bound, or not to be written to"),
-    Stat("empty", "empty datagrams"),
+    Stat("bytes_received", "bytes of requests received"),
+    Stat("bytes_sent", "bytes of replies sent"),
+    Stat("errors", "requests that were malformed, too long or unknown, or whose command failed"),
+    Stat("timeouts", "replies dropped after socket_timeout"),
+    Stat("unreachable", "replies to clients that are gone, not bound or not writable"),
+    Stat("empty", "empty datagrams received"),
     Stat("notifications", "JSON-RPC notifications, which get no reply"),
-    Stat("looped", "replies that came as requests, and requests from no client's address; nobody answers them"),
-    Stat("refused", "datagrams from networks that allow_from leaves out"),
-    Stat("forbidden", "commands refused by allow_command, and subscriptions by event_targets"),
+    Stat("looped", "datagrams ignored because they are replies or have no client's address"),
+    Stat("refused", "datagrams dropped by allow_from"),
+    Stat("forbidden", "commands refused by allow_command, and subscriptions refused by event_targets"),
     Stat("interrupted", "commands ended by handler_timeout"),
-    Stat("delayed", "replies that waited for their client to read"),
-    Stat("child_deaths", "children that died without being told to"),
-    Stat("child_stalls", "children killed after stall_timeout"),
-    Stat("reloads", "configurations taken by a reload"),
-    Stat("reload_errors", "reloads refused because of a mistake"),
+    Stat("delayed", "replies that waited for a slow client"),
+    Stat("child_deaths", "children that died unexpectedly"),
+    Stat("child_stalls", "children killed by stall_timeout"),
+    Stat("reloads", "successful reloads"),
+    Stat("reload_errors", "reloads rejected because of a mistake"),
     Stat("events_lost", "events that could not be sent to a subscriber"),
-    Stat("log_lost", "lines of log that could not be written at once"),
-    Stat("store_errors", "requests that the store could not serve: it was full, or locked by another process"),
+    Stat("log_lost", "log lines dropped because they could not be written at once"),
+    Stat("store_errors", "requests that failed because the store was full or locked"),
 ]
 MI_DATAGRAM_EVENTS = [
-    Event("E_MI_CHILD_DIED", "a child died without being told to: pid, reason"),
-    Event("E_MI_RELOAD", "a new configuration was taken: children"),
+    Event("E_MI_CHILD_DIED", "a child died unexpectedly: pid, reason"),
+    Event("E_MI_RELOAD", "the configuration was reloaded: children"),
     Event("E_MI_STOP", "the server stops"),
+]
+MIDATAGRAM_PARAMS = [
+    Param("listen", (), listener, "additional socket: ADDRESS[;mode=0660][;user=NAME][;group=NAME]", repeat=True),
+    Param("dialect", "auto", one_of("auto", "text", "jsonrpc"), "auto, text or jsonrpc; auto looks at the first byte of a request"),
+    Param("pool_size", 1000, integer(1, 100000), "maximum number of requests in progress, per child"),
+    Param("handler_timeout", 10000, integer(1, 86400000), "maximum run time of a command, ms"),
+    Param("stall_timeout", 10000, integer(100, 86400000), "how long a child may block its event loop before it is replaced, ms"),
+    Param("stop_timeout", 3000, integer(0, 4000), "how long a stop waits for requests in progress, ms"),
+    Param("max_requests", 0, integer(0), "number of requests after which a child is replaced, plus or minus 10 %; 0: never"),
+    Param("peer_queue", 4 << 20, integer(65536), "maximum size of the replies queued for one slow client, bytes"),
+    Param("reply_queue", 64 << 20, integer(65536), "maximum size of the replies queued for all slow clients, per child, bytes"),
+    Param("send_buffer", 4 << 20, integer(65536), "size of the socket's send buffer, bytes"),
+    Param("allow_from", None, networks, "networks that may send UDP requests; other datagrams are dropped unread"),
+    Param("allow_command", (), access_rule, "access rule: COMMAND, ...: NETWORK|uid:NAME|gid:NAME, ...", repeat=True),
+    Param("disable", (), words, "commands to disable, comma-separated: kill, log_level"),
+    Param("log_file", None, string, "log to this file instead of stderr or syslog; SIGUSR1 reopens it"),
+    Param("store_size", 64 << 20, integer(1 << 20), "maximum size of the file with cached values, subscriptions and plug-in data, bytes"),
+    Param("max_subscribers", 256, integer(0), "maximum number of event subscriptions"),
+    Param("event_targets", (), networks, "networks that UDP clients may subscribe, besides their own host"),
+    Param("crash_limit", 10, integer(1), "number of children in a row that die within 1 s of their start before the server exits"),
 ]
 
 
@@ -6754,7 +6729,7 @@ def socket_of(options) -> Address:
     """The socket that a client of this configuration talks to."""
     module = next(module for module in built_in_modules() if module.name == "mi_datagram")
     for directive in directives_of(options):
-        if directive.word == "modparam" and name_pattern(directive)(module.name):
+        if directive.word == "modparam" and name_pattern(directive.args[0], (directive.path, directive.line))(module.name):
             module.set(directive.args[1], directive.args[2], directive.path, directive.line)
     if module.settings["socket_name"] is None:
         raise ConfigError(options.file or default_configuration(), 0, "no socket_name; give a socket with -s")
