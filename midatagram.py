@@ -850,9 +850,9 @@ def one_of(*words: str) -> Callable:
     return convert
 
 
-def nearest(name: Any, names: Iterable[str]) -> str:
+def nearest(name: Any, names: Iterable[str], cutoff: float = 0.6) -> str:
     """`; did you mean "x"?` with the name closest to a misspelt one, or nothing."""
-    close = difflib.get_close_matches(str(name).lower(), list(names), 1, 0.6)
+    close = difflib.get_close_matches(str(name).lower(), list(names), 1, cutoff)
     return f'; did you mean "{close[0]}"?' if close else ""
 
 
@@ -2235,41 +2235,6 @@ class ConfigReader:
         ours = token.kind == "word" and (token.value in self.FORMS or token.value in LOG_GLOBALS)
         block = token.kind == "other" and token.value in "{=,|"
         return (token.line != last.line and not block) or ours or last == Token("other", "}", last.line)
-
-
-MI_DATAGRAM_PARAMS = [
-    Param("socket_name", None, address, "the socket to serve: a UNIX path, or udp:HOST:PORT", advice=odd_scheme),
-    Param("children_count", 1, integer(1, 128), "how many children serve the socket"),
-    Param("unix_socket_mode", 0o660, file_mode, "permissions of the UNIX socket, octal", advice=decimal_mode),
-    Param("unix_socket_group", None, account, "group that owns the UNIX socket: name or number"),
-    Param("unix_socket_user", None, account, "user who owns the UNIX socket: name (and its group) or number"),
-    Param("socket_timeout", 2000, integer(0, 3600000), "ms a reply is tried to be delivered"),
-    Param("pretty_printing", False, boolean, "write JSON-RPC replies over several lines"),
-    Param("reply_indent", "\t", string, "what a line is indented with, once a level"),
-    Param("trace_destination", (), names_or_none, "names of the tracing destinations, with commas"),
-    Param("trace_bwlist", TraceList(False, ()), trace_list, "commands to trace: w: only these, b: all but these"),
-]
-
-MIDATAGRAM_PARAMS = [
-    Param("listen", (), listener, "a further socket: ADDRESS[;mode=0660][;user=NAME][;group=NAME]", repeat=True),
-    Param("dialect", "auto", one_of("auto", "text", "jsonrpc"), "what is spoken; auto: the first byte of each request says"),
-    Param("pool_size", 1000, integer(1, 100000), "requests in hand at once, per child"),
-    Param("handler_timeout", 10000, integer(1, 86400000), "ms a command may take"),
-    Param("stall_timeout", 10000, integer(100, 86400000), "ms a child may be away from its hub before it is replaced"),
-    Param("stop_timeout", 3000, integer(0, 4000), "ms a stop waits for what is in hand"),
-    Param("max_requests", 0, integer(0), "requests after which a child is replaced, give or take a tenth; 0: never"),
-    Param("peer_queue", 4 << 20, integer(65536), "bytes that wait for one client which does not read"),
-    Param("reply_queue", 64 << 20, integer(65536), "bytes that wait for all such clients, per child"),
-    Param("send_buffer", 4 << 20, integer(65536), "bytes asked of the kernel for the socket's send buffer"),
-    Param("allow_from", None, networks, "networks whose UDP datagrams are read; others are dropped unread"),
-    Param("allow_command", (), access_rule, "COMMAND, ...: NETWORK|uid:NAME|gid:NAME, ...", repeat=True),
-    Param("disable", (), words, "commands that are not served, with commas: kill, log_level"),
-    Param("log_file", None, string, "log to this file instead of stderr or syslog; SIGUSR1 opens it again"),
-    Param("store_size", 64 << 20, integer(1 << 20), "bytes of the file with cached values, subscriptions and what plug-ins keep"),
-    Param("max_subscribers", 256, integer(0), "subscriptions to events, all together"),
-    Param("event_targets", (), networks, "networks that UDP clients may have events sent to, beside their own host"),
-    Param("crash_limit", 10, integer(1), "children in a row that may die within a second of their start, then the server ends"),
-]
 
 ###############################################################################
 ###############################################################################
@@ -3686,13 +3651,16 @@ def numbers_of(names: Iterable, look_up: Callable) -> Iterator[int]:
 # 11. Plug-ins ################################################################
 ###############################################################################
 # Strategy: a plug-in becomes a Module, whichever of its two forms it has: a
-# Python file, whose names are collected, or a ConfigObj file, whose sections
-# are turned into tagged functions. Sources are compiled here and never taken
-# from a cache or from sys.modules, so a reload is really new.
+# Python file, whose names are collected, or a file of canned replies, see
+# section 11b. Sources are compiled here and come from no cache and not from
+# sys.modules, so a reload is really new.
 
-BUILT_IN = ("mi_datagram", "midatagram", "core", "statistics", "blacklists", "cachedb_local")
+SUFFIXES = (".py", ".conf")
 HERE = os.path.dirname(os.path.realpath(__file__))
-PLUGIN_PREFIX = "midatagram_plugin_"  # of the names that Python knows plug-ins by, so that none hides another module
+BESIDE = os.path.join(HERE, "plugins")
+PLUGIN_PREFIX = "midatagram_plugin_"  # of the names in sys.modules, so that a plug-in hides no other module
+
+Where = tuple[str, int]  # a file and a line of it
 
 
 class Setup(NamedTuple):
@@ -3703,39 +3671,45 @@ class Setup(NamedTuple):
     mi: dict  # settings of mi_datagram
     own: dict  # settings of midatagram
     globals: dict  # logging lines
-    notes: list  # (logging level, text) to log at the start
-    listeners: list
+    notes: list[tuple[int, str]]  # (logging level, text) to log at the start
+    listeners: list[Place]
     destinations: dict  # name -> (module, destination) of those that are traced to
 
 
+def load_plugin(path: str) -> Module:
+    """A plug-in file as a Module; ConfigError."""
+    return load_canned(path) if path.endswith(".conf") else load_python(path)
+
+
 def load_python(path: str) -> Module:
-    """A Python plug-in as a Module; ConfigError for what is wrong in it."""
-    source = read_source(path)
-    name = pathlib.Path(path).stem
+    """A Python plug-in as a Module; ConfigError."""
+    source, name = read_source(path), pathlib.Path(path).stem
     namespace = types.ModuleType(f"{PLUGIN_PREFIX}{name}")
     namespace.__file__ = path
     sys.modules[namespace.__name__] = namespace  # where dataclasses and pickle look for it
-    try:
-        exec(compile(source, path, "exec", dont_inherit=True), namespace.__dict__)
-    except SyntaxError as error:
-        raise ConfigError(path, error.lineno or 0, f"syntax error: {error.msg}") from None
-    except ConfigError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise mistake(path, error) from None
+    with plugin_code(path):
+        exec(compile(source, path, "exec", dont_inherit=True), vars(namespace))
     own = {key: value for key, value in vars(namespace).items()
            if not callable(value) or getattr(value, "__module__", namespace.__name__) == namespace.__name__}
     return Module(name, own, path, functools.partial(line_of, source))
 
 
-def mistake(path: str, error: BaseException, where: str = "") -> ConfigError:
-    """What a plug-in's code raised while it was loaded, with the line of its file."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-    return ConfigError(path, lines[-1] if lines else 0, f"{where}{type(error).__name__}: {error}")
+@contextlib.contextmanager
+def plugin_code(path: str, prefix: str = "") -> Iterator[None]:
+    """Turn what the code of a plug-in raises into a ConfigError with the line of its file."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except SyntaxError as error:
+        raise ConfigError(path, error.lineno or 0, f"syntax error: {error.msg}") from None
+    except (Exception, SystemExit) as error:
+        lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == path]
+        raise ConfigError(path, lines[-1] if lines else 0, f"{prefix}{type(error).__name__}: {error}") from None
 
 
 def read_source(path: str) -> str:
-    """The text of a plug-in; refused when we are root and others could have put it there."""
+    """The text of a plug-in; ConfigError, as root also when others could have put it there."""
     try:
         with open(path, "rb", opener=open_roots if os.geteuid() == 0 else None) as file:
             return decode(file.read())
@@ -3744,7 +3718,7 @@ def read_source(path: str) -> str:
 
 
 def open_roots(path: str, flags: int) -> int:
-    """Open a file that root alone can have put where it is, all the way from /; ConfigError for another, OSError."""
+    """Open a file that only root can have put where it is, all the way from /; ConfigError for another, OSError."""
     file = walk(path, functools.partial(check_step, path))
     try:
         return os.open(f"/proc/self/fd/{file}", flags)
@@ -3778,338 +3752,177 @@ def line_of(text: str, word: str) -> int:
     return next((number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)), 0)
 
 
-CANNED_SPEC = """
-[__many__]
-help = string(default="")
-arguments = force_list(default=None)
-code = integer(min=0, max=4294967295, default=200)
-reason = string(default="OK")
-reply = string(default="")
-json = string(default="")
-delay = integer(min=0, max=86400000, default=0)
-    [[__many__]]
-    arguments = force_list(default=None)
-    code = integer(min=0, max=4294967295, default=200)
-    reason = string(default="OK")
-    reply = string(default="")
-    json = string(default="")
-    delay = integer(min=0, max=86400000, default=0)
-"""
-
-
-class Canned(NamedTuple):
-    """One canned answer: the argument patterns it is for (None: any), the reply, its delay in ms."""
-
-    patterns: list | None
-    reply: Reply
-    delay_ms: int
-
-    def fits(self, values: list) -> bool:
-        """Whether the arguments match the patterns, one each."""
-        return self.patterns is None or (len(values) == len(self.patterns) and all(
-            pattern.fullmatch(value) for pattern, value in zip(self.patterns, values)))
-
-
-def load_canned(path: str) -> Module:
-    """A config plug-in as a Module; ConfigError for what is wrong in it."""
-    import configobj
-
-    try:
-        from configobj.validate import Validator
-    except ImportError:  # before configobj 5.0.9
-        from validate import Validator
-
-    text = read_source(path)
-    try:
-        spec = configobj.ConfigObj(CANNED_SPEC.splitlines(), interpolation=False, list_values=False, _inspec=True)
-        content = configobj.ConfigObj(text.split("\n"), configspec=spec, interpolation=False)
-    except configobj.ConfigObjError as error:
-        first = (getattr(error, "errors", None) or [error])[0]
-        what = str(first).split(" at line")[0]
-        form = "; the form is KEY = VALUE, and several lines stand between ''' and '''" if "Invalid line" in what else ""
-        raise ConfigError(path, getattr(first, "line_number", 0) or 0, f"{what}{form}") from None
-    results = content.validate(Validator(), preserve_errors=True)
-    for sections, key, error in configobj.flatten_errors(content, results):
-        where = line_of(text, key) if key else line_of(text, "[" + sections[-1])
-        form = f"; the form is {key} = NUMBER" if key in ("code", "delay") else ""
-        raise ConfigError(path, where, f"{'/'.join(sections)}: {key or 'section'}: {error or 'is missing'}{form}")
-    for sections, name in configobj.get_extra_values(content):
-        what = "section" if sections else "command"
-        known = list(spec["__many__"].scalars)
-        keys = f"keys are {', '.join(known)}{nearest(name, known)}"
-        raise ConfigError(path, line_of(text, name), f'"{name}" is no key of a {what}; {keys}')
-    name = pathlib.Path(path).stem
-    functions = {command_name: canned_function(command_name, content[command_name], path, text)
-                 for command_name in content.sections}
-    return Module(name, functions, path)
-
-
-def canned_function(name: str, section, path: str, text: str) -> Callable:
-    """The handler of a config plug-in's command: the first case whose patterns fit answers."""
-    cases = [canned_case(section[case], path, text) for case in section.sections]
-    if not cases or set(section.scalars) - set(section.defaults) - {"help"}:  # the command's own keys, after its cases
-        cases.append(canned_case(section, path, text))
-
-    def answer(ctx, *arguments):
-        case = next((case for case in cases if case.fits(arguments)), None)
-        if case is None:
-            counts = [len(case.patterns) for case in cases]
-            raise BAD_PARAMETER if len(arguments) in counts else WRONG_COUNT
-        if case.delay_ms:
-            time.sleep(case.delay_ms / 1000)
-        return case.reply
-
-    function = command(name, help=section["help"], pure=not any(case.delay_ms for case in cases),
-                       json=JsonForm(nameless=True))(answer)
-    function.mi_line = line_of(text, f"[{name}]")
-    return function
-
-
-def canned_case(section, path: str, text: str) -> Canned:
-    """One case of a config plug-in's command; its text becomes a node as it is, so the wire has just these bytes."""
-    try:
-        patterns = section["arguments"] and [re.compile(pattern, re.S) for pattern in section["arguments"]]
-    except re.error as error:
-        raise ConfigError(path, line_of(text, "arguments"), f"arguments of {section.name}: not a pattern: {error}") from None
-    if "arguments" not in section.defaults and not section["arguments"]:
-        patterns = []
-    body = section["reply"].removeprefix("\n").removesuffix("\n")
-    try:
-        result = read_json(encode(section["json"])) if section["json"] else None
-    except ParseError as error:
-        raise ConfigError(path, line_of(text, "json"), f"json of {section.name}: not JSON: {error}") from None
-    if result is None and section["code"] // 100 == 2:
-        result = json_tree(read_tree(body), NO_FORM, "OK")
-    nodes = (Node(None, body),) if body else ()
-    return Canned(patterns, Reply(section["code"], section["reason"], nodes, result=result), section["delay"])
-
-
-def read_tree(text: str) -> list[Node]:
-    """The MI tree that a text reply shows: a TAB a level, `NAME:: VALUE`, attributes behind a second blank."""
-    levels: list[list] = [[]]
-    for line in text.split("\n") if text else []:
-        bare = line.lstrip("\t")
-        name, colons, rest = bare.partition(":: ")
-        attributes = []
-        if colons and rest.startswith(" "):
-            attributes = [tuple(item.split("=", 1)) for item in re.split(r" (?=[^\s=]+=)", rest[1:]) if "=" in item]
-        value = None if attributes else rest if colons else bare
-        depth = min(len(line) - len(bare), len(levels) - 1)
-        del levels[depth + 1:]
-        levels.append([])
-        levels[depth].append(Node(name if colons else None, value, tuple(attributes), levels[-1]))
-    return levels[0]
-
-
-LOADERS = {".py": load_python, ".conf": load_canned}
-
-
 def find_plugin(file: str, folders: Iterable[str]) -> str | None:
-    """The file of a plug-in that loadmodule calls `file`: in one of the folders so, by its last name, or as x/x."""
-    stem = re.sub(r"\.(so|py|conf)$", "", file)
+    """The file that loadmodule calls `file`: in one of the folders under this path, its last name, or as NAME/NAME."""
+    stem = os.path.splitext(file)[0]
     name = os.path.basename(stem)
-    paths = (os.path.join(folder, wanted + suffix) for wanted in (stem, name, f"{name}/{name}")
-             for folder in folders for suffix in LOADERS)
+    paths = (os.path.join(folder, form + suffix) for form in (stem, name, f"{name}/{name}")
+             for folder in folders for suffix in SUFFIXES)
     return next((path for path in paths if os.path.isfile(path)), None)
 
 
-def load_plugin(path: str) -> Module:
-    """A plug-in file as a Module."""
-    return LOADERS[os.path.splitext(path)[1]](path)
-
-
 class Loader:
-    """Turns directives into a Setup: loads modules, gives them their parameters, checks what needs the system."""
+    """Turns directives into a Setup: loads modules, sets their parameters, checks what needs the system.
 
-    def __init__(self, path: str, folders: list[str], core_figures: Callable[[int], list[Stat]] = lambda children: []):
-        self.path, self.folders, self.core_figures = path, folders, core_figures
-        self.mpath: list[str] = []
+    core_stats: returns the statistics of the core for a number of children.
+    """
+
+    def __init__(self, path: str, folders: list[str], core_stats: Callable[[int], list[Stat]]):
+        self.path, self.options, self.core_stats = path, folders, core_stats
+        self.folders = [*folders, BESIDE]
         self.modules = {module.name: module for module in built_in_modules()}
-        self.loaded: dict[str, tuple] = {}  # name -> where its loadmodule stands
-        self.passed: set[str] = set()
+        self.mi, self.own = self.modules["mi_datagram"], self.modules["midatagram"]
+        self.loaded: dict[str, Where] = {}
+        self.passed: set[str] = set()  # modules without a plug-in
         self.globals: dict[str, Any] = {}
         self.notes: list[tuple[int, str]] = []
 
-    def note(self, level: int, directive: Directive, text: str) -> None:
-        """Remember something to log once logging works."""
-        self.notes.append((level, f"{directive.path}:{directive.line}: {text}"))
-
     def load(self, directives: Iterable[Directive]) -> Setup:
-        """Apply all directives in order, then check the whole."""
-        actions = {"loadmodule": self.load_module, "modparam": self.apply, "passed": self.pass_over}
-        for directive in directives:
-            if directive.word == "mpath":
-                self.mpath = [directive.args[0]]
-            elif directive.word in actions:
-                actions[directive.word](directive)
+        """Apply all directives in order, then check the whole; ConfigError."""
+        for word, args, path, line in directives:
+            where = path, line
+            if word == "loadmodule":
+                self.load_module(where, *args)
+            elif word == "modparam":
+                self.set_parameter(where, *args)
+            elif word == "mpath":
+                self.folders = [*self.options, *args, BESIDE]
+            elif word == "passed":
+                hint = nearest(args[0], [*ConfigReader.FORMS, *LOG_GLOBALS], 0.85)
+                self.pass_over(where, f"{args[0]}: passed over, it is not for midatagram", hint)
             else:
-                self.globals[directive.word] = checked_global(directive)
-        return self.finish()
+                self.globals[word] = logging_global(where, word, *args)
+        return self.checked()
 
-    def pass_over(self, directive: Directive) -> None:
-        word = directive.args[0]
-        meant = difflib.get_close_matches(word, [*ConfigReader.FORMS, *LOG_GLOBALS], 1, 0.85)
-        hint = f'; did you mean "{meant[0]}"?' if meant else ""
-        self.note(logging.WARNING if hint else logging.INFO, directive, f"{word}: passed over, it is not for midatagram{hint}")
-
-    def search(self) -> list[str]:
-        """The folders where plug-ins are looked for."""
-        return [*self.folders, *self.mpath, os.path.join(HERE, "plugins")]
-
-    def load_module(self, directive: Directive) -> None:
+    def load_module(self, where: Where, file: str) -> None:
         """loadmodule: a plug-in of ours, or a module of OpenSIPS that is passed over."""
-        file = directive.args[0]
-        name = re.sub(r"\.(so|py|conf)$", "", os.path.basename(file))
+        name = pathlib.Path(file).stem
         if name in self.loaded and name not in self.passed:
-            raise ConfigError(directive.path, directive.line, f"module {name} is loaded already, at {self.loaded[name]}")
-        self.loaded[name] = f"{directive.path}:{directive.line}"
-        if name in BUILT_IN:
+            raise ConfigError(*where, "module {} is loaded already, at {}:{}".format(name, *self.loaded[name]))
+        self.loaded[name] = where
+        if name in self.modules:  # a built-in one
             return
-        path = find_plugin(file, self.search())
+        path = find_plugin(file, self.folders)
         if path:
             self.modules[name] = load_plugin(path)
             return
-        known = {pathlib.Path(entry).stem for place in self.search() if os.path.isdir(place) for entry in os.listdir(place)
-                 if entry.endswith(tuple(LOADERS))} | set(BUILT_IN)
-        hint = nearest(name, known)
+        names = [path.stem for folder in self.folders for suffix in SUFFIXES for path in pathlib.Path(folder).glob(f"*{suffix}")]
+        hint = nearest(name, [*self.modules, *names])
         if not file.endswith(".so"):
-            raise ConfigError(directive.path, directive.line, f'no plug-in "{name}" in {", ".join(self.search())}{hint}')
+            raise ConfigError(*where, f'no plug-in "{name}" in {", ".join(self.folders)}{hint}')
         self.passed.add(name)
-        self.note(logging.WARNING if hint else logging.INFO, directive, f"module {name} has no plug-in here, passed over{hint}")
+        self.pass_over(where, f"module {name} has no plug-in here, passed over", hint)
 
-    def apply(self, directive: Directive) -> None:
-        """modparam: the module's name is a regular expression over the modules loaded so far."""
-        pattern, name, value = directive.args
-        match = name_pattern(directive)
+    def set_parameter(self, where: Where, pattern: str, name: str, value: Any) -> None:
+        """modparam: the name of the module is a regular expression over the modules loaded so far."""
+        match = name_pattern(pattern, where)
         modules = [module for module in self.modules.values() if match(module.name)]
         for module in modules:
-            advice = module.set(name, value, directive.path, directive.line)
+            advice = module.set(name, value, *where)
             if advice:
-                self.note(logging.WARNING, directive, advice)
+                self.note(logging.WARNING, where, advice)
         if modules or pattern in self.passed:
             return
-        if find_plugin(pattern, self.search()):
-            mend = f'put loadmodule "{pattern}.so" before'
-            raise ConfigError(directive.path, directive.line, f"module {pattern} is not loaded; {mend}")
-        hint = nearest(pattern, self.modules)
+        if find_plugin(pattern, self.folders):
+            raise ConfigError(*where, f'module {pattern} is not loaded; put loadmodule "{pattern}.so" before')
         self.passed.add(pattern)
-        level = logging.WARNING if hint else logging.INFO
-        self.note(level, directive, f"modparam for {pattern}, which has no plug-in here, passed over{hint}")
+        self.pass_over(where, f"modparam for {pattern}, which has no plug-in here, passed over", nearest(pattern, self.modules))
 
-    def finish(self) -> Setup:
-        """What can be checked only when all lines are known."""
-        mi, own = self.modules["mi_datagram"], self.modules["midatagram"]
-        if mi.settings["socket_name"] is None:
+    def note(self, level: int, where: Where, text: str) -> None:
+        """Have something logged once logging works."""
+        self.notes.append((level, "{}:{}: {}".format(*where, text)))
+
+    def pass_over(self, where: Where, text: str, hint: str) -> None:
+        """Log that a line is passed over; with a hint it may be a mistake."""
+        self.note(logging.WARNING if hint else logging.INFO, where, text + hint)
+
+    def checked(self) -> Setup:
+        """Check what needs all lines; ConfigError."""
+        mi, own = self.mi.settings, self.own.settings
+        if mi["socket_name"] is None:
             raise ConfigError(self.path, 0, 'no socket: modparam("mi_datagram", "socket_name", "/run/midatagram/mi.sock") '
                                             'or "udp:127.0.0.1:8080" is needed')
-        self.modules["core"].stats += self.core_figures(mi.settings["children_count"])
+        self.modules["core"].stats += self.core_stats(mi["children_count"])
         for module in self.modules.values():
             if "init" in module.hooks:
-                self.call(module, module.hooks["init"])
-        destinations = self.find_destinations()
-        registry = Registry(self.modules.values(), own.settings["disable"])
-        self.check_names(registry, mi, own)
-        places = [(Listener(mi.settings["socket_name"]), mi.where("socket_name")),
-                  *zip(own.settings["listen"], own.lines.get("listen", []))]
-        listeners = [fill_listener(listener, where, mi) for listener, where in places]
-        self.check_listeners(listeners, places, own)
-        return Setup(self.path, registry, mi.settings, own.settings, self.globals, self.notes, listeners, destinations)
+                with plugin_code(module.path, "init: "):
+                    module.hooks["init"](Context(module))
+        destinations = self.destinations()
+        registry = Registry(self.modules.values(), own["disable"])
+        self.check_commands([*registry.commands, *(command.name for command in registry.switched_off)])
+        self.check_accounts()
+        return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations)
 
-    def check_listeners(self, listeners: list[Place], places: list[tuple], own: Module) -> None:
-        """No socket twice; a warning for those that all the world may use."""
-        first: dict[Any, tuple] = {}
-        for place, (_, where) in zip(listeners, places):
-            other = first.setdefault(place.spot, where)
-            if other is not where:
-                raise ConfigError(*where, f"the socket {place.address} is there already, at {other[0]}:{other[1]}")
-            if place.family != socket.AF_UNIX and own.settings["allow_from"] is None \
-                    and not ipaddress.ip_address(place.spot[0].partition("%")[0]).is_loopback:
-                text = "can be reached from other machines and allow_from is not set: all may use all commands, and have large " \
-                       "replies sent to others"
-                self.notes.append((logging.WARNING, f"{place.address} {text}"))
-
-    def find_destinations(self) -> dict:
-        """The tracing destinations that trace_destination names: name -> (module, destination)."""
-        found = {}
+    def destinations(self) -> dict:
+        """The destinations that trace_destination names: name -> (module, destination)."""
+        declared = {}
         for module in self.modules.values():
             for function in module.destinations:
-                for name, destination in self.call(module, function).items():
-                    found[name] = (module, destination)
-                    module.stats += trace_stats(name, module.name) if destination else []
-        wanted = self.modules["mi_datagram"].settings["trace_destination"]
-        for name in wanted:
-            if name not in found:
-                where = self.modules["mi_datagram"].where("trace_destination")
-                self.notes.append((logging.ERROR, f"{where[0]}:{where[1]}: no tracing destination \"{name}\""
-                                                  f"{nearest(name, found) or ', is its module loaded?'}; "
-                                                  "commands are not traced to it"))
-        return {name: found[name] for name in wanted if name in found and found[name][1]}
+                with plugin_code(module.path, f"{function.__name__}: "):
+                    for name, destination in function(Context(module)).items():
+                        declared[name] = module, destination
+                        module.stats += trace_stats(name, module.name) if destination else []
+        names = self.mi.settings["trace_destination"]
+        for name in names:
+            if name not in declared:
+                hint = nearest(name, declared) or ", is its module loaded?"
+                self.note(logging.ERROR, self.mi.where("trace_destination"),
+                          f'no tracing destination "{name}"{hint}; commands are not traced to it')
+        return {name: declared[name] for name in names if name in declared and declared[name][1]}
 
-    @staticmethod
-    def call(module: Module, function: Callable) -> Any:
-        """Call a function of a plug-in with a Context; ConfigError for what it raises."""
-        try:
-            return function(Context(module))
-        except ConfigError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise mistake(module.path, error, f"{function.__name__}: ") from None
+    def check_commands(self, known: list[str]) -> None:
+        """Commands that parameters name must exist; trace_bwlist may name those of modules passed over. ConfigError."""
+        allowed = [name for rule in self.own.settings["allow_command"] for name in rule.commands]
+        for module, param, names in ((self.mi, "trace_bwlist", self.mi.settings["trace_bwlist"].names),
+                                     (self.own, "allow_command", allowed), (self.own, "disable", self.own.settings["disable"])):
+            for name in [name for name in names if name not in known]:
+                message = f'{param} names the command "{name}", which does not exist{nearest(name, known)}'
+                if module is self.own or not self.passed:
+                    raise ConfigError(*module.where(param), message)
+                self.note(logging.WARNING, module.where(param), message)
 
-    def check_names(self, registry: Registry, mi: Module, own: Module) -> None:
-        """Commands that parameters name must be there; a list of OpenSIPS' own may name those of modules passed over."""
-        for param, names in (("trace_bwlist", mi.settings["trace_bwlist"].names),):
-            for name in names:
-                if name in registry.commands or name in own.settings["disable"]:
-                    continue
-                where = mi.where(param)
-                message = f'{param} names the command "{name}", which is not there{nearest(name, registry.commands)}'
-                if not self.passed:
-                    raise ConfigError(*where, message)
-                self.notes.append((logging.WARNING, f"{where[0]}:{where[1]}: {message}"))
-        given = [name for rule in own.settings["allow_command"] for name in rule.commands]
-        for param, names in (("allow_command", given), ("disable", own.settings["disable"])):
-            known = [*registry.commands, *(command.name for command in registry.switched_off)]
-            for name in set(names) - set(known):
-                raise ConfigError(*own.where(param), f'{param}: no command "{name}"{nearest(name, known)}')
-        for rule, where in zip(own.settings["allow_command"], own.lines.get("allow_command", [])):
-            for name in rule.users:
-                check_account(name, pwd.getpwnam, where, "allow_command")
-            for name in rule.groups:
-                check_account(name, grp.getgrnam, where, "allow_command")
+    def check_accounts(self) -> None:
+        """Users and groups that allow_command names must exist; ConfigError."""
+        for rule, where in zip(self.own.settings["allow_command"], self.own.lines.get("allow_command", [])):
+            for names, look_up in ((rule.users, pwd.getpwnam), (rule.groups, grp.getgrnam)):
+                for name in names:
+                    account_numbers(name, look_up, where, "allow_command")
+
+    def places(self) -> list[Place]:
+        """The sockets to open, none twice; a warning for each that other machines can use. ConfigError."""
+        lines = [(Listener(self.mi.settings["socket_name"]), self.mi.where("socket_name")),
+                 *zip(self.own.settings["listen"], self.own.lines.get("listen", []))]
+        places = [place_of(listener, where, self.mi) for listener, where in lines]
+        first: dict[Any, Where] = {}
+        for place, (_, where) in zip(places, lines):
+            if first.setdefault(place.spot, where) is not where:
+                raise ConfigError(*where, "the socket {} is there already, at {}:{}".format(place.address, *first[place.spot]))
+            if place.family != socket.AF_UNIX and self.own.settings["allow_from"] is None \
+                    and not ipaddress.ip_address(place.spot[0].partition("%")[0]).is_loopback:
+                self.notes.append((logging.WARNING, f"{place.address} can be reached from other machines and allow_from is not "
+                                   "set: all may use all commands, and have large replies sent to others"))
+        return places
 
 
-def name_pattern(directive: Directive) -> Callable:
+def name_pattern(pattern: str, where: Where) -> Callable:
     """What tells whether a modparam is for the module of a name; ConfigError."""
     try:
-        return re.compile(f"(?:{directive.args[0]})", re.I).fullmatch
+        return re.compile(f"(?:{pattern})", re.I).fullmatch
     except re.error as error:
-        raise ConfigError(directive.path, directive.line,
-                          f'"{directive.args[0]}" is not a pattern of module names: {error}') from None
+        raise ConfigError(*where, f'"{pattern}" is not a pattern of module names: {error}') from None
 
 
-def checked_global(directive: Directive):
-    """The value of a logging line of opensips.cfg."""
-    word, value = directive.word, directive.args[0]
+def logging_global(where: Where, word: str, value: Any) -> Any:
+    """The value of a logging line of opensips.cfg; ConfigError."""
     if word == "log_facility":
-        facility = str(value).removeprefix("LOG_").lower()
-        if facility not in logging.handlers.SysLogHandler.facility_names:
-            raise ConfigError(directive.path, directive.line, f"log_facility takes LOG_DAEMON, LOG_LOCAL0 ..., not {value}")
-        return facility
-    if not isinstance(value, int) or (word != "log_level" and value not in (0, 1)):
-        form = "-3 to 4" if word == "log_level" else "yes or no"
-        raise ConfigError(directive.path, directive.line, f"{word} takes {form}, not {value}")
-    return int(value)
-
-
-def check_account(name, look_up: Callable, where: tuple, param: str):
-    """The entry of a user or group by name, None for a number; ConfigError at `where` if there is none."""
-    if not isinstance(name, str):
-        return None
+        name = str(value).removeprefix("LOG_").lower()
+        if name in logging.handlers.SysLogHandler.facility_names:
+            return name
+        raise ConfigError(*where, f"log_facility takes LOG_DAEMON, LOG_LOCAL0 ..., not {value}")
     try:
-        return look_up(name)
-    except KeyError:
-        kind = "user" if look_up is pwd.getpwnam else "group"
-        raise ConfigError(*where, f'{param}: no {kind} "{name}" on this system') from None
+        return integer()(value) if word == "log_level" else boolean(value)
+    except ValueError as error:
+        raise ConfigError(*where, f"{word} {error}, not {value}") from None
 
 
 class Place(NamedTuple):
@@ -4123,27 +3936,162 @@ class Place(NamedTuple):
     gid: int
 
 
-def fill_listener(listener: Listener, where: tuple, mi: Module) -> Place:
-    """A Listener, written at `where`, with names looked up; what it does not say is as unix_socket_* of `mi` say.
-
-    ConfigError for unknown names.
-    """
+def place_of(listener: Listener, where: Where, mi: Module) -> Place:
+    """A Listener, written at `where`, with its names looked up; what it lacks, unix_socket_* of `mi` say. ConfigError."""
     address = listener.address
     if address.port is None:
-        user = mi.settings["unix_socket_user"] if listener.user is None else listener.user
-        group = mi.settings["unix_socket_group"] if listener.group is None else listener.group
-        owner = check_account(user, pwd.getpwnam, where if listener.user else mi.where("unix_socket_user"), "unix_socket_user")
-        team = check_account(group, grp.getgrnam, where if listener.group else mi.where("unix_socket_group"), "unix_socket_group")
-        uid = owner.pw_uid if owner else -1 if user is None else user
-        gid = team.gr_gid if team else owner.pw_gid if owner else -1 if group is None else group
-        mode = mi.settings["unix_socket_mode"] if listener.mode is None else listener.mode
+        (mode, _), (user, user_at), (group, group_at) = (
+            (mi.settings[f"unix_socket_{field}"], mi.where(f"unix_socket_{field}")) if value is None else (value, where)
+            for field, value in zip(("mode", "user", "group"), listener[1:]))
+        uid, primary = account_numbers(user, pwd.getpwnam, user_at, "unix_socket_user")
+        gid = primary if group is None else account_numbers(group, grp.getgrnam, group_at, "unix_socket_group")[0]
         return Place(address, socket.AF_UNIX, address.host, mode, uid, gid)
     try:
-        found = original("socket", "getaddrinfo")(address.host, address.port, type=socket.SOCK_DGRAM)
+        addresses = original("socket", "getaddrinfo")(address.host, address.port, type=socket.SOCK_DGRAM)
     except (OSError, UnicodeError) as error:
         raise ConfigError(*where, f"no such host: {address.host} ({error})") from None
-    family, _, _, _, spot = preferred(found)
+    family, _, _, _, spot = preferred(addresses)
     return Place(address, family, spot, 0, -1, -1)
+
+
+def account_numbers(account: str | int | None, look_up: Callable, where: Where, param: str) -> tuple[int, int]:
+    """The number of a user or group, and the group of a user by name; -1 where there is none. ConfigError at `where`."""
+    if not isinstance(account, str):
+        return -1 if account is None else account, -1
+    try:
+        entry = look_up(account)
+    except KeyError:
+        kind = "user" if look_up is pwd.getpwnam else "group"
+        raise ConfigError(*where, f'{param}: no {kind} "{account}" on this system') from None
+    return entry[2], getattr(entry, "pw_gid", -1)
+
+
+###############################################################################
+# 11b. Canned replies #########################################################
+###############################################################################
+# Strategy: a ConfigObj file, checked against a specification, holds replies
+# written down beforehand. Each section becomes a tagged function, so that its
+# command differs from a Python one in nothing.
+
+CANNED_KEYS = """
+arguments = force_list(default=None)
+code = integer(min=0, max=4294967295, default=200)
+reason = string(default="OK")
+reply = string(default="")
+json = string(default="")
+delay = integer(min=0, max=86400000, default=0)
+"""
+CANNED_SPEC = f'[__many__]\nhelp = string(default=""){CANNED_KEYS}[[__many__]]{CANNED_KEYS}'
+
+
+class Canned(NamedTuple):
+    """One canned reply: the patterns of its arguments (None: any arguments), its delay in ms."""
+
+    patterns: list[re.Pattern] | None
+    reply: Reply
+    delay_ms: int
+
+    def fits(self, values: tuple) -> bool:
+        """Whether the arguments match the patterns, one each."""
+        return self.patterns is None or (len(values) == len(self.patterns) and all(
+            pattern.fullmatch(value) for pattern, value in zip(self.patterns, values)))
+
+
+def load_canned(path: str) -> Module:
+    """A file of canned replies as a Module; ConfigError."""
+    text = read_source(path)
+    content = read_canned(path, text)
+    return Module(pathlib.Path(path).stem, {name: canned_command(content[name], path, text) for name in content.sections}, path)
+
+
+def read_canned(path: str, text: str) -> Any:
+    """The ConfigObj of a file of canned replies; ConfigError."""
+    import configobj
+
+    spec = configobj.ConfigObj(CANNED_SPEC.splitlines(), interpolation=False, list_values=False, _inspec=True)
+    try:
+        content = configobj.ConfigObj(text.split("\n"), configspec=spec, interpolation=False, raise_errors=True)
+    except configobj.ConfigObjError as error:
+        what = str(error).split(" at line")[0]
+        form = "; the form is KEY = VALUE, and several lines stand between ''' and '''" if "Invalid line" in what else ""
+        raise ConfigError(path, error.line_number or 0, f"{what}{form}") from None
+    check_canned(content, path, text)
+    return content
+
+
+def check_canned(content: Any, path: str, text: str) -> None:
+    """Check the values against CANNED_SPEC, then the keys; ConfigError."""
+    import configobj
+
+    try:
+        from configobj.validate import Validator
+    except ImportError:  # before configobj 5.0.9
+        from validate import Validator
+
+    results = content.validate(Validator(), preserve_errors=True)
+    for sections, key, problem in configobj.flatten_errors(content, results):
+        where = line_of(text, key or f"[{sections[-1]}")
+        form = f"; the form is {key} = NUMBER" if key in ("code", "delay") else ""
+        raise ConfigError(path, where, f"{'/'.join(sections)}: {key or 'section'}: {problem or 'is missing'}{form}")
+    for sections, name in configobj.get_extra_values(content):
+        keys = content.configspec["__many__"].scalars
+        raise ConfigError(path, line_of(text, name), f'"{name}" is no key of a {"section" if sections else "command"}; '
+                                                     f"keys are {', '.join(keys)}{nearest(name, keys)}")
+
+
+def canned_command(section: Any, path: str, text: str) -> Callable:
+    """The handler of a command: the first case whose patterns fit answers. ConfigError."""
+    cases = [canned_case(section[name], path, text) for name in section.sections]
+    if not cases or set(section.scalars) - set(section.defaults) - {"help"}:  # the command's own keys, after its cases
+        cases.append(canned_case(section, path, text))
+
+    def answer(ctx, *arguments):
+        case = next((case for case in cases if case.fits(arguments)), None)
+        if case is None:
+            counts = [len(case.patterns or ()) for case in cases]
+            raise BAD_PARAMETER if len(arguments) in counts else WRONG_COUNT
+        if case.delay_ms:
+            time.sleep(case.delay_ms / 1000)
+        return case.reply
+
+    function = command(section.name, help=section["help"], pure=not any(case.delay_ms for case in cases),
+                       json=JsonForm(nameless=True))(answer)
+    return tagged(function, mi_line=line_of(text, f"[{section.name}]"))
+
+
+def canned_case(section: Any, path: str, text: str) -> Canned:
+    """One case of a command; its text becomes a node as it is, so the wire has just these bytes. ConfigError."""
+    arguments = section["arguments"]
+    try:
+        patterns = None if arguments is None else [re.compile(pattern, re.S) for pattern in arguments]
+    except re.error as error:
+        raise ConfigError(path, line_of(text, "arguments"), f"arguments of {section.name}: not a pattern: {error}") from None
+    body = section["reply"].removeprefix("\n").removesuffix("\n")
+    try:
+        result = read_json(encode(section["json"])) if section["json"] else None
+    except ParseError as error:
+        raise ConfigError(path, line_of(text, "json"), f"json of {section.name}: not JSON: {error}") from None
+    if result is None and section["code"] // 100 == 2:
+        result = json_tree(read_tree(body), NO_FORM, "OK")
+    nodes = (Node(None, body),) if body else ()
+    return Canned(patterns, Reply(section["code"], section["reason"], nodes, result=result), section["delay"])
+
+
+def read_tree(text: str) -> list[Node]:
+    """The MI tree that a text reply shows: a TAB per level, `NAME:: VALUE`, attributes behind a second blank."""
+    levels: list[list] = [[]]
+    for line in text.split("\n") if text else []:
+        bare = line.lstrip("\t")
+        name, colons, rest = bare.partition(":: ")
+        attributes = []
+        if colons and rest.startswith(" "):
+            attributes = [tuple(item.split("=", 1)) for item in re.split(r" (?=[^\s=]+=)", rest[1:]) if "=" in item]
+        value = None if attributes else rest if colons else bare
+        depth = min(len(line) - len(bare), len(levels) - 1)
+        del levels[depth + 1:]
+        levels.append([])
+        levels[depth].append(Node(name if colons else None, value, tuple(attributes), levels[-1]))
+    return levels[0]
 
 
 ###############################################################################
@@ -4160,7 +4108,7 @@ STATISTICS = JsonForm(recipes=[("statistics",)])
 
 @command("get_statistics", json=STATISTICS)
 def get_statistics(ctx, *statistics):
-    """Show statistics: each is a name, a whole group as `core:`, or `all`."""
+    """Show statistics: each argument is a name, a group such as `core:`, or `all`."""
     if not statistics:
         raise WRONG_COUNT
     return ctx.server.statistics(statistics, once=ctx.request.dialect == "jsonrpc")
@@ -4168,37 +4116,37 @@ def get_statistics(ctx, *statistics):
 
 @command("list_statistics", json=JsonForm(recipes=[(), ("statistics",)]))
 def list_statistics(ctx, *statistics):
-    """Show which statistics there are, or those named, and whether each is incremental."""
-    registry = ctx.server.registry
-    named = [(f"{stat.group}:{stat.name}", stat) for stat in registry.stats[0] if not statistics]
-    found = named or within_limit((f"{stat.group}:{stat.name}" if name.endswith(":") else name, stat)
-                                  for name in within_limit(statistics) if name != "all" for stat in registry.find_stats(name))
-    if not found:
+    """List all statistics, or those named, and whether each is incremental."""
+    stats_of = ctx.server.registry.find_stats
+    stats = [(f"{stat.group}:{stat.name}", stat) for stat in stats_of("all") if not statistics] or within_limit(
+        (f"{stat.group}:{stat.name}" if name.endswith(":") else name, stat)
+        for name in within_limit(statistics) if name != "all" for stat in stats_of(name))
+    if not stats:
         raise Error(404, "Statistics Not Found")
-    found = dict(found).items() if ctx.request.dialect == "jsonrpc" else found
-    return Reply(nodes=[Node(name, stat.kind) for name, stat in found], live=CONSTANT)
+    shown = dict(stats).items() if ctx.request.dialect == "jsonrpc" else stats
+    return Reply(nodes=[Node(name, stat.kind) for name, stat in shown], live=CONSTANT)
 
 
 @command("reset_statistics", json=STATISTICS)
 def reset_statistics(ctx, *statistics):
-    """Set statistics back to 0; those that cannot be reset stay as they are."""
+    """Reset statistics to 0, except those that cannot be reset."""
     if not statistics:
         raise WRONG_COUNT
-    found = {stat.group + ":" + stat.name: stat for name in within_limit(statistics)
-             if not name.endswith(":") and name != "all" for stat in ctx.server.registry.find_stats(name)}
-    if not found:
+    stats = {id(stat): stat for name in within_limit(statistics) if not name.endswith(":") and name != "all"
+             for stat in ctx.server.registry.find_stats(name)}
+    if not stats:
         raise Error(404, "Statistics Not Found")
-    return reset(ctx, found.values())
+    return reset(ctx, stats.values())
 
 
 @command("reset_all_statistics")
 def reset_all_statistics(ctx):
-    """Set all statistics that can be reset back to 0."""
-    return reset(ctx, ctx.server.registry.stats[0])
+    """Reset all statistics to 0, except those that cannot be reset."""
+    return reset(ctx, ctx.server.registry.find_stats("all"))
 
 
 def reset(ctx, stats: Iterable[Stat]) -> Reply:
-    """Make counters start again."""
+    """Reset those of the statistics that can be."""
     for stat in stats:
         if stat.kind == "incremental":
             ctx.server.counters.reset(ctx.server.counters.column(stat.group, stat.name))
@@ -4207,18 +4155,11 @@ def reset(ctx, stats: Iterable[Stat]) -> Reply:
 
 @command("uptime", input=False)
 def uptime(ctx):
-    """Show the time, when the server started, and how many seconds ago that was."""
-    started_s = int(ctx.server.started_s)
-    clock, last_s, values = time.time, 0, ()
-
-    def read() -> tuple:
-        nonlocal last_s, values
-        now_s = int(clock())
-        if now_s != last_s:
-            last_s, values = now_s, (time.ctime(now_s), f"{now_s - started_s} [sec]")
-        return values
-
-    return Reply(nodes=(Node("Now", LIVE), Node("Up since", time.ctime(started_s)), Node("Up time", LIVE)), live=read)
+    """Show the current time, the start time and the uptime in seconds."""
+    started_s, clock = int(ctx.server.started_s), time.time
+    figures = functools.lru_cache(1)(lambda now_s: (time.ctime(now_s), f"{now_s - started_s} [sec]"))
+    return Reply(nodes=(Node("Now", LIVE), Node("Up since", time.ctime(started_s)), Node("Up time", LIVE)),
+                 live=lambda: figures(int(clock())))
 
 
 @command("version", input=False, json=JsonForm(recipes=[(), ("revision",)], raw=("revision",)))
@@ -4238,13 +4179,13 @@ def working_directory(ctx):
 
 @command("arg", input=False, json=JsonForm(listing=True))
 def command_line_arguments(ctx):
-    """Show the command line that started the server, an argument a line."""
+    """Show the command line of the server, one argument per line."""
     return Reply(nodes=[Node(None, argument) for argument in sys.argv], live=CONSTANT)
 
 
 @command("which", input=False, json=JsonForm(recipes=[(), ("command",)], listing=True))
 def which(ctx):
-    """Show the names of all commands; JSON-RPC clients may ask for the parameters of one."""
+    """List all commands; over JSON-RPC also the parameters of one command."""
     for name in ctx.request.values:
         if name not in ctx.server.registry.commands:
             raise Error(404, "unknown MI command")
@@ -4257,7 +4198,7 @@ PROCESSES = JsonForm(plurals={"Process": ("Processes", "Process")})
 
 @command("ps", input=False, json=PROCESSES)
 def list_processes(ctx):
-    """Show the processes of the server: ID, PID and what each is for."""
+    """List the processes of the server: ID, PID and type."""
     live = ctx.server.processes.unchanged()
     return Reply(nodes=[Node("Process", None, (("ID", rank), ("PID", pid), ("Type", kind)))
                         for rank, pid, kind, _ in ctx.server.processes.living()], live=live)
@@ -4265,7 +4206,7 @@ def list_processes(ctx):
 
 @command("kill", input=False)
 def kill(ctx):
-    """Stop the server: what is in hand is finished first."""
+    """Stop the server after it finishes the requests in progress."""
     os.kill(ctx.server.attendant_pid, signal.SIGTERM)
     return Reply()
 
@@ -4295,7 +4236,7 @@ LOG_LEVEL = JsonForm(recipes=[(), ("level",), ("level", "pid")], order=("pid",),
 
 @command("log_level", bind=bind_log_level, json=LOG_LEVEL, level=c_integer, pid=c_integer)
 def log_level(ctx, level=None, pid=0):
-    """Show the log levels of all processes, or set one: LEVEL for all, or for the process PID alone."""
+    """Show the log levels of all processes, or set the level of all processes or of process PID."""
     processes = ctx.server.processes
     if level is None:
         live = processes.unchanged()
@@ -4314,7 +4255,7 @@ def log_level(ctx, level=None, pid=0):
 
 @command("xlog_level", level=c_integer)
 def xlog_level(ctx, level=None):
-    """Show or set the level of a script's own log lines; kept for clients that ask, there is no script here."""
+    """Show or set the xlog level, which has no effect: there is no script."""
     if level is None:
         return Reply(nodes=(Node("xLog Level", ctx.server.processes.get(0, "xlog_level")),))
     ctx.server.processes.set(0, xlog_level=level)
@@ -4533,7 +4474,7 @@ def time_left(row: dict):
 
 @command("list_tcp_conns", input=False, json=JsonForm(plurals={"Connection": ("Connections", "ID")}))
 def list_tcp_conns(ctx):
-    """Show TCP connections; datagrams have none."""
+    """List TCP connections; always empty."""
     return Reply(live=CONSTANT)
 
 
@@ -4547,20 +4488,20 @@ def bind_help(request: Request) -> list:
 
 @command("help", bind=bind_help)
 def show_help(ctx, mi_cmd=""):
-    """Show what a command does and which module it is from."""
+    """Show what a command does and which module exports it."""
     if not mi_cmd:
         return Reply(nodes=(Node("Usage", USAGE),), live=CONSTANT, result=f"Usage: {USAGE}")
-    found = ctx.server.registry.commands.get(mi_cmd)
-    if found is None:
+    command = ctx.server.registry.commands.get(mi_cmd)
+    if command is None:
         raise Error(404, "unknown MI command")
-    text = " ".join(found.help.split())
-    return Reply(nodes=(Node("Help", f"{found.signature_line()} - {text}" if text else "not available for this command"),
-                        Node("Exported by", found.module.name)), live=CONSTANT)
+    text = " ".join(command.help.split())
+    return Reply(nodes=(Node("Help", f"{command.signature_line()} - {text}" if text else "not available for this command"),
+                        Node("Exported by", command.module.name)), live=CONSTANT)
 
 
 @command("list_blacklists", input=False, json=JsonForm(plurals={"List": ("Lists", "name")}))
 def list_blacklists(ctx):
-    """Show blacklists; there are none."""
+    """List blacklists; always empty."""
     return Reply(live=CONSTANT)
 
 
@@ -4709,33 +4650,65 @@ def core_stats(processes: Processes, started_s: float, children: int) -> list[St
     ]
 
 
+MI_DATAGRAM_PARAMS = [
+    Param("socket_name", None, address, "socket to serve: a UNIX path, or udp:HOST:PORT", advice=odd_scheme),
+    Param("children_count", 1, integer(1, 128), "number of child processes that serve the socket"),
+    Param("unix_socket_mode", 0o660, file_mode, "permissions of the UNIX socket, octal", advice=decimal_mode),
+    Param("unix_socket_group", None, account, "group that owns the UNIX socket, by name or number"),
+    Param("unix_socket_user", None, account, "user who owns the UNIX socket, by name (sets the group too) or number"),
+    Param("socket_timeout", 2000, integer(0, 3600000), "how long to retry a reply, ms"),
+    Param("pretty_printing", False, boolean, "write JSON-RPC replies over several lines"),
+    Param("reply_indent", "\t", string, "indentation per level"),
+    Param("trace_destination", (), names_or_none, "tracing destinations, comma-separated"),
+    Param("trace_bwlist", TraceList(False, ()), trace_list, "commands to trace: w: only these, b: all but these"),
+]
 MI_DATAGRAM_STATS = [
-    Stat("requests", "datagrams received that were not empty"),
+    Stat("requests", "non-empty datagrams received"),
     Stat("replies", "replies sent"),
-    Stat("bytes_received", "bytes of requests"),
-    Stat("bytes_sent", "bytes of replies"),
-    Stat("errors", "requests that were malformed, too long, unknown or whose command failed"),
-    Stat("timeouts", "replies that could not be delivered within socket_timeout"),
-    Stat("unreachable", "replies to clients that are gone, not bound, or not to be written to"),
-    Stat("empty", "empty datagrams"),
+    Stat("bytes_received", "bytes of requests received"),
+    Stat("bytes_sent", "bytes of replies sent"),
+    Stat("errors", "requests that were malformed, too long or unknown, or whose command failed"),
+    Stat("timeouts", "replies dropped after socket_timeout"),
+    Stat("unreachable", "replies to clients that are gone, not bound or not writable"),
+    Stat("empty", "empty datagrams received"),
     Stat("notifications", "JSON-RPC notifications, which get no reply"),
-    Stat("looped", "replies that came as requests, and requests from no client's address; nobody answers them"),
-    Stat("refused", "datagrams from networks that allow_from leaves out"),
-    Stat("forbidden", "commands refused by allow_command, and subscriptions by event_targets"),
+    Stat("looped", "datagrams ignored because they are replies or have no client's address"),
+    Stat("refused", "datagrams dropped by allow_from"),
+    Stat("forbidden", "commands refused by allow_command, and subscriptions refused by event_targets"),
     Stat("interrupted", "commands ended by handler_timeout"),
-    Stat("delayed", "replies that waited for their client to read"),
-    Stat("child_deaths", "children that died without being told to"),
-    Stat("child_stalls", "children killed after stall_timeout"),
-    Stat("reloads", "configurations taken by a reload"),
-    Stat("reload_errors", "reloads refused because of a mistake"),
+    Stat("delayed", "replies that waited for a slow client"),
+    Stat("child_deaths", "children that died unexpectedly"),
+    Stat("child_stalls", "children killed by stall_timeout"),
+    Stat("reloads", "successful reloads"),
+    Stat("reload_errors", "reloads rejected because of a mistake"),
     Stat("events_lost", "events that could not be sent to a subscriber"),
-    Stat("log_lost", "lines of log that could not be written at once"),
-    Stat("store_errors", "requests that the store could not serve: it was full, or locked by another process"),
+    Stat("log_lost", "log lines dropped because they could not be written at once"),
+    Stat("store_errors", "requests that failed because the store was full or locked"),
 ]
 MI_DATAGRAM_EVENTS = [
-    Event("E_MI_CHILD_DIED", "a child died without being told to: pid, reason"),
-    Event("E_MI_RELOAD", "a new configuration was taken: children"),
+    Event("E_MI_CHILD_DIED", "a child died unexpectedly: pid, reason"),
+    Event("E_MI_RELOAD", "the configuration was reloaded: children"),
     Event("E_MI_STOP", "the server stops"),
+]
+MIDATAGRAM_PARAMS = [
+    Param("listen", (), listener, "additional socket: ADDRESS[;mode=0660][;user=NAME][;group=NAME]", repeat=True),
+    Param("dialect", "auto", one_of("auto", "text", "jsonrpc"), "auto, text or jsonrpc; auto looks at the first byte of a request"),
+    Param("pool_size", 1000, integer(1, 100000), "maximum number of requests in progress, per child"),
+    Param("handler_timeout", 10000, integer(1, 86400000), "maximum run time of a command, ms"),
+    Param("stall_timeout", 10000, integer(100, 86400000), "how long a child may block its event loop before it is replaced, ms"),
+    Param("stop_timeout", 3000, integer(0, 4000), "how long a stop waits for requests in progress, ms"),
+    Param("max_requests", 0, integer(0), "number of requests after which a child is replaced, plus or minus 10 %; 0: never"),
+    Param("peer_queue", 4 << 20, integer(65536), "maximum size of the replies queued for one slow client, bytes"),
+    Param("reply_queue", 64 << 20, integer(65536), "maximum size of the replies queued for all slow clients, per child, bytes"),
+    Param("send_buffer", 4 << 20, integer(65536), "size of the socket's send buffer, bytes"),
+    Param("allow_from", None, networks, "networks that may send UDP requests; other datagrams are dropped unread"),
+    Param("allow_command", (), access_rule, "access rule: COMMAND, ...: NETWORK|uid:NAME|gid:NAME, ...", repeat=True),
+    Param("disable", (), words, "commands to disable, comma-separated: kill, log_level"),
+    Param("log_file", None, string, "log to this file instead of stderr or syslog; SIGUSR1 reopens it"),
+    Param("store_size", 64 << 20, integer(1 << 20), "maximum size of the file with cached values, subscriptions and plug-in data, bytes"),
+    Param("max_subscribers", 256, integer(0), "maximum number of event subscriptions"),
+    Param("event_targets", (), networks, "networks that UDP clients may subscribe, besides their own host"),
+    Param("crash_limit", 10, integer(1), "number of children in a row that die within 1 s of their start before the server exits"),
 ]
 
 
@@ -6711,7 +6684,7 @@ def directives_of(options) -> list[Directive]:
         directives = ConfigReader(read_file).read(options.file or default_configuration())
     else:
         for folder in options.plugins:
-            names = [name for name in sorted(os.listdir(folder)) if name.endswith(tuple(LOADERS)) and name[0] not in "_."]
+            names = [name for name in sorted(os.listdir(folder)) if name.endswith(SUFFIXES) and name[0] not in "_."]
             directives += [Directive("loadmodule", (os.path.join(os.path.abspath(folder), name),), "-p", 0) for name in names]
     if options.socket:
         directives.append(Directive("modparam", ("mi_datagram", "socket_name", options.socket), "-s", 0))
@@ -6722,7 +6695,7 @@ def socket_of(options) -> Address:
     """The socket that a client of this configuration talks to."""
     module = next(module for module in built_in_modules() if module.name == "mi_datagram")
     for directive in directives_of(options):
-        if directive.word == "modparam" and name_pattern(directive)(module.name):
+        if directive.word == "modparam" and name_pattern(directive.args[0], (directive.path, directive.line))(module.name):
             module.set(directive.args[1], directive.args[2], directive.path, directive.line)
     if module.settings["socket_name"] is None:
         raise ConfigError(options.file or default_configuration(), 0, "no socket_name; give a socket with -s")
