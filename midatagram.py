@@ -2265,7 +2265,7 @@ import termios
 import time
 import traceback
 import types
-from stat import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IMODE, S_ISDIR, S_ISGID, S_ISLNK, S_ISREG, S_ISSOCK, S_ISVTX
+from stat import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IMODE, S_ISDIR, S_ISLNK, S_ISREG, S_ISSOCK, S_ISVTX
 
 log = logging.getLogger("midatagram")
 
@@ -4735,12 +4735,12 @@ def built_in_modules() -> list[Module]:
 # 13. Tracing #################################################################
 ###############################################################################
 # Strategy: what is traced is put into a bounded queue, which costs a reply
-# next to nothing. A greenlet per destination and child takes batches from it.
+# next to nothing. A greenlet per destination and child writes it in batches.
 # A destination (a plug-in's object) knows how to open, write and close; all
 # that can go wrong with it is handled here, and never reaches a reply.
 
 TRACE_QUEUE = 1000  # traces that wait, per destination and child; further ones are dropped
-TRACE_BATCH = 200  # traces written at once, or some more
+TRACE_BATCH = 200  # traces written at once
 TRACE_PAUSE_S = 0.002  # how long a trace may wait for others to be written with it
 TRACE_TIMEOUT_S = 5.0  # for connecting, and for writing a batch
 TRACE_BACKOFF_S = (1.0, 30.0)  # first and longest pause after a failure; the pause doubles, give or take a fifth
@@ -4764,127 +4764,111 @@ class Tracer:
     """Brings traces to one destination; lives in a child."""
 
     def __init__(self, name: str, module: Module, destination: Any):
+        import gevent.event
+
         self.name, self.module, self.destination = name, module, destination
         self.packets = getattr(destination, "packets_per_trace", 1)
-        self.check = getattr(destination, "check", None)  # raises OSError when a connection is lost already
+        self.check = getattr(destination, "check", lambda: None)  # raises OSError when a connection is lost already
         self.queue: list[Trace] = []
         self.batch: list[Trace] = []  # what is being written
         self.columns = {word: module.columns[f"{name}-{word}"] for word in TRACE_FIGURES}
-        self.connected = self.opened = self.complained = False
+        self.connected = self.complained = False
         self.opened_s, self.pause_s = 0.0, TRACE_BACKOFF_S[0]
-        self.asleep, self.log = False, log.getChild(module.name)
-        self.since_s: float | None = None  # since when the destination does something
+        self.log, self.filled = log.getChild(module.name), gevent.event.Event()
         self.sender = gevent.spawn(self.run)
 
-    def count(self, word: str, by: int = 1) -> None:
-        """Add to a counter."""
-        self.module.row[self.columns[word]] += by
-
-    def show_depth(self) -> None:
-        """Set the level of the queue."""
+    def count(self, word: str, traces: list[Trace]) -> None:
+        """Count the packets of some traces, and set the level of the queue."""
+        self.module.row[self.columns[word]] += len(traces) * self.packets
         self.module.row[self.columns["depth"]] = len(self.queue) * self.packets
 
     def put(self, traces: list[Trace]) -> None:
         """Queue traces, and drop those for which there is no room."""
         room = TRACE_QUEUE - len(self.queue)
         self.queue += traces[:room]
-        self.count("queued", min(room, len(traces)) * self.packets)
-        self.count("dropped", max(0, len(traces) - room) * self.packets)
-        self.show_depth()
-        if self.asleep:
-            self.asleep = False
-            gevent.get_hub().loop.run_callback(self.sender.switch)
-
-    def take(self, most: int) -> list[Trace]:
-        """Remove and return the first traces, at most so many."""
-        first, self.queue = self.queue[:most], self.queue[most:]
-        return first
+        self.count("queued", traces[:room])
+        self.count("dropped", traces[room:])
+        self.filled.set()
 
     def run(self) -> None:
         """Write what is queued, for ever."""
+        import gevent
+
         while True:
             if not self.queue:
-                self.asleep = True
-                gevent.get_hub().switch()
+                self.filled.clear()
+            self.filled.wait()
             gevent.sleep(TRACE_PAUSE_S if len(self.queue) < TRACE_BATCH else 0)
-            if not ((self.connected or self.connect()) and self.write()):
+            error = self.connect() or self.write()
+            if error:
+                self.fail(error)
                 gevent.sleep(self.pause_s * random.uniform(0.8, 1.2))
                 self.pause_s = min(self.pause_s * 2, TRACE_BACKOFF_S[1])
+            elif time.monotonic() > self.opened_s + TRACE_STEADY_S:
+                self.pause_s = TRACE_BACKOFF_S[0]
 
     def attempt(self, act: Callable, *values: Any) -> BaseException | None:
-        """Let the destination do something; what went wrong. It is a plug-in's: whatever it raises must not stop tracing."""
-        self.since_s = time.monotonic()
+        """Let the destination act; returns what it raises, for whatever a plug-in raises must not stop tracing."""
+        import gevent
+
         try:
-            act(*values)
-        except gevent.GreenletExit:  # drain() ends the sender
+            with gevent.Timeout(TRACE_TIMEOUT_S, False):
+                act(*values)
+                return None
+            return OSError("timed out")
+        except gevent.GreenletExit:  # flush() ends the sender
             raise
         except BaseException as error:
             return error
-        finally:
-            self.since_s = None
 
-    def sweep(self, now_s: float) -> None:
-        """Runs in the hub, some times a second: end what takes too long, again if it goes on."""
-        if self.since_s is not None and now_s - self.since_s >= TRACE_TIMEOUT_S:
-            self.since_s = now_s
-            self.sender.throw(OSError("timed out"))
-
-    def connect(self) -> bool:
-        """Open the destination."""
+    def connect(self) -> BaseException | None:
+        """Open the destination unless it is open; returns what went wrong."""
+        if self.connected:
+            return None
         error = self.attempt(self.destination.open)
-        if error is not None:
-            return self.failed("cannot be reached", error)
-        self.log.log(NOTICE, "tracing to %s", self.name)
-        if self.opened:
-            self.count("reconnects")
-        self.opened, self.opened_s, self.connected, self.complained = True, time.monotonic(), True, False
-        self.module.row[self.columns["connected"]] = 1
-        return True
-
-    def write(self) -> bool:
-        """Write a batch; what a failed write held counts as dropped, since it may have arrived in part."""
-        error = self.attempt(self.check) if self.check else None
         if error is None:
-            self.batch = self.take(TRACE_BATCH)
+            self.log.log(NOTICE, "tracing to %s", self.name)
+            if self.opened_s:
+                self.module.row[self.columns["reconnects"]] += 1
+            self.opened_s, self.connected, self.complained = time.monotonic(), True, False
+            self.module.row[self.columns["connected"]] = 1
+        return error
+
+    def write(self) -> BaseException | None:
+        """Write a batch; one whose write fails counts as dropped, since it may have arrived in part."""
+        error = self.attempt(self.check)
+        if error is None:
+            self.batch, self.queue = self.queue[:TRACE_BATCH], self.queue[TRACE_BATCH:]
             error = self.attempt(self.destination.write, self.batch)
-        self.account("sent" if error is None else "dropped")
-        if error is not None:
-            return self.failed("is lost", error)
-        if time.monotonic() - self.opened_s > TRACE_STEADY_S:
-            self.pause_s = TRACE_BACKOFF_S[0]
-        return True
+            self.count("dropped" if error else "sent", self.batch)
+            self.batch = []
+        return error
 
-    def account(self, word: str) -> None:
-        """Count the batch as sent or dropped."""
-        self.count(word, len(self.batch) * self.packets)
-        self.batch = []
-        self.show_depth()
-
-    def failed(self, what: str, error: BaseException) -> bool:
+    def fail(self, error: BaseException) -> None:
         """Close after a failure; logged only when it changes the state."""
-        self.count("errors")
+        self.module.row[self.columns["errors"]] += 1
         if not self.complained:
+            what = "is lost" if self.connected else "cannot be reached"
             self.log.error("tracing destination %s %s: %s", self.name, what, str(error) or repr(error))
             self.complained = True
         self.close()
-        return False
 
     def close(self) -> None:
         """Close the destination."""
         self.connected = False
         self.module.row[self.columns["connected"]] = 0
-        with contextlib.suppress(Exception, gevent.Timeout):
-            self.destination.close()
+        self.attempt(self.destination.close)
 
-    def drain(self, limit_s: float) -> None:
-        """Write what is left, for at most so long; then the rest is dropped."""
+    def flush(self, limit_s: float) -> None:
+        """At the end: write what is queued, for at most so long; the rest is dropped."""
+        import gevent
+
         with gevent.Timeout(limit_s, False):
             while (self.queue or self.batch) and not self.complained:
                 gevent.sleep(TRACE_PAUSE_S)
         self.sender.kill()
-        self.account("dropped")
-        self.batch = self.take(TRACE_QUEUE)
-        self.account("dropped")
+        rest, self.queue = self.batch + self.queue, []
+        self.count("dropped", rest)
         self.close()
 
     def reopen(self) -> None:
@@ -4893,56 +4877,40 @@ class Tracer:
             self.destination.reopen()
 
 
-class Tracing:
-    """Sends the traces of a child to all its destinations, filtered by trace_bwlist."""
-
-    def __init__(self, setup: Setup):
-        self.tracers = [Tracer(name, *found) for name, found in setup.destinations.items()]
-        self.silent = {name for name in setup.registry.commands if not setup.mi["trace_bwlist"].allows(name)}
-
-    def put(self, traces: list[Trace]) -> None:
-        """Give traces to all destinations; those of unknown commands whatever the list says."""
-        if self.silent:
-            traces = [trace for trace in traces if trace.exchange.command not in self.silent]
-        for tracer in self.tracers:
-            tracer.put(traces)
-
-
 ###############################################################################
 # 14. Sockets #################################################################
 ###############################################################################
 # Strategy: the attendant binds and checks; children read, and reply from the
-# bound socket, so that connected clients hear us too. The kernel charges what
-# a client has not read to the socket that sent it. So a client that is behind
-# or gets a large reply is served through a socket of its own, connected to it:
-# that one becomes writable when the client has read, and nobody else waits.
-# A client that asks again within a moment gets one too, which saves looking up
-# its path for each reply. Whether it has bound that path anew is looked at
-# before such a socket is used, and then not for a moment.
+# bound socket, so that connected clients hear us too. A socket's file has its
+# mode from the first moment; one that is to get another owner is closed to
+# all until then. What is changed is the file that our socket is bound to, not
+# whatever a stranger has put at its path.
 
 IP_PKTINFO = 8  # linux/in.h; the socket module has it from Python 3.14 on
+SIOCUNIXFILE = 0x89E0  # linux/un.h
 CREDENTIALS_ROOM, ADDRESS_ROOM = socket.CMSG_SPACE(struct.calcsize("3i")), 64  # bytes of ancillary data
-WAIT = (errno.EAGAIN, errno.ENOBUFS)  # the peer's queue or our buffer is full
-REFUSED = (errno.ECONNREFUSED, errno.ENOENT, errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ENOTSOCK, errno.EPERM)
-LARGE = 8192  # bytes; larger replies to UNIX clients are charged to a socket of their own
-IDLE_S = 2.0  # after which a client's own socket is closed
-OWN_SOCKETS = 512  # at most; further clients that are behind are retried on a timer
-MOMENT_S = 0.01  # how long what was found out about a client holds good
-RETRY_S = 0.005  # how often those are retried who cannot be waited for
 LOCK_TRIES = 100  # a hundredth of a second apart
 
 
 class Endpoint:
     """A socket that is served. `kept`: it was given to us (systemd) and outlives us."""
 
+    receive: Callable[[int, int], tuple]
+    send: Callable[[bytes, Any], int]
+
     def __init__(self, place: Place, sock: Any, kept: bool = False, identity: tuple | None = None):
         self.place, self.socket, self.kept, self.identity = place, sock, kept, identity
         self.unix = place.family == socket.AF_UNIX
         self.wildcard = not self.unix and sock.getsockname()[0] in ("0.0.0.0", "::")
+        sock.setblocking(False)
+        if self.wildcard and sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        elif self.wildcard:
+            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
 
     def prepare(self, credentials: bool) -> None:
         """In a child: choose how to receive and send. Both are as a socket's recvfrom and sendto, but that a client
-        of a `paired` one is a pair of its address and what the kernel told with the datagram."""
+        of a `paired` one is a pair of its address and the datagram's ancillary data."""
         sock = self.socket
         self.receive, self.send = sock.recvfrom, sock.sendto
         self.address, self.paired = sock.getsockname(), self.wildcard or (self.unix and credentials)
@@ -4961,16 +4929,18 @@ class Endpoint:
         data, ancillary, _, client = self.socket.recvmsg(size, CREDENTIALS_ROOM if self.unix else ADDRESS_ROOM, flags)
         return data, (client, tuple(ancillary))
 
-    def send_from(self, data: bytes, client: tuple) -> None:
+    def send_from(self, data: bytes, client: tuple) -> int:
         """Reply from the address that was asked, of those a wildcard bind has."""
         address, asked = client
-        self.socket.sendmsg([data], asked, 0, address)
+        return self.socket.sendmsg([data], asked, 0, address)
 
     @staticmethod
     def credentials_of(client: Any) -> tuple | None:
-        """The (pid, uid, gid) of a UNIX sender, if the kernel told."""
-        found = [data for level, kind, data in client[1] if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS)]
-        return struct.unpack("3i", found[0]) if found else None
+        """The (pid, uid, gid) of a UNIX sender, None if the kernel does not say."""
+        for level, kind, data in client[1]:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+                return struct.unpack("3i", data)
+        return None
 
     def has_room(self, size: int) -> bool:
         """Whether a large reply leaves half of the send buffer to others: what clients have not read is charged to it."""
@@ -4996,31 +4966,17 @@ class Endpoint:
 
 
 def open_endpoint(place: Place, given: dict) -> Endpoint:
-    """Open one socket, or take it from those given to us; StartError when it cannot be had."""
-    new = original("socket", "socket")
+    """Open one socket, or use the one given to us; StartError when it cannot be had."""
+    new_socket = original("socket", "socket")
     if place.spot in given:
-        return configured(Endpoint(place, new(fileno=given.pop(place.spot)), kept=True))
-    sock = new(place.family, socket.SOCK_DGRAM)
+        return Endpoint(place, new_socket(fileno=given.pop(place.spot)), kept=True)
+    sock = new_socket(place.family, socket.SOCK_DGRAM)
     try:
         identity = bind_unix(place, sock) if place.family == socket.AF_UNIX else sock.bind(place.spot)
-    except OSError as error:
+    except (OSError, StartError) as error:
         sock.close()
-        raise refusal(place, error) from None
-    except StartError:
-        sock.close()
-        raise
-    return configured(Endpoint(place, sock, identity=identity))
-
-
-def configured(endpoint: Endpoint) -> Endpoint:
-    """Set the options of a socket that is served."""
-    sock = endpoint.socket
-    sock.setblocking(False)
-    if endpoint.wildcard and sock.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-    elif endpoint.wildcard:
-        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
-    return endpoint
+        raise (refusal(place, error) if isinstance(error, OSError) else error) from None
+    return Endpoint(place, sock, identity=identity)
 
 
 def refusal(place: Place, error: OSError) -> StartError:
@@ -5033,84 +4989,26 @@ def refusal(place: Place, error: OSError) -> StartError:
         errno.ENOTDIR: (EXIT_CANNOT_CREATE, "has a file where its folder should be"),
         errno.EADDRNOTAVAIL: (EXIT_CANNOT_CREATE, "is not an address of this machine"),
     }
-    status, text = what.get(error.errno, (EXIT_CANNOT_CREATE, "cannot be opened"))
+    status, text = what.get(error.errno or 0, (EXIT_CANNOT_CREATE, "cannot be opened"))
     return StartError(status, f"socket {place.address} {text} ({error.strerror})")
 
 
-def bind_unix(place: Place, sock: Any) -> tuple:
-    """Bind a UNIX socket with its mode and owner from the first moment; only a dead socket is replaced.
+def bind_unix(place: Place, sock: Any) -> tuple | None:
+    """Bind a UNIX socket in place of a dead one at most; returns the identity of its file. OSError, StartError.
 
-    Gives the identity of its file. The folder is locked meanwhile, so that of two servers that start at once one
-    finds the other alive.
+    The folder is locked meanwhile, so that of two servers that start at once one meets the other alive.
     """
     folder = os.open(os.path.dirname(place.spot) or ".", os.O_RDONLY | os.O_DIRECTORY)
+    mask = os.umask(0)
     try:
         wait_for_lock(folder)
         clear_path(place.spot)
-        bind_owned(place, sock, place.gid != -1 and bool(os.fstat(folder).st_mode & S_ISGID))
+        os.fchmod(sock.fileno(), place.mode if (place.uid, place.gid) == (-1, -1) else 0)  # its file gets this mode
+        sock.bind(place.spot)
         return give_file(sock, place)
     finally:
-        os.close(folder)
-
-
-PR_GET_SECUREBITS, PR_SET_SECUREBITS, NO_SETUID_FIXUP = 27, 28, 4  # linux/prctl.h, linux/securebits.h
-SIOCUNIXFILE = 0x89E0  # linux/un.h
-
-
-def bind_owned(place: Place, sock: Any, grouped: bool) -> None:
-    """Bind a UNIX socket: its file gets the mode of its descriptor, and the owner that new files of this process have.
-
-    Where the owner cannot be had so, because we are not root or the folder gives new files its own group (`grouped`),
-    the file is closed to all until give_file().
-    """
-    import ctypes
-
-    libc, owned = ctypes.CDLL(None), (place.uid, place.gid) != (-1, -1)
-    bits = libc.prctl(PR_GET_SECUREBITS, 0, 0, 0, 0)
-    able = owned and libc.prctl(PR_SET_SECUREBITS, bits | NO_SETUID_FIXUP, 0, 0, 0) == 0  # our permissions stay root's
-    os.fchmod(sock.fileno(), place.mode if not owned or (able and not grouped) else 0)
-    ids = (libc.setfsuid(place.uid), libc.setfsgid(place.gid)) if able else (-1, -1)  # -1 changes nothing
-    mask = os.umask(0)
-    try:
-        sock.bind(place.spot)
-    finally:
         os.umask(mask)
-        libc.setfsuid(ids[0])
-        libc.setfsgid(ids[1])
-        libc.prctl(PR_SET_SECUREBITS, bits, 0, 0, 0)
-
-
-def file_of(sock: Any, place: Place, identity: tuple | None = None) -> int:
-    """An O_PATH descriptor of the file that a socket is bound to, whatever lies at its path by now; OSError."""
-    with contextlib.suppress(OSError):  # only root is given it
-        return fcntl.ioctl(sock, SIOCUNIXFILE)
-    file = os.open(place.spot, os.O_PATH | os.O_NOFOLLOW)
-    status = os.fstat(file)
-    made = S_ISSOCK(status.st_mode) and status.st_uid in (os.geteuid(), place.uid) and status.st_nlink == 1
-    if identity_of(file) == identity or (made and not identity):
-        return file
-    os.close(file)
-    raise FileExistsError(errno.EEXIST, "somebody put another file there")
-
-
-def give_file(sock: Any, place: Place, identity: tuple | None = None) -> tuple:
-    """Give the file of a bound socket its mode and owner; its identity. OSError, and a new file (without one) is gone."""
-    file = file_of(sock, place, identity)
-    try:
-        status, path = os.fstat(file), f"/proc/self/fd/{file}"
-        owned = place.uid in (-1, status.st_uid) and place.gid in (-1, status.st_gid)
-        if not owned:
-            os.chmod(path, S_IMODE(status.st_mode) & place.mode)  # nobody gets in between whom one of the modes keeps out
-            os.chown(path, place.uid, place.gid)
-        if not owned or S_IMODE(status.st_mode) != place.mode:
-            os.chmod(path, place.mode)
-        return identity_of(file)
-    except OSError:
-        if identity is None:
-            remove_own(place.spot, identity_of(file))
-        raise
-    finally:
-        os.close(file)
+        os.close(folder)
 
 
 def wait_for_lock(descriptor: int) -> None:
@@ -5126,7 +5024,7 @@ def wait_for_lock(descriptor: int) -> None:
 def clear_path(path: str) -> None:
     """Delete a dead socket at the path; StartError for whatever else is there."""
     try:
-        file = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+        file = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # while it is open no new file can have its identity
     except FileNotFoundError:
         return
     try:
@@ -5152,23 +5050,78 @@ def is_live(path: str) -> bool:
     return True
 
 
+def file_of(sock: Any, place: Place, identity: tuple | None) -> int:
+    """An O_PATH descriptor of the file that a socket is bound to, of that identity if it is known; OSError.
+
+    The kernel gives it to root alone; others look whether what lies at the path is theirs.
+    """
+    with contextlib.suppress(OSError):
+        return fcntl.ioctl(sock, SIOCUNIXFILE)
+    file = os.open(place.spot, os.O_PATH | os.O_NOFOLLOW)
+    status = os.fstat(file)
+    made = S_ISSOCK(status.st_mode) and status.st_uid in (os.geteuid(), place.uid) and status.st_nlink == 1
+    if identity_of(file) == identity or (made and not identity):
+        return file
+    os.close(file)
+    raise FileExistsError(errno.EEXIST, "somebody put another file there")
+
+
+def give_file(sock: Any, place: Place, identity: tuple | None = None) -> tuple | None:
+    """Give the file of a bound socket its mode and owner; its identity. OSError, and a new file (without one) is gone."""
+    file = file_of(sock, place, identity)
+    try:
+        status, path = os.fstat(file), f"/proc/self/fd/{file}"
+        if place.uid not in (-1, status.st_uid) or place.gid not in (-1, status.st_gid):
+            os.chmod(path, S_IMODE(status.st_mode) & place.mode)  # nobody gets in between whom one of the modes keeps out
+            os.chown(path, place.uid, place.gid)
+        os.chmod(path, place.mode)
+        return identity_of(file)
+    except OSError:
+        if identity is None:
+            remove_own(place.spot, identity_of(file))
+        raise
+    finally:
+        os.close(file)
+
+
+###############################################################################
+# 14b. Outbox #################################################################
+###############################################################################
+# Strategy: the kernel charges what a client has not read to the socket that
+# sent it. So a client that is behind or gets a large reply is a Peer: it is
+# served through a socket of its own, connected to it, which becomes writable
+# when the client has read; nobody else waits. One that asks again within a
+# moment gets such a socket too, which saves looking up its path for each
+# reply. Whether it has bound that path anew is looked at once in a moment.
+
+WAIT = (errno.EAGAIN, errno.ENOBUFS)  # the peer's queue or our buffer is full
+REFUSED = (errno.ECONNREFUSED, errno.ENOENT, errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ENOTSOCK, errno.EPERM)
+LARGE = 8192  # bytes; larger replies to UNIX clients are charged to a socket of their own
+IDLE_S = 2.0  # after which a client's own socket is closed
+OWN_SOCKETS = 512  # at most; further clients that are behind are retried on a timer
+MOMENT_S = 0.01  # how long a client's own socket is used before its path is looked at again
+RETRY_S = 0.005  # how often those are retried who cannot be waited for
+
+
 class Peer:
-    """A client that is served through a socket of its own: its waiting replies, in order."""
+    """A client that is served through a socket of its own, where there can be one: its waiting replies, in order."""
 
     __slots__ = ("endpoint", "client", "address", "identity", "socket", "watcher", "waiting", "bytes", "used_s")
 
     def __init__(self, endpoint: Endpoint, client: Any):
-        self.endpoint, self.client, self.address, self.identity = endpoint, client, endpoint.address_of(client), None
-        self.socket = self.watcher = None
-        self.waiting: collections.deque = collections.deque()  # (deadline, data)
+        self.endpoint, self.client, self.address = endpoint, client, endpoint.address_of(client)
+        self.identity: tuple | None = None
+        self.socket: Any = None
+        self.watcher: Any = None
+        self.waiting: collections.deque[tuple[float, bytes]] = collections.deque()  # (deadline, data)
         self.bytes, self.used_s = 0, time.monotonic()
 
     def connect(self) -> None:
-        """Get a socket of its own; clients that are connected to us refuse one (EPERM), UDP needs none."""
+        """Get a socket of its own; clients that are connected to us refuse one (EPERM), UDP needs none. OSError."""
         self.close()
         if not self.endpoint.unix:
             return
-        self.identity = self.found()
+        self.identity = self.file()
         try:
             self.socket = original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
             self.socket.connect(self.address)
@@ -5177,34 +5130,46 @@ class Peer:
             if error.errno not in (errno.EPERM, errno.EMFILE, errno.ENFILE):
                 raise
 
-    def found(self) -> tuple | None:
+    def file(self) -> tuple | None:
         """Which file the client's path is now; an abstract name is that of one socket as long as this lives."""
         return identity_of(self.address) if isinstance(self.address, str) else None
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes) -> int:
         """Send through the own socket, or from the bound one where there is none; OSError as send(2)."""
         self.used_s = time.monotonic()
-        if self.socket is None:
-            if self.endpoint.unix and len(data) > LARGE and not self.endpoint.has_room(len(data)):
-                raise BlockingIOError(errno.EAGAIN, "other clients need the rest of the send buffer")
-            return self.endpoint.send(data, self.client)
-        try:
-            if self.identity == self.found():
-                return self.socket.send(data)
-        except OSError as error:
-            if error.errno not in REFUSED:
-                raise
-        self.connect()  # the client bound its path anew, or is connected to us now
-        return self.send(data) if self.socket is None else self.socket.send(data)
+        if self.socket:
+            try:
+                if self.identity == self.file():
+                    return self.socket.send(data)
+            except OSError as error:
+                if error.errno not in REFUSED:
+                    raise
+            self.connect()  # the client bound its path anew, or is connected to us now
+        if self.socket:
+            return self.socket.send(data)
+        if self.endpoint.unix and len(data) > LARGE and not self.endpoint.has_room(len(data)):
+            raise BlockingIOError(errno.EAGAIN, "other clients need the rest of the send buffer")
+        return self.endpoint.send(data, self.client)
 
-    def close(self) -> None:
-        """Close the own socket."""
+    def watch(self, loop: Any, act: Callable[[Peer], None]) -> None:
+        """Call act(peer) when the client has read, or on a timer where the kernel cannot tell."""
+        if not self.watcher:
+            self.watcher = loop.io(self.socket.fileno(), 2) if self.socket else loop.timer(RETRY_S, RETRY_S)
+            self.watcher.start(act, self)
+
+    def unwatch(self) -> None:
+        """End what watch() began."""
         if self.watcher:
             self.watcher.stop()
             self.watcher.close()
+        self.watcher = None
+
+    def close(self) -> None:
+        """Close the own socket."""
+        self.unwatch()
         if self.socket:
             self.socket.close()
-        self.watcher = self.socket = None
+        self.socket = None
 
 
 class Outbox:
@@ -5213,33 +5178,30 @@ class Outbox:
     In order per client; within socket_timeout; bounded per client and in all.
     """
 
-    def __init__(self, server: Server):
-        self.server, mi, own = server, server.setup.mi, server.setup.own
-        self.timeout_s = mi["socket_timeout"] / 1000
+    def __init__(self, server: Server, loop: Any):
+        self.server, self.loop, own = server, loop, server.setup.own
+        self.timeout_s = server.setup.mi["socket_timeout"] / 1000
         self.peer_limit, self.limit = own["peer_queue"], own["reply_queue"]
-        self.peers: dict[tuple, Peer] = {}
-        self.recent: set[tuple] = set()  # clients that asked in this moment,
-        self.shortcuts: dict[Endpoint, dict] = collections.defaultdict(dict)  # and for those with a Peer what sends to them
+        self.peers: dict[tuple, Peer] = {}  # by endpoint and client
+        # Clients that got a reply in this moment, and what sends to a Peer among them:
+        self.senders: dict[Endpoint, dict[Any, Callable | None]] = collections.defaultdict(dict)
         self.moment_s = 0.0  # when it ends
-        self.bytes = 0
-        self.retry = gevent.get_hub().loop.timer(RETRY_S, RETRY_S)
+        self.bytes = 0  # that wait for clients to read
 
-    def look_again(self, now_s: float) -> None:
-        """When the moment is over, what is known about clients no longer holds."""
-        if now_s < self.moment_s:
-            return
-        self.moment_s = now_s + MOMENT_S
-        self.recent.clear()
-        for shortcuts in self.shortcuts.values():
-            shortcuts.clear()
+    def begin(self, now_s: float) -> None:
+        """Before a burst: when the moment is over, look anew at each client."""
+        if now_s >= self.moment_s:
+            self.moment_s = now_s + MOMENT_S
+            for senders in self.senders.values():
+                senders.clear()
 
     def deliver_of(self, endpoint: Endpoint) -> Callable[[bytes, Any], None]:
         """The function that sends a reply from an endpoint to a client, at once or later."""
-        shortcuts, counted, core = self.shortcuts[endpoint], self.server.counted, self.server.core
+        senders, counted, core = self.senders[endpoint], self.server.counted, self.server.core
         replies, sent = core["replies"], core["bytes_sent"]
 
         def deliver(data: bytes, client: Any) -> None:
-            send = shortcuts.get(client)
+            send = senders.get(client)
             try:
                 if send is None:
                     return self.post(endpoint, data, client)
@@ -5255,28 +5217,26 @@ class Outbox:
         """Send a reply, or keep it for later; never blocks."""
         if not endpoint.address_of(client):
             self.server.count("unreachable")
-            return self.tell(endpoint, None, "is not bound, so it has no address to reply to")
-        key = endpoint, client
-        peer = self.peers.get(key)
-        if peer is None and len(self.peers) < OWN_SOCKETS and (key in self.recent or endpoint.unix and len(data) > LARGE):
-            peer = self.peer(endpoint, client)
-        if peer:
-            return self.send_to(peer, data)
-        self.recent.add(key)
+            return self.warn(endpoint, None, "is not bound, so it has no address to reply to")
+        senders, peer = self.senders[endpoint], self.peers.get((endpoint, client))
+        if peer is None and len(self.peers) < OWN_SOCKETS and (client in senders or endpoint.unix and len(data) > LARGE):
+            peer = self.add_peer(endpoint, client)
         try:
-            endpoint.send(data, client)
+            if peer is None:
+                endpoint.send(data, client)
+                senders[client] = None
+            elif peer.waiting:
+                return self.keep(peer, data)
+            else:
+                peer.send(data)
+                senders[client] = peer.socket.send if peer.socket else peer.send
         except OSError as error:
-            if error.errno in WAIT:  # it is behind
-                return self.send_to(self.peer(endpoint, client), data)
+            if error.errno in WAIT:
+                return self.keep(peer or self.add_peer(endpoint, client), data)
             return self.complain(endpoint, client, error)
-        return self.sent(data)
+        return self.count(data)
 
-    def sent(self, data: bytes) -> None:
-        """Count a reply that is on its way."""
-        self.server.count("replies")
-        self.server.count("bytes_sent", len(data))
-
-    def peer(self, endpoint: Endpoint, client: Any) -> Peer:
+    def add_peer(self, endpoint: Endpoint, client: Any) -> Peer:
         """A new Peer, with a socket of its own if there are not too many."""
         peer = self.peers[endpoint, client] = Peer(endpoint, client)
         if len(self.peers) <= OWN_SOCKETS:
@@ -5284,62 +5244,32 @@ class Outbox:
                 peer.connect()
         return peer
 
-    def send_to(self, peer: Peer, data: bytes) -> None:
-        """Send through a Peer, behind what waits there already."""
-        shortcuts = self.shortcuts[peer.endpoint]
-        if not peer.waiting:
-            try:
-                peer.send(data)
-                shortcuts[peer.client] = peer.socket.send if peer.socket else peer.send
-                return self.sent(data)
-            except OSError as error:
-                if error.errno not in WAIT:
-                    return self.complain(peer.endpoint, peer.client, error)
-        shortcuts.pop(peer.client, None)
+    def keep(self, peer: Peer, data: bytes) -> None:
+        """Keep a reply for a client that is behind, unless too much waits already."""
+        self.senders[peer.endpoint].pop(peer.client, None)  # what comes next waits behind it
         if peer.bytes + len(data) > self.peer_limit or self.bytes + len(data) > self.limit:
             return self.expire(peer, "reads too slowly and its queue is full")
         peer.waiting.append((time.monotonic() + self.timeout_s, data))
         peer.bytes += len(data)
         self.bytes += len(data)
         self.server.count("delayed")
-        self.watch(peer)
-
-    def watch(self, peer: Peer) -> None:
-        """Be woken when a client that is behind has read, or on a timer where the kernel cannot tell."""
-        if peer.socket is None:
-            if not self.retry.active:
-                self.retry.start(self.retry_all)
-        elif peer.watcher is None:
-            peer.watcher = gevent.get_hub().loop.io(peer.socket.fileno(), 2)
-            peer.watcher.start(self.flush, peer)
-
-    def retry_all(self) -> None:
-        """Try those again that have no socket of their own."""
-        behind = [peer for peer in self.peers.values() if peer.waiting and peer.socket is None]
-        for peer in behind:
-            self.flush(peer)
-        if not behind:
-            self.retry.stop()
+        return peer.watch(self.loop, self.flush)
 
     def flush(self, peer: Peer) -> None:
         """Send what waits for a client, until its queue is full again."""
         while peer.waiting:
-            _, data = peer.waiting[0]
+            data = peer.waiting[0][1]
             try:
                 peer.send(data)
+                self.count(data)
             except OSError as error:
                 if error.errno in WAIT:
-                    return self.watch(peer)  # on another socket, if it had to connect anew
+                    return peer.watch(self.loop, self.flush)  # on another socket, if it had to connect anew
                 self.complain(peer.endpoint, peer.client, error)
-            else:
-                self.sent(data)
-            self.take(peer)
-        if peer.watcher:
-            peer.watcher.stop()
-            peer.watcher.close()
-            peer.watcher = None
+            self.drop_first(peer)
+        return peer.unwatch()
 
-    def take(self, peer: Peer) -> None:
+    def drop_first(self, peer: Peer) -> None:
         """Remove the first waiting reply."""
         _, data = peer.waiting.popleft()
         peer.bytes -= len(data)
@@ -5349,35 +5279,35 @@ class Outbox:
         """Give up what is too old, and close the sockets of clients that are no longer behind."""
         for key, peer in list(self.peers.items()):
             while peer.waiting and peer.waiting[0][0] <= now_s:
-                self.take(peer)
+                self.drop_first(peer)
                 self.expire(peer, f"did not read for {self.timeout_s:g} s")
             if not peer.waiting and now_s - peer.used_s > IDLE_S:
                 peer.close()
                 del self.peers[key]
 
+    def count(self, data: bytes) -> None:
+        """Count a reply that is on its way."""
+        self.server.count("replies")
+        self.server.count("bytes_sent", len(data))
+
     def expire(self, peer: Peer, why: str) -> None:
-        """Count a reply that will not be delivered; say so once per client."""
+        """Count a reply that will not be delivered; log it once per client."""
         self.server.count("timeouts")
-        self.tell(peer.endpoint, peer.client, f"{why}; replies to it are lost")
+        self.warn(peer.endpoint, peer.client, f"{why}; replies to it are lost")
 
     def complain(self, endpoint: Endpoint, client: Any, error: OSError) -> None:
-        """Count a reply that cannot be sent; say why once per client."""
+        """Count a reply that cannot be sent; log why once per client."""
         self.server.count("unreachable")
-        why = error.strerror
+        why = error.strerror or str(error)
         if error.errno == errno.EACCES and endpoint.unix:
             why = f"may not be written to by uid {os.geteuid()}, its owner is uid {owner_of(endpoint.address_of(client))}"
-        self.tell(endpoint, client, why)
+        self.warn(endpoint, client, why)
 
-    def tell(self, endpoint: Endpoint, client: Any, why: str) -> None:
+    def warn(self, endpoint: Endpoint, client: Any, why: str) -> None:
         """Log something about a client, once."""
         name = "a client" if client is None else f"client {shown_address(endpoint.address_of(client))}"
         place = endpoint.place.address
         log.warning("%s of %s: %s", name, place, why, extra={"once": (name, place, why)})
-
-    @property
-    def waiting(self) -> int:
-        """Bytes that wait for clients to read."""
-        return self.bytes
 
 
 def shown_address(address: Any) -> str:
@@ -5387,7 +5317,7 @@ def shown_address(address: Any) -> str:
     return "@" + decode(address[1:]) if isinstance(address, bytes) else str(address)
 
 
-def owner_of(path: str) -> Any:
+def owner_of(path: str) -> int | None:
     """The uid a file belongs to, None if it cannot be told."""
     try:
         return os.stat(path).st_uid
@@ -5399,52 +5329,48 @@ def owner_of(path: str) -> Any:
 # 15. Child ###################################################################
 ###############################################################################
 # Strategy: a pool of parked greenlets. When a socket is readable the hub
-# switches to an idle one, which takes datagrams until there are none and
+# switches to an idle one, which receives datagrams until there are none and
 # answers them on the spot. A handler that blocks keeps its greenlet, and the
 # hub, which finds the socket still readable, wakes the next. When none is
 # idle the sockets are not watched: the kernel's queue is the back-pressure.
 
-BURST = 64  # datagrams a worker takes before others get their turn
+BURST = 64  # datagrams a worker answers before others get their turn
 BURST_S = 0.05  # and for how long, if handlers are slow
 TURN_S = 0.02  # how long one request may go on before others get their turn
-YIELD_S = 1e-6  # a sleep of 0 would let only greenlets have it, not sockets
 BOOT_FAILED = 70  # exit status of a child that cannot start; more of them would not either
-ORPHAN_S = 0.5  # what a child may finish when its attendant is gone
-
-
-class Worker:
-    """A greenlet of the pool and what it has in hand (None: nothing)."""
-
-    __slots__ = ("greenlet", "data", "seen", "since_s")
-
-    def __init__(self):
-        self.greenlet = self.data = self.seen = None
-        self.since_s = 0.0
+ORPHAN_S = 0.5  # how long a child may go on when its attendant is gone
+KNOWN_CLIENTS = 2000  # admitted clients whose addresses are not looked at again
+MOST_ERRORS = 100  # a second, for a UDP client that sends what is no request
+BROADCAST = ipaddress.ip_address("255.255.255.255")
 
 
 class Child:
     """One process that serves the sockets."""
 
     def __init__(self, server: Server, endpoints: list[Endpoint], row: int, rank: int):
+        import gevent.event
+
         self.server, self.endpoints, self.row, self.rank = server, endpoints, row, rank
         self.setup, self.hub = server.setup, gevent.get_hub()
         self.hub.print_exception = lambda context, *raised: log.error("%s ended", context, exc_info=raised)  # not to stderr
         own = self.setup.own
-        self.size, self.timeout_s = own["pool_size"], own["handler_timeout"] / 1000
-        self.workers: list[Worker] = []
-        self.idle: list[Worker] = []
+        self.pool_size, self.timeout_s = own["pool_size"], own["handler_timeout"] / 1000
+        self.workers = 0  # greenlets of the pool, of which some are idle
+        self.idle: list[Any] = []
+        self.busy: dict[Any, float] = {}  # when a worker last began a request that is not cached
         self.watchers: list = []
         self.stopping = gevent.event.Event()
         self.limit_s = own["stop_timeout"] / 1000
         self.access = Access(own)
-        self.outbox = Outbox(server)
-        self.tracing = Tracing(self.setup)
+        self.outbox, self.send_later = Outbox(server, self.hub.loop), gevent.spawn_later
         self.answers = Answers(
             server.registry, log, own["dialect"], self.setup.mi["reply_indent"], self.setup.mi["pretty_printing"],
             self.access.restricted, self.access.allows, functools.partial(server.count, "errors"), self.pause)
         self.screen = Screen(server, endpoints, self.access.networks)
         self.turn_s = time.monotonic()  # since when this child has not been in its hub
         self.last_request = self.request_limit(own["max_requests"])
+        self.tracers = [Tracer(name, *where) for name, where in self.setup.destinations.items()]
+        self.untraced = {name for name in server.registry.commands if not self.setup.mi["trace_bwlist"].allows(name)}
         self.traces: list[Trace] = []  # until settle()
         self.is_tracing = self.debugging = False  # whether requests are traced or logged; and whether they are logged
 
@@ -5453,104 +5379,110 @@ class Child:
         done = self.server.counted[self.server.core["requests"]]
         return done + max(1, round(limit * random.uniform(0.9, 1.1))) if limit else float("inf")
 
-    def serve(self, ready: Callable[[], None], tell: Callable[[], None], alive: int) -> None:
-        """Serve until told to stop.
+    def serve(self, ready: Callable[[], None], wake_attendant: Callable[[], None], alive: int) -> None:
+        """Serve until this child is to stop.
 
-        ready(): called when all sockets are watched; tell(): wakes the attendant; alive: closed when that dies.
+        ready(): called when all sockets are watched; alive: a descriptor that is closed when the attendant dies.
         """
-        self.tell = tell
-        loop = self.hub.loop
+        self.wake_attendant = wake_attendant
+        loop, events = self.hub.loop, self.server.events
         stall_s = self.setup.own["stall_timeout"] / 1000
         interval_s = max(0.01, min(0.5, self.timeout_s / 10, stall_s / 5, self.outbox.timeout_s / 5 or 1))
-        watched = [loop.timer(interval_s, interval_s), loop.io(alive, 1), loop.signal(signal.SIGTERM),
-                   loop.signal(signal.SIGQUIT), loop.signal(signal.SIGUSR1), loop.io(self.server.events.outlet.fileno(), 1)]
-        handlers = [self.sweep, self.orphaned, self.stopping.set, self.quit, self.reopen, self.server.events.receive]
-        for watcher, handler in zip(watched, handlers):
+        watched = [
+            (loop.timer(interval_s, interval_s), self.sweep), (loop.io(alive, 1), self.orphaned),
+            (loop.signal(signal.SIGTERM), self.stopping.set), (loop.signal(signal.SIGQUIT), self.quit),
+            (loop.signal(signal.SIGUSR1), self.reopen), (loop.io(events.outlet.fileno(), 1), events.receive)]
+        for watcher, handler in watched:
             watcher.start(handler)
         for endpoint in self.endpoints:
             endpoint.prepare(self.access.needs_credentials)
-            watcher = loop.io(endpoint.socket.fileno(), 1)
-            self.watchers.append((watcher, self.drain_of(endpoint)))
+            self.watchers.append((loop.io(endpoint.socket.fileno(), 1), self.burst_of(endpoint)))
         self.sweep()
         self.watch()
         jobs = self.start_jobs()
         ready()
         self.stopping.wait()
-        self.finish(jobs)
+        self.stop(jobs)
 
     def watch(self) -> None:
         """Be woken by the sockets."""
-        for watcher, drain in self.watchers:
-            watcher.start(self.wake, drain)
+        for watcher, burst in self.watchers:
+            watcher.start(self.wake, burst)
 
     def unwatch(self) -> None:
         """Leave datagrams in the kernel's queue."""
         for watcher, _ in self.watchers:
             watcher.stop()
 
-    def wake(self, drain: Callable) -> None:
+    def wake(self, burst: Callable) -> None:
         """A socket is readable: hand it to an idle worker. Runs in the hub."""
         if self.idle:
-            self.idle.pop().greenlet.switch(drain)
-        elif len(self.workers) < self.size:
-            worker = Worker()
-            self.workers.append(worker)
-            worker.greenlet = greenlet.greenlet(self.work, self.hub)
-            worker.greenlet.switch(worker, drain)
+            self.idle.pop().switch(burst)
+        elif self.workers < self.pool_size:
+            import greenlet
+
+            self.workers += 1
+            greenlet.greenlet(self.work, self.hub).switch(burst)
         else:
             self.unwatch()
 
-    def work(self, worker: Worker, drain: Callable) -> None:
-        """The life of a worker."""
-        idle, park = self.idle, self.hub.switch
+    def work(self, burst: Callable) -> None:
+        """The life of a worker: answer a burst, and park until there is another."""
+        import greenlet
+
+        worker = greenlet.getcurrent()
         while True:
             try:
-                drain(worker)
+                burst(worker)
             except BaseException:  # the last seam: a mistake of ours costs one reply, not the child
                 log.exception("a request was lost")
-            worker.data = None
+            self.busy.pop(worker, None)
             self.settle()
-            if not idle and len(self.workers) == self.size and not self.stopping.is_set():
+            if not self.idle and self.workers == self.pool_size and not self.stopping.is_set():
                 self.watch()
-            idle.append(worker)
-            drain = park()
+            self.idle.append(worker)
+            burst = self.hub.switch()
 
-    def drain_of(self, endpoint: Endpoint) -> Callable[[Worker], None]:
-        """The function that takes datagrams from one socket and answers them, until there are none."""
-        receive, deliver, counted = endpoint.receive, self.outbox.deliver_of(endpoint), self.server.counted
-        cached_of, known, now = self.answers.cache.young.get, self.screen.known, time.monotonic
+    def datagrams(self, endpoint: Endpoint) -> Iterator[tuple[bytes, Any]]:
+        """Receive the datagrams of a burst; yields those that are to be answered, each with its client."""
+        receive, known = endpoint.receive, self.screen.known
+        for _ in range(BURST):
+            try:
+                data, client = datagram = receive(LIMIT + 1, socket.MSG_TRUNC)  # so a cut one comes with its full length
+            except BlockingIOError:
+                return
+            except OSError as error:  # an ICMP error for an earlier reply: the next datagram is not worse for it
+                log.debug("receiving on %s: %s", endpoint.place.address, error)
+                continue
+            if (data and client in known) or self.screen.admits(endpoint, client, data):
+                yield datagram
+
+    def burst_of(self, endpoint: Endpoint) -> Callable[[Any], None]:
+        """The function that answers the datagrams of a socket until there are none, or others must have their turn."""
+        deliver, counted, busy, now = self.outbox.deliver_of(endpoint), self.server.counted, self.busy, time.monotonic
         requests, received = self.server.core["requests"], self.server.core["bytes_received"]
-        size, flags = LIMIT + 1, socket.MSG_TRUNC  # so a cut datagram comes with its full length
+        cached_of = self.answers.cache.young.get
 
-        def drain(worker: Worker) -> None:
+        def burst(worker: Any) -> None:
             started_s = self.turn_s = now()
-            self.outbox.look_again(started_s)
-            for _ in range(BURST):
-                try:
-                    data, client = receive(size, flags)
-                except BlockingIOError:
-                    return
-                except OSError as error:  # an ICMP error for an earlier reply: the next datagram is not worse for it
-                    log.debug("receiving on %s: %s", endpoint.place.address, error)
-                    continue
-                if (client not in known or not data) and not self.screen.admits(endpoint, client, data):
-                    continue
+            self.outbox.begin(started_s)
+            for data, client in self.datagrams(endpoint):
                 counted[requests] += 1
                 counted[received] += len(data)
                 requested_s = time.time() if self.is_tracing else 0.0
                 cached = cached_of(data)
-                reply = cached.now() if cached is not None else None
-                if reply is None:
-                    worker.data = data
-                    self.answer(endpoint, client, data, requested_s, deliver, cached)
-                    if now() > started_s + BURST_S:
-                        return
+                reply = cached.now() if cached else None
+                if cached and reply is not None:
+                    if self.is_tracing:
+                        self.trace(requested_s, endpoint, client, [cached.exchanged(data, reply)])
+                    deliver(reply, client)
                     continue
-                if self.is_tracing:
-                    self.trace(requested_s, endpoint, client, [cached.exchanged(data, reply)])
-                deliver(reply, client)
+                busy[worker] = now()
+                self.answer(endpoint, client, data, requested_s, deliver, cached)
+                if now() > started_s + BURST_S:
+                    return
 
-        return drain
+        return burst
 
     def answer(self, endpoint: Endpoint, client: Any, data: bytes, requested_s: float, deliver: Callable,
                cached: Cached | None) -> None:
@@ -5564,11 +5496,14 @@ class Child:
             self.trace(requested_s, endpoint, client, answer.exchanges)
         if not answer.datagrams:
             self.server.count("notifications")
-        for _, reply in answer.datagrams:
-            deliver(reply, client)
+        for delay_s, reply in answer.datagrams:
+            if delay_s:
+                self.send_later(delay_s, deliver, reply, client)
+            else:
+                deliver(reply, client)
 
     def trace(self, requested_s: float, endpoint: Endpoint, client: Any, exchanges: list[Exchange]) -> None:
-        """Note what was answered just now, and log it for debugging."""
+        """Trace what was answered just now, and log it for debugging."""
         replied_s, address = time.time(), endpoint.address_of(client)
         for exchange in exchanges:
             self.traces.append(new(Trace, (requested_s, replied_s, address, endpoint.address, exchange)))
@@ -5578,7 +5513,7 @@ class Child:
     def pause(self) -> None:
         """Let others have their turn, if this one takes long."""
         if time.monotonic() > self.turn_s + TURN_S:
-            gevent.sleep(YIELD_S)
+            give_way()
             self.turn_s = time.monotonic()
 
     def sweep(self) -> None:
@@ -5586,50 +5521,46 @@ class Child:
         now_s = time.monotonic()
         self.server.processes.beats[self.row] = int(now_s * 1000)
         self.debugging = self.server.processes.log_level(self.row) >= 4
-        self.is_tracing = self.debugging or bool(self.tracing.tracers)
+        self.is_tracing = self.debugging or bool(self.tracers)
         tend_logs(self.server)
         self.outbox.sweep(now_s)
-        for tracer in self.tracing.tracers:
-            tracer.sweep(now_s)
-        for worker in self.workers:
-            if worker.data is not worker.seen:
-                worker.seen, worker.since_s = worker.data, now_s
-            elif worker.data is not None and now_s - worker.since_s >= self.timeout_s:
+        for worker, since_s in list(self.busy.items()):
+            if now_s - since_s >= self.timeout_s:
                 self.server.count("interrupted")
-                worker.seen = None
-                worker.greenlet.throw(Interrupted())
+                self.busy[worker] = now_s
+                worker.throw(Interrupted())
 
     def settle(self) -> None:
         """After a burst, and before what may take its time: send the traces, and see whether max_requests is reached."""
-        if self.traces:
+        if self.traces:  # those of unknown commands are sent whatever trace_bwlist says
             traces, self.traces = self.traces, []
-            self.tracing.put(traces)
-        if self.server.counted[self.server.core["requests"]] >= self.last_request:
-            self.retire()
-
-    def retire(self) -> None:
-        """max_requests is reached: ask for a successor, and serve on until it is there."""
-        if self.last_request != float("inf"):
+            if self.untraced:
+                traces = [trace for trace in traces if trace.exchange.command not in self.untraced]
+            for tracer in self.tracers:
+                tracer.put(traces)
+        if self.server.counted[self.server.core["requests"]] >= self.last_request:  # serve on until a successor is there
             self.last_request = float("inf")
             self.server.processes.set(self.row, state=Processes.STOPPING)
-            self.tell()
+            self.wake_attendant()
 
     def start_jobs(self) -> list:
         """Start what plug-ins do every so often; `where="one"` runs in the child of rank 1."""
-        return [gevent.spawn(self.repeat, module, function) for module in self.server.registry.modules
+        import gevent
+
+        return [gevent.spawn(self.repeat, module, function, gevent.sleep) for module in self.server.registry.modules
                 for function in module.every if function.mi_every[1] == "each" or self.rank == 1]
 
-    def repeat(self, module: Module, function: Callable) -> None:
+    def repeat(self, module: Module, function: Any, sleep: Callable[[float], None]) -> None:
         """Run a function again and again; what it raises is logged."""
         while True:
-            gevent.sleep(function.mi_every[0])
+            sleep(function.mi_every[0])
             try:
                 function(Context(module))
             except Exception:  # a plug-in's seam
                 log.getChild(module.name).exception("%s raised", function.__name__)
 
     def orphaned(self) -> None:
-        """The attendant is gone: finish quickly."""
+        """The attendant is gone: stop soon."""
         log.critical("the attendant is gone, stopping")
         self.limit_s = min(self.limit_s, ORPHAN_S)
         self.stopping.set()
@@ -5642,19 +5573,21 @@ class Child:
     def reopen(self) -> None:
         """SIGUSR1: open logs and trace files again."""
         reopen_logs()
-        for tracer in self.tracing.tracers:
+        for tracer in self.tracers:
             tracer.reopen()
 
-    def finish(self, jobs: list) -> None:
-        """Stop reading, finish what is in hand, deliver what waits, within limit_s."""
+    def stop(self, jobs: list) -> None:
+        """Read no more, answer what is in hand and deliver what waits, within limit_s; then end what plug-ins began."""
+        import gevent
+
         self.unwatch()
         gevent.killall(jobs, block=False)
         deadline_s = time.monotonic() + self.limit_s
-        while time.monotonic() < deadline_s and (len(self.idle) < len(self.workers) or self.outbox.waiting):
+        while time.monotonic() < deadline_s and (len(self.idle) < self.workers or self.outbox.bytes):
             gevent.sleep(0.005)
         self.settle()
-        for tracer in self.tracing.tracers:
-            tracer.drain(max(0.0, min(1.0, deadline_s - time.monotonic())))
+        for tracer in self.tracers:
+            tracer.flush(max(0.0, min(1.0, deadline_s - time.monotonic())))
         for module in self.server.registry.modules:
             if "destroy" in module.hooks:
                 try:
