@@ -25,7 +25,7 @@ it, from opensips-style modparam lines. Data flows one way, from the top of this
      8 Answering                              17 Client
      9 Configuration                          18 Command line
 
-A plug-in imports this file as `midatagram`; sections 1, 2, 5 and 6 are what it uses.
+A plug-in imports this file as `midatagram` and uses what `__all__` names.
 """
 
 from __future__ import annotations
@@ -51,6 +51,18 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 __version__ = "1.0.0"
+__all__ = [  # what plug-ins may use
+    # errors and values
+    "Error", "Failed", "Node", "Reply", "LIVE", "CONSTANT", "Request", "Exchange", "leaves", "encode", "decode",
+    # dialects
+    "read_json", "json_text",
+    # converters
+    "string", "integer", "boolean", "one_of", "file_mode", "account", "address", "words", "names_or_none", "networks",
+    # declarations
+    "Param", "Stat", "Event", "JsonForm", "command", "every", "trace_destination", "Trace", "Context",
+    # what is remembered, files, and the standard library as it was before gevent
+    "Memo", "VALUE_BYTES", "open_to_append", "original",
+]
 
 ###############################################################################
 ###############################################################################
