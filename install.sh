@@ -21,7 +21,8 @@ pexpect==4.9.0
 opensips==0.1.11
 opensipscli==0.4.1
 uv==0.13.9
-ruff==0.17.6'
+ruff==0.17.6
+mypy==2.4.1'
 
 usage() {
     cat <<END

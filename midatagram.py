@@ -25,7 +25,7 @@ it, from opensips-style modparam lines. Data flows one way, from the top of this
      8 Answering                              17 Client
      9 Configuration                          18 Command line
 
-A plug-in imports this file as `midatagram`; sections 1, 2, 5 and 6 are what it uses.
+A plug-in imports this file as `midatagram` and uses what `__all__` names.
 """
 
 from __future__ import annotations
@@ -51,6 +51,18 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 __version__ = "1.0.0"
+__all__ = [  # what plug-ins may use
+    # errors and values
+    "Error", "Failed", "Node", "Reply", "LIVE", "CONSTANT", "Request", "Exchange", "leaves", "encode", "decode",
+    # dialects
+    "read_json", "json_text",
+    # converters
+    "string", "integer", "boolean", "one_of", "file_mode", "account", "address", "words", "names_or_none", "networks",
+    # declarations
+    "Param", "Stat", "Event", "JsonForm", "command", "every", "trace_destination", "Trace", "Context",
+    # what is remembered, files, and the standard library as it was before gevent
+    "Memo", "VALUE_BYTES", "open_to_append", "original",
+]
 
 ###############################################################################
 ###############################################################################
@@ -2027,31 +2039,36 @@ class Answers:
 # can be given as it is. Applying directives to modules is part two's loader.
 
 TOKEN = re.compile(
-    r"""(?P<blank>[ \t\r\n]+ | \#[^\n]*)
-      | (?P<open>/\*)
-      | (?P<string>"(?:[^"\\]|\\.)*")
-      | (?P<raw>'[^']*')
+    r"""(?P<blank>[ \t\r\n]+ | \#[^\n]* | [^!-~] | [@?`\\])   # characters that fit no rule are blanks
+      | (?P<comment>/\*)
+      | (?P<string>"(?:[^"\\]|\\.)*" | '[^']*')
       | (?P<number>[0-9][A-Za-z0-9_.]*)
       | (?P<word>[A-Za-z_][A-Za-z0-9_]*)
-      | (?P<other>.)""",
+      | (?P<mark>.)""",
     re.X | re.S,
 )
-ESCAPE = re.compile(r"\\(?:([nrat\"\\])|x([0-9a-fA-F]{1,2})|([0-7]{2,3})|(\n))")
-ESCAPED = {"n": "\n", "r": "\r", "a": "\a", "t": "\t", '"': '"', "\\": "\\"}
+COMMENT_MARK = re.compile(r"/\*|\*/")
+ESCAPE = re.compile(r'\\([nrat"\\\n]|x[0-9a-fA-F]{1,2}|[0-7]{2,3})')
+ESCAPED = {"n": "\n", "r": "\r", "a": "\a", "t": "\t", '"': '"', "\\": "\\", "\n": ""}
 INCLUDE_DEPTH = 10  # files within files, as in opensips.cfg
-LOG_GLOBALS = ("log_level", "log_stderror", "stderror_enabled", "log_facility")
+
+# The statements that are ours, by their first word. A statement has the tokens of its form: the same marks, a string
+# for a string, any value for VALUE, a value or a bare word for NAME.
+FORMS = {re.split(r"\W", form)[0]: form for form in (
+    'loadmodule "NAME.so"', 'mpath="DIRECTORY"', 'modparam("MODULE", "PARAMETER", VALUE)', 'include_file "FILE"',
+    'import_file "FILE"', "log_level=VALUE", "log_stderror=VALUE", "stderror_enabled=VALUE", "log_facility=NAME")}
 
 
 class Token(NamedTuple):
-    """A piece of a configuration: kind string|number|word|other, its value, the line it starts on."""
+    """A piece of a configuration: string, number, word, end, or itself (a mark, a word of FORMS); the line it starts on."""
 
     kind: str
-    value: Any
+    value: str
     line: int
 
 
 class Directive(NamedTuple):
-    """A line that is ours: `word` is loadmodule, mpath, modparam, a logging global, or `passed` over."""
+    """A statement: `word` is the first word of one of ours, or `passed` for another, whose first word is its argument."""
 
     word: str
     args: tuple
@@ -2060,57 +2077,52 @@ class Directive(NamedTuple):
 
 
 def unescape(body: str) -> str:
-    """The value of a "string": OpenSIPS' escapes replaced, ended by a NUL."""
+    """The text of a "string" with OpenSIPS' escapes replaced."""
 
     def replace(match: re.Match) -> str:
-        simple, hexadecimal, octal, newline = match.groups()
-        if simple:
-            return ESCAPED[simple]
-        return "" if newline else decode(bytes([int(hexadecimal, 16) if hexadecimal else int(octal, 8) & 255]))
+        escape = match.group(1)
+        if escape in ESCAPED:
+            return ESCAPED[escape]
+        return decode(bytes([int(escape[1:], 16) if escape[0] == "x" else int(escape, 8) & 255]))
 
-    return ESCAPE.sub(replace, body).partition("\0")[0]
+    return ESCAPE.sub(replace, body)
 
 
 def read_number(text: str, path: str, line: int) -> Written:
     """An integer as opensips.cfg has it: decimal, 0x hexadecimal, 0 octal."""
-    form = re.fullmatch(r"0|[1-9][0-9]*|0x[0-9a-fA-F]+|0[0-7]+", text)
-    base = 16 if text.startswith("0x") else 8 if text.startswith("0") else 10
-    if not form or int(text, base) >= 2**31:
-        raise ConfigError(path, line, f"not an integer: {text} (decimal 10, octal 0660 or 0x1f, below 2^31)")
+    digits = text.lstrip("+-")
+    base = 16 if digits.startswith("0x") else 8 if digits.startswith("0") else 10
+    if not re.fullmatch(r"0|[1-9][0-9]*|0x[0-9a-fA-F]+|0[0-7]+", digits) or int(digits, base) >= 2**31:
+        raise ConfigError(path, line, f"not an integer: {digits} (decimal 10, octal 0660 or 0x1f, below 2^31)")
     return Written(int(text, base), text)
-
-
-def tokens(text: str, path: str) -> Iterator[Token]:
-    """The tokens of a configuration without blanks and comments; characters that fit no rule are dropped."""
-    at, line = 0, 1
-    while match := TOKEN.match(text, at):
-        kind, body = match.lastgroup, match.group()
-        if kind == "open":
-            body = read_comment(text, at, path, line)
-        elif kind == "string":
-            yield Token("string", unescape(body[1:-1]), line)
-        elif kind == "raw":
-            yield Token("string", body[1:-1].partition("\0")[0], line)
-        elif kind in ("number", "word"):
-            yield Token(kind, body, line)
-        elif kind == "other" and body in "\"'":
-            raise ConfigError(path, line, f"no closing {body} for the string that starts here")
-        elif kind == "other" and body.isprintable() and body.isascii() and body not in "@?`\\":
-            yield Token("other", body, line)
-        at += len(body)
-        line += body.count("\n")
 
 
 def read_comment(text: str, at: int, path: str, line: int) -> str:
     """The whole /* comment */ that starts at `at`; they nest."""
-    depth, end = 1, at + 2
-    while depth:
-        mark = re.compile(r"/\*|\*/").search(text, end)
-        if not mark:
-            raise ConfigError(path, line, "no closing */ for the comment that starts here")
+    depth = 0
+    for mark in COMMENT_MARK.finditer(text, at):
         depth += 1 if mark.group() == "/*" else -1
-        end = mark.end()
-    return text[at:end]
+        if depth == 0:
+            return text[at:mark.end()]
+    raise ConfigError(path, line, "no closing */ for the comment that starts here")
+
+
+def tokens(text: str, path: str) -> Iterator[Token]:
+    """The tokens of a configuration, without blanks and comments; a string ends at a NUL."""
+    at, line = 0, 1
+    while match := TOKEN.match(text, at):
+        kind, body = str(match.lastgroup), match.group()
+        if kind == "comment":
+            body = read_comment(text, at, path, line)
+        elif kind == "string":
+            inner = body[1:-1] if body[0] == "'" else unescape(body[1:-1])
+            yield Token(kind, inner.partition("\0")[0], line)
+        elif body in ("'", '"'):
+            raise ConfigError(path, line, f"no closing {body} for the string that starts here")
+        elif kind != "blank":
+            yield Token(body if kind == "mark" or body in FORMS else kind, body, line)
+        at += len(body)
+        line += body.count("\n")
 
 
 class ConfigReader:
@@ -2119,122 +2131,81 @@ class ConfigReader:
     read: path -> text, or None when there is no such file. Raises ConfigError.
     """
 
-    FORMS = {
-        "loadmodule": 'loadmodule "NAME.so"',
-        "modparam": 'modparam("MODULE", "PARAMETER", VALUE)',
-        "mpath": 'mpath="DIRECTORY"',
-        "include_file": 'include_file "FILE"',
-        "import_file": 'import_file "FILE"',
-    }
-
-    def __init__(self, read: Callable[[str], str | None]):
-        self.read_file = read
+    def __init__(self, read: Callable[[str], str | None], depth: int = 0):
+        self.read_file, self.depth = read, depth
         self.directives: list[Directive] = []
 
-    def read(self, path: str, depth: int = 0) -> list[Directive]:
-        """Read one file; gives all directives so far."""
+    def read(self, path: str) -> list[Directive]:
+        """The directives of a file."""
         text = self.read_file(path)
         if text is None:
             raise ConfigError(path, 0, "no such file")
-        self.path, self.tokens, self.at = path, list(tokens(text, path)), 0
-        while self.at < len(self.tokens):
-            token = self.tokens[self.at]
-            self.at += 1
-            if token.kind == "word" and token.value in self.FORMS:
-                self.statement(token, depth)
-            elif token.kind == "word" and token.value in LOG_GLOBALS and self.peek() == "=":
-                self.at += 1
-                self.add(token.value, (self.value(f"{token.value}=VALUE"),), token.line)
-            else:
-                self.pass_over(token)
+        self.path, self.at, self.tokens = path, 0, [*tokens(text, path)]
+        self.tokens.append(Token("end", "end of file", self.tokens[-1].line if self.tokens else 1))
+        while (kind := self.tokens[self.at].kind) != "end":
+            self.statement(FORMS[kind]) if kind in FORMS else self.pass_over()
         return self.directives
 
-    def add(self, word: str, args: tuple, line: int) -> None:
-        self.directives.append(Directive(word, args, self.path, line))
-
-    def peek(self) -> Any:
-        """The value of the next token, None at the end."""
-        return self.tokens[self.at].value if self.at < len(self.tokens) else None
-
-    def expect(self, form: str, *wanted: str) -> None:
-        """Skip one token of punctuation; `form` is what a mistake's message shows as right."""
-        if self.peek() not in wanted or self.tokens[self.at].kind != "other":
-            line = self.tokens[min(self.at, len(self.tokens) - 1)].line
-            actual = "the end of the file" if self.peek() is None else f'"{self.peek()}"'
-            raise ConfigError(self.path, line, f'expected "{wanted[0]}", found {actual}; the form is {form}')
+    def next(self) -> Token:
+        """The next token, which is read then."""
         self.at += 1
+        return self.tokens[self.at - 1]
 
-    def value(self, form: str, kinds: tuple = ("string", "number", "word")):
-        """Take a value: text, or an integer with its sign; a bare word is WORDS' integer or a name."""
-        sign = self.peek() if self.peek() in ("-", "+") and self.tokens[self.at].kind == "other" else ""
-        self.at += len(sign)
-        token = self.tokens[self.at] if self.at < len(self.tokens) else Token("end", "", self.tokens[-1].line)
-        if token.kind not in kinds or (sign and token.kind != "number"):
-            raise ConfigError(self.path, token.line, f'a value is missing before "{token.value}"; the form is {form}')
-        self.at += 1
+    def statement(self, form: str) -> None:
+        """Read a statement of ours, which has that form."""
+        word, _, line = self.tokens[self.at]
+        args: list[Any] = []
+        for wanted in tokens(form, self.path):
+            if wanted.value in ("VALUE", "NAME"):
+                args.append(self.value(form, wanted.value == "NAME"))
+                continue
+            token = self.next()
+            if token.kind != wanted.kind:
+                raise ConfigError(self.path, token.line, f'expected "{wanted.value}", found "{token.value}"; the form is {form}')
+            if token.kind == "string":
+                args.append(token.value)
+        if word in ("include_file", "import_file"):
+            self.include(word, args[0], line)
+        else:
+            self.directives.append(Directive(word, tuple(args), self.path, line))
+
+    def value(self, form: str, is_name: bool) -> str | Written:
+        """Read a value: text, or an integer with its sign; WORDS are integers, another bare word may only be a name."""
+        token = self.next()
+        if token.kind in ("+", "-") and self.tokens[self.at].kind == "number":
+            return read_number(token.value + self.next().value, self.path, token.line)
         if token.kind == "number":
-            number = read_number(token.value, self.path, token.line)
-            return Written(-number, "-" + number.text) if sign == "-" else number
+            return read_number(token.value, self.path, token.line)
         if token.kind == "word" and token.value in WORDS:
             return Written(WORDS[token.value], token.value)
-        return token.value
+        if token.kind == "string" or (token.kind == "word" and is_name):
+            return token.value
+        raise ConfigError(self.path, token.line, f'"{token.value}" is neither in quotes nor an integer; the form is {form}')
 
-    def statement(self, token: Token, depth: int) -> None:
-        """Read a statement that is ours, whose first word is `token`."""
-        form, line = self.FORMS[token.value], token.line
-        if token.value == "modparam":
-            self.expect(form, "(")
-            module = self.value(form, ("string",))
-            self.expect(form, ",")
-            name = self.value(form, ("string",))
-            self.expect(form, ",")
-            value = self.value(form)
-            if isinstance(value, str) and self.tokens[self.at - 1].kind == "word":
-                raise ConfigError(self.path, line, f'"{value}" is neither in quotes nor an integer; the form is {form}')
-            self.expect(form, ")")
-            return self.add("modparam", (module, name, value), line)
-        if token.value == "mpath":
-            self.expect(form, "=")
-        text = self.value(form, ("string",))
-        if token.value in ("loadmodule", "mpath"):
-            return self.add(token.value, (text,), line)
-        return self.include(token.value, text, line, depth)
-
-    def include(self, word: str, name: str, line: int, depth: int) -> None:
+    def include(self, word: str, name: str, line: int) -> None:
         """Read a file in place: as named, else beside the including file; import_file may be missing."""
-        if depth >= INCLUDE_DEPTH:
+        if self.depth >= INCLUDE_DEPTH:
             raise ConfigError(self.path, line, f"files include each other more than {INCLUDE_DEPTH} deep")
         beside = str(pathlib.PurePosixPath(self.path).parent / name)
         place = next((path for path in (name, beside) if self.read_file(path) is not None), None)
         if place is not None:
-            state = self.path, self.tokens, self.at
-            self.read(place, depth + 1)
-            self.path, self.tokens, self.at = state
+            self.directives += ConfigReader(self.read_file, self.depth + 1).read(place)
         elif word == "include_file":
             raise ConfigError(self.path, line, f'no file "{name}"; import_file would pass over a missing one')
 
-    def pass_over(self, first: Token) -> None:
+    def pass_over(self) -> None:
         """Skip a statement that is not ours: to the end of its line or its block, or to a word that is ours."""
-        depth, last = 0, first
-        token: Token | None = first
-        while token:
-            depth += {"{": 1, "}": -1}.get(token.value, 0) if token.kind == "other" else 0
+        first, depth, inside = self.tokens[self.at], 0, True
+        while inside:
+            last, following = self.next(), self.tokens[self.at]
+            depth += {"{": 1, "}": -1}.get(last.kind, 0)
             if depth < 0:
-                raise ConfigError(self.path, token.line, 'a "}" without its "{"')
-            last = token
-            token = self.tokens[self.at] if self.at < len(self.tokens) else None
-            if token is None or (depth == 0 and self.ends(last, token)):
-                break
-            self.at += 1
+                raise ConfigError(self.path, last.line, 'a "}" without its "{"')
+            goes_on = last.kind != "}" and (following.line == last.line or following.kind in ("{", "=", ",", "|"))
+            inside = following.kind != "end" and (depth > 0 or (goes_on and following.kind not in FORMS))
         if depth:
             raise ConfigError(self.path, first.line, f'no closing "}}" for the block that {first.value} starts')
-        self.add("passed", (first.value,), first.line)
-
-    def ends(self, last: Token, token: Token) -> bool:
-        """Whether a passed-over statement ends between these two tokens."""
-        ours = token.kind == "word" and (token.value in self.FORMS or token.value in LOG_GLOBALS)
-        block = token.kind == "other" and token.value in "{=,|"
-        return (token.line != last.line and not block) or ours or last == Token("other", "}", last.line)
+        self.directives.append(Directive("passed", (first.value,), self.path, first.line))
 
 ###############################################################################
 ###############################################################################
@@ -3788,7 +3759,7 @@ class Loader:
             elif word == "mpath":
                 self.folders = [*self.options, *args, BESIDE]
             elif word == "passed":
-                hint = nearest(args[0], [*ConfigReader.FORMS, *LOG_GLOBALS], 0.85)
+                hint = nearest(args[0], FORMS, 0.85)
                 self.pass_over(where, f"{args[0]}: passed over, it is not for midatagram", hint)
             else:
                 self.globals[word] = logging_global(where, word, *args)
@@ -5339,9 +5310,6 @@ BURST_S = 0.05  # and for how long, if handlers are slow
 TURN_S = 0.02  # how long one request may go on before others get their turn
 BOOT_FAILED = 70  # exit status of a child that cannot start; more of them would not either
 ORPHAN_S = 0.5  # how long a child may go on when its attendant is gone
-KNOWN_CLIENTS = 2000  # admitted clients whose addresses are not looked at again
-MOST_ERRORS = 100  # a second, for a UDP client that sends what is no request
-BROADCAST = ipaddress.ip_address("255.255.255.255")
 
 
 class Child:

@@ -24,7 +24,7 @@ import struct
 import time
 from collections.abc import Iterable, Iterator
 from json.encoder import encode_basestring
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import midatagram as mi
 
@@ -208,7 +208,7 @@ TIME = struct.Struct("!I6sI")  # seconds, MICROS, microseconds
 pack_time = TIME.pack
 PARTS = 4  # of a packet: what stands before the time, the time, what stands behind it, the correlation id
 WELL_FORMED = re.compile(rb":[^:\0]*(:)\n")
-ESCAPED = re.compile(r"(?:[^\\]|\\u[0-9a-f]{4}|\\[^u])*", re.S)
+CUT = re.compile(r"((?:[^\\]|\\u[0-9a-f]{4}|\\[^u])*).*", re.S)  # a JSON string, and of its last escape what a cut leaves
 
 
 def chunk(kind: int, value: bytes) -> bytes:
@@ -252,11 +252,11 @@ def shown_parameters(values: tuple) -> bytes:
 
 def write_text(values: tuple, names: tuple, limited: int, room: int, delim: bytes) -> bytes:
     """Values as text; empty ones are left out, and the limited one is cut so that all fit."""
-    values = [value for value in values if value]
-    payload = delim.join(values)
+    parts = [value for value in values if value]
+    payload = delim.join(parts)
     if len(payload) > room:
-        values[limited] = values[limited][: room - len(payload)]
-        payload = delim.join(values)
+        parts[limited] = parts[limited][: room - len(payload)]
+        payload = delim.join(parts)
     return payload
 
 
@@ -265,7 +265,7 @@ def write_json(values: tuple, names: tuple, limited: int, room: int, delim: None
     quoted = [encode_basestring(value.partition(b"\0")[0].decode("latin-1")) for value in values]
     excess = sum(map(len, quoted)) + JSON_FRAME - room
     if excess > 0:
-        quoted[limited] = ESCAPED.match(quoted[limited], 0, len(quoted[limited]) - 1 - excess)[0] + '"'
+        quoted[limited] = CUT.sub(r'\1"', quoted[limited][:-1 - excess], 1)
     members = [f'"{name}":\t{value}' for name, value in zip(names, quoted, strict=True) if value != '""']
     return ("{\n\t" + ",\n\t".join(members) + "\n}").encode("latin-1")
 
@@ -298,7 +298,8 @@ class Encoder:
 
     def encode(self, batch: Iterable[mi.Trace], correlation_ids: Iterator[bytes]) -> list[bytes]:
         """The packets of traces, of request and reply in turn, as their PARTS: to join them later means to copy only once."""
-        parts, last_exchange, last_ends = [], None, None
+        parts: list[bytes] = []
+        last_exchange = last_ends = None
         for (requested_s, replied_s, client, server, exchange), correlation_id in zip(batch, correlation_ids):
             ends = (client, server) if type(client) is tuple else NOWHERE
             if exchange is not last_exchange or ends != last_ends:
@@ -384,7 +385,8 @@ class Transport:
     def __init__(self, collector: Collector, encoder: Encoder, ctx: mi.Context):
         self.collector, self.encoder, self.ctx = collector, encoder, ctx
         self.place = collector.host, collector.port
-        self.socket = self.ids = None
+        self.socket: Any = None
+        self.ids: Any = None  # correlation_ids() of this process
 
     def open(self) -> None:
         """Look the name up and connect; OSError when no address of it can be reached."""
@@ -393,7 +395,7 @@ class Transport:
 
     def connect(self) -> socket.socket:
         """A socket connected to the first address that can be reached."""
-        failure = None
+        failure = OSError("no address")
         for family, address in self.addresses():
             sock = socket.socket(family, self.kind)
             sock.settimeout(CONNECT_S)

@@ -4,9 +4,9 @@
     modparam("trace_file", "path", "/var/log/midatagram/trace.jsonl")
     modparam("mi_datagram", "trace_destination", "trace_file")
 
-A line has the fields of midatagram.Trace and of its Exchange; what is not UTF-8 in a request or a reply stands as lone
-surrogates, which Python's surrogateescape turns back into the bytes. All children append to the one file. SIGUSR1
-makes them open it again, so that it can be moved away before. As root they open none that another user may have put there.
+A line has the fields of midatagram.Trace and of its Exchange; bytes that are not UTF-8 stand as lone
+surrogates, which Python's surrogateescape turns back into those bytes. All children append to one file. SIGUSR1 makes
+them open it again, after a rotation. As root they open no file that another user may have put there.
 """
 
 import json
@@ -36,7 +36,8 @@ class TraceFile:
     """Appends traces to a file."""
 
     def __init__(self, path: str, ctx: mi.Context):
-        self.path, self.ctx, self.file = path, ctx, None
+        self.path, self.ctx = path, ctx
+        self.file = -1  # its descriptor once it is open
         self.torn = False  # whether the last line may lack its end
 
     def open(self) -> None:
@@ -44,7 +45,7 @@ class TraceFile:
         self.file = mi.open_to_append(self.path, os.O_WRONLY, 0o640)
 
     def write(self, batch: list) -> None:
-        """Append a batch with one write, so that lines of several children do not mix; OSError where it fails."""
+        """Append a batch with one write, so that lines of several children do not mix; OSError if it fails."""
         data = (b"\n" if self.torn else b"") + "".join(map(line, batch)).encode("ascii")
         self.torn = True
         while data:
@@ -52,8 +53,8 @@ class TraceFile:
         self.torn = False
 
     def reopen(self) -> None:
-        """SIGUSR1: go on in a file of the same path, which may be a new one; where that fails, in the old one."""
-        if self.file is None:
+        """SIGUSR1: go on in a file of the same path, which may be a new one; if that fails, in the old one."""
+        if self.file < 0:
             return
         old = self.file
         try:
@@ -65,9 +66,9 @@ class TraceFile:
 
     def close(self) -> None:
         """Close the file, if it is open."""
-        if self.file is not None:
+        if self.file >= 0:
             os.close(self.file)
-            self.file = None
+            self.file = -1
 
 
 @mi.trace_destination

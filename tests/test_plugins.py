@@ -2,10 +2,11 @@
 
 import collections
 import os
+import re
 import signal
 
 import pytest
-from conftest import PLUGINS, run, wait_for
+from conftest import PLUGINS, ROOT, run, wait_for
 
 import midatagram as mi
 
@@ -336,3 +337,11 @@ def test_a_module_in_a_folder(start, tmp_path, file):
 def test_rows_give_a_module():
     module = mi.load_plugin(str(PLUGINS / "mi_echo.py"))
     assert module.name == "mi_echo" and [command.name for command in module.commands][:3] == ["echo", "count", "tree"]
+
+
+def test_plugins_use_what_all_names():
+    """Our own plug-ins and those of the tests and of the bench are written against `__all__` alone."""
+    for folder in ("plugins", "tests/plugins", "bench/plugins"):
+        for path in (ROOT / folder).glob("*.py"):
+            assert set(re.findall(r"\bmi\.(\w+)", path.read_text())) <= set(mi.__all__), path
+    assert all(hasattr(mi, name) for name in mi.__all__)
