@@ -1,5 +1,7 @@
 """From bytes to bytes in one process: what is remembered must not show, the limit to the byte, and what errors become."""
 
+import collections
+import enum
 import gc
 import json
 import logging
@@ -303,8 +305,12 @@ def ratio(rounds):
     return long / short
 
 
-def test_long_requests_are_not_remembered(answer):
-    data = b":same:\n" + b"x" * mi.KEPT_REQUEST
+HALF = b"x" * (mi.KEPT_REQUEST // 2)
+
+
+@pytest.mark.parametrize("data", [
+    b":same:\n%b%b" % (HALF, HALF), b'{"jsonrpc":"2.0","method":"same","x":"%b","id":1,"y":"%b"}' % (HALF, HALF)])
+def test_long_requests_are_not_remembered(answer, data):
     assert answer(data) == answer(data) == answer(data)
     assert not len(answer.answers.cache)
 
@@ -396,6 +402,69 @@ def test_an_id_is_written_as_opensips_writes_it(answer, written, shown):
     wanted = f'"result":"OK","id":{shown}}}' if shown else failed(-32600, "Invalid Request") + ',"id":null}'
     for _ in range(3):
         assert answer((JSON % ("later", "[]", written)).encode()).decode() == '{"jsonrpc":"2.0",' + wanted
+
+
+N, PLURAL = mi.Node, {"plurals": {"P": ("Ps", "name")}}
+
+
+@pytest.mark.parametrize("nodes, form, result", [
+    ([], {}, '"OK"'), ([N("a")], {}, '{"a":""}'), ([N("a", 1), N("b", "x")], {}, '{"a":1,"b":"x"}'),
+    ([N(None, "x"), N("", 2), N(None, None)], {}, '["x",2,null]'), ([N("a", 1), N(None, "x")], {}, '{"a":1,"values":["x"]}'),
+    ([N("a", None, (("k", 1),))], {}, '{"a":{"k":1}}'),
+    ([N("a", 0, (("k", None), (None, "x")))], {}, '{"a":{"a":0,"k":"","value":"x"}}'),
+    ([N("a", "v", (), [N("b", 1), N("b")])], {}, '{"a":{"a":"v","b":[1,""]}}'),
+    ([N("a", None, (), [N("b")])], {}, '{"a":{"b":""}}'),
+    ([N("a", None, (), [N(None, "x")])], {}, '{"a":{"values":["x"]}}'),
+    ([N("a", 1, (), (N("b", 2, (), (N("c", 3),)),))], {}, '{"a":{"a":1,"b":{"b":2,"c":3}}}'),
+    ([N("a", 1), N("b", 2), N("a", 3), N("a", 4)], {}, '{"a":[1,3,4],"b":2}'),
+    ([N("a", 1), N("a", None, (("k", 2),)), N("b", 3)], {}, '{"a":[{"a":1},{"k":2}],"b":3}'),
+    ([N("a", None, (("k", 1),)), N("a", None, (("k", 2),))], {}, '{"a":[{"k":1},{"k":2}]}'),
+    ([], PLURAL, '{"Ps":[]}'), ([N("a", 1)], PLURAL, '{"a":1}'), ([N("P", 1)], PLURAL, '{"Ps":[1]}'),
+    ([N("P", 1, (("k", 2),)), N("P", 3)], PLURAL, '{"Ps":[{"name":1,"k":2},3]}'),
+    ([N("a", 1, (), [N("P", 2)])], PLURAL, '{"a":{"a":1,"Ps":[2]}}'),
+    ([N("a", 1, (("k", 2),), ())], PLURAL, '{"a":{"a":1,"k":2}}'),
+    ([N("New a", 1), N("b", 2)], {"renamed": {"New a": "a"}}, '{"a":1,"b":2}'),
+    ([N("a", 1), N(None, 2)], {"listing": True}, "[1,2]"), ([], {"listing": True}, "[]"),
+])
+def test_trees_as_json(nodes, form, result):
+    """Names are members, a name that comes again is an array, values alone are an array."""
+    wanted = f'{{"jsonrpc":"2.0","result":{result},"id":1}}'
+    for live in (None, mi.CONSTANT):
+        assert asked_json(mi.Reply(nodes=nodes, live=live), **form) == [wanted] * 4
+
+
+def asked_json(reply, **form):
+    """What a JSON-RPC client gets that asks four times for a reply."""
+    @mi.command(json=mi.JsonForm(**form))
+    def shown(ctx):
+        "Give the reply."
+        return reply
+
+    answers = mi.Answers(mi.Registry([mi.Module("shows", {"shown": shown})]), logging.getLogger("test"))
+    return [mi.decode(answers.answer((JSON % ("shown", "[]", 1)).encode())[0]) for _ in range(4)]
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+@pytest.mark.parametrize("reply, form, outcome", [
+    (mi.Reply(result=[Colour.RED, True, None, (1.5, "x"), {}, collections.OrderedDict(a=[])]), {},
+     '"result":[1,true,null,[1.500000,"x"],{},{"a":[]}]'),
+    (mi.Reply(result=[[], [[]], {"a": {"b": [{}, 1]}, "c": 2}, ()]), {}, '"result":[[],[[]],{"a":{"b":[{},1]},"c":2},[]]'),
+    (mi.Reply(result=0), {}, '"result":0'), (mi.Reply(result="\udcff\0\x7f%s"), {}, '"result":"\udcff\\u0000\x7f%s"'),
+    (mi.Reply(404, "No", result=["all the same"]), {}, '"result":["all the same"]'), (mi.Reply(299, "x"), {}, '"result":"OK"'),
+    (mi.Reply(300, "x", [N("a", 1)]), {}, failed(300, "x")), (mi.Reply(199, "x"), {}, failed(199, "x")),
+    (mi.Reply(404, "No"), {"errors": {"No": mi.Error(1, "Yes", "why")}}, failed(1, "Yes", "why")),
+    (mi.Reply(200, "No"), {"errors": {"No": mi.Error(1, "Yes")}}, '"result":"OK"'),
+    (mi.Reply(result=mi.Error(7, "x", "y")), {}, failed(7, "x", "y")),
+    (mi.Reply(result={1, 2}), {}, NULL), (mi.Reply(nodes=[N("a", object())]), {}, NULL), (mi.Reply(result={1: 2}), {}, NULL),
+])
+def test_results_and_errors_as_json(reply, form, outcome):
+    wanted = f'{{"jsonrpc":"2.0",{outcome},"id":1}}'
+    assert asked_json(reply, **form) == [wanted] * 4
+    if reply.code == 200:
+        assert asked_json(reply._replace(live=mi.CONSTANT), **form) == [wanted] * 4
 
 
 @pytest.mark.parametrize("command, params",

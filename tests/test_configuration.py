@@ -85,7 +85,9 @@ def test_a_whole_opensips_cfg(start, tmp_path):
 @pytest.mark.parametrize("text, line, wanted", [
     ('modparam("mi_datagram", "sokcet_name", "/tmp/x")', 1, 'did you mean "socket_name"?'),
     ('loadmodule "hello.so"\nmodparam("hello", "x", 1)', 2, 'parameter "x" not found in module hello; it has greeting'),
-    ('\n\nmodparam("mi_datagram", "children_count", "many")', 3, "children_count takes an integer from 1 to 128"),
+    ('\n\nmodparam("mi_datagram", "children_count", "many")', 3,
+     'modparam("mi_datagram", "children_count", "many"): children_count takes an integer from 1 to 128'),
+    ('modparam("mi_datagram", "children_count", 0x0)', 1, '"children_count", 0x0): children_count takes'),
     ('modparam("mi_datagram", "children_count", 0)', 1, "from 1"),
     ('modparam("mi_datagram", "socket_name", 7)', 1, "udp:HOST:PORT"),
     ('modparam("mi_datagram", "socket_name", "udp:127.0.0.1:80")', 1, "from 1024 to 65535"),
@@ -123,6 +125,13 @@ def test_c_checks_what_only_the_system_knows(tmp_path, line, wanted):
     path.write_text(f'modparam("mi_datagram", "socket_name", "{tmp_path}/mi.sock")\n{line}')
     done = run("-c", "-f", path)
     assert done.returncode == 78 and done.stderr.startswith(f"midatagram: {path}:2: ") and wanted in done.stderr
+
+
+def test_a_mistake_on_the_command_line_shows_no_modparam():
+    done = run("-s", "udp:127.0.0.1:80")
+    assert (done.returncode, done.stderr) == (
+        78, 'midatagram: -s: "udp:127.0.0.1:80": socket_name port must be a number from 1024 to 65535, not 80: '
+            'udp:127.0.0.1:8080\n')
 
 
 def test_no_socket_is_a_mistake(tmp_path):
