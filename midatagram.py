@@ -2213,6 +2213,7 @@ class ConfigReader:
 ###############################################################################
 ###############################################################################
 
+import argparse
 import bisect
 import cmd
 import collections
@@ -2228,6 +2229,7 @@ import mmap
 import os
 import pwd
 import random
+import shlex
 import signal
 import socket
 import sqlite3
@@ -6167,56 +6169,53 @@ def set_title(title: str) -> None:
 ###############################################################################
 # 17. Client ##################################################################
 ###############################################################################
-# Strategy: `call` asks a server as any other client does, and knows of it only
-# what `which` and `help` tell. A terminal gets a prompt; a pipe gets plain lines.
-
-
-def client_socket(place: Address, timeout_s: float):
-    """A socket for asking a server, and where to send; its own address is abstract, so nothing is left behind. OSError."""
-    if place.port is None:
-        client, target = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), place.host
-    else:
-        family, _, _, _, target = preferred(socket.getaddrinfo(place.host, place.port, type=socket.SOCK_DGRAM))
-        client = socket.socket(family, socket.SOCK_DGRAM)
-    try:
-        client.bind("") if place.port is None else client.connect(target)
-    except OSError:
-        client.close()
-        raise
-    client.settimeout(timeout_s)
-    return client, target
+# Strategy: `call` asks a server as any other client does, and learns its
+# commands from `which` and `help`. A terminal gets a prompt; a pipe gets plain
+# lines.
 
 
 def ask(place: Address, request: bytes, timeout_s: float) -> bytes:
-    """Send a request and wait for its reply; OSError (TimeoutError) when none comes.
+    """Send a request and return its reply; OSError (TimeoutError) when none comes.
 
-    Each request has a socket of its own, so a reply that comes too late is never taken for the next one's.
+    Each request has a socket of its own, so a late reply is never mistaken for the next one.
     """
-    client, target = client_socket(place, timeout_s)
-    with client:
-        client.send(request) if place.port is not None else client.sendto(request, target)
+    family, target = socket.AF_UNIX, place.host
+    if place.port is not None:
+        family, _, _, _, target = preferred(socket.getaddrinfo(place.host, place.port, type=socket.SOCK_DGRAM))
+    with socket.socket(family, socket.SOCK_DGRAM) as client:
+        client.settimeout(timeout_s)
+        if place.port is None:
+            client.bind("")  # an abstract address leaves no file behind
+            client.sendto(request, target)
+        else:
+            client.connect(target)  # without it the kernel reports no refusal
+            client.send(request)
         return client.recv(1 << 20)
 
 
 class Client:
-    """Asks one server in one dialect, and prints what it answers."""
+    """Asks one server in one dialect, and prints its replies."""
 
-    def __init__(self, place: Address, timeout_s: float, dialect: ClientDialect):
-        self.place, self.timeout_s, self.dialect = place, timeout_s, dialect
+    def __init__(self, place: Address, timeout_s: float, json_rpc: bool):
+        self.place, self.timeout_s, self.json_rpc = place, timeout_s, json_rpc
 
     def ask(self, words: list[str], most_s: float = float("inf")) -> tuple[str, bool]:
-        """The reply to COMMAND [ARG...] as it is shown, and whether it is a good one. OSError, ValueError.
+        """The reply to COMMAND [ARG...] as it is shown, and whether it is a success. OSError, ValueError.
 
-        most_s: wait no longer than this, whatever the time-out is.
+        most_s: wait no longer than this, even if the time-out is longer.
         """
         arguments = [split_argument(word) for word in words[1:]]
-        reply = ask(self.place, self.dialect.request(words[0], arguments), min(self.timeout_s, most_s))
-        return self.dialect.shown(decode(reply))
+        request = (json_request if self.json_rpc else write_request)(words[0], arguments)
+        reply = decode(ask(self.place, request, min(self.timeout_s, most_s)))
+        return shown_json(reply) if self.json_rpc else (reply, re.match(r"2\d\d ", reply) is not None)
 
-    def run(self, words: list[str]) -> int:
-        """Send a command and print its reply, or one line when there is none; gives the exit status."""
+    def run(self, command: list[str] | str) -> int:
+        """Send a command, its words or a line quoted as in a shell; print the reply, or one line for none; return the status."""
         try:
-            text, good = self.ask(words)
+            words = shlex.split(command) if isinstance(command, str) else command
+            if not words:
+                return EXIT_OK
+            text, success = self.ask(words)
         except OSError as error:
             print(f"midatagram: no reply from {self.place}: {error.strerror or error}", file=sys.stderr, flush=True)
             return EXIT_NOT_RUNNING
@@ -6224,14 +6223,21 @@ class Client:
             print(f"midatagram: {error}", file=sys.stderr, flush=True)
             return EXIT_USAGE
         show(text)
-        return EXIT_OK if good else EXIT_CRASH
+        return EXIT_OK if success else EXIT_CRASH
 
-    def repeat(self, words: list[str], count: int | None, pause_s: float) -> int:
-        """Send a command `count` times (None: until Ctrl-C), print replies and a summary; 0 when no reply was lost."""
+    def run_lines(self, lines: Iterable[bytes]) -> int:
+        """Run lines up to the last one or `quit`; return the status of the last that failed."""
+        status = EXIT_OK
+        for line in itertools.takewhile(lambda line: line.strip() != b"quit", lines):
+            status = self.run(decode(line)) or status
+        return status
+
+    def repeat(self, words: list[str], count: float, pause_s: float) -> int:
+        """Send a command `count` times or until Ctrl-C, print replies and a summary; return 0 when no reply was lost."""
         times_ms: list[float] = []
         sent, start_s = 0, time.monotonic()
         with contextlib.suppress(KeyboardInterrupt):
-            while count is None or sent < count:
+            while sent < count:
                 time.sleep(max(0.0, start_s + sent * pause_s - time.monotonic()))
                 asked_s = time.monotonic()
                 status = self.run(words)
@@ -6240,7 +6246,7 @@ class Client:
                 sent += 1  # one that Ctrl-C cut short is neither received nor lost
                 if status != EXIT_NOT_RUNNING:
                     times_ms.append((time.monotonic() - asked_s) * 1000)
-        show(summary(sent, times_ms))
+        show(summary(sent, sorted(times_ms)))
         return EXIT_OK if sent == len(times_ms) else EXIT_NOT_RUNNING
 
 
@@ -6251,18 +6257,20 @@ def show(text: str) -> None:
 
 
 def summary(sent: int, times_ms: list[float]) -> str:
-    """What `--repeat` ends with: how many requests, how many without a reply, and how long (ms) the others took."""
-    lost, received = sent - len(times_ms), sorted(times_ms)
-    text = f"--- {sent} sent, {len(received)} received, {lost} lost ({100 * lost / max(sent, 1):.0f}%)\n"
+    """The end of `--repeat`: how many requests were sent, how many got no reply, and the sorted times of the others."""
+    received = len(times_ms)
+    lost = sent - received
+    text = f"--- {sent} sent, {received} received, {lost} lost ({100 * lost / max(sent, 1):.0f}%)\n"
     if received:
-        p50, p99 = (received[-(-len(received) * percent // 100) - 1] for percent in (50, 99))
-        text += f"--- ms: p50 {p50:.2f}, p99 {p99:.2f}, min {received[0]:.2f}, max {received[-1]:.2f}\n"
+        p50, p99 = (times_ms[-(-received * percent // 100) - 1] for percent in (50, 99))
+        text += f"--- ms: p50 {p50:.2f}, p99 {p99:.2f}, min {times_ms[0]:.2f}, max {times_ms[-1]:.2f}\n"
     return text
 
 
-def shown_text(reply: str) -> tuple[str, bool]:
-    """A reply of the text dialect, which is shown as received."""
-    return reply, re.match(r"2\d\d ", reply) is not None
+def split_argument(text: str) -> tuple[str | None, str | None]:
+    """`name=value` of the command line as (name, value); other text is a value alone."""
+    match = re.fullmatch(r"([A-Za-z_][\w.-]*)=(.*)", text, re.S)
+    return (match.group(1), match.group(2)) if match else (None, text)
 
 
 def json_request(name: str, arguments: list[tuple]) -> bytes:
@@ -6286,25 +6294,15 @@ def json_argument(text: str):
 
 
 def shown_json(reply: str) -> tuple[str, bool]:
-    """The result of a JSON-RPC reply, or its error, over several lines; what is not JSON is shown as received."""
+    """The result of a JSON-RPC reply, or its error, indented, and whether it is a result; what is no JSON as received."""
     try:
         message = json.loads(reply)
     except (ValueError, RecursionError):
         return reply, False
-    good = isinstance(message, dict) and "result" in message
-    text = json.dumps(message["result"] if good else message, indent=2, ensure_ascii=False)
-    return decode(text.encode("utf-8", "backslashreplace")) + "\n", good
+    success = isinstance(message, dict) and "result" in message
+    text = json.dumps(message["result"] if success else message, indent=2, ensure_ascii=False)
+    return decode(text.encode("utf-8", "backslashreplace")) + "\n", success
 
-
-class ClientDialect(NamedTuple):
-    """How a client writes a request, and shows a reply and tells a good one."""
-
-    request: Callable[[str, list], bytes]
-    shown: Callable[[str], tuple[str, bool]]
-
-
-CLIENT_TEXT = ClientDialect(write_request, shown_text)
-CLIENT_JSON = ClientDialect(json_request, shown_json)
 
 # What the prompt completes. The patterns fit the replies of both dialects as they
 # are shown: `Process::  ID=1 PID=77`, and `"PID": 77`.
@@ -6329,30 +6327,25 @@ class Prompt(cmd.Cmd):
 
     def __init__(self, client: Client):
         super().__init__()
-        self.client, self.words = client, []
-        self.listed = functools.lru_cache(self.list_anew)  # of one line: a reload or a restart is seen in the next
+        self.client = client
+        self.listed = functools.lru_cache(self.list_values)  # for one line: the next one sees a reload or a restart
+        with contextlib.suppress(ImportError, OSError):
+            import readline
+
+            readline.set_completer_delims(" \t\n=")
+            if "libedit" in (readline.__doc__ or ""):  # some builds of Python have it instead
+                readline.parse_and_bind("bind ^I rl_complete")
+            readline.set_history_length(HISTORY_LINES)
+            readline.read_history_file(os.path.expanduser(HISTORY_FILE))
 
     def run(self) -> int:
-        """Answer what is typed until `quit` or Ctrl-D; Ctrl-C drops a line, or ends the waiting for a reply."""
-        with contextlib.suppress(ImportError):
-            self.set_up()
+        """Answer what is typed until `quit` or Ctrl-D; Ctrl-C drops a line, or ends the wait for a reply."""
         while True:
             try:
                 self.cmdloop()
                 return EXIT_OK
             except KeyboardInterrupt:
                 print()
-
-    def set_up(self) -> None:
-        """Read the history, and complete words that end at blanks and `=`; ImportError."""
-        import readline
-
-        readline.set_history_length(HISTORY_LINES)
-        with contextlib.suppress(OSError):
-            readline.read_history_file(os.path.expanduser(HISTORY_FILE))
-        readline.set_completer_delims(" \t\n=")
-        if "libedit" in (readline.__doc__ or ""):  # in its place in some builds of Python
-            readline.parse_and_bind("bind ^I rl_complete")
 
     def onecmd(self, line: str) -> bool:
         """Run a line; True ends the prompt. The history is written at once, for a lost connection ends the process."""
@@ -6365,144 +6358,105 @@ class Prompt(cmd.Cmd):
 
             readline.write_history_file(os.path.expanduser(HISTORY_FILE))
         try:
-            run_line(self.client, line)
+            self.client.run(line)
         except KeyboardInterrupt:
             print("\nmidatagram: interrupted", file=sys.stderr, flush=True)
         self.listed.cache_clear()
         return False
 
-    def list_anew(self, words: tuple, pattern: str) -> list[str]:
-        """What a pattern finds in the reply to a command; nothing when there is none."""
+    def list_values(self, words: tuple, pattern: str) -> list[str]:
+        """What a pattern matches in the reply to a command; nothing without a successful one."""
         try:
-            text, good = self.client.ask(list(words), COMPLETION_S)
+            text, success = self.client.ask(list(words), COMPLETION_S)
         except (OSError, ValueError):
             return []
-        return re.findall(pattern, text) if good else []
+        return re.findall(pattern, text) if success else []
 
     def parameters(self, command: str) -> list[tuple[str, bool]]:
         """(name, whether it may be repeated) of each parameter, from `help COMMAND`."""
         signature = "".join(self.listed(("help", command), SIGNATURE)[:1])
         return [(word.strip("[].").lower(), "..." in word) for word in signature.split()[1:]]
 
+    def values(self, parameter: str) -> list[str]:
+        """The values the server lists for a parameter."""
+        return [f"{value} " for value in self.listed(*VALUES[parameter])] if parameter in VALUES else []
+
     def candidates(self, before: str) -> list[str]:
-        """All that may come behind the text of a line."""
+        """All that may follow the text of a line."""
         words = before.split()
         if not words:
             return [f"{name} " for name in [*self.listed(*COMMAND_NAMES), "quit"]]
-        parameters = self.parameters(words[0])
         if before.endswith("="):
             return self.values(words[-1][:-1])
+        parameters = self.parameters(words[0])
         at = len(words) - 1
         here = parameters[at:at + 1] or [pair for pair in parameters[-1:] if pair[1]]
         named = here  # the text dialect goes by position, whatever the names are
-        if self.client.dialect is CLIENT_JSON:
+        if self.client.json_rpc:
             used = {word.partition("=")[0] for word in words[1:]}
             named = [pair for pair in parameters if pair[0] not in used]
         return [*(value for name, _ in here for value in self.values(name)), *(f"{name}=" for name, _ in named)]
 
-    def values(self, parameter: str) -> list[str]:
-        """The values the server knows for a parameter."""
-        return [f"{value} " for value in self.listed(*VALUES[parameter])] if parameter in VALUES else []
+    def completenames(self, text: str, *where: Any) -> list[str]:
+        """The candidates that start with the text; where: the line, and where the text begins and ends."""
+        line, begin, _ = where
+        return [word for word in self.candidates(line[:begin]) if word.startswith(text)]
 
-    def complete(self, text: str, state: int) -> str | None:
-        """What readline asks for: the candidate number `state` for the word that starts with `text`."""
-        if state == 0:
-            import readline
-
-            before = readline.get_line_buffer()[:readline.get_begidx()]
-            self.words = [word for word in self.candidates(before) if word.startswith(text)]
-        return self.words[state] if state < len(self.words) else None
-
-
-def run_line(client: Client, line: str) -> int:
-    """Run a line of COMMAND [ARG...], quoted as in a shell; gives the exit status."""
-    import shlex
-
-    try:
-        words = shlex.split(line)
-    except ValueError as error:
-        print(f"midatagram: {error}", file=sys.stderr, flush=True)
-        return EXIT_USAGE
-    return client.run(words) if words else EXIT_OK
-
-
-def run_lines(client: Client) -> int:
-    """Run the lines of standard input up to its end or `quit`; the status of the last one that failed."""
-    status = EXIT_OK
-    for line in sys.stdin.buffer:
-        if line.strip() == b"quit":
-            break
-        status = run_line(client, decode(line)) or status
-    return status
+    completedefault = complete_help = completenames
 
 
 def call(argv: list[str]) -> int:
-    """`midatagram.py call`: send a request, print the reply; 0 for a good one, 1 for another, 3 for none."""
+    """`midatagram.py call`: send a request, print the reply; 0 for a success, 1 for an error, 3 for no reply."""
     options = call_parser().parse_intermixed_args(argv)
-    options.plugins = []
-    try:
-        place = address(options.socket) if options.socket else socket_of(options)
-    except ValueError as error:
-        print(f"midatagram: {error}", file=sys.stderr)
-        return EXIT_USAGE
+    place = options.socket or socket_of(options)
     if place.port is None and re.fullmatch(r"[^/]+:[0-9]+", place.host) and not os.path.exists(place.host):
-        print(f"midatagram: there is no {place}; a UDP socket is written udp:{place}", file=sys.stderr)
-        return EXIT_USAGE
+        raise StartError(EXIT_USAGE, f"there is no {place}; a UDP socket is written udp:{place}")
+    client, words = Client(place, options.timeout, options.json), [options.command, *options.arguments]
     try:
-        return talk(Client(place, options.timeout, CLIENT_JSON if options.json else CLIENT_TEXT), options)
+        if options.command is None:
+            return Prompt(client).run() if sys.stdin.isatty() and sys.stdout.isatty() else client.run_lines(sys.stdin.buffer)
+        if options.count or options.every:
+            return client.repeat(words, options.count or float("inf"), options.every or 1.0)
+        return client.run(words)
     except BrokenPipeError:
         raise
     except OSError as error:  # a full disk under standard output
-        print(f"midatagram: {error.strerror}", file=sys.stderr)
-        return EXIT_CRASH
+        raise StartError(EXIT_CRASH, str(error.strerror)) from None
 
 
-def talk(client: Client, options) -> int:
-    """Do what the command line says with a client; gives the exit status."""
-    if options.command is None:
-        return Prompt(client).run() if sys.stdin.isatty() and sys.stdout.isatty() else run_lines(client)
-    words = [options.command, *options.arguments]
-    if options.count is None and options.every is None:
-        return client.run(words)
-    return client.repeat(words, options.count, 1.0 if options.every is None else options.every)
+def argument(converter: Callable) -> Callable:
+    """A converter as the parsers want it, which then show what is wrong."""
 
+    def convert(text: str) -> Any:
+        try:
+            return converter(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
-def split_argument(text: str) -> tuple[str | None, str | None]:
-    """`name=value` of the command line as (name, value); other text is a value alone."""
-    match = re.fullmatch(r"([A-Za-z_][\w.-]*)=(.*)", text, re.S)
-    return (match.group(1), match.group(2)) if match else (None, text)
+    return convert
 
 
 def seconds(text: str) -> float:
-    """A time for the command line, in seconds; ValueError."""
+    """Converter: seconds, more than none and at most 1e6."""
     if not 0 < float(text) <= 1e6:
-        raise ValueError
+        raise ValueError("takes seconds, more than 0 and at most 1000000")
     return float(text)
 
 
-def times(text: str) -> int:
-    """A count for the command line; ValueError."""
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
-
-
-def call_parser():
+def call_parser() -> argparse.ArgumentParser:
     """The command line of `call`."""
-    import argparse
-
     parser = argparse.ArgumentParser(
-        "midatagram.py call", description="Send an MI command to a server and print its reply; without a command, read "
-        "commands from the terminal or line by line from standard input.",
-        epilog="exit status: 0 for a 2xx reply or a result, 1 for another one, 2 usage, 3 no reply; "
-               "with --repeat: 0 when no reply was lost; of several lines: of the last one that failed")
+        "midatagram.py call", description="Send an MI command to a server and print its reply. Without a command, read "
+        "commands from the terminal, or line by line from standard input.",
+        epilog="exit status: 0 for a 2xx reply or a result, 1 for another reply, 2 usage, 3 no reply; "
+               "with --repeat: 0 when no reply was lost; of several lines: that of the last one that failed")
     option = parser.add_argument
     option("-f", dest="file", metavar="FILE", help="configuration that names the socket")
-    option("-s", dest="socket", metavar="SOCKET", help="a UNIX path or udp:HOST:PORT")
-    option("-t", dest="timeout", metavar="SECONDS", type=seconds, default=5.0, help="wait so long for the reply (5)")
+    option("-s", dest="socket", metavar="SOCKET", type=argument(address), help="a UNIX path or udp:HOST:PORT")
+    option("-t", dest="timeout", metavar="SECONDS", type=argument(seconds), default=5.0, help="how long to wait for a reply (5)")
     option("--json", action="store_true", help="speak JSON-RPC; an ARG that is a JSON array or object is sent as one")
-    option("--repeat", dest="count", metavar="N", type=times, help="send the command N times, then print a summary")
-    option("--every", metavar="S", type=seconds, help="seconds between two requests (1); without --repeat until Ctrl-C")
+    option("--repeat", dest="count", metavar="N", type=argument(integer(1)), help="send it N times, then print a summary")
+    option("--every", metavar="S", type=argument(seconds), help="seconds between two requests (1); without --repeat until Ctrl-C")
     option("command", metavar="COMMAND", nargs="?", help="the MI command")
     option("arguments", metavar="ARG", nargs="*", help="its arguments; NAME=VALUE is sent under that name (text: NAME::VALUE)")
     return parser
@@ -6605,8 +6559,6 @@ def socket_of(options) -> Address:
 
 def server_parser():
     """The command line of the server."""
-    import argparse
-
     parser = argparse.ArgumentParser(
         "midatagram.py", description="Serve OpenSIPS' Management Interface over UNIX and UDP datagrams.",
         epilog="`midatagram.py call --help` is about the client. Signals: TERM stops, HUP reloads, USR1 opens logs again. "
