@@ -4872,7 +4872,7 @@ class Endpoint:
     send: Callable[[bytes, Any], int]
 
     def __init__(self, place: Place, sock: Any, kept: bool = False, identity: tuple | None = None):
-        self.place, self.socket, self.kept, self.identity = place, sock, kept, identity
+        self.place, self.socket, self.kept, self.identity, self.said = place, sock, kept, identity, ""
         self.unix = place.family == socket.AF_UNIX
         self.wildcard = not self.unix and sock.getsockname()[0] in ("0.0.0.0", "::")
         sock.setblocking(False)
@@ -4923,6 +4923,12 @@ class Endpoint:
     def is_lost(self) -> bool:
         """Whether the file of a UNIX socket is no longer ours."""
         return self.unix and not self.kept and identity_of(self.place.spot) != self.identity
+
+    def say_once(self, text: str) -> None:
+        """Log a lasting trouble once."""
+        if self.said != text:
+            self.said = text
+            log.error("%s", text)
 
     def close(self, remove: bool) -> None:
         """Close; remove the socket's file if it is still ours."""
@@ -5573,57 +5579,69 @@ class Child:
 # 16. Supervisor ##############################################################
 ###############################################################################
 # Strategy: the attendant keeps children alive and does nothing else: no
-# plug-in's handler and no hub runs here. Signal handlers only queue. Each rank
-# has one child that is wanted; a child that is to go (reload, max_requests) is
-# told to when its successor serves, so that somebody reads at every moment.
+# plug-in's handler and no hub runs here. Signal handlers only queue. A reload
+# brings a candidate: a generation with one child on trial beside those that
+# serve. If it serves well, it is the current generation and the others leave,
+# each when its successor serves, so that somebody reads at every moment.
 
 START_LIMIT_S = 60.0  # how long a child may take to start
-EARLY_S = 1.0  # a child that dies so soon after its start may be in a crash loop
+EARLY_S = 1.0  # a child that ends so soon after it began to serve may be in a crash loop
 FORGOTTEN_S = 60.0  # after which an early death does not count any more
 FROZEN_S = 2.0  # without a tick: the whole server was stopped, or the attendant was busy with a reload
 LONGEST_PAUSE_S = 5.0  # between two starts of a child that keeps dying
 KILL_AFTER_S = 0.7  # more than stop_timeout, after which a child that does not stop is killed
 
 
+class Generation:
+    """A configuration as loaded, with its server and sockets; children of any but the current one or a candidate leave."""
+
+    def __init__(self, setup: Setup, server: Server, endpoints: list[Endpoint]):
+        self.setup, self.server, self.endpoints = setup, server, endpoints
+        self.ranks = range(1, setup.mi["children_count"] + 1)
+
+
 class Record:
-    """What the attendant knows of a child."""
+    """What the attendant knows of a child. Times are 0 until it serves, and until it is dismissed."""
 
-    __slots__ = ("pid", "row", "rank", "server", "born_s", "retiring", "told_s")
+    def __init__(self, pid: int, row: int, rank: int, generation: Generation):
+        self.pid, self.row, self.rank, self.generation = pid, row, rank, generation
+        self.served_s = self.dismissed_s = 0.0
 
-    def __init__(self, pid: int, row: int, rank: int, server: Server):
-        self.pid, self.row, self.rank, self.server = pid, row, rank, server
-        self.born_s, self.retiring, self.told_s = time.monotonic(), False, 0.0
+    def kill(self, number: int) -> None:
+        """Send the child a signal; it may be gone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
 
 
 class Supervisor:
     """The attendant: opens sockets, starts children, replaces those that die, reloads, stops.
 
-    load: () -> Setup, reads the configuration anew; given: sockets that systemd opened for us.
+    load: () -> Setup, reads the configuration anew.
     """
 
+    store: Store
+    current: Generation
+
     def __init__(self, setup: Setup, load: Callable[[], Setup], processes: Processes, started_s: float):
-        self.load, self.processes = load, processes
-        self.counters, self.store = Counters(), None
-        self.pair = event_pair()
-        self.started_s = started_s
-        self.setup, self.server = setup, None
-        self.endpoints: list[Endpoint] = []
-        self.leaving: list[Endpoint] = []  # sockets of the old configuration, until its children are gone
+        self.setup, self.load, self.processes, self.started_s = setup, load, processes, started_s
+        self.counters, self.pair, self.notifier = Counters(), event_pair(), Notifier()
+        self.loads = Loads(self.counters, processes)
+        self.endpoints: list[Endpoint] = []  # all that are open, of any generation
+        self.candidate: Generation | None = None
+        self.announced: Generation | None = None  # the last one of which every child served
+        self.again = False  # a HUP came while there was a candidate
         self.children: dict[int, Record] = {}
-        self.pending: collections.deque = collections.deque()
-        self.previous: tuple | None = None  # what a reload replaced, until its children serve
+        self.signals: collections.deque[int] = collections.deque()
         self.exit_status: int | None = None
-        self.stop_s = 0.0
-        self.early_deaths, self.early_s, self.not_before_s = 0, 0.0, 0.0
-        self.ready_told = self.again = False  # again: a HUP came while a reload was under way
-        self.notify = Notifier()
-        self.loads: dict[int, collections.deque] = {}
-        self.tell_starter = -1  # descriptor that who started us in the background reads the exit status from
+        self.stop_s = self.ticked_s = self.not_before_s = 0.0
+        self.early_deaths, self.early_s = 0, 0.0
+        self.starter = -1  # descriptor from which the process that started us in the background reads the exit status
+        self.alive_read, self.alive_write = os.pipe()  # closed with the attendant
+        self.wake_read, self.wake_write = os.pipe()  # written for each signal, and by children that have news
 
     def open(self, given: dict) -> None:
-        """Open all sockets; StartError."""
-        for place in self.setup.listeners:
-            self.opened(place, self.endpoints, given)
+        """Open all sockets; given: those of systemd, path or address -> descriptor. StartError."""
+        self.open_sockets(self.setup, given)
         for spot, descriptor in given.items():
             log.warning("socket %s was given to us but is not configured, closed", spot)
             os.close(descriptor)
@@ -5633,28 +5651,10 @@ class Supervisor:
         folder, self.folder_lock = run_folder()
         self.store = Store(folder, self.setup.own["store_size"])
 
-    def tune(self, endpoint: Endpoint) -> None:
-        """Ask for a large send buffer, as root beyond the system's limit, and for credentials where rules want them."""
-        if endpoint.unix and self.setup.own["allow_command"]:
-            endpoint.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        size = self.setup.own["send_buffer"]
-        try:
-            endpoint.socket.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_SNDBUFFORCE", 32), size)
-        except PermissionError:
-            endpoint.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
-
-    @staticmethod
-    def close_sockets(endpoints: list[Endpoint]) -> None:
-        """Close sockets and remove their files."""
-        while endpoints:
-            endpoints.pop().close(remove=True)
-
     def run(self) -> int:
-        """Serve until a signal ends it; gives the exit status."""
-        self.server = Server(self.setup, self.counters, self.processes, self.store, self.pair, self.started_s)
+        """Serve until a signal ends it; returns the exit status."""
+        self.current = self.generation_of(self.setup)
         self.processes.set(ATTENDANT, pid=os.getpid(), rank=0, state=Processes.SERVING)
-        self.alive_read, self.alive_write = os.pipe()
-        self.news_read, self.news_write = os.pipe()
         self.install_signals()
         while self.exit_status is None or self.children:
             self.manage()
@@ -5668,8 +5668,9 @@ class Supervisor:
         """Leave nothing behind, however far the start came."""
         for number in self.ACTIONS:  # the way out is not to be cut short
             original("signal", "signal")(number, signal.SIG_IGN)
-        self.close_sockets([*self.endpoints, *self.leaving, *(self.previous[2] if self.previous else ())])
-        if self.store:
+        for endpoint in self.endpoints:
+            endpoint.close(remove=True)
+        if hasattr(self, "store"):
             with contextlib.suppress(OSError):
                 remove_run(os.path.dirname(self.store.path), self.folder_lock)
 
@@ -5677,82 +5678,31 @@ class Supervisor:
 
     def install_signals(self) -> None:
         """Queue signals, and have each wake the main loop."""
-        self.wake_read, wake_write = os.pipe()
-        for descriptor in (self.wake_read, wake_write, self.news_read, self.news_write):
+        for descriptor in (self.wake_read, self.wake_write):
             os.set_blocking(descriptor, False)
-        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
         for number in self.ACTIONS:
-            original("signal", "signal")(number, lambda number, frame: self.pending.append(number))
+            original("signal", "signal")(number, lambda number, frame: self.signals.append(number))
         original("signal", "signal")(signal.SIGCHLD, lambda number, frame: None)
         for number in (signal.SIGPIPE, signal.SIGUSR2):
             original("signal", "signal")(number, signal.SIG_IGN)
 
     def handle_signals(self) -> None:
         """Do what the queued signals ask for."""
-        while self.pending:
-            self.ACTIONS[self.pending.popleft()](self)
+        while self.signals:
+            self.ACTIONS[self.signals.popleft()](self)
 
     def wait(self) -> None:
         """Sleep until a signal, news of a child, or the next tick."""
-        due_s = self.not_before_s - time.monotonic() if self.not_before_s else 1.0
-        timeout_s = 0.0 if self.pending else 0.05 if self.exit_status is not None else max(0.01, min(0.5, due_s))
-        original("select", "select")([self.wake_read, self.news_read], [], [], timeout_s)
-        for descriptor in (self.wake_read, self.news_read):
-            with contextlib.suppress(BlockingIOError):
-                os.read(descriptor, 4096)
+        hurry = self.exit_status is not None or self.candidate or self.not_before_s > time.monotonic()
+        original("select", "select")([self.wake_read], [], [], 0.0 if self.signals else 0.05 if hurry else 0.5)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.wake_read, 4096)
 
-    def handle_hup(self) -> None:
-        """HUP: check the configuration and plug-ins anew; good: replace the children one by one; bad: keep all."""
-        if self.exit_status is not None:
-            return
-        if self.previous:
-            log.log(NOTICE, "a reload is under way; the next one follows")
-            self.again = True
-            return
-        self.notify.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-        opened: list[Endpoint] = []
-        try:
-            setup = self.load()
-            endpoints = [self.endpoint_of(place) or self.opened(place, opened) for place in setup.listeners]
-            server = Server(setup, self.counters, self.processes, self.store, self.pair, self.started_s)
-        except (ConfigError, StartError) as error:
-            return self.refuse_reload(opened, error, None)
-        except Exception as error:  # whatever a plug-in or the system does now, the server that runs goes on
-            return self.refuse_reload(opened, error, error)
-        log_notes(setup)
-        self.previous = (self.setup, self.server, self.endpoints)
-        self.setup, self.server, self.endpoints = setup, server, endpoints
-        self.leaving = [endpoint for endpoint in self.leaving if endpoint not in endpoints]
-        return self.retire_all()
-
-    def refuse_reload(self, opened: list[Endpoint], why: Exception, trace: Exception | None) -> None:
-        """Go on as before."""
-        self.close_sockets(opened)
-        self.server.count("reload_errors")
-        log.error("reload refused, the old configuration stays: %s", why, exc_info=trace)
-        self.notify.send("READY=1")
-
-    def endpoint_of(self, place: Place) -> Endpoint | None:
-        """The open socket of a place, if there is one."""
-        return next((endpoint for endpoint in [*self.endpoints, *self.leaving]
-                     if endpoint.place.spot == place.spot and not endpoint.is_lost()), None)
-
-    def opened(self, place: Place, opened: list[Endpoint], given: dict | None = None) -> Endpoint:
-        """A new socket, or one of those given, which is added to `opened`; StartError."""
-        opened.append(open_endpoint(place, given or {}))
-        self.tune(opened[-1])
-        return opened[-1]
-
-    def retire_all(self) -> None:
-        """Have all children replaced."""
-        self.ready_told, self.early_deaths, self.not_before_s = False, 0, 0.0
-        for record in self.children.values():
-            self.retire(record)
-
-    def retire(self, record: Record) -> None:
-        """Mark a child as one that goes when its successor serves."""
-        record.retiring = True
-        self.processes.set(record.row, state=Processes.STOPPING)
+    def wake(self) -> None:
+        """In a child: have the attendant look at the process table."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self.wake_write, b".")
 
     def handle_term(self) -> None:
         """TERM: finish what is in hand, then stop."""
@@ -5763,51 +5713,105 @@ class Supervisor:
         self.stop(EXIT_OK, signal.SIGQUIT)
 
     def stop(self, status: int, number: int) -> None:
-        """Tell all children to end; run() gives `status` when they are gone."""
+        """Tell all children to end; run() returns `status` when they are gone."""
         if self.exit_status is None:
-            self.notify.send("STOPPING=1")
+            self.notifier.send("STOPPING=1")
             log.log(NOTICE, "stopping")
-            self.server.raise_event("E_MI_STOP", {})
+            self.current.server.raise_event("E_MI_STOP", {})
             self.exit_status, self.stop_s = status, time.monotonic()
-        for pid in self.children:
-            self.kill(pid, number)
+        for record in self.children.values():
+            record.kill(number)
 
     def handle_usr1(self) -> None:
         """USR1: open logs again, here and in all children."""
         reopen_logs()
-        for pid in self.children:
-            self.kill(pid, signal.SIGUSR1)
+        for record in self.children.values():
+            record.kill(signal.SIGUSR1)
 
-    ACTIONS = {signal.SIGTERM: handle_term, signal.SIGINT: handle_int, signal.SIGQUIT: handle_int,
-               signal.SIGHUP: handle_hup, signal.SIGUSR1: handle_usr1}
+    # Reloads.
 
-    @staticmethod
-    def kill(pid: int, number: int) -> None:
-        """Send a signal to a child that may be gone."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
+    def handle_hup(self) -> None:
+        """HUP: check the configuration and plug-ins anew; good: have a candidate; bad: keep all as it is."""
+        if self.exit_status is not None:
+            return
+        if self.candidate:
+            log.log(NOTICE, "a reload is under way; the next one follows")
+            self.again = True
+            return
+        self.notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            self.candidate = self.generation_of(self.load())
+        except (ConfigError, StartError) as error:
+            self.refuse_reload("refused, the old configuration stays: %s", error)
+        except Exception as error:  # whatever a plug-in or the system does now, the server that runs goes on
+            self.refuse_reload("refused, the old configuration stays: %s", error, error)
+        else:
+            log_notes(self.candidate.setup)
+
+    def generation_of(self, setup: Setup) -> Generation:
+        """A generation of a configuration; StartError."""
+        server = Server(setup, self.counters, self.processes, self.store, self.pair, self.started_s)
+        return Generation(setup, server, self.open_sockets(setup, {}))
+
+    def refuse_reload(self, why: str, detail: Any, trace: Exception | None = None) -> None:
+        """Go on as before; `detail` goes into `why`."""
+        self.candidate = None
+        self.current.server.count("reload_errors")
+        log.error(f"reload {why}", detail, exc_info=trace)
+        self.notifier.send("READY=1")
+        self.reload_again()
+
+    def accept(self, generation: Generation) -> None:
+        """The candidate is good: make it the current generation, and do what could not have been undone."""
+        old, self.current, self.candidate = self.current.setup, generation, None
+        setup, server = generation.setup, generation.server
+        for record in self.children.values():
+            if record.generation is not generation:
+                self.processes.set(record.row, state=Processes.STOPPING)
+        for endpoint, place in zip(generation.endpoints, setup.listeners):
+            hand_over(endpoint, place)
+        if setup.globals.get("log_level") != old.globals.get("log_level"):
+            for row in range(ROWS):
+                self.processes.set(row, level=setup.globals.get("log_level", LOG_LEVEL_DEFAULT), own_level=0)
+        if setup.own["log_file"] != old.own["log_file"]:
+            log.warning("log_file is another one now, which takes effect at the next start")
+        server.count("reloads")
+        server.raise_event("E_MI_RELOAD", {"children": len(generation.ranks)})
+        log.log(NOTICE, "reloaded %s", setup.path)
+        self.early_deaths, self.not_before_s = 0, 0.0
+        self.reload_again()
+
+    def reload_again(self) -> None:
+        """Do what a HUP asked for while there was a candidate."""
+        if self.again:
+            self.again = False
+            self.signals.append(signal.SIGHUP)
 
     # Children.
 
     def manage(self) -> None:
-        """Bring the children to what is wanted: one that serves for each rank."""
+        """Bring the children to what is wanted: one for each rank of the current generation, and a candidate's on trial."""
         if self.exit_status is not None:
             return
-        now_s, wanted = time.monotonic(), range(1, self.setup.mi["children_count"] + 1)
-        for record in self.children.values():
-            if not record.retiring and self.processes.get(record.row, "state") == Processes.STOPPING:
-                record.retiring = True  # it asked for a successor
-        current = {record.rank: record for record in self.children.values() if not record.retiring}
-        if now_s >= self.not_before_s:
-            for rank in wanted:
-                if rank not in current and self.exit_status is None:
-                    self.spawn(rank)
-        self.dismiss(current, wanted)
-        serving = [rank for rank in wanted if rank in current and self.serves(current[rank])]
-        if len(serving) == len(wanted):
-            self.all_serve()
-        if self.leaving and not self.previous and not any(record.retiring for record in self.children.values()):
-            self.close_sockets(self.leaving)
+        wanted = [(self.current, rank) for rank in self.current.ranks]
+        wanted += [(self.candidate, 1)] if self.candidate else []
+        staying = {(record.generation, record.rank): record for record in self.children.values() if not self.leaves(record)}
+        for generation, rank in wanted:
+            if (generation, rank) not in staying and time.monotonic() >= self.not_before_s and self.exit_status is None:
+                self.spawn(generation, rank)
+        serving = {key for key, record in staying.items() if self.serves(record)}
+        self.dismiss(serving)
+        if self.candidate and (self.candidate, 1) in serving:
+            if time.monotonic() >= staying[self.candidate, 1].served_s + EARLY_S:
+                self.accept(self.candidate)
+        elif self.announced is not self.current and serving.issuperset(wanted):
+            self.announce()
+        self.close_unused()
+
+    def leaves(self, record: Record) -> bool:
+        """Whether a child is to go, because of its generation or since it asked for a successor."""
+        return (record.generation not in (self.current, self.candidate)
+                or self.processes.get(record.row, "state") == Processes.STOPPING)
 
     def has_started(self, record: Record) -> bool:
         """Whether a child came to serving, and so to its beats."""
@@ -5815,72 +5819,36 @@ class Supervisor:
 
     def serves(self, record: Record) -> bool:
         """Whether a child serves."""
+        if not record.served_s and self.has_started(record):
+            record.served_s = time.monotonic()
         return self.processes.get(record.row, "state") == Processes.SERVING
 
-    def dismiss(self, current: dict[int, Record], wanted: range) -> None:
+    def dismiss(self, serving: set) -> None:
         """Tell those to stop whose successor serves, or whose rank is no longer wanted."""
-        for record in list(self.children.values()):
-            successor = current.get(record.rank)
-            if record.retiring and not record.told_s and (record.rank not in wanted or (successor and self.serves(successor))):
-                record.told_s = time.monotonic()
-                self.kill(record.pid, signal.SIGTERM)
+        for record in self.children.values():
+            replaced = (self.current, record.rank) in serving or record.rank not in self.current.ranks
+            if replaced and not record.dismissed_s and self.leaves(record):
+                record.dismissed_s = time.monotonic()
+                self.processes.set(record.row, state=Processes.STOPPING)
+                record.kill(signal.SIGTERM)
 
-    def all_serve(self) -> None:
-        """Every wanted child serves: the start or the reload is done."""
-        if not self.ready_told:
-            self.ready_told = True
-            if self.previous:
-                self.finish_reload()
-            self.tell_ready()
-            if self.tell_starter >= 0:
-                if any(handler.on_stderr for handler in log_handlers()):
-                    log.warning("the log ends here, as -D lets go of stderr; log to a file (log_file) or to syslog instead")
-                let_go_of_stderr()
-                with contextlib.suppress(BrokenPipeError):  # who started us did not wait
-                    os.write(self.tell_starter, bytes([EXIT_OK]))
-                os.close(self.tell_starter)
-                self.tell_starter = -1
-
-    def tell_ready(self) -> None:
-        """Say that all children serve."""
-        self.notify.send("READY=1", f"STATUS={self.setup.mi['children_count']} children serve")
-        count = self.setup.mi["children_count"]
-        places = ", ".join(str(endpoint.place.address) for endpoint in self.endpoints)
+    def announce(self) -> None:
+        """Say that every child serves."""
+        self.announced = self.current
+        count = len(self.current.ranks)
+        self.notifier.send("READY=1", f"STATUS={count} children serve")
+        places = ", ".join(str(endpoint.place.address) for endpoint in self.current.endpoints)
         log.log(NOTICE, "ready: %d %s %s", count, "child serves" if count == 1 else "children serve", places)
+        if self.starter >= 0:
+            if any(handler.on_stderr for handler in log_handlers()):
+                log.warning("the log ends here, as -D lets go of stderr; log to a file (log_file) or to syslog instead")
+            let_go_of_stderr()
+            with contextlib.suppress(BrokenPipeError):  # who started us did not wait
+                os.write(self.starter, bytes([EXIT_OK]))
+            os.close(self.starter)
+            self.starter = -1
 
-    def finish_reload(self) -> None:
-        """The new configuration works: let go what only the old one needed, and do what could not have been undone."""
-        old, _, endpoints = self.previous
-        self.previous = None
-        self.leaving += [endpoint for endpoint in endpoints if endpoint not in self.endpoints]
-        for place in self.setup.listeners:
-            self.hand_over(self.endpoint_of(place), place)
-        if self.setup.globals.get("log_level") != old.globals.get("log_level"):
-            for row in range(ROWS):
-                self.processes.set(row, level=self.setup.globals.get("log_level", LOG_LEVEL_DEFAULT), own_level=0)
-        if self.setup.own["log_file"] != old.own["log_file"]:
-            log.warning("log_file is another one now, which takes effect at the next start")
-        self.server.count("reloads")
-        self.server.raise_event("E_MI_RELOAD", {"children": self.setup.mi["children_count"]})
-        log.log(NOTICE, "reloaded %s", self.setup.path)
-        self.reload_again()
-
-    def hand_over(self, endpoint: Endpoint | None, place: Place) -> None:
-        """Give the file of an open socket the mode and owner that its place has now."""
-        if endpoint is None or endpoint.place == place:
-            return
-        try:
-            endpoint.move(place)
-        except OSError as error:
-            log.error("mode and owner of %s stay as they are: %s", place.spot, error.strerror)
-
-    def reload_again(self) -> None:
-        """Do what a HUP asked for while a reload was under way."""
-        if self.again:
-            self.again = False
-            self.pending.append(signal.SIGHUP)
-
-    def spawn(self, rank: int) -> None:
+    def spawn(self, generation: Generation, rank: int) -> None:
         """Fork a child. Signals are held back until it has handlers of its own."""
         every_signal = signal.valid_signals()
         row = self.processes.take()
@@ -5888,11 +5856,12 @@ class Supervisor:
             self.not_before_s = time.monotonic() + 1
             return
         self.counters.use(row)
+        self.processes.beats[row] = int(time.monotonic() * 1000)
         signal.pthread_sigmask(signal.SIG_BLOCK, every_signal)
         try:
             pid = original("os", "fork")()
             if pid == 0:
-                self.be_child(row, rank, every_signal)
+                self.be_child(generation, row, rank)
         except OSError as error:
             log.error("cannot fork: %s", error)
             self.processes.set(row, state=Processes.FREE)
@@ -5900,96 +5869,90 @@ class Supervisor:
             return
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, every_signal)
-        self.processes.beats[row] = int(time.monotonic() * 1000)
         self.processes.set(row, pid=pid, rank=rank)
-        self.children[pid] = Record(pid, row, rank, self.server)
-        self.not_before_s = 0.0
+        self.children[pid] = Record(pid, row, rank, generation)
 
-    def be_child(self, row: int, rank: int, every_signal: set) -> None:
+    def be_child(self, generation: Generation, row: int, rank: int) -> None:
         """The life of a child after the fork; does not return."""
-        status = BOOT_FAILED
+        status = EXIT_OK
         try:
-            self.leave_attendant()
-            self.server.become(row)
-            set_title(f"midatagram: MI Datagram {rank}")
-            watch_parent(self.server.attendant_pid)
-            log_as(self.processes, row)
-            self.processes.set(row, pid=os.getpid(), rank=rank)
-            gc.freeze()  # what the attendant made is never garbage here; looking for it would copy its pages
-            gc.set_threshold(20000, 20, 20)
-            child = Child(self.server, self.endpoints, row, rank)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, every_signal)
-            for module in self.server.registry.modules:
+            self.leave_attendant(generation)
+            self.begin_child(generation.server, row, rank)
+            child = Child(generation.server, generation.endpoints, row, rank)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+            for module in generation.server.registry.modules:
                 if "child_init" in module.hooks:
                     module.hooks["child_init"](Context(module))
-
-            def ready() -> None:
-                nonlocal status
-                status = EXIT_CRASH
-                if self.tell_starter >= 0:
-                    let_go_of_stderr()
-                self.processes.set(row, state=Processes.SERVING)
-                tell()
-
-            def tell() -> None:
-                with contextlib.suppress(BlockingIOError):
-                    os.write(self.news_write, b".")
-
-            child.serve(ready, tell, self.alive_read)
-            status = EXIT_OK
+            child.serve(functools.partial(self.child_serves, row), self.wake, self.alive_read)
         except BaseException:  # nothing may pass into the attendant's code
             log.exception("child %d ends", rank)
+            status = BOOT_FAILED if self.processes.get(row, "state") == Processes.STARTING else EXIT_CRASH
         finally:
             logging.shutdown()
             os._exit(status)
 
-    def leave_attendant(self) -> None:
-        """In a child: give up what is the attendant's."""
+    def leave_attendant(self, generation: Generation) -> None:
+        """In a child: give up what is the attendant's, and the sockets of other generations."""
         for number in (*self.ACTIONS, signal.SIGCHLD):
             handler = signal.SIG_IGN if number in (signal.SIGINT, signal.SIGHUP) else signal.SIG_DFL
             original("signal", "signal")(number, handler)
         original("signal", "signal")(signal.SIGUSR1, lambda number, frame: reopen_logs())  # while plug-ins start
         signal.set_wakeup_fd(-1)
         os.close(self.alive_write)
-        for endpoint in [*self.leaving, *(self.previous[2] if self.previous else ())]:
-            if endpoint not in self.endpoints:
-                endpoint.socket.close()  # of a configuration that is going
+        for endpoint in self.endpoints:
+            if endpoint not in generation.endpoints:
+                endpoint.socket.close()
+
+    def begin_child(self, server: Server, row: int, rank: int) -> None:
+        """In a child: be the process of that row."""
+        server.become(row)
+        set_title(f"midatagram: MI Datagram {rank}")
+        watch_parent(server.attendant_pid)
+        log_as(self.processes, row)
+        self.processes.set(row, pid=os.getpid(), rank=rank)
+        gc.freeze()  # what the attendant made is never garbage here; looking for it would copy its pages
+        gc.set_threshold(20000, 20, 20)
+
+    def child_serves(self, row: int) -> None:
+        """In a child: it serves from now on."""
+        if self.starter >= 0:
+            let_go_of_stderr()
+        self.processes.set(row, state=Processes.SERVING)
+        self.wake()
+
+    # Deaths.
 
     def reap(self) -> None:
         """Take leave of children that ended."""
-        while self.children:
-            try:
+        with contextlib.suppress(ChildProcessError):
+            while self.children:
                 pid, status = original("os", "waitpid")(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if not pid:
-                return
-            record = self.children.pop(pid, None)
-            if record:
-                self.bury(record, os.waitstatus_to_exitcode(status))
-        return
+                if not pid:
+                    return
+                if pid in self.children:
+                    self.bury(self.children.pop(pid), os.waitstatus_to_exitcode(status))
 
     def bury(self, record: Record, code: int) -> None:
         """Free what an ended child had; find out whether it should have ended."""
-        for column in self.level_columns(record.server):
-            self.counters.use(record.row)[column] = 0
-        state, started = self.processes.get(record.row, "state"), self.has_started(record)
+        expected = self.exit_status is not None or record.dismissed_s or (code == 0 and self.leaves(record))
+        server = record.generation.server
+        for stat in server.registry.stats[0]:
+            if stat.read is None and not stat.resettable:  # a level, not a counter
+                self.counters.use(record.row)[self.counters.column(stat.group, stat.name)] = 0
+        early = not self.has_started(record) or time.monotonic() <= record.served_s + EARLY_S
         self.processes.set(record.row, pid=0, state=Processes.FREE)
-        self.loads.pop(record.pid, None)
-        if self.exit_status is not None or (record.retiring and code == 0) or (record.told_s and state == Processes.STOPPING):
+        if expected:
             return
         why = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         log.error("child %d (pid %d) died: %s", record.rank, record.pid, why)
-        self.server.count("child_deaths")
-        if code == BOOT_FAILED:
-            return self.boot_failed() if record.server is self.server else None  # else its reload is taken back already
-        self.server.raise_event("E_MI_CHILD_DIED", {"pid": record.pid, "reason": why})
-        self.back_off(not started or time.monotonic() - record.born_s <= EARLY_S)
-
-    def level_columns(self, server: Server) -> list[int]:
-        """The columns of statistics that are levels, not counters."""
-        return [self.counters.column(stat.group, stat.name) for stat in server.registry.stats[0]
-                if stat.read is None and not stat.resettable]
+        self.current.server.count("child_deaths")
+        if record.generation is self.candidate and early:
+            return self.refuse_reload("taken back, its child died: %s; the reason stands above", why)
+        if code == BOOT_FAILED and record.generation is self.current:
+            log.critical("a child cannot start, giving up; the reason stands above")
+            return self.stop(EXIT_CRASH, signal.SIGTERM)
+        self.current.server.raise_event("E_MI_CHILD_DIED", {"pid": record.pid, "reason": why})
+        return self.back_off(early)
 
     def back_off(self, early: bool) -> None:
         """Wait longer and longer between starts of children that die early; give up after crash_limit of them."""
@@ -5999,109 +5962,175 @@ class Supervisor:
         if time.monotonic() - self.early_s > FORGOTTEN_S:
             self.early_deaths = 0
         self.early_deaths, self.early_s = self.early_deaths + 1, time.monotonic()
-        if self.early_deaths >= self.setup.own["crash_limit"]:
+        if self.early_deaths >= self.current.setup.own["crash_limit"]:
             log.critical("%d children died within %g s of their start, giving up", self.early_deaths, EARLY_S)
             return self.stop(EXIT_CRASH, signal.SIGTERM)
         self.not_before_s = time.monotonic() + min(LONGEST_PAUSE_S, 0.05 * 2 ** self.early_deaths)
 
-    def boot_failed(self) -> None:
-        """A child could not start: end the server, or take back the reload that brought it."""
-        if not self.previous:
-            log.critical("a child cannot start, giving up; the reason stands above")
-            return self.stop(EXIT_CRASH, signal.SIGTERM)
-        log.error("reload taken back: its children cannot start; the reason stands above")
-        self.server.count("reload_errors")
-        newer = [endpoint for endpoint in self.endpoints if endpoint not in self.previous[2]]
-        self.setup, self.server, self.endpoints = self.previous
-        self.previous = None
-        self.close_sockets(newer)
-        for record in self.children.values():
-            if record.retiring and not record.told_s:
-                record.retiring = False
-                self.processes.set(record.row, state=Processes.SERVING)
-            else:
-                self.retire(record)
-        self.ready_told = False
-        self.reload_again()
-
-    # Once a second.
+    # Twice a second.
 
     def tick(self) -> None:
-        """Look after the children and sockets; kill what does not stop."""
+        """Look after the children and sockets."""
         now_s = time.monotonic()
-        limit_s = self.setup.own["stop_timeout"] / 1000 + KILL_AFTER_S
-        for record in self.children.values():
-            told_s = self.stop_s or record.told_s
-            if told_s and now_s - told_s > limit_s:
-                log.warning("child %d (pid %d) does not stop, killed", record.rank, record.pid)
-                self.kill(record.pid, signal.SIGKILL)
-        if self.exit_status is not None or now_s - getattr(self, "ticked_s", 0) < 0.5:
+        self.kill_the_stuck(now_s)
+        if self.exit_status is not None or now_s - self.ticked_s < 0.5:
             return
-        awake = now_s - getattr(self, "ticked_s", now_s) < FROZEN_S
+        awake = now_s - (self.ticked_s or now_s) < FROZEN_S
         self.ticked_s = now_s
-        tend_logs(self.server)
+        tend_logs(self.current.server)
         if awake:  # else the children were frozen too, and get the time to beat
             self.check_beats(now_s)
         self.check_sockets()
-        self.measure_load(now_s)
+        self.loads.measure(self.current.server.counted, len(self.current.ranks), now_s)
+
+    def kill_the_stuck(self, now_s: float) -> None:
+        """Kill those that do not stop."""
+        for record in self.children.values():
+            limit_s = record.generation.setup.own["stop_timeout"] / 1000 + KILL_AFTER_S
+            if now_s - (self.stop_s or record.dismissed_s or now_s) > limit_s:
+                log.warning("child %d (pid %d) does not stop, killed", record.rank, record.pid)
+                record.kill(signal.SIGKILL)
 
     def check_beats(self, now_s: float) -> None:
         """Kill children that are away from their hub for too long; tell systemd that all is well."""
-        limits_ms = {True: self.setup.own["stall_timeout"], False: START_LIMIT_S * 1000}
-        stalled = [record for record in self.children.values() if
-                   now_s * 1000 - self.processes.beats[record.row] > limits_ms[self.has_started(record)]]
-        for record in stalled:
-            limit_ms = limits_ms[self.has_started(record)]
-            log.error("child %d (pid %d) is stalled for %d ms, killed", record.rank, record.pid, limit_ms)
-            self.server.count("child_stalls")
-            self.kill(record.pid, signal.SIGKILL)
+        stalled = False
+        for record in self.children.values():
+            limit_ms = record.generation.setup.own["stall_timeout"] if self.has_started(record) else START_LIMIT_S * 1000
+            if now_s * 1000 - self.processes.beats[record.row] > limit_ms:
+                log.error("child %d (pid %d) is stalled for %d ms, killed", record.rank, record.pid, limit_ms)
+                self.current.server.count("child_stalls")
+                record.kill(signal.SIGKILL)
+                stalled = True
         if not stalled:
-            self.notify.send("WATCHDOG=1")
+            self.notifier.send("WATCHDOG=1")
+
+    # Sockets.
+
+    def open_sockets(self, setup: Setup, given: dict) -> list[Endpoint]:
+        """The sockets of a configuration: those that are open already, and new ones; StartError."""
+        return [self.endpoint_of(place) or self.opened(place, given) for place in setup.listeners]
+
+    def endpoint_of(self, place: Place) -> Endpoint | None:
+        """The open socket of a place, if there is one."""
+        return next((endpoint for endpoint in self.endpoints
+                     if endpoint.place.spot == place.spot and not endpoint.is_lost()), None)
+
+    def opened(self, place: Place, given: dict) -> Endpoint:
+        """A new socket, or one of those given; with a large send buffer, as root beyond the system's limit. StartError."""
+        endpoint = open_endpoint(place, given)
+        self.endpoints.append(endpoint)
+        if endpoint.unix and self.setup.own["allow_command"]:
+            endpoint.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        size = self.setup.own["send_buffer"]
+        try:
+            endpoint.socket.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_SNDBUFFORCE", 32), size)
+        except PermissionError:
+            endpoint.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+        return endpoint
+
+    def close_unused(self) -> None:
+        """Close the sockets that no generation serves any more, and remove their files."""
+        generations = [self.current, self.candidate, *(record.generation for record in self.children.values())]
+        used = {endpoint for generation in generations if generation for endpoint in generation.endpoints}
+        for endpoint in set(self.endpoints) - used:
+            endpoint.close(remove=True)
+            self.endpoints.remove(endpoint)
 
     def check_sockets(self) -> None:
-        """Bind those sockets again whose file somebody deleted."""
-        for index, endpoint in enumerate(self.endpoints):
-            if not endpoint.is_lost():
-                continue
-            if os.path.lexists(endpoint.place.spot):
-                self.say_once(endpoint, f"{endpoint.place.spot} is no longer our socket; somebody put another file there")
-                continue
-            try:
-                fresh = open_endpoint(endpoint.place, {})
-            except StartError as error:
-                self.say_once(endpoint, f"{endpoint.place.spot} was deleted and cannot be bound again: {error}")
-                continue
-            log.warning("%s was deleted; bound again", endpoint.place.spot)
-            self.tune(fresh)
-            self.endpoints = [*self.endpoints[:index], fresh, *self.endpoints[index + 1:]]
-            self.leaving.append(endpoint)
-            self.retire_all()
+        """Bind those sockets again whose file somebody deleted; their children are replaced."""
+        now = self.current
+        lost = [endpoint for endpoint in now.endpoints if endpoint.is_lost()]
+        fresh = {endpoint: self.bound_again(endpoint) for endpoint in lost}
+        if any(fresh.values()):
+            self.current = Generation(now.setup, now.server, [fresh.get(old) or old for old in now.endpoints])
 
-    def say_once(self, endpoint: Endpoint, text: str) -> None:
-        """Log a lasting trouble of a socket once."""
-        if getattr(endpoint, "said", None) != text:
-            endpoint.said = text
-            log.error("%s", text)
+    def bound_again(self, endpoint: Endpoint) -> Endpoint | None:
+        """A new socket at the path of one whose file is gone, None if that cannot be."""
+        spot = endpoint.place.spot
+        if os.path.lexists(spot):
+            endpoint.say_once(f"{spot} is no longer our socket; somebody put another file there")
+            return None
+        try:
+            fresh = self.opened(endpoint.place, {})
+        except StartError as error:
+            endpoint.say_once(f"{spot} was deleted and cannot be bound again: {error}")
+            return None
+        log.warning("%s was deleted; bound again", spot)
+        return fresh
 
-    def measure_load(self, now_s: float) -> None:
-        """Set the statistics of the CPU used by the processes, in per cent."""
-        loads = {rank: self.loads_of(pid, now_s) for rank, pid, _, _ in self.processes.living()}
-        for suffix, ranks in load_groups(self.setup.mi["children_count"]).items():
+    ACTIONS: dict[int, Callable[[Supervisor], None]] = {
+        signal.SIGTERM: handle_term, signal.SIGINT: handle_int, signal.SIGQUIT: handle_int,
+        signal.SIGHUP: handle_hup, signal.SIGUSR1: handle_usr1}
+
+
+def hand_over(endpoint: Endpoint, place: Place) -> None:
+    """Give the file of an open socket the mode and owner that its place has now."""
+    if endpoint.place != place:
+        try:
+            endpoint.move(place)
+        except OSError as error:
+            log.error("mode and owner of %s stay as they are: %s", place.spot, error.strerror)
+
+
+class Loads:
+    """The CPU that the processes use over the last second, minute and ten minutes, in per cent."""
+
+    def __init__(self, counters: Counters, processes: Processes):
+        self.counters, self.processes = counters, processes
+        self.samples: dict[int, collections.deque] = {}  # pid -> (when, seconds of CPU)
+
+    def measure(self, counted: memoryview, children: int, now_s: float) -> None:
+        """Set the statistics of the attendant and of so many children in a row of the counters."""
+        pids = {rank: pid for rank, pid, _, _ in self.processes.living()}
+        loads = {rank: self.of(pid, now_s) for rank, pid in pids.items()}
+        self.samples = {pid: samples for pid, samples in self.samples.items() if pid in pids.values()}
+        for suffix, ranks in load_groups(children).items():
             shown = [loads[rank] for rank in ranks if rank in loads] or [[0] * len(LOADS)]
             for name, values in zip(LOADS, zip(*shown)):
-                self.server.counted[self.counters.column("load", name + suffix)] = sum(values) // len(values)
+                counted[self.counters.column("load", name + suffix)] = sum(values) // len(values)
 
-    def loads_of(self, pid: int, now_s: float) -> list[int]:
-        """The CPU that a process used over the last second, minute and ten minutes, in per cent."""
+    def of(self, pid: int, now_s: float) -> list[int]:
+        """The loads of a process."""
         try:
             with open(f"/proc/{pid}/stat") as file:
                 fields = file.read().rpartition(")")[2].split()
         except OSError:
             return [0] * len(LOADS)
-        samples = self.loads.setdefault(pid, collections.deque(maxlen=1300))
+        samples = self.samples.setdefault(pid, collections.deque(maxlen=1300))
         samples.append((now_s, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")))
         firsts = [samples[bisect.bisect_left(samples, (now_s - span_s - 0.5,))] for span_s in LOADS.values()]
         return [round(100 * (samples[-1][1] - used_s) / (now_s - then_s or 1)) for then_s, used_s in firsts]
+
+
+def watch_parent(attendant_pid: int) -> None:
+    """Have the kernel end this child soon after the attendant, even when it is stuck in a handler.
+
+    PR_SET_PDEATHSIG sends SIGUSR2, whose handler sets an alarm clock that nothing turns off; sent by others it does nothing.
+    """
+    import ctypes
+
+    def handle(number: int, frame: Any) -> None:
+        if os.getppid() != attendant_pid:
+            signal.setitimer(signal.ITIMER_REAL, ORPHAN_S + 0.3)
+
+    original("signal", "signal")(signal.SIGALRM, signal.SIG_DFL)
+    original("signal", "signal")(signal.SIGUSR2, handle)
+    ctypes.CDLL(None).prctl(1, signal.SIGUSR2, 0, 0, 0)
+
+
+def set_title(title: str) -> None:
+    """Name this process for ps(1), if setproctitle is installed."""
+    with contextlib.suppress(ImportError):
+        import setproctitle
+
+        setproctitle.setproctitle(title)
+
+
+###############################################################################
+# 16b. systemd ################################################################
+###############################################################################
+# Strategy: systemd is spoken to if its variables say so, and they are handed
+# on to nobody.
 
 
 class Notifier:
@@ -6140,30 +6169,6 @@ def given_sockets() -> dict:
     for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
         os.environ.pop(name, None)
     return found
-
-
-def watch_parent(attendant_pid: int) -> None:
-    """Have the kernel end this child soon after the attendant, even when it is stuck in a handler.
-
-    PR_SET_PDEATHSIG sends SIGUSR2, whose handler sets an alarm clock that nothing turns off; sent by others it does nothing.
-    """
-    import ctypes
-
-    def handle(number: int, frame: Any) -> None:
-        if os.getppid() != attendant_pid:
-            signal.setitimer(signal.ITIMER_REAL, ORPHAN_S + 0.3)
-
-    original("signal", "signal")(signal.SIGALRM, signal.SIG_DFL)
-    original("signal", "signal")(signal.SIGUSR2, handle)
-    ctypes.CDLL(None).prctl(1, signal.SIGUSR2, 0, 0, 0)
-
-
-def set_title(title: str) -> None:
-    """Name this process for ps(1), if setproctitle is installed."""
-    with contextlib.suppress(ImportError):
-        import setproctitle
-
-        setproctitle.setproctitle(title)
 
 
 ###############################################################################
@@ -6485,6 +6490,7 @@ def load_packages() -> None:
     except ImportError as error:
         raise StartError(EXIT_CRASH, f"{error.name} is missing; {PACKAGES}") from None
     gevent.monkey.patch_all()
+    os.close = original("os", "close")  # gevent's leaves that to a hub, and the attendant runs none
     for name in ("loop", "resolver", "threadpool"):  # imported now: after -u a child may not read Python's files
         getattr(gevent.config, name)
     for name in ("gevent.util", "ctypes"):
@@ -6805,7 +6811,7 @@ def start(options, setup: Setup, load: Callable[[], Setup], processes: Processes
         drop_privileges(options)
         supervisor.make_store()
         if options.background:
-            supervisor.tell_starter = go_background()
+            supervisor.starter = go_background()
         if pidfile:
             pidfile.write(f"{os.getpid()}")
         log_notes(setup)

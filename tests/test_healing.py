@@ -483,7 +483,7 @@ def test_a_reload_while_another_is_under_way(greeter, second):
     if second == "a mistake in the configuration":
         greeter.wait_log("reload refused")
     if second == "a good one":
-        greeter.wait_log("reloaded")
+        greeter.wait_log("ready:", times=2)
         assert greeter.ask(b":greet:\n") == b"200 OK\ngreeting:: good day\n\n"
     wait_for(lambda: len(greeter.children()) == len(before), what="as many children as before")
     os.kill(greeter.children()[0], signal.SIGKILL)
@@ -549,9 +549,7 @@ def test_reload_whose_children_cannot_start_is_taken_back(greeter):
         greeter.write_plug_in(NEW_GREETER + "def child_init(ctx):\n    raise OSError('no database')\n")
         greeter.write(greeter.config_path.read_text().replace('children_count", 2', 'children_count", 3'))
         reload(greeter, "reload taken back")
-        load.wait(100)
-        greeter.wait_log("ready:", times=2)
-        load.wait(100)
+        load.wait(200)
     assert load.lost == 0
     assert set(load.replies) == {b"200 OK\ngreeting:: hello\n\n"}
     assert "no database" in greeter.log

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 from conftest import PLUGINS, free_port, needs_root, wait_for
@@ -334,27 +333,27 @@ def test_loads_are_those_of_the_processes(start):
 
 
 def test_loads_are_means_of_the_last_second_minute_and_ten_minutes():
-    supervisor = mi.Supervisor(None, None, mi.Processes(), 0.0)
-    assert supervisor.loads_of(os.getpid(), 1000.0) == [0, 0, 0]
+    loads_of = mi.Loads(mi.Counters(), mi.Processes()).of
+    assert loads_of(os.getpid(), 1000.0) == [0, 0, 0]
     end_s = time.process_time() + 1
     while time.process_time() < end_s:
         pass
     for now_s, loads in ((1001.0, (100, 100, 100)), (1002.0, (0, 50, 50)), (1062.0, (0, 0, 2)), (1610.0, (0, 0, 0))):
-        assert supervisor.loads_of(os.getpid(), now_s) == pytest.approx(loads, abs=loads[-1] * 0.1 + 0.5)
+        assert loads_of(os.getpid(), now_s) == pytest.approx(loads, abs=loads[-1] * 0.1 + 0.5)
 
 
 def test_the_load_of_a_rank_whose_process_is_gone_is_0():
     gone = subprocess.Popen(["true"])
     gone.wait()
     processes = mi.Processes()
-    supervisor = mi.Supervisor(SimpleNamespace(mi={"children_count": 2}), None, processes, 0.0)
-    supervisor.server = SimpleNamespace(counted=supervisor.counters.use(mi.ATTENDANT))
+    loads = mi.Loads(counters := mi.Counters(), processes)
+    counted = counters.use(mi.ATTENDANT)
     processes.set(processes.take(), rank=1, pid=gone.pid)  # of rank 2 there is no process at all
-    columns = [supervisor.counters.column("load", f"load-proc-{rank}") for rank in (1, 2)]
+    columns = [counters.column("load", f"load-proc-{rank}") for rank in (1, 2)]
     for column in columns:
-        supervisor.server.counted[column] = 50
-    supervisor.measure_load(time.monotonic())
-    assert [supervisor.server.counted[column] for column in columns] == [0, 0] and not supervisor.loads
+        counted[column] = 50
+    loads.measure(counted, 2, time.monotonic())
+    assert [counted[column] for column in columns] == [0, 0] and not loads.samples
 
 
 @pytest.mark.parametrize("place, credentials, told", [
