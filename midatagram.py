@@ -2859,6 +2859,8 @@ def remove_run(folder: str, descriptor: int) -> None:
 
 def give_way() -> None:
     """Let others have their turn, requests in sockets as well: for these gevent.sleep(0) looks once in 50 times."""
+    import gevent
+
     gevent.sleep(1e-6)
 
 
@@ -2898,9 +2900,6 @@ class Server:
         self.row, self.attendant_pid = ATTENDANT, os.getpid()
         self.plans = Memo(CACHE_BYTES)
         self.events = Events(self, pair)
-        for stat in setup.registry.stats[0]:
-            if stat.read is None:
-                counters.column(stat.group, stat.name)
         for module in setup.registry.modules:
             module.server = self
             module.columns = {stat.name: counters.column(stat.group, stat.name)
@@ -2912,7 +2911,7 @@ class Server:
         self.row, self.counted = row, self.counters.use(row)
         for module in self.registry.modules:
             module.row = self.counted
-        self.core = next(module for module in self.registry.modules if module.name == "mi_datagram").columns
+        self.core = self.registry.modules_by_name["mi_datagram"].columns
         if row != ATTENDANT:
             self.store.size_bytes = self.setup.own["store_size"]
             self.store.failed = functools.partial(self.count, "store_errors")
@@ -2926,7 +2925,7 @@ class Server:
         return log.getChild(name)
 
     def values_of(self, stats: list[Stat]) -> Callable[[], tuple]:
-        """A function that gives the present values of statistics, in their order."""
+        """A function that returns the present values of statistics, in their order."""
         counters = self.counters
         runs = itertools.groupby(stats, lambda stat: stat.read or counters.block(stat.group, stat.name))
         parts = [functools.partial(figures_of, source, [stat.name for stat in run]) if callable(source)
@@ -2934,7 +2933,7 @@ class Server:
         return parts[0] if len(parts) == 1 and isinstance(parts[0], Watched) else Several(parts)
 
     def statistics(self, names: tuple, once: bool = False) -> Reply:
-        """The reply that shows statistics, which is kept: pollers ask for the same ones again. Error when unknown.
+        """The reply that shows statistics, which is cached: pollers ask for the same ones again. Error when unknown.
 
         once: a statistic asked for twice is shown once, as the members of a JSON object are.
         """
@@ -2976,10 +2975,12 @@ ONCE, LABEL = 4096, 100  # lines remembered that are logged once; characters of 
 
 
 def escaped(text: str) -> str:
-    """Text on one line that no reader of logs takes for another one: what is not printable as an escape, \\xff for a byte."""
-    if text.isprintable():
-        return text
-    return "".join([char if char.isprintable() else repr(char)[1:-1].replace("\\udc", "\\x") for char in text])
+    """Text on one line that no reader of logs takes for another one, cut to LINE bytes: what is not printable is an escape,
+    \\xff for a byte."""
+    if not text.isprintable():
+        text = "".join([char if char.isprintable() else repr(char)[1:-1].replace("\\udc", "\\x") for char in text])
+    data = text.encode()
+    return text if len(data) <= LINE else f"{data[:LINE - 3].decode(errors='ignore')}..."
 
 
 class LineFormatter(logging.Formatter):
@@ -2999,12 +3000,7 @@ class LineFormatter(logging.Formatter):
             text = entry.strip("\n")  # of a frame: several lines; the text of an exception: one, whatever it holds
             lines += [f"  {line}" for line in (text.split("\n") if text.startswith("  File ") else [text])]
         mark = f"<{PRIORITIES.get(record.levelno, 6)}>" if self.journal else ""
-        return "\n".join([mark + cut(escaped(line)) for line in lines])
-
-
-def cut(line: str) -> str:
-    """The part of a line that is logged."""
-    return line if len(line.encode()) <= LINE else f"{line.encode()[:LINE - 3].decode(errors='ignore')}..."
+        return "\n".join([mark + escaped(line) for line in lines])
 
 
 class LineLimit:
@@ -3111,10 +3107,15 @@ def syslog_sender(place: str) -> Callable[[bytes], int]:
     """
     sock = original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM)
 
-    def connect(kind: int) -> None:
+    def connect(*kinds: int) -> None:
         nonlocal sock
-        sock = original("socket", "socket")(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
-        sock.connect(place)
+        sock = original("socket", "socket")(socket.AF_UNIX, kinds[0] | socket.SOCK_NONBLOCK)
+        try:
+            sock.connect(place)
+        except OSError as error:
+            if error.errno != errno.EPROTOTYPE or not kinds[1:]:
+                raise
+            connect(*kinds[1:])
 
     def send(data: bytes) -> int:
         try:
@@ -3122,12 +3123,7 @@ def syslog_sender(place: str) -> Callable[[bytes], int]:
         except BlockingIOError:
             raise
         except OSError:  # it is not connected, or the daemon is gone
-            try:
-                connect(socket.SOCK_DGRAM)
-            except OSError as error:
-                if error.errno != errno.EPROTOTYPE:
-                    raise
-                connect(socket.SOCK_STREAM)
+            connect(socket.SOCK_DGRAM, socket.SOCK_STREAM)
         return sock.send(data)
 
     return send
@@ -3230,13 +3226,6 @@ def acting_as(user: Any, gid: int) -> Iterator[None]:
         yield
 
 
-def stderr_is_journal() -> bool:
-    """Whether systemd says that stderr is its journal's stream."""
-    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
-    status = os.fstat(2)
-    return (device, inode) == (str(status.st_dev), str(status.st_ino))
-
-
 def start_logging(setup: Setup, processes: Processes, options) -> None:
     """Log to stderr, syslog or a file, as the configuration and the command line say; StartError."""
     settings = setup.globals
@@ -3252,7 +3241,8 @@ def start_logging(setup: Setup, processes: Processes, options) -> None:
     else:
         facility = logging.handlers.SysLogHandler.facility_names[settings.get("log_facility", "daemon")]
         handler = LogHandler(syslog_sender("/dev/log"), facility=facility)
-    journal = handler.on_stderr and stderr_is_journal()
+    status = os.fstat(2)
+    journal = handler.on_stderr and os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
     handler.setFormatter(LineFormatter(not journal and handler.facility is None, journal))
     log.handlers[:] = [handler]
     log.setLevel(1)
@@ -3322,7 +3312,7 @@ class Events:
 
     def __init__(self, server: Server, pair: tuple):
         self.server, (self.inlet, self.outlet) = server, pair
-        self.queue: collections.deque = collections.deque()  # (name, iterator of those who have not got it, bytes)
+        self.queue: collections.deque = collections.deque()  # (name, iterator of (subscription, datagram), bytes)
         self.waiting_bytes, self.sending = 0, False
         self.senders: dict[int, Any] = {}  # address family -> socket
         self.text: str | None = None
@@ -3467,20 +3457,16 @@ def write_event(name: str, attributes, dialect: str) -> bytes:
 
 
 def event_target(place: str) -> tuple[int, Any]:
-    """The socket family and address that an event_subscribe names; ValueError if it names none."""
-    scheme, _, rest = place.partition(":")
-    if scheme == "unix" and rest:
-        return socket.AF_UNIX, rest
-    host, colon, port = rest.rpartition(":")
-    if scheme != "udp" or not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
-        raise ValueError("takes udp:HOST:PORT or unix:PATH")
-    wanted = host.strip("[]"), int(port), 0, socket.SOCK_DGRAM
-    try:
-        with contextlib.suppress(socket.gaierror):  # gevent has a thread for names, which makes all system calls dearer
-            return original("socket", "getaddrinfo")(*wanted, flags=socket.AI_NUMERICHOST)[0][::4]
-        return preferred(socket.getaddrinfo(*wanted))[::4]
-    except (OSError, UnicodeError) as error:
-        raise ValueError(f"no such host: {host} ({error})") from None
+    """The socket family and address of `unix:PATH` or `udp:HOST:PORT`; ValueError, and OSError for an unknown host."""
+    if place.startswith("unix:") and place != "unix:":
+        return socket.AF_UNIX, place[5:]
+    match = re.fullmatch("udp:(.+):([0-9]{1,5})", place)
+    if not match or not 0 < int(match[2]) < 65536:
+        raise ValueError(place)
+    wanted = match[1].strip("[]"), int(match[2]), 0, socket.SOCK_DGRAM
+    with contextlib.suppress(socket.gaierror):  # gevent has a thread for names, which makes all system calls dearer
+        return original("socket", "getaddrinfo")(*wanted, flags=socket.AI_NUMERICHOST)[0][::4]
+    return preferred(socket.getaddrinfo(*wanted))[::4]
 
 
 def preferred(entries: list[tuple]) -> tuple:
@@ -4327,7 +4313,7 @@ def cache_remove(ctx, system, attr):
 
 
 def bind_subscription(request: Request) -> list:
-    """EVENT, SOCKET and EXPIRE of a text request; further arguments are not looked at."""
+    """EVENT, SOCKET and EXPIRE of a text request; further arguments are ignored."""
     values = [value or "" for value in request.values[:3]]
     if not all(values[:2]) or len(values) < 2:
         raise WRONG_COUNT
@@ -4348,29 +4334,27 @@ def event_subscribe(ctx, event, socket, expire=3600):
         raise BAD_PARAMETER
     try:
         family, target = event_target(socket)
-    except ValueError:
+    except (OSError, ValueError):
         raise BAD_PARAMETER from None
     if not may_have_events(ctx, family, target):
         endpoint, client = ctx.caller
         ctx.server.count("forbidden")
         log.warning("audit: events for %a refused to %s", socket, shown_address(endpoint.address_of(client)))
         raise Error(403, "Forbidden")
-    ended = expire == 0 and ctx.request.dialect == "jsonrpc"
-    row = {"event": event, "socket": socket, "expire": expire, "since": time.monotonic(), "dialect": ctx.request.dialect,
-           "family": family, "target": target, "ended": ended}
-    ctx.server.events.subscribe(row)
+    dialect = ctx.request.dialect
+    ctx.server.events.subscribe({
+        "event": event, "socket": socket, "expire": expire, "since": time.monotonic(), "dialect": dialect, "family": family,
+        "target": target, "ended": expire == 0 and dialect == "jsonrpc"})
     return Reply()
 
 
 def may_have_events(ctx, family: int, target: Any) -> bool:
     """Whether who asks may subscribe an address: a UNIX client any, a UDP client its own host's and those in event_targets."""
     endpoint, client = ctx.caller or (None, None)
-    if endpoint is None or endpoint.unix:
-        return True
-    if family == socket.AF_UNIX:
-        return False
-    wanted, networks = host_address(target[0]), ctx.server.setup.own["event_targets"]
-    return wanted == host_address(endpoint.address_of(client)[0]) or any(wanted in network for network in networks)
+    if endpoint is None or endpoint.unix or family == socket.AF_UNIX:
+        return endpoint is None or endpoint.unix
+    own = host_address(endpoint.address_of(client)[0])
+    return host_address(target[0]) == own or in_networks(target[0], ctx.server.setup.own["event_targets"])
 
 
 def event_params(value):
@@ -4424,18 +4408,18 @@ def subscribers_list(ctx, event=None, socket=None):
     events, server = ctx.server.registry.events, ctx.server
     if event is not None and event not in events:
         raise Error(404, "Event not published")
-    nodes, shown = [], []
+    nodes, members = [], []
     for name in events if event is None else [event]:
         rows = [row for row in server.events.subscribers(name, ended=True) if socket in (None, row["socket"])]
-        lines = [Node("Subscriber", None, (("socket", row["socket"]), ("expire", row["expire"]))) for row in rows]
         if rows:
+            lines = [Node("Subscriber", None, (("socket", row["socket"]), ("expire", row["expire"]))) for row in rows]
             nodes.append(Node("Event", name, (("id", events[name]),), lines))
-            subscribers = [{"socket": row["socket"], "expire": row["expire"], "ttl": time_left(row)} for row in rows]
-            shown.append({"name": name, "id": events[name],
-                          **({"Subscribers": subscribers} if socket is None else {"Subscriber": subscribers[0]})})
+            each = [{"socket": row["socket"], "expire": row["expire"], "ttl": time_left(row)} for row in rows]
+            members.append({"name": name, "id": events[name],
+                            **({"Subscribers": each} if socket is None else {"Subscriber": each[0]})})
     if socket is not None and not nodes:
         raise Error(404, "Subscriber does not exist")
-    return Reply(nodes=nodes, result={"Events": shown} if event is None else {"Event": shown[0] if shown else {}})
+    return Reply(nodes=nodes, result={"Events": members} if event is None else {"Event": members[0] if members else {}})
 
 
 def time_left(row: dict):
