@@ -3779,7 +3779,7 @@ class Loader:
         for module in modules:
             advice = module.set(name, value, *where)
             if advice:
-                self.note(logging.WARNING, where, advice)
+                self.note(where, advice)
         if modules or pattern in self.passed:
             return
         if find_plugin(pattern, self.folders):
@@ -3787,13 +3787,13 @@ class Loader:
         self.passed.add(pattern)
         self.pass_over(where, f"modparam for {pattern}, which has no plug-in here, passed over", nearest(pattern, self.modules))
 
-    def note(self, level: int, where: Where, text: str) -> None:
+    def note(self, where: Where, text: str, level: int = logging.WARNING) -> None:
         """Have something logged once logging works."""
         self.notes.append((level, "{}:{}: {}".format(*where, text)))
 
     def pass_over(self, where: Where, text: str, hint: str) -> None:
-        """Log that a line is passed over; with a hint it may be a mistake."""
-        self.note(logging.WARNING if hint else logging.INFO, where, text + hint)
+        """Note that a line is passed over; with a hint it may be a mistake."""
+        self.note(where, text + hint, logging.WARNING if hint else logging.INFO)
 
     def checked(self) -> Setup:
         """Check what needs all lines; ConfigError."""
@@ -3808,8 +3808,7 @@ class Loader:
                     module.hooks["init"](Context(module))
         destinations = self.destinations()
         registry = Registry(self.modules.values(), own["disable"])
-        self.check_commands([*registry.commands, *(command.name for command in registry.switched_off)])
-        self.check_accounts()
+        self.check_names([*registry.commands, *(command.name for command in registry.switched_off)])
         return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations)
 
     def destinations(self) -> dict:
@@ -3825,27 +3824,26 @@ class Loader:
         for name in names:
             if name not in declared:
                 hint = nearest(name, declared) or ", is its module loaded?"
-                self.note(logging.ERROR, self.mi.where("trace_destination"),
-                          f'no tracing destination "{name}"{hint}; commands are not traced to it')
+                text = f'no tracing destination "{name}"{hint}; commands are not traced to it'
+                self.note(self.mi.where("trace_destination"), text, logging.ERROR)
         return {name: declared[name] for name in names if name in declared and declared[name][1]}
 
-    def check_commands(self, known: list[str]) -> None:
-        """Commands that parameters name must exist; trace_bwlist may name those of modules passed over. ConfigError."""
-        allowed = [name for rule in self.own.settings["allow_command"] for name in rule.commands]
-        for module, param, names in ((self.mi, "trace_bwlist", self.mi.settings["trace_bwlist"].names),
-                                     (self.own, "allow_command", allowed), (self.own, "disable", self.own.settings["disable"])):
-            for name in [name for name in names if name not in known]:
-                message = f'{param} names the command "{name}", which does not exist{nearest(name, known)}'
-                if module is self.own or not self.passed:
-                    raise ConfigError(*module.where(param), message)
-                self.note(logging.WARNING, module.where(param), message)
-
-    def check_accounts(self) -> None:
-        """Users and groups that allow_command names must exist; ConfigError."""
-        for rule, where in zip(self.own.settings["allow_command"], self.own.lines.get("allow_command", [])):
-            for names, look_up in ((rule.users, pwd.getpwnam), (rule.groups, grp.getgrnam)):
-                for name in names:
-                    account_numbers(name, look_up, where, "allow_command")
+    def check_names(self, known: list[str]) -> None:
+        """Commands and accounts that parameters name must exist; trace_bwlist may name commands of modules passed over."""
+        mi, own = self.mi.settings, self.own.settings
+        named = [(self.mi.where("trace_bwlist"), "trace_bwlist", mi["trace_bwlist"].names),
+                 (self.own.where("disable"), "disable", own["disable"])]
+        for rule, where in zip(own["allow_command"], self.own.lines.get("allow_command", [])):
+            named.append((where, "allow_command", rule.commands))
+            for name in rule.users:
+                account_numbers(name, pwd.getpwnam, where, "allow_command")
+            for name in rule.groups:
+                account_numbers(name, grp.getgrnam, where, "allow_command")
+        for where, param, name in [(where, param, name) for where, param, names in named for name in names if name not in known]:
+            message = f'{param} names the command "{name}", which does not exist{nearest(name, known)}'
+            if param != "trace_bwlist" or not self.passed:
+                raise ConfigError(*where, message)
+            self.note(where, message)
 
     def places(self) -> list[Place]:
         """The sockets to open, none twice; a warning for each that other machines can use. ConfigError."""
@@ -3958,15 +3956,9 @@ class Canned(NamedTuple):
 
 def load_canned(path: str) -> Module:
     """A file of canned replies as a Module; ConfigError."""
-    text = read_source(path)
-    content = read_canned(path, text)
-    return Module(pathlib.Path(path).stem, {name: canned_command(content[name], path, text) for name in content.sections}, path)
-
-
-def read_canned(path: str, text: str) -> Any:
-    """The ConfigObj of a file of canned replies; ConfigError."""
     import configobj
 
+    text = read_source(path)
     spec = configobj.ConfigObj(CANNED_SPEC.splitlines(), interpolation=False, list_values=False, _inspec=True)
     try:
         content = configobj.ConfigObj(text.split("\n"), configspec=spec, interpolation=False, raise_errors=True)
@@ -3975,11 +3967,11 @@ def read_canned(path: str, text: str) -> Any:
         form = "; the form is KEY = VALUE, and several lines stand between ''' and '''" if "Invalid line" in what else ""
         raise ConfigError(path, error.line_number or 0, f"{what}{form}") from None
     check_canned(content, path, text)
-    return content
+    return Module(pathlib.Path(path).stem, {name: canned_command(content[name], path, text) for name in content.sections}, path)
 
 
 def check_canned(content: Any, path: str, text: str) -> None:
-    """Check the values against CANNED_SPEC, then the keys; ConfigError."""
+    """Check the values of a ConfigObj against its specification, then its keys; ConfigError."""
     import configobj
 
     try:
@@ -3989,12 +3981,11 @@ def check_canned(content: Any, path: str, text: str) -> None:
 
     results = content.validate(Validator(), preserve_errors=True)
     for sections, key, problem in configobj.flatten_errors(content, results):
-        where = line_of(text, key or f"[{sections[-1]}")
         form = f"; the form is {key} = NUMBER" if key in ("code", "delay") else ""
-        raise ConfigError(path, where, f"{'/'.join(sections)}: {key or 'section'}: {problem or 'is missing'}{form}")
+        raise ConfigError(path, line_of(text, key or f"[{sections[-1]}"), f"{'/'.join(sections)}: {key}: {problem}{form}")
     for sections, name in configobj.get_extra_values(content):
-        keys = content.configspec["__many__"].scalars
-        raise ConfigError(path, line_of(text, name), f'"{name}" is no key of a {"section" if sections else "command"}; '
+        kind, keys = "section" if sections else "command", content.configspec["__many__"].scalars
+        raise ConfigError(path, line_of(text, name), f'"{name}" is no key of a {kind}; '
                                                      f"keys are {', '.join(keys)}{nearest(name, keys)}")
 
 
@@ -4182,7 +4173,7 @@ tagged(c_integer, kind="integer")
 
 
 def bind_log_level(request: Request) -> list:
-    """LEVEL and PID of a text request; further arguments are not looked at."""
+    """LEVEL and PID of a text request, which ignores further arguments."""
     try:
         return [c_integer(value or "") for value in request.values[:2]]
     except ValueError:
@@ -4272,14 +4263,14 @@ def in_cache(ctx, system: str, failure: str, act: Callable[[str], Any]):
 @command("cache_store", json=CACHE, expire=c_integer, bind=in_order(
     [*CACHE_KEY, "Empty value argument", "Empty expires argument"], 3, "Too many parameters"))
 def cache_store(ctx, system, attr, value, expire=0):
-    """Keep a value in a cache system, for EXPIRE seconds or (0) for good."""
+    """Store a value in a cache system, for EXPIRE seconds (0: forever)."""
     in_cache(ctx, system, "Cache store command failed", lambda space: ctx.store.put(space, attr, value, expire))
     return Reply()
 
 
 @command("cache_fetch", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many arguments"))
 def cache_fetch(ctx, system, attr):
-    """Show a value of a cache system."""
+    """Fetch a value from a cache system."""
     value, live = in_cache(ctx, system, "Cache fetch command failed", lambda space: cached(ctx.store, space, attr))
     if value is None:
         return Reply(nodes=(Node(None, "Value not found"),), result=Error(400, "Value not found"))
@@ -4307,7 +4298,7 @@ class Fetched(Watched):
 
 @command("cache_remove", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many parameters"))
 def cache_remove(ctx, system, attr):
-    """Forget a value of a cache system."""
+    """Remove a value from a cache system."""
     in_cache(ctx, system, "Cache remove command failed", lambda space: ctx.store.remove(space, attr))
     return Reply()
 
@@ -4328,8 +4319,8 @@ SUBSCRIPTION = JsonForm(errors={BAD_PARAMETER.reason: Error(400, "Bad parameter 
 
 @command("event_subscribe", bind=bind_subscription, json=SUBSCRIPTION, expire=c_integer)
 def event_subscribe(ctx, event, socket, expire=3600):
-    """Send the events of a name to a socket, udp:HOST:PORT or unix:PATH, for EXPIRE seconds (0: for good; from
-    JSON-RPC clients: no longer)."""
+    """Subscribe SOCKET, udp:HOST:PORT or unix:PATH, to an event for EXPIRE seconds (0: forever; over JSON-RPC:
+    unsubscribe)."""
     if event not in ctx.server.registry.events:
         raise BAD_PARAMETER
     try:
@@ -4384,7 +4375,7 @@ def bind_event(request: Request) -> list:
 
 @command("raise_event", bind=bind_event, json=JsonForm(raw=("params",), errors=INTERNAL))
 def raise_event(ctx, event, params=()):
-    """Send an event to its subscribers, with attributes."""
+    """Send an event with its attributes to its subscribers."""
     if event not in ctx.server.registry.events:
         raise Error(404, "Event not registered")
     if not ctx.server.events.subscribers(event):
@@ -4397,14 +4388,14 @@ def raise_event(ctx, event, params=()):
 
 @command("events_list", input=False, json=JsonForm(plurals={"Event": ("Events", "name")}))
 def events_list(ctx):
-    """Show the events that can be subscribed to."""
+    """List all events."""
     events = ctx.server.registry.events
     return Reply(nodes=[Node("Event", name, (("id", number),)) for name, number in events.items()], live=CONSTANT)
 
 
 @command("subscribers_list", json=JsonForm(errors=INTERNAL))
 def subscribers_list(ctx, event=None, socket=None):
-    """Show who gets which events, all or those of one EVENT, or one SOCKET of it."""
+    """List the subscribers of all events, of one EVENT, or one SOCKET of it."""
     events, server = ctx.server.registry.events, ctx.server
     if event is not None and event not in events:
         raise Error(404, "Event not published")
@@ -4439,7 +4430,7 @@ USAGE = "help mi_cmd - returns information about 'mi_cmd'"
 
 
 def bind_help(request: Request) -> list:
-    """The command of a text request; further arguments are not looked at."""
+    """MI_CMD of a text request, which ignores further arguments."""
     return [value or "" for value in request.values[:1]]
 
 
@@ -4479,7 +4470,7 @@ CHUNK = JsonForm(errors={**INTERNAL, LONG_GLOB.reason: invalid_params(LONG_GLOB.
 
 @command("cache_remove_chunk", bind=bind_chunk, json=CHUNK)
 def cache_remove_chunk(ctx, glob, collection="default"):
-    """Forget the values whose names fit a pattern (in text requests a COLLECTION stands before the GLOB)."""
+    """Remove the values whose keys match a pattern (in text requests COLLECTION comes before GLOB)."""
     if collection not in ctx.server.registry.modules_by_name["cachedb_local"].settings["cache_collections"]:
         raise Error(500, "Server Internal Error")
     if len(encode(glob)) > GLOB_BYTES:
@@ -4553,30 +4544,31 @@ def cachedb_url(value) -> tuple:
     return match.group(1), match.group(2) or "default"
 
 
-LOADS = {"load": 1, "load1m": 60, "load10m": 600}  # statistics of the CPU used, and over how many seconds
+LOADS = {"load": 1, "load1m": 60, "load10m": 600}  # statistic -> period, s
 MEMORY = {"total_size": "VmSize", "used_size": "RssAnon", "real_used_size": "VmRSS", "max_used_size": "VmHWM",
-          "free_size": "free", "fragments": "p"}  # statistics of memory, and their names in what memory_of() gives
+          "free_size": "free", "fragments": "p"}  # statistic -> its name in memory_of()
 
 
 def load_groups(children: int) -> dict[str, Iterable[int]]:
-    """Of whom the loads are shown: what follows the names in LOADS -> the ranks."""
+    """Suffix of the statistics in LOADS -> the ranks whose mean they show."""
     everyone = range(children + 1)
     return {"": everyone[1:], "-all": everyone, **{f"-proc-{rank}": (rank,) for rank in everyone}}
 
 
 def each_second(read: Callable[[], dict]) -> Callable[[], dict]:
-    """A function that gives what read() gave within the same second."""
+    """A function that calls read() at most once a second, and returns its last result."""
     once = functools.lru_cache(1)(lambda second: read())
     return lambda: once(int(time.monotonic()))
 
 
-def memory_of(pid: int) -> collections.Counter:
-    """Sizes of a process' memory in bytes, and how many mappings are its own (p) and shared (s); 0 for a process that is
-    gone. From /proc/PID/status and maps, see proc(5)."""
-    memory = collections.Counter()
+def memory_of(pid: int) -> collections.Counter[str]:
+    """Sizes of a process' memory in bytes, its private (p) and its shared mappings (s), from /proc/PID/status and maps, see
+    proc(5). All are 0 when the process is gone."""
+    memory: collections.Counter[str] = collections.Counter()
     with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as status, open(f"/proc/{pid}/maps") as maps:
         memory.update({name: int(kb) * 1024 for name, kb in re.findall(r"^(\w+):\s+(\d+) kB$", status.read(), re.M)})
-        memory.update(re.findall(r"^\S+ ...([ps])", maps.read(), re.M), free=memory["VmSize"] - memory["VmRSS"])
+        memory.update(re.findall(r"^\S+ ...([ps])", maps.read(), re.M))
+        memory["free"] = memory["VmSize"] - memory["VmRSS"]
     return memory
 
 
@@ -4597,14 +4589,12 @@ def own_memory(processes: Processes, children: int) -> dict[str, int]:
 def core_stats(processes: Processes, started_s: float, children: int) -> list[Stat]:
     """The statistics of groups core, shmem, pkmem and load, under OpenSIPS' names. The attendant sets the loads."""
     shared, own = each_second(shared_memory), each_second(functools.partial(own_memory, processes, children))
-    return [
-        *[Stat(name, "bytes (fragments: mappings) of memory all processes share", "shmem", False, shared) for name in MEMORY],
-        Stat("timestamp", "seconds since the start", "core", False, lambda: int(time.time() - started_s)),
-        *[Stat(f"{name}{suffix}", "per cent of a CPU used", "load", False)
-          for suffix in load_groups(children) for name in LOADS],
-        *[Stat(f"{rank}-{name}", "bytes (fragments: mappings) of a process' own memory", "pkmem", False, own)
-          for rank in range(children + 1) for name in MEMORY],
-    ]
+    shmem = [Stat(name, "memory shared by all processes, bytes (fragments: mappings)", "shmem", False, shared) for name in MEMORY]
+    uptime = Stat("timestamp", "seconds since the start", "core", False, lambda: int(time.time() - started_s))
+    load = [Stat(name + suffix, "CPU usage, percent", "load", False) for suffix in load_groups(children) for name in LOADS]
+    pkmem = [Stat(f"{rank}-{name}", "memory of one process, bytes (fragments: mappings)", "pkmem", False, own)
+             for rank in range(children + 1) for name in MEMORY]
+    return [*shmem, uptime, *load, *pkmem]
 
 
 MI_DATAGRAM_PARAMS = [
@@ -4649,7 +4639,7 @@ MI_DATAGRAM_EVENTS = [
 ]
 MIDATAGRAM_PARAMS = [
     Param("listen", (), listener, "additional socket: ADDRESS[;mode=0660][;user=NAME][;group=NAME]", repeat=True),
-    Param("dialect", "auto", one_of("auto", "text", "jsonrpc"), "auto, text or jsonrpc; auto looks at the first byte of a request"),
+    Param("dialect", "auto", one_of("auto", "text", "jsonrpc"), "auto (by the first byte of each request), text or jsonrpc"),
     Param("pool_size", 1000, integer(1, 100000), "maximum number of requests in progress, per child"),
     Param("handler_timeout", 10000, integer(1, 86400000), "maximum run time of a command, ms"),
     Param("stall_timeout", 10000, integer(100, 86400000), "how long a child may block its event loop before it is replaced, ms"),
@@ -4662,10 +4652,10 @@ MIDATAGRAM_PARAMS = [
     Param("allow_command", (), access_rule, "access rule: COMMAND, ...: NETWORK|uid:NAME|gid:NAME, ...", repeat=True),
     Param("disable", (), words, "commands to disable, comma-separated: kill, log_level"),
     Param("log_file", None, string, "log to this file instead of stderr or syslog; SIGUSR1 reopens it"),
-    Param("store_size", 64 << 20, integer(1 << 20), "maximum size of the file with cached values, subscriptions and plug-in data, bytes"),
+    Param("store_size", 64 << 20, integer(1 << 20), "store size limit (cached values, subscriptions, plug-in data), bytes"),
     Param("max_subscribers", 256, integer(0), "maximum number of event subscriptions"),
     Param("event_targets", (), networks, "networks that UDP clients may subscribe, besides their own host"),
-    Param("crash_limit", 10, integer(1), "number of children in a row that die within 1 s of their start before the server exits"),
+    Param("crash_limit", 10, integer(1), "exit after this number of children in a row died within 1 s of their start"),
 ]
 
 
@@ -4681,8 +4671,8 @@ def built_in_modules() -> list[Module]:
                raise_event, list_tcp_conns, show_help),
         module("blacklists", list_blacklists),
         module("cachedb_local", cache_remove_chunk, forget_expired, PARAMS=[
-            Param("cache_collections", ("default",), collections_of, "names of collections, with semicolons"),
-            Param("cachedb_url", (), cachedb_url, "a further cache system: local:ID:///COLLECTION", repeat=True)]),
+            Param("cache_collections", ("default",), collections_of, "names of collections, semicolon-separated"),
+            Param("cachedb_url", (), cachedb_url, "additional cache system: local:ID:///COLLECTION", repeat=True)]),
         module("mi_datagram", PARAMS=MI_DATAGRAM_PARAMS, STATS=MI_DATAGRAM_STATS, EVENTS=MI_DATAGRAM_EVENTS),
         module("midatagram", PARAMS=MIDATAGRAM_PARAMS),
     ]
@@ -4705,9 +4695,8 @@ TRACE_STEADY_S = 5.0  # a connection that lasted so long makes the next pause sh
 
 
 TRACE_FIGURES = {
-    "queued": "packets put into the queue", "sent": "packets written", "dropped": "packets lost or left out",
-    "errors": "failed connects and writes", "reconnects": "connects after the first", "depth": "packets in the queue",
-    "connected": "children that are connected",
+    "queued": "packets queued", "sent": "packets sent", "dropped": "packets dropped", "errors": "failed connects and writes",
+    "reconnects": "connects after the first", "depth": "packets in the queue", "connected": "connected children",
 }
 
 

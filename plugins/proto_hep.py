@@ -152,12 +152,12 @@ SENDER = "traces are sent beside the replies, with time limits of their own"
 LISTENER = "this server receives no HEP"
 
 PARAMS = [
-    mi.Param("hep_id", (), hep_id, f"a destination: {FORM[1:-1]}", repeat=True, advice=declaration_advice),
-    mi.Param("trace_destination", (), declaration, "the same, by the name it has in the manual of mi_datagram",
+    mi.Param("hep_id", (), hep_id, f"destination: {FORM[1:-1]}", repeat=True, advice=declaration_advice),
+    mi.Param("trace_destination", (), declaration, "same as hep_id, as the manual of mi_datagram spells it",
              repeat=True, advice=declaration_advice),
     mi.Param("hep_capture_id", 1, mi.integer(0, 0xFFFFFFFF), "number of this server in chunk 0x000c"),
-    mi.Param("homer5_on", 1, mi.integer(), "0: payloads are JSON; otherwise text with homer5_delim between its parts"),
-    mi.Param("homer5_delim", ":", short_string, "what parts the text of payloads"),
+    mi.Param("homer5_on", 1, mi.integer(), "0: JSON payloads; otherwise text, separated by homer5_delim"),
+    mi.Param("homer5_delim", ":", short_string, "separator between the parts of a text payload"),
     mi.Param("hep_proto_type", 87, protocol_type, "protocol type in chunk 0x000b: 87 (MI) or 100 (LOG)"),
     mi.Param("hep_node_name", "", short_string, "name of this server in chunk 0x0013"),
     mi.Param("hep_auth_key", "", short_string, "key for the collector in chunk 0x000e"),
@@ -178,7 +178,7 @@ PARAMS = [
     unused("hep_retry_cooldown", 3600, SENDER),
 ]
 
-STATS = [mi.Stat("udp_refusals", "datagrams to collectors that were refused: nothing listened there")]
+STATS = [mi.Stat("udp_refusals", "datagrams refused by collectors: nothing listened there")]
 
 ###############################################################################
 # Packets #####################################################################

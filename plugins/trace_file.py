@@ -22,7 +22,7 @@ def absolute_path(value) -> str:
     return value
 
 
-PARAMS = [mi.Param("path", None, absolute_path, "the file that traces are appended to")]
+PARAMS = [mi.Param("path", None, absolute_path, "file to append traces to")]
 
 
 def line(trace: mi.Trace) -> str:

@@ -139,3 +139,25 @@ def test_no_socket_is_a_mistake(tmp_path):
     path.write_text("# nothing\n")
     done = run("-f", path)
     assert done.returncode == 78 and "no socket" in done.stderr
+
+
+@pytest.mark.parametrize("options, owner", [
+    ("user=root;group=5", (0, 5)), ("user=root", (0, 0)), ("user=7", (7, 2)), ("group=root", (9, 0)), ("group=-1", (9, 2)),
+])
+def test_the_owners_of_a_listener(options, owner):
+    """A user by name brings its group, unless a group is set; what the line lacks is as unix_socket_* say."""
+    module = next(module for module in mi.built_in_modules() if module.name == "mi_datagram")
+    module.set("unix_socket_user", 9, "f", 1)
+    if "root" not in options:
+        module.set("unix_socket_group", 2, "f", 2)
+    place = mi.place_of(mi.listener(f"/run/mi.sock;{options}"), ("f", 3), module)
+    assert (place.uid, place.gid) == owner
+
+
+def test_a_rule_for_an_unknown_command_is_named_by_its_line(tmp_path):
+    path = tmp_path / "bad.cfg"
+    rules = ["kill: uid:root", "kil: uid:root", "ps: uid:root"]
+    path.write_text(f'modparam("mi_datagram", "socket_name", "{tmp_path}/mi.sock")\n'
+                    + "\n".join(f'modparam("midatagram", "allow_command", "{rule}")' for rule in rules))
+    done = run("-c", "-f", path)
+    assert done.returncode == 78 and done.stderr.startswith(f'midatagram: {path}:3: allow_command names the command "kil"')
