@@ -6536,31 +6536,33 @@ def call_parser() -> argparse.ArgumentParser:
 ###############################################################################
 # 18. Command line ############################################################
 ###############################################################################
-# Strategy: main(argv) gives the exit status. Everything is checked before
+# Strategy: main(argv) returns the exit status. Everything is checked before
 # anything is opened, and everything is opened before the server goes to the
-# background, so that who starts it sees what is wrong.
+# background, so that whoever starts it sees what is wrong.
 
 PACKAGES = "gevent, configobj and setproctitle are needed: pip install gevent configobj setproctitle, " \
            "or apt install python3-gevent python3-configobj python3-setproctitle"
 
 
 def load_packages() -> None:
-    """Import gevent and patch the standard library for handlers; StartError when a package is missing."""
+    """Import all packages, since after -u a child may not read them, and patch the standard library for handlers.
+
+    StartError when one is missing.
+    """
     global gevent, greenlet
     try:
         import configobj  # noqa: F401 - config plug-ins need it
-        import gevent
         import gevent.event
         import gevent.monkey
+        import gevent.util
         import greenlet
     except ImportError as error:
         raise StartError(EXIT_CRASH, f"{error.name} is missing; {PACKAGES}") from None
     gevent.monkey.patch_all()
-    for name in ("loop", "resolver", "threadpool"):  # imported now: after -u a child may not read Python's files
-        getattr(gevent.config, name)
-    for name in ("gevent.util", "ctypes"):
-        importlib.import_module(name)
+    for name in ("loop", "resolver", "threadpool"):
+        getattr(gevent.config, name)  # imports it
     with contextlib.suppress(ImportError):
+        importlib.import_module("ctypes")
         importlib.import_module("setproctitle")
 
 
@@ -6631,7 +6633,7 @@ def log_notes(setup: Setup) -> None:
 
 
 def read_file(path: str) -> str | None:
-    """The text of a configuration file, None if there is no such file; ConfigError if it cannot be read."""
+    """The text of a configuration file, None if there is none; ConfigError if it cannot be read or trusted."""
     try:
         with open(path, "rb") as file:
             if os.geteuid() == 0 and is_everyones(file.fileno(), os.path.dirname(path) or "."):
@@ -6652,26 +6654,25 @@ def is_everyones(file: int, folder: str) -> bool:
 
 
 def default_configuration() -> str:
-    """The configuration that is read without -f: the one beside the script, else the system's; StartError for none."""
-    places = os.path.join(HERE, "midatagram.conf"), "/etc/midatagram/midatagram.conf"
-    found = next((place for place in places if os.path.exists(place)), None)
-    if found is None:
-        raise StartError(EXIT_CONFIG, f"which socket? give -s SOCKET or -f FILE; there is no {' and no '.join(places)}")
-    return found
+    """The configuration used without -f: the one beside the script, else the system's; StartError for none."""
+    paths = os.path.join(HERE, "midatagram.conf"), "/etc/midatagram/midatagram.conf"
+    for path in filter(os.path.exists, paths):
+        return path
+    raise StartError(EXIT_CONFIG, f"which socket? give -s SOCKET or -f FILE; there is no {' and no '.join(paths)}")
 
 
 def directives_of(options) -> list[Directive]:
     """What the command line says to serve: -f's directives, or with -s and no -f a lab with all plug-ins of -p."""
-    directives: list[Directive] = []
-    for folder in getattr(options, "plugins", ()):
+    folders = getattr(options, "plugins", [])
+    for folder in folders:
         if not os.path.isdir(folder):
             raise StartError(EXIT_CONFIG, f"-p: there is no folder {folder}")
     if options.file or not options.socket:
         directives = ConfigReader(read_file).read(options.file or default_configuration())
     else:
-        for folder in options.plugins:
-            names = [name for name in sorted(os.listdir(folder)) if name.endswith(tuple(LOADERS)) and name[0] not in "_."]
-            directives += [Directive("loadmodule", (os.path.join(os.path.abspath(folder), name),), "-p", 0) for name in names]
+        directives = [Directive("loadmodule", (os.path.join(os.path.abspath(folder), name),), "-p", 0)
+                      for folder in folders for name in sorted(os.listdir(folder))
+                      if name.endswith(tuple(LOADERS)) and name[0] not in "_."]
     if options.socket:
         directives.append(Directive("modparam", ("mi_datagram", "socket_name", options.socket), "-s", 0))
     return directives
@@ -6688,26 +6689,26 @@ def socket_of(options) -> Address:
     return module.settings["socket_name"]
 
 
-def server_parser():
+def server_parser() -> argparse.ArgumentParser:
     """The command line of the server."""
     parser = argparse.ArgumentParser(
         "midatagram.py", description="Serve OpenSIPS' Management Interface over UNIX and UDP datagrams.",
-        epilog="`midatagram.py call --help` is about the client. Signals: TERM stops, HUP reloads, USR1 opens logs again. "
+        epilog="`midatagram.py call --help` describes the client. Signals: TERM stops, HUP reloads, USR1 reopens logs. "
                "Exit status: 0 stopped, 1 crash, 2 usage, 3 not running, 69 address in use, 73 cannot create, "
                "75 already running, 77 permission, 78 configuration.")
     option = parser.add_argument
     option("-f", dest="file", metavar="FILE", help="configuration (midatagram.conf beside the script, else /etc/midatagram/)")
     option("-s", dest="socket", metavar="SOCKET", help="serve this socket: a UNIX path or udp:HOST:PORT; needs no -f")
     option("-p", dest="plugins", metavar="DIR", action="append", default=[],
-           help="a folder of plug-ins, before others; without -f all in it are loaded")
-    option("-c", dest="check", action="store_true", help="check the configuration and plug-ins, start nothing")
+           help="a folder of plug-ins, searched before others; without -f all its plug-ins are loaded")
+    option("-c", dest="check", action="store_true", help="check the configuration and the plug-ins, open nothing")
     option("-d", dest="debug", action="store_true", help="log each request and reply")
     option("-D", dest="background", action="store_true", help="go to the background once all children serve")
-    option("-P", dest="pidfile", metavar="FILE", help="keep the attendant's pid in a file, locked while it runs")
-    option("-u", dest="user", metavar="USER", help="run as this user once the sockets are open")
-    option("-g", dest="group", metavar="GROUP", help="run with this group")
-    option("--if-not-running", action="store_true", help="exit quietly with 0 when the server runs already")
-    option("--status", action="store_true", help="tell whether the server runs: exit status 0, or 3")
+    option("-P", dest="pidfile", metavar="FILE", help="write the attendant's pid to a file, which is locked while it runs")
+    option("-u", dest="user", metavar="USER", help="switch to this user once the sockets are open")
+    option("-g", dest="group", metavar="GROUP", help="switch to this group as well")
+    option("--if-not-running", action="store_true", help="exit with 0, quietly, if the server runs already")
+    option("--status", action="store_true", help="print whether the server runs; exit status 0 if so, else 3")
     option("--version", action="version", version=f"midatagram {__version__}")
     return parser
 
@@ -6858,24 +6859,24 @@ def drop_privileges(options) -> None:
 
 
 def close_inherited() -> None:
-    """Close what who started us left open, but for the standard streams and the sockets of systemd."""
-    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
-        if int(name) > 2 and int(name) not in given_descriptors():
-            with contextlib.suppress(OSError):  # the one that listed them
-                os.close(int(name))
+    """Close all inherited descriptors but the standard streams and the sockets of systemd."""
+    for descriptor in map(int, os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ()):
+        if descriptor > 2 and descriptor not in given_descriptors():
+            with contextlib.suppress(OSError):  # the descriptor that listdir used
+                os.close(descriptor)
 
 
 def let_go_of_stderr() -> None:
     """Let go of stderr, under each of its numbers."""
-    let_go(2, *[handler.descriptor for handler in log.handlers if handler.on_stderr])
+    let_go(2, *[handler.descriptor for handler in log.handlers if isinstance(handler, LogHandler) and handler.on_stderr])
 
 
 def let_go(*descriptors: int) -> None:
-    """Have standard streams lead nowhere."""
-    nothing = os.open(os.devnull, os.O_RDWR)
+    """Point descriptors of standard streams at /dev/null."""
+    null = os.open(os.devnull, os.O_RDWR)
     for descriptor in descriptors:
-        os.dup2(nothing, descriptor)
-    os.close(nothing)
+        os.dup2(null, descriptor)
+    os.close(null)
 
 
 def go_background() -> int:
@@ -6976,7 +6977,7 @@ def open_standard_streams() -> None:
 
 
 def flush_standard_streams() -> None:
-    """Write what is left; a stream that is gone does not change the exit status."""
+    """Flush stdout and stderr; one that is gone does not change the exit status."""
     for name in ("stdout", "stderr"):
         try:
             getattr(sys, name).flush()
@@ -6985,18 +6986,15 @@ def flush_standard_streams() -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Run the command line; gives the exit status."""
+    """Run the command line; returns the exit status."""
     open_standard_streams()
     try:
         if argv and argv[0] == "call":
             return call(argv[1:])
         return serve(server_parser().parse_args(argv))
-    except ConfigError as error:
+    except (ConfigError, StartError) as error:
         print(f"midatagram: {error}", file=sys.stderr)
-        return EXIT_CONFIG
-    except StartError as error:
-        print(f"midatagram: {error}", file=sys.stderr)
-        return error.status
+        return error.status if isinstance(error, StartError) else EXIT_CONFIG
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
