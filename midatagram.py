@@ -48,6 +48,7 @@ import pathlib
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from math import inf
 from typing import Any, NamedTuple
 
 __version__ = "1.0.0"
@@ -792,10 +793,10 @@ def json_limit(request_id, pretty: bool) -> int:
 ###############################################################################
 # 5. Converters ###############################################################
 ###############################################################################
-# Strategy: a converter takes what was written (text; in a modparam also an
-# int) and gives the value, or raises ValueError with what would be right:
-# "takes an integer from 1 to 9". They check form only; whether a user, a file
-# or a host exists is asked in part two.
+# Strategy: a converter takes text (of a modparam also an int) and returns a
+# value, or raises ValueError that says what would be right: "takes an integer
+# from 1 to 9". It checks the form only; part two checks that users, files and
+# hosts exist.
 
 WORDS = {"yes": 1, "true": 1, "on": 1, "enable": 1, "no": 0, "false": 0, "off": 0, "disable": 0}
 
@@ -824,18 +825,15 @@ def tagged(function: Any, **attributes: Any) -> Any:
     return function
 
 
-def integer(lo: int | None = None, hi: int | None = None) -> Callable:
+def integer(lo: float = -inf, hi: float = inf) -> Callable:
     """Converter: an int, or decimal or 0x text, within lo..hi, both included."""
-    span = {(False, False): "", (True, False): f" of at least {lo}", (False, True): f" of at most {hi}",
-            (True, True): f" from {lo} to {hi}"}[lo is not None, hi is not None]
+    least = f" of at least {lo}" if lo > -inf else ""
+    span = least if hi == inf else f" from {lo} to {hi}" if least else f" of at most {hi}"
 
     def convert(value) -> int:
-        if isinstance(value, str):
-            match = re.fullmatch(r"[+-]?(?:0x[0-9a-fA-F]{1,16}|[0-9]{1,20})", value)
-            if not match:
-                raise ValueError(f"takes an integer{span}")
+        if isinstance(value, str) and re.fullmatch(r"[+-]?(?:0x[0-9a-fA-F]{1,16}|[0-9]{1,20})", value):
             value = int(value, 16 if "x" in value else 10)
-        if (lo is not None and value < lo) or (hi is not None and value > hi):
+        if isinstance(value, str) or not lo <= value <= hi:
             raise ValueError(f"takes an integer{span}")
         return int(value)
 
@@ -844,11 +842,10 @@ def integer(lo: int | None = None, hi: int | None = None) -> Callable:
 
 def boolean(value) -> bool:
     """Converter: 0 or 1, or one of OpenSIPS' words (yes no true false on off enable disable)."""
-    if isinstance(value, str) and value in WORDS:
-        value = WORDS[value]
-    if value in (0, 1, "0", "1"):
-        return bool(int(value))
-    raise ValueError("takes yes or no")
+    digit = str(WORDS.get(value, value))
+    if digit not in ("0", "1"):
+        raise ValueError("takes yes or no")
+    return digit == "1"
 
 
 def one_of(*words: str) -> Callable:
@@ -878,7 +875,7 @@ def file_mode(value) -> int:
 
 
 def decimal_mode(value) -> str | None:
-    """What to say about a file mode that was written in decimal; None for the octal form."""
+    """The warning for a file mode written in decimal; None for the octal form."""
     text = getattr(value, "text", "0")
     if text.startswith("0"):
         return None
@@ -909,7 +906,7 @@ EMPTY_ARRAY = "Empty array in parameter '%s'"
 
 
 def json_int(value, name: str, problem: str = BAD_TYPE) -> int:
-    """The 32-bit int of parameter `name`: from a number, or a string of digits, which wraps around like C's int."""
+    """The 32-bit int of parameter `name`: a number, or a string of digits, which wraps around like C's int."""
     if type(value) in (int, float):
         return saturated(value)
     if not isinstance(value, str) or not value or not DECIMAL.fullmatch(value):
@@ -919,7 +916,7 @@ def json_int(value, name: str, problem: str = BAD_TYPE) -> int:
 
 
 def json_string(value, name: str, problem: str = BAD_TYPE) -> str:
-    """The text of parameter `name`: from a string, or a number, of which the 32-bit int is taken."""
+    """The text of parameter `name`: a string, or a number as a 32-bit int."""
     if isinstance(value, str):
         return value
     if type(value) in (int, float):
@@ -928,7 +925,7 @@ def json_string(value, name: str, problem: str = BAD_TYPE) -> str:
 
 
 def json_array(value, name: str, item=json_string) -> list:
-    """The items of parameter `name`, a JSON array of at least one, each made by `item`."""
+    """The items of parameter `name`, a JSON array of at least one, each converted by `item`."""
     if not isinstance(value, list):
         raise invalid_params(BAD_TYPE % name)
     if not value:
@@ -975,7 +972,7 @@ def address(value) -> Address:
 
 
 def odd_scheme(value) -> str | None:
-    """What to say about a path that looks like another kind of address."""
+    """The warning for a path that looks like another kind of address."""
     match = re.match(r"(?i)(udp|unix|tcp|udp4|udp6):", str(value))
     if match and not value.startswith("udp:"):
         return f'"{value}" is the path of a UNIX socket; UDP is written udp:HOST:PORT, in lower case'
@@ -994,25 +991,26 @@ class Listener(NamedTuple):
 def listener(value) -> Listener:
     """Converter: `ADDRESS[;mode=0660][;user=NAME][;group=NAME]`."""
     text, *options = string(value).split(";")
-    options_given: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for option in filter(None, options):
-        key, equals, given = option.partition("=")
-        if key not in ("mode", "user", "group") or not equals:
-            raise ValueError(f'takes ADDRESS;mode=0660;user=NAME;group=NAME, not "{option}"')
-        if key == "mode" and not re.fullmatch("[0-7]{3,5}", given):
-            raise ValueError(f"mode takes permission bits in octal: mode=0660, not {given or 'nothing'}")
-        options_given[key] = int(given, 8) if key == "mode" else account(given)
+        key, equals, setting = option.partition("=")
+        if key == "mode" and re.fullmatch("[0-7]{3,5}", setting):
+            settings[key] = int(setting, 8)
+        elif key in ("user", "group") and equals:
+            settings[key] = account(setting)
+        else:
+            raise ValueError(f'takes ADDRESS;mode=0660;user=NAME;group=NAME with the mode in octal, not "{option}"')
     place = address(text)
-    if options_given and place.port is not None:
+    if settings and place.port is not None:
         raise ValueError("mode, user and group are for UNIX sockets only")
-    return Listener(place, **options_given)
+    return Listener(place, **settings)
 
 
 def words(value) -> tuple:
     """Converter: a comma list of names, blanks around them allowed."""
     names = tuple(name.strip(" ") for name in string(value).split(","))
     if not all(names):
-        raise ValueError('takes names with commas between them: "one, two"')
+        raise ValueError(f'takes names with commas between them: "one, two"; there is an empty name in "{value}"')
     return names
 
 
@@ -1043,14 +1041,9 @@ def access_rule(value) -> Rule:
     commands, colon, who = string(value).partition(":")
     if not colon or not who.strip():
         raise ValueError('takes commands and who may use them: "kill, log_level: 127.0.0.1, uid:root, gid:voip"')
-    who_may: dict[str, list] = {"uid": [], "gid": [], "net": []}
-    for item in words(who):
-        kind, mark, name = item.partition(":")
-        if mark and kind in ("uid", "gid"):
-            who_may[kind].append(account(name))
-        else:
-            who_may["net"].extend(networks(item))
-    return Rule(words(commands), tuple(who_may["net"]), tuple(who_may["uid"]), tuple(who_may["gid"]))
+    users, groups = (tuple(account(item[4:]) for item in words(who) if item.startswith(kind)) for kind in ("uid:", "gid:"))
+    addresses = [item for item in words(who) if not item.startswith(("uid:", "gid:"))]
+    return Rule(words(commands), networks(", ".join(addresses)) if addresses else (), users, groups)
 
 
 class TraceList(NamedTuple):
@@ -1069,13 +1062,8 @@ def trace_list(value) -> TraceList:
     match = re.fullmatch(r"[ \t\n\v\f\r]*([bBwW])[ \t\n\v\f\r]*:(.*)", string(value), re.S)
     if not match:
         raise ValueError('takes "w: NAME, NAME" (these only) or "b: NAME, NAME" (all but these)')
-    items = match.group(2).split(",") if match.group(2) else []
-    if items and not items[-1]:
-        items.pop()
-    names = tuple(item.strip(" ") for item in items)
-    if not all(names):
-        raise ValueError(f'has an empty name in its list: "{value}"')
-    return TraceList(match.group(1) in "wW", names)
+    kind, names = match.groups()
+    return TraceList(kind in "wW", words(names.removesuffix(",")) if names else ())
 
 
 ###############################################################################
@@ -2094,7 +2082,7 @@ def read_number(text: str, path: str, line: int) -> Written:
     base = 16 if digits.startswith("0x") else 8 if digits.startswith("0") else 10
     if not re.fullmatch(r"0|[1-9][0-9]*|0x[0-9a-fA-F]+|0[0-7]+", digits) or int(digits, base) >= 2**31:
         raise ConfigError(path, line, f"not an integer: {digits} (decimal 10, octal 0660 or 0x1f, below 2^31)")
-    return Written(int(text, base), text)
+    return Written(int(text, base), text.lstrip("+"))
 
 
 def read_comment(text: str, at: int, path: str, line: int) -> str:
@@ -6270,7 +6258,7 @@ class Client:
     def __init__(self, place: Address, timeout_s: float, json_rpc: bool):
         self.place, self.timeout_s, self.json_rpc = place, timeout_s, json_rpc
 
-    def ask(self, words: list[str], most_s: float = float("inf")) -> tuple[str, bool]:
+    def ask(self, words: list[str], most_s: float = inf) -> tuple[str, bool]:
         """The reply to COMMAND [ARG...] as it is shown, and whether it is a success. OSError, ValueError.
 
         most_s: wait no longer than this, even if the time-out is longer.
@@ -6487,7 +6475,7 @@ def call(argv: list[str]) -> int:
         if options.command is None:
             return Prompt(client).run() if sys.stdin.isatty() and sys.stdout.isatty() else client.run_lines(sys.stdin.buffer)
         if options.count or options.every:
-            return client.repeat(words, options.count or float("inf"), options.every or 1.0)
+            return client.repeat(words, options.count or inf, options.every or 1.0)
         return client.run(words)
     except BrokenPipeError:
         raise
