@@ -48,6 +48,7 @@ import pathlib
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from math import inf
 from typing import Any, NamedTuple
 
 __version__ = "1.0.0"
@@ -792,10 +793,10 @@ def json_limit(request_id, pretty: bool) -> int:
 ###############################################################################
 # 5. Converters ###############################################################
 ###############################################################################
-# Strategy: a converter takes what was written (text; in a modparam also an
-# int) and gives the value, or raises ValueError with what would be right:
-# "takes an integer from 1 to 9". They check form only; whether a user, a file
-# or a host exists is asked in part two.
+# Strategy: a converter takes text (of a modparam also an int) and returns a
+# value, or raises ValueError that says what would be right: "takes an integer
+# from 1 to 9". It checks the form only; part two checks that users, files and
+# hosts exist.
 
 WORDS = {"yes": 1, "true": 1, "on": 1, "enable": 1, "no": 0, "false": 0, "off": 0, "disable": 0}
 
@@ -824,18 +825,15 @@ def tagged(function: Any, **attributes: Any) -> Any:
     return function
 
 
-def integer(lo: int | None = None, hi: int | None = None) -> Callable:
+def integer(lo: float = -inf, hi: float = inf) -> Callable:
     """Converter: an int, or decimal or 0x text, within lo..hi, both included."""
-    span = {(False, False): "", (True, False): f" of at least {lo}", (False, True): f" of at most {hi}",
-            (True, True): f" from {lo} to {hi}"}[lo is not None, hi is not None]
+    least = f" of at least {lo}" if lo > -inf else ""
+    span = least if hi == inf else f" from {lo} to {hi}" if least else f" of at most {hi}"
 
     def convert(value) -> int:
-        if isinstance(value, str):
-            match = re.fullmatch(r"[+-]?(?:0x[0-9a-fA-F]{1,16}|[0-9]{1,20})", value)
-            if not match:
-                raise ValueError(f"takes an integer{span}")
+        if isinstance(value, str) and re.fullmatch(r"[+-]?(?:0x[0-9a-fA-F]{1,16}|[0-9]{1,20})", value):
             value = int(value, 16 if "x" in value else 10)
-        if (lo is not None and value < lo) or (hi is not None and value > hi):
+        if isinstance(value, str) or not lo <= value <= hi:
             raise ValueError(f"takes an integer{span}")
         return int(value)
 
@@ -844,11 +842,10 @@ def integer(lo: int | None = None, hi: int | None = None) -> Callable:
 
 def boolean(value) -> bool:
     """Converter: 0 or 1, or one of OpenSIPS' words (yes no true false on off enable disable)."""
-    if isinstance(value, str) and value in WORDS:
-        value = WORDS[value]
-    if value in (0, 1, "0", "1"):
-        return bool(int(value))
-    raise ValueError("takes yes or no")
+    digit = str(WORDS.get(value, value))
+    if digit not in ("0", "1"):
+        raise ValueError("takes yes or no")
+    return digit == "1"
 
 
 def one_of(*words: str) -> Callable:
@@ -878,7 +875,7 @@ def file_mode(value) -> int:
 
 
 def decimal_mode(value) -> str | None:
-    """What to say about a file mode that was written in decimal; None for the octal form."""
+    """The warning for a file mode written in decimal; None for the octal form."""
     text = getattr(value, "text", "0")
     if text.startswith("0"):
         return None
@@ -909,7 +906,7 @@ EMPTY_ARRAY = "Empty array in parameter '%s'"
 
 
 def json_int(value, name: str, problem: str = BAD_TYPE) -> int:
-    """The 32-bit int of parameter `name`: from a number, or a string of digits, which wraps around like C's int."""
+    """The 32-bit int of parameter `name`: a number, or a string of digits, which wraps around like C's int."""
     if type(value) in (int, float):
         return saturated(value)
     if not isinstance(value, str) or not value or not DECIMAL.fullmatch(value):
@@ -919,7 +916,7 @@ def json_int(value, name: str, problem: str = BAD_TYPE) -> int:
 
 
 def json_string(value, name: str, problem: str = BAD_TYPE) -> str:
-    """The text of parameter `name`: from a string, or a number, of which the 32-bit int is taken."""
+    """The text of parameter `name`: a string, or a number as a 32-bit int."""
     if isinstance(value, str):
         return value
     if type(value) in (int, float):
@@ -928,7 +925,7 @@ def json_string(value, name: str, problem: str = BAD_TYPE) -> str:
 
 
 def json_array(value, name: str, item=json_string) -> list:
-    """The items of parameter `name`, a JSON array of at least one, each made by `item`."""
+    """The items of parameter `name`, a JSON array of at least one, each converted by `item`."""
     if not isinstance(value, list):
         raise invalid_params(BAD_TYPE % name)
     if not value:
@@ -975,7 +972,7 @@ def address(value) -> Address:
 
 
 def odd_scheme(value) -> str | None:
-    """What to say about a path that looks like another kind of address."""
+    """The warning for a path that looks like another kind of address."""
     match = re.match(r"(?i)(udp|unix|tcp|udp4|udp6):", str(value))
     if match and not value.startswith("udp:"):
         return f'"{value}" is the path of a UNIX socket; UDP is written udp:HOST:PORT, in lower case'
@@ -994,25 +991,26 @@ class Listener(NamedTuple):
 def listener(value) -> Listener:
     """Converter: `ADDRESS[;mode=0660][;user=NAME][;group=NAME]`."""
     text, *options = string(value).split(";")
-    options_given: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for option in filter(None, options):
-        key, equals, given = option.partition("=")
-        if key not in ("mode", "user", "group") or not equals:
-            raise ValueError(f'takes ADDRESS;mode=0660;user=NAME;group=NAME, not "{option}"')
-        if key == "mode" and not re.fullmatch("[0-7]{3,5}", given):
-            raise ValueError(f"mode takes permission bits in octal: mode=0660, not {given or 'nothing'}")
-        options_given[key] = int(given, 8) if key == "mode" else account(given)
+        key, equals, setting = option.partition("=")
+        if key == "mode" and re.fullmatch("[0-7]{3,5}", setting):
+            settings[key] = int(setting, 8)
+        elif key in ("user", "group") and equals:
+            settings[key] = account(setting)
+        else:
+            raise ValueError(f'takes ADDRESS;mode=0660;user=NAME;group=NAME with the mode in octal, not "{option}"')
     place = address(text)
-    if options_given and place.port is not None:
+    if settings and place.port is not None:
         raise ValueError("mode, user and group are for UNIX sockets only")
-    return Listener(place, **options_given)
+    return Listener(place, **settings)
 
 
 def words(value) -> tuple:
     """Converter: a comma list of names, blanks around them allowed."""
     names = tuple(name.strip(" ") for name in string(value).split(","))
     if not all(names):
-        raise ValueError('takes names with commas between them: "one, two"')
+        raise ValueError(f'takes names with commas between them: "one, two"; there is an empty name in "{value}"')
     return names
 
 
@@ -1043,14 +1041,9 @@ def access_rule(value) -> Rule:
     commands, colon, who = string(value).partition(":")
     if not colon or not who.strip():
         raise ValueError('takes commands and who may use them: "kill, log_level: 127.0.0.1, uid:root, gid:voip"')
-    who_may: dict[str, list] = {"uid": [], "gid": [], "net": []}
-    for item in words(who):
-        kind, mark, name = item.partition(":")
-        if mark and kind in ("uid", "gid"):
-            who_may[kind].append(account(name))
-        else:
-            who_may["net"].extend(networks(item))
-    return Rule(words(commands), tuple(who_may["net"]), tuple(who_may["uid"]), tuple(who_may["gid"]))
+    users, groups = (tuple(account(item[4:]) for item in words(who) if item.startswith(kind)) for kind in ("uid:", "gid:"))
+    addresses = [item for item in words(who) if not item.startswith(("uid:", "gid:"))]
+    return Rule(words(commands), networks(", ".join(addresses)) if addresses else (), users, groups)
 
 
 class TraceList(NamedTuple):
@@ -1069,13 +1062,8 @@ def trace_list(value) -> TraceList:
     match = re.fullmatch(r"[ \t\n\v\f\r]*([bBwW])[ \t\n\v\f\r]*:(.*)", string(value), re.S)
     if not match:
         raise ValueError('takes "w: NAME, NAME" (these only) or "b: NAME, NAME" (all but these)')
-    items = match.group(2).split(",") if match.group(2) else []
-    if items and not items[-1]:
-        items.pop()
-    names = tuple(item.strip(" ") for item in items)
-    if not all(names):
-        raise ValueError(f'has an empty name in its list: "{value}"')
-    return TraceList(match.group(1) in "wW", names)
+    kind, names = match.groups()
+    return TraceList(kind in "wW", words(names.removesuffix(",")) if names else ())
 
 
 ###############################################################################
@@ -2094,7 +2082,7 @@ def read_number(text: str, path: str, line: int) -> Written:
     base = 16 if digits.startswith("0x") else 8 if digits.startswith("0") else 10
     if not re.fullmatch(r"0|[1-9][0-9]*|0x[0-9a-fA-F]+|0[0-7]+", digits) or int(digits, base) >= 2**31:
         raise ConfigError(path, line, f"not an integer: {digits} (decimal 10, octal 0660 or 0x1f, below 2^31)")
-    return Written(int(text, base), text)
+    return Written(int(text, base), text.lstrip("+"))
 
 
 def read_comment(text: str, at: int, path: str, line: int) -> str:
@@ -6177,7 +6165,7 @@ class Client:
     def __init__(self, place: Address, timeout_s: float, json_rpc: bool):
         self.place, self.timeout_s, self.json_rpc = place, timeout_s, json_rpc
 
-    def ask(self, words: list[str], most_s: float = float("inf")) -> tuple[str, bool]:
+    def ask(self, words: list[str], most_s: float = inf) -> tuple[str, bool]:
         """The reply to COMMAND [ARG...] as it is shown, and whether it is a success. OSError, ValueError.
 
         most_s: wait no longer than this, even if the time-out is longer.
@@ -6394,7 +6382,7 @@ def call(argv: list[str]) -> int:
         if options.command is None:
             return Prompt(client).run() if sys.stdin.isatty() and sys.stdout.isatty() else client.run_lines(sys.stdin.buffer)
         if options.count or options.every:
-            return client.repeat(words, options.count or float("inf"), options.every or 1.0)
+            return client.repeat(words, options.count or inf, options.every or 1.0)
         return client.run(words)
     except BrokenPipeError:
         raise
@@ -6443,32 +6431,34 @@ def call_parser() -> argparse.ArgumentParser:
 ###############################################################################
 # 18. Command line ############################################################
 ###############################################################################
-# Strategy: main(argv) gives the exit status. Everything is checked before
+# Strategy: main(argv) returns the exit status. Everything is checked before
 # anything is opened, and everything is opened before the server goes to the
-# background, so that who starts it sees what is wrong.
+# background, so that whoever starts it sees what is wrong.
 
 PACKAGES = "gevent, configobj and setproctitle are needed: pip install gevent configobj setproctitle, " \
            "or apt install python3-gevent python3-configobj python3-setproctitle"
 
 
 def load_packages() -> None:
-    """Import gevent and patch the standard library for handlers; StartError when a package is missing."""
+    """Import all packages, since after -u a child may not read them, and patch the standard library for handlers.
+
+    StartError when one is missing.
+    """
     global gevent, greenlet
     try:
         import configobj  # noqa: F401 - config plug-ins need it
-        import gevent
         import gevent.event
         import gevent.monkey
+        import gevent.util
         import greenlet
     except ImportError as error:
         raise StartError(EXIT_CRASH, f"{error.name} is missing; {PACKAGES}") from None
     gevent.monkey.patch_all()
     os.close = original("os", "close")  # gevent's leaves that to a hub, and the attendant runs none
-    for name in ("loop", "resolver", "threadpool"):  # imported now: after -u a child may not read Python's files
-        getattr(gevent.config, name)
-    for name in ("gevent.util", "ctypes"):
-        importlib.import_module(name)
+    for name in ("loop", "resolver", "threadpool"):
+        getattr(gevent.config, name)  # imports it
     with contextlib.suppress(ImportError):
+        importlib.import_module("ctypes")
         importlib.import_module("setproctitle")
 
 
@@ -6479,7 +6469,7 @@ def log_notes(setup: Setup) -> None:
 
 
 def read_file(path: str) -> str | None:
-    """The text of a configuration file, None if there is no such file; ConfigError if it cannot be read."""
+    """The text of a configuration file, None if there is none; ConfigError if it cannot be read or trusted."""
     try:
         with open(path, "rb") as file:
             if os.geteuid() == 0 and is_everyones(file.fileno(), os.path.dirname(path) or "."):
@@ -6500,26 +6490,25 @@ def is_everyones(file: int, folder: str) -> bool:
 
 
 def default_configuration() -> str:
-    """The configuration that is read without -f: the one beside the script, else the system's; StartError for none."""
-    places = os.path.join(HERE, "midatagram.conf"), "/etc/midatagram/midatagram.conf"
-    found = next((place for place in places if os.path.exists(place)), None)
-    if found is None:
-        raise StartError(EXIT_CONFIG, f"which socket? give -s SOCKET or -f FILE; there is no {' and no '.join(places)}")
-    return found
+    """The configuration used without -f: the one beside the script, else the system's; StartError for none."""
+    paths = os.path.join(HERE, "midatagram.conf"), "/etc/midatagram/midatagram.conf"
+    for path in filter(os.path.exists, paths):
+        return path
+    raise StartError(EXIT_CONFIG, f"which socket? give -s SOCKET or -f FILE; there is no {' and no '.join(paths)}")
 
 
 def directives_of(options) -> list[Directive]:
     """What the command line says to serve: -f's directives, or with -s and no -f a lab with all plug-ins of -p."""
-    directives: list[Directive] = []
-    for folder in getattr(options, "plugins", ()):
+    folders = getattr(options, "plugins", [])
+    for folder in folders:
         if not os.path.isdir(folder):
             raise StartError(EXIT_CONFIG, f"-p: there is no folder {folder}")
     if options.file or not options.socket:
         directives = ConfigReader(read_file).read(options.file or default_configuration())
     else:
-        for folder in options.plugins:
-            names = [name for name in sorted(os.listdir(folder)) if name.endswith(SUFFIXES) and name[0] not in "_."]
-            directives += [Directive("loadmodule", (os.path.join(os.path.abspath(folder), name),), "-p", 0) for name in names]
+        directives = [Directive("loadmodule", (os.path.join(os.path.abspath(folder), name),), "-p", 0)
+                      for folder in folders for name in sorted(os.listdir(folder))
+                      if name.endswith(SUFFIXES) and name[0] not in "_."]
     if options.socket:
         directives.append(Directive("modparam", ("mi_datagram", "socket_name", options.socket), "-s", 0))
     return directives
@@ -6536,26 +6525,26 @@ def socket_of(options) -> Address:
     return module.settings["socket_name"]
 
 
-def server_parser():
+def server_parser() -> argparse.ArgumentParser:
     """The command line of the server."""
     parser = argparse.ArgumentParser(
         "midatagram.py", description="Serve OpenSIPS' Management Interface over UNIX and UDP datagrams.",
-        epilog="`midatagram.py call --help` is about the client. Signals: TERM stops, HUP reloads, USR1 opens logs again. "
+        epilog="`midatagram.py call --help` describes the client. Signals: TERM stops, HUP reloads, USR1 reopens logs. "
                "Exit status: 0 stopped, 1 crash, 2 usage, 3 not running, 69 address in use, 73 cannot create, "
                "75 already running, 77 permission, 78 configuration.")
     option = parser.add_argument
     option("-f", dest="file", metavar="FILE", help="configuration (midatagram.conf beside the script, else /etc/midatagram/)")
     option("-s", dest="socket", metavar="SOCKET", help="serve this socket: a UNIX path or udp:HOST:PORT; needs no -f")
     option("-p", dest="plugins", metavar="DIR", action="append", default=[],
-           help="a folder of plug-ins, before others; without -f all in it are loaded")
-    option("-c", dest="check", action="store_true", help="check the configuration and plug-ins, start nothing")
+           help="a folder of plug-ins, searched before others; without -f all its plug-ins are loaded")
+    option("-c", dest="check", action="store_true", help="check the configuration and the plug-ins, open nothing")
     option("-d", dest="debug", action="store_true", help="log each request and reply")
     option("-D", dest="background", action="store_true", help="go to the background once all children serve")
-    option("-P", dest="pidfile", metavar="FILE", help="keep the attendant's pid in a file, locked while it runs")
-    option("-u", dest="user", metavar="USER", help="run as this user once the sockets are open")
-    option("-g", dest="group", metavar="GROUP", help="run with this group")
-    option("--if-not-running", action="store_true", help="exit quietly with 0 when the server runs already")
-    option("--status", action="store_true", help="tell whether the server runs: exit status 0, or 3")
+    option("-P", dest="pidfile", metavar="FILE", help="write the attendant's pid to a file, which is locked while it runs")
+    option("-u", dest="user", metavar="USER", help="switch to this user once the sockets are open")
+    option("-g", dest="group", metavar="GROUP", help="switch to this group as well")
+    option("--if-not-running", action="store_true", help="exit with 0, quietly, if the server runs already")
+    option("--status", action="store_true", help="print whether the server runs; exit status 0 if so, else 3")
     option("--version", action="version", version=f"midatagram {__version__}")
     return parser
 
@@ -6691,11 +6680,11 @@ def drop_privileges(options) -> None:
 
 
 def close_inherited() -> None:
-    """Close what who started us left open, but for the standard streams and the sockets of systemd."""
-    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
-        if int(name) > 2 and int(name) not in given_descriptors():
-            with contextlib.suppress(OSError):  # the one that listed them
-                os.close(int(name))
+    """Close all inherited descriptors but the standard streams and the sockets of systemd."""
+    for descriptor in map(int, os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ()):
+        if descriptor > 2 and descriptor not in given_descriptors():
+            with contextlib.suppress(OSError):  # the descriptor that listdir used
+                os.close(descriptor)
 
 
 def let_go_of_stderr() -> None:
@@ -6704,11 +6693,11 @@ def let_go_of_stderr() -> None:
 
 
 def let_go(*descriptors: int) -> None:
-    """Have standard streams lead nowhere."""
-    nothing = os.open(os.devnull, os.O_RDWR)
+    """Point descriptors of standard streams at /dev/null."""
+    null = os.open(os.devnull, os.O_RDWR)
     for descriptor in descriptors:
-        os.dup2(nothing, descriptor)
-    os.close(nothing)
+        os.dup2(null, descriptor)
+    os.close(null)
 
 
 def go_background() -> int:
@@ -6809,7 +6798,7 @@ def open_standard_streams() -> None:
 
 
 def flush_standard_streams() -> None:
-    """Write what is left; a stream that is gone does not change the exit status."""
+    """Flush stdout and stderr; one that is gone does not change the exit status."""
     for name in ("stdout", "stderr"):
         try:
             getattr(sys, name).flush()
@@ -6818,18 +6807,15 @@ def flush_standard_streams() -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Run the command line; gives the exit status."""
+    """Run the command line; returns the exit status."""
     open_standard_streams()
     try:
         if argv and argv[0] == "call":
             return call(argv[1:])
         return serve(server_parser().parse_args(argv))
-    except ConfigError as error:
+    except (ConfigError, StartError) as error:
         print(f"midatagram: {error}", file=sys.stderr)
-        return EXIT_CONFIG
-    except StartError as error:
-        print(f"midatagram: {error}", file=sys.stderr)
-        return error.status
+        return error.status if isinstance(error, StartError) else EXIT_CONFIG
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
