@@ -1138,7 +1138,7 @@ class CommandTag(NamedTuple):
     help: str | None
     input: bool
     pure: bool
-    bind: Callable[[Request], list] | None
+    bind: Callable[[Request], Iterable] | None
     json: JsonForm
     converters: dict
 
@@ -4441,7 +4441,7 @@ def list_blacklists(ctx):
     return Reply(live=CONSTANT)
 
 
-def bind_chunk(request: Request) -> list:
+def bind_chunk(request: Request) -> tuple:
     """[COLLECTION] GLOB of a text request; further arguments are not looked at."""
     values = request.values[:2]
     if not values:
@@ -6444,13 +6444,11 @@ def load_packages() -> None:
 
     StartError when one is missing.
     """
-    global gevent, greenlet
     try:
         import configobj  # noqa: F401 - config plug-ins need it
         import gevent.event
         import gevent.monkey
         import gevent.util
-        import greenlet
     except ImportError as error:
         raise StartError(EXIT_CRASH, f"{error.name} is missing; {PACKAGES}") from None
     gevent.monkey.patch_all()
