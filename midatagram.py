@@ -2201,6 +2201,7 @@ class ConfigReader:
 ###############################################################################
 ###############################################################################
 
+import _socket
 import argparse
 import bisect
 import cmd
@@ -3287,7 +3288,7 @@ GONE_AFTER_S = 60  # how long subscribers_list shows a subscription that a JSON-
 
 def event_pair() -> tuple:
     """Two connected sockets, by which the attendant hands events to its children."""
-    pair = original("socket", "socketpair")(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pair = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # that of socket makes gevent's, with a hub
     for end in pair:
         end.setblocking(False)
     return pair
@@ -3446,11 +3447,12 @@ def write_event(name: str, attributes, dialect: str) -> bytes:
 
 def event_target(place: str) -> tuple[int, Any]:
     """The socket family and address of `unix:PATH` or `udp:HOST:PORT`; ValueError, and OSError for an unknown host."""
-    if place.startswith("unix:") and place != "unix:":
+    if place.startswith("unix:") and 0 < len(encode(place[5:])) <= 107:
         return socket.AF_UNIX, place[5:]
-    match = re.fullmatch("udp:(.+):([0-9]{1,5})", place)
+    match = re.fullmatch("udp:(.{1,255}):([0-9]{1,5})", place, re.S)
     if not match or not 0 < int(match[2]) < 65536:
         raise ValueError(place)
+    match[1].encode("idna")  # UnicodeError is a ValueError; the thread that looks names up would log it
     wanted = match[1].strip("[]"), int(match[2]), 0, socket.SOCK_DGRAM
     with contextlib.suppress(socket.gaierror):  # gevent has a thread for names, which makes all system calls dearer
         return original("socket", "getaddrinfo")(*wanted, flags=socket.AI_NUMERICHOST)[0][::4]
