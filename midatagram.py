@@ -5158,8 +5158,7 @@ class Outbox:
     def post(self, endpoint: Endpoint, data: bytes, client: Any) -> None:
         """Send a reply, or keep it for later; never blocks."""
         if not endpoint.address_of(client):
-            self.server.count("unreachable")
-            return self.warn(endpoint, None, "is not bound, so it has no address to reply to")
+            return self.lose(endpoint, client, OSError(errno.EDESTADDRREQ, "is not bound, so it has no address to reply to"))
         senders, peer = self.senders[endpoint], self.peers.get((endpoint, client))
         if peer is None and len(self.peers) < OWN_SOCKETS and (client in senders or endpoint.unix and len(data) > LARGE):
             peer = self.add_peer(endpoint, client)
@@ -5175,7 +5174,7 @@ class Outbox:
         except OSError as error:
             if error.errno in WAIT:
                 return self.keep(peer or self.add_peer(endpoint, client), data)
-            return self.complain(endpoint, client, error)
+            return self.lose(endpoint, client, error)
         return self.count(data)
 
     def add_peer(self, endpoint: Endpoint, client: Any) -> Peer:
@@ -5190,7 +5189,7 @@ class Outbox:
         """Keep a reply for a client that is behind, unless too much waits already."""
         self.senders[peer.endpoint].pop(peer.client, None)  # what comes next waits behind it
         if peer.bytes + len(data) > self.peer_limit or self.bytes + len(data) > self.limit:
-            return self.expire(peer, "reads too slowly and its queue is full")
+            return self.lose(peer.endpoint, peer.client, "reads too slowly and its queue is full")
         peer.waiting.append((time.monotonic() + self.timeout_s, data))
         peer.bytes += len(data)
         self.bytes += len(data)
@@ -5207,7 +5206,7 @@ class Outbox:
             except OSError as error:
                 if error.errno in WAIT:
                     return peer.watch(self.loop, self.flush)  # on another socket, if it had to connect anew
-                self.complain(peer.endpoint, peer.client, error)
+                self.lose(peer.endpoint, peer.client, error)
             self.drop_first(peer)
         return peer.unwatch()
 
@@ -5222,7 +5221,7 @@ class Outbox:
         for key, peer in list(self.peers.items()):
             while peer.waiting and peer.waiting[0][0] <= now_s:
                 self.drop_first(peer)
-                self.expire(peer, f"did not read for {self.timeout_s:g} s")
+                self.lose(peer.endpoint, peer.client, f"did not read for {self.timeout_s:g} s")
             if not peer.waiting and now_s - peer.used_s > IDLE_S:
                 peer.close()
                 del self.peers[key]
@@ -5232,24 +5231,17 @@ class Outbox:
         self.server.count("replies")
         self.server.count("bytes_sent", len(data))
 
-    def expire(self, peer: Peer, why: str) -> None:
-        """Count a reply that will not be delivered; log it once per client."""
-        self.server.count("timeouts")
-        self.warn(peer.endpoint, peer.client, f"{why}; replies to it are lost")
-
-    def complain(self, endpoint: Endpoint, client: Any, error: OSError) -> None:
-        """Count a reply that cannot be sent; log why once per client."""
-        self.server.count("unreachable")
-        why = error.strerror or str(error)
-        if error.errno == errno.EACCES and endpoint.unix:
-            why = f"may not be written to by uid {os.geteuid()}, its owner is uid {owner_of(endpoint.address_of(client))}"
-        self.warn(endpoint, client, why)
-
-    def warn(self, endpoint: Endpoint, client: Any, why: str) -> None:
-        """Log something about a client, once."""
-        name = "a client" if client is None else f"client {shown_address(endpoint.address_of(client))}"
-        place = endpoint.place.address
-        log.warning("%s of %s: %s", name, place, why, extra={"once": (name, place, why)})
+    def lose(self, endpoint: Endpoint, client: Any, why: OSError | str) -> None:
+        """Count a reply that cannot be sent, or is not read (a text says why); log it once per client."""
+        self.server.count("unreachable" if isinstance(why, OSError) else "timeouts")
+        address, place, text = endpoint.address_of(client), endpoint.place.address, f"{why}; replies to it are lost"
+        if isinstance(why, OSError):
+            text = why.strerror or str(why)
+            with contextlib.suppress(OSError):
+                if why.errno == errno.EACCES and endpoint.unix:
+                    text = f"may not be written to by uid {os.geteuid()}, its owner is uid {os.stat(address).st_uid}"
+        name = f"client {shown_address(address)}" if address else "a client"
+        log.warning("%s of %s: %s", name, place, text, extra={"once": (name, place, text)})
 
 
 def shown_address(address: Any) -> str:
@@ -5257,14 +5249,6 @@ def shown_address(address: Any) -> str:
     if isinstance(address, tuple):
         return str(Address(*address[:2])).removeprefix("udp:")
     return "@" + decode(address[1:]) if isinstance(address, bytes) else str(address)
-
-
-def owner_of(path: str) -> int | None:
-    """The uid a file belongs to, None if it cannot be told."""
-    try:
-        return os.stat(path).st_uid
-    except OSError:
-        return None
 
 
 ###############################################################################
@@ -5307,16 +5291,14 @@ class Child:
             self.access.restricted, self.access.allows, functools.partial(server.count, "errors"), self.pause)
         self.screen = Screen(server, endpoints, self.access.networks)
         self.turn_s = time.monotonic()  # since when this child has not been in its hub
-        self.last_request = self.request_limit(own["max_requests"])
+        self.last_request = float("inf")  # count of requests at which this child asks to be replaced
+        if own["max_requests"]:
+            served = server.counted[server.core["requests"]]  # by others that had this row
+            self.last_request = served + max(1, round(own["max_requests"] * random.uniform(0.9, 1.1)))
         self.tracers = [Tracer(name, *where) for name, where in self.setup.destinations.items()]
         self.untraced = {name for name in server.registry.commands if not self.setup.mi["trace_bwlist"].allows(name)}
         self.traces: list[Trace] = []  # until settle()
         self.is_tracing = self.debugging = False  # whether requests are traced or logged; and whether they are logged
-
-    def request_limit(self, limit: int) -> float:
-        """The count of requests at which this child asks to be replaced: the limit, give or take a tenth."""
-        done = self.server.counted[self.server.core["requests"]]
-        return done + max(1, round(limit * random.uniform(0.9, 1.1))) if limit else float("inf")
 
     def serve(self, ready: Callable[[], None], wake_attendant: Callable[[], None], alive: int) -> None:
         """Serve until this child is to stop.
@@ -5327,12 +5309,12 @@ class Child:
         loop, events = self.hub.loop, self.server.events
         stall_s = self.setup.own["stall_timeout"] / 1000
         interval_s = max(0.01, min(0.5, self.timeout_s / 10, stall_s / 5, self.outbox.timeout_s / 5 or 1))
-        watched = [
-            (loop.timer(interval_s, interval_s), self.sweep), (loop.io(alive, 1), self.orphaned),
-            (loop.signal(signal.SIGTERM), self.stopping.set), (loop.signal(signal.SIGQUIT), self.quit),
-            (loop.signal(signal.SIGUSR1), self.reopen), (loop.io(events.outlet.fileno(), 1), events.receive)]
-        for watcher, handler in watched:
-            watcher.start(handler)
+        watched: list[tuple[Any, ...]] = [
+            (loop.timer(interval_s, interval_s), self.sweep), (loop.io(events.outlet.fileno(), 1), events.receive),
+            (loop.io(alive, 1), self.end, ORPHAN_S, "the attendant is gone, stopping"), (loop.signal(signal.SIGTERM), self.end),
+            (loop.signal(signal.SIGQUIT), self.end, 0), (loop.signal(signal.SIGUSR1), self.reopen)]
+        for watcher, handler, *values in watched:
+            watcher.start(handler, *values)
         for endpoint in self.endpoints:
             endpoint.prepare(self.access.needs_credentials)
             self.watchers.append((loop.io(endpoint.socket.fileno(), 1), self.burst_of(endpoint)))
@@ -5382,44 +5364,40 @@ class Child:
             self.idle.append(worker)
             burst = self.hub.switch()
 
-    def datagrams(self, endpoint: Endpoint) -> Iterator[tuple[bytes, Any]]:
-        """Receive the datagrams of a burst; yields those that are to be answered, each with its client."""
-        receive, known = endpoint.receive, self.screen.known
-        for _ in range(BURST):
-            try:
-                data, client = datagram = receive(LIMIT + 1, socket.MSG_TRUNC)  # so a cut one comes with its full length
-            except BlockingIOError:
-                return
-            except OSError as error:  # an ICMP error for an earlier reply: the next datagram is not worse for it
-                log.debug("receiving on %s: %s", endpoint.place.address, error)
-                continue
-            if (data and client in known) or self.screen.admits(endpoint, client, data):
-                yield datagram
-
     def burst_of(self, endpoint: Endpoint) -> Callable[[Any], None]:
         """The function that answers the datagrams of a socket until there are none, or others must have their turn."""
+        receive, known, cached_of = endpoint.receive, self.screen.known, self.answers.cache.young.get
         deliver, counted, busy, now = self.outbox.deliver_of(endpoint), self.server.counted, self.busy, time.monotonic
         requests, received = self.server.core["requests"], self.server.core["bytes_received"]
-        cached_of = self.answers.cache.young.get
+        size, flags = LIMIT + 1, socket.MSG_TRUNC  # so a cut datagram comes with its full length
 
         def burst(worker: Any) -> None:
             started_s = self.turn_s = now()
             self.outbox.begin(started_s)
-            for data, client in self.datagrams(endpoint):
+            for _ in range(BURST):
+                try:
+                    data, client = receive(size, flags)
+                except BlockingIOError:
+                    return
+                except OSError as error:  # an ICMP error for an earlier reply: the next datagram is not worse for it
+                    log.debug("receiving on %s: %s", endpoint.place.address, error)
+                    continue
+                if (client not in known or not data) and not self.screen.admits(endpoint, client, data):
+                    continue
                 counted[requests] += 1
                 counted[received] += len(data)
                 requested_s = time.time() if self.is_tracing else 0.0
                 cached = cached_of(data)
                 reply = cached.now() if cached else None
-                if cached and reply is not None:
-                    if self.is_tracing:
-                        self.trace(requested_s, endpoint, client, [cached.exchanged(data, reply)])
-                    deliver(reply, client)
+                if reply is None:
+                    busy[worker] = now()
+                    self.answer(endpoint, client, data, requested_s, deliver, cached)
+                    if now() > started_s + BURST_S:
+                        return
                     continue
-                busy[worker] = now()
-                self.answer(endpoint, client, data, requested_s, deliver, cached)
-                if now() > started_s + BURST_S:
-                    return
+                if self.is_tracing and cached:
+                    self.trace(requested_s, endpoint, client, [cached.exchanged(data, reply)])
+                deliver(reply, client)
 
         return burst
 
@@ -5498,15 +5476,11 @@ class Child:
             except Exception:  # a plug-in's seam
                 log.getChild(module.name).exception("%s raised", function.__name__)
 
-    def orphaned(self) -> None:
-        """The attendant is gone: stop soon."""
-        log.critical("the attendant is gone, stopping")
-        self.limit_s = min(self.limit_s, ORPHAN_S)
-        self.stopping.set()
-
-    def quit(self) -> None:
-        """SIGQUIT: stop without waiting."""
-        self.limit_s = 0
+    def end(self, limit_s: float = float("inf"), why: str = "") -> None:
+        """Have this child stop, within limit_s if that is less than stop_timeout."""
+        if why:
+            log.critical(why)
+        self.limit_s = min(self.limit_s, limit_s)
         self.stopping.set()
 
     def reopen(self) -> None:
