@@ -2621,6 +2621,8 @@ class Store:
             else:
                 self.locked_s = 0.0
                 return result
+            import gevent
+
             gevent.sleep(0.001 * max(0, min(tries - 3, 16)))
             tries += 1
 
