@@ -1140,7 +1140,8 @@ class Traces(NamedTuple):
 
 
 class Context:
-    """What a handler gets first: its module's parameters and counters, and the request in hand."""
+    """What a handler gets first: its module's parameters and counters, the request in hand, and its sender as (socket that it
+    came by, address), None where nobody asked."""
 
     __slots__ = ("module", "request", "caller")
 
@@ -4262,7 +4263,7 @@ class Child:
         """Answer a request whose reply is not remembered, which may take its time."""
         if self.noted:
             self.settle()
-        caller = (endpoint, client) if self.access.restricted else None
+        caller = endpoint, client
         return self.answers.answer(data, caller) if kept is None else self.answers.finish(kept.call, caller, kept)
 
     def admits(self, endpoint: Endpoint, client: Any, data: bytes) -> bool:
