@@ -2028,6 +2028,9 @@ MIDATAGRAM_PARAMS = [
     Param("allow_command", (), access_rule, "COMMAND, ...: NETWORK|uid:NAME|gid:NAME, ...", repeat=True),
     Param("disable", (), words, "commands that are not served, with commas: kill, log_level"),
     Param("log_file", None, string, "log to this file instead of stderr or syslog; SIGUSR1 opens it again"),
+    Param("store_size", 64 << 20, integer(1 << 20), "bytes of the file with cached values, subscriptions and what plug-ins keep"),
+    Param("max_subscribers", 256, integer(0), "subscriptions to events, all together"),
+    Param("event_targets", (), networks, "networks that UDP clients may have events sent to, beside their own host"),
     Param("crash_limit", 10, integer(1), "children in a row that may die within a second of their start, then the server ends"),
 ]
 
@@ -2037,11 +2040,12 @@ MIDATAGRAM_PARAMS = [
 ###############################################################################
 ###############################################################################
 
+import _socket
+import bisect
 import collections
 import contextlib
 import errno
 import fcntl
-import fnmatch
 import gc
 import grp
 import importlib
@@ -2204,67 +2208,358 @@ class Processes:
         return self.get(row, "level") if self.get(row, "own_level") else self.get(0, "level")
 
 
-class Store:
-    """A key-value store with expiry that all processes share; keys and values are text.
+class Memo:
+    """What was learnt, up to `size_bytes`: in two generations, of which the older goes when the younger has half of that."""
 
-    Each process opens its own connection at first use, so that none is carried over a fork.
+    def __init__(self, size_bytes: int):
+        self.half, self.bytes = size_bytes // 2, 0
+        self.young: dict[Any, Any] = {}
+        self.old: dict[Any, Any] = {}
+
+    def get(self, key: Any) -> Any:
+        """The value of a key, or None."""
+        value = self.young.get(key)
+        return self.old.get(key) if value is None else value
+
+    def keep(self, key: Any, value: Any, size: int) -> Any:
+        """Remember a value of `size` bytes; returns the value."""
+        if self.bytes + size > self.half:
+            self.old, self.young, self.bytes = self.young, {}, 0
+        self.bytes += size
+        self.young[key] = value
+        return value
+
+
+class StoreError(Error):
+    """The store cannot do what it is asked for: it is full, or another process holds it."""
+
+
+PAGE = 4096  # bytes
+LOG_BYTES = 32 * PAGE  # of SQLite's log, which are then written to its file; as many are in reserve for a full disk
+LOG_LIMIT = 32 * LOG_BYTES  # of a log that cannot be written to the file, since another process does not end reading
+ROW_BYTES = 64  # of a row in the file, beyond its value and twice its key
+SPACES = 1024  # that shared memory tells apart; two that share their slots are read a little more often
+NEWEST, USED, ROOM, FULL_S, FAILED_S, FIRST = range(6)  # slots: the last version, bytes, when the store last failed; of spaces
+DONE, SINCE = SPACES, 2 * SPACES  # from the first slot of a space to its others, see version() and changes()
+LOCK_S = 1.0  # for which requests wait for a locked store, all of them at the same time
+SLICE_ROWS, FEW_ROWS = 1000, 50  # rows that are removed at once, and where there is hardly room for that
+SLICE_S = 0.005  # for which keys are compared at once
+MEMO_BYTES, ENTRY_BYTES = 4 << 20, 300  # of values that were read, per child; of one beside its texts
+REMOVED_S = 60  # for which a removed key can be asked for by changes()
+INCIDENT_S = 60  # without a failure, and the next one is logged again
+NO_ROOM, DISK_FULL = "store_size or its file system is full", "database or disk is full"  # the latter SQLite's words
+
+
+def slot_of(space: str) -> int:
+    """The first slot of a space, the same in all processes, since they are forks of one."""
+    return FIRST + hash(space) % SPACES
+
+
+class Store:
+    """A key-value store with expiry that all processes share; keys and values are text, a key belongs to a space.
+
+    Each child opens its own connection at first use, the attendant none. All greenlets of a child share it, so that
+    none gives way within a transaction. Times are of the steady clock. Whatever fails is a StoreError.
     """
 
-    SCHEMA = """CREATE TABLE IF NOT EXISTS item
-        (space BLOB, key BLOB, value BLOB, expires REAL, PRIMARY KEY (space, key))"""
-    PUT = """INSERT INTO item VALUES (?, ?, ?, ?) ON CONFLICT (space, key)
-        DO UPDATE SET value = excluded.value, expires = excluded.expires"""
+    OPEN = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = OFF", "PRAGMA wal_autocheckpoint = 0",
+            """CREATE TABLE IF NOT EXISTS item
+               (space BLOB, key BLOB, value BLOB, expires REAL, seq INTEGER, PRIMARY KEY (space, key))""",
+            "CREATE INDEX IF NOT EXISTS expiring ON item (expires) WHERE expires IS NOT NULL",
+            "CREATE INDEX IF NOT EXISTS followed ON item (space, seq) WHERE seq IS NOT NULL")
+    GET = "SELECT value, expires FROM item WHERE space = ? AND key = ?"
+    PUT = """INSERT INTO item VALUES (?, ?, ?, ?, ?) ON CONFLICT (space, key)
+        DO UPDATE SET value = excluded.value, expires = excluded.expires, seq = excluded.seq"""
+    REMOVE = "DELETE FROM item WHERE space = ? AND key = ?"
+    ITEMS = """SELECT key, value, expires, seq FROM item
+        WHERE space = ? AND value IS NOT NULL AND (expires IS NULL OR expires > ?) ORDER BY rowid DESC"""
+    CHANGES = "SELECT key, value, expires, seq FROM item WHERE space = ? AND seq > ? ORDER BY seq"
+    LAST = "SELECT max(key) FROM (SELECT key FROM item WHERE space = ? AND key >= ? ORDER BY key LIMIT ?)"
+    SIZES = f"RETURNING 2 * length(key) + ifnull(length(value), 0) + {ROW_BYTES}"
+    REMOVE_FITTING = f"DELETE FROM item WHERE space = ? AND key BETWEEN ? AND ? AND fits(key) {SIZES}"
+    PURGE = f"""DELETE FROM item WHERE rowid IN (SELECT rowid FROM item WHERE expires <= ? LIMIT ?)
+        {SIZES}, space, iif(value IS NULL, seq, 0)"""
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, size_bytes: int):
         self.path = os.path.join(folder, "store.sqlite")
         self.connection: sqlite3.Connection | None = None
-        self.inherited: sqlite3.Connection | None = None
-        self.owner_pid = 0
+        self.shared = memoryview(mmap.mmap(-1, (FIRST + 3 * SPACES) * SLOT)).cast("q")
+        self.memo = Memo(MEMO_BYTES)
+        self.size_bytes, self.reserve, self.squeezed, self.locked_s = size_bytes, -1, False, 0.0
+        self.failed: Callable[[], None] = lambda: None  # called for each StoreError
 
-    def run(self, statement: str, *values) -> list:
-        """Execute one statement."""
-        if self.owner_pid != os.getpid():
-            self.connection = sqlite3.connect(self.path, isolation_level=None, timeout=5)
-            self.connection.execute("PRAGMA journal_mode = WAL")
-            self.connection.execute("PRAGMA synchronous = OFF")
-            self.connection.execute(self.SCHEMA)
-            self.owner_pid = os.getpid()
-        return self.connection.execute(statement, values).fetchall()
+    # What others use.
 
-    def get(self, space: str, key: str) -> str | None:
-        """The value of a key, None if there is none or it expired."""
-        found = self.run("SELECT value FROM item WHERE space = ? AND key = ? AND expires > ?",
-                         encode(space), encode(key), time.time())
-        return decode(found[0][0]) if found else None
+    def version(self, space: str) -> int:
+        """A number that every change of a space raises; -1 while one is under way, 0 if nothing was ever in it.
+
+        A writer sets the first slot before it commits, when it has the lock, and the second one afterwards. If it is
+        killed in between they stay different. Who remembers what it reads asks for the version before it reads.
+        """
+        slot = slot_of(space)
+        begun = self.shared[slot]
+        return begun if self.shared[slot + DONE] == begun else -1
+
+    def get(self, space: str, key: str, patient: bool = True) -> str | None:
+        """The value of a key, None if there is none or it expired. `patient`: wait for a locked store."""
+        version = self.version(space)
+        entry = self.memo.get((space, key)) if version else (0, None, 0.0)
+        if entry is None or entry[0] != version:
+            words = encode(space), encode(key)
+            row = self.attempt(lambda connection: connection.execute(self.GET, words).fetchone(), patient)
+            data, expires_s = row or (None, None)
+            entry = version, None if data is None else decode(data), float("inf") if expires_s is None else expires_s
+            if version > 0:
+                self.memo.keep((space, key), entry, ENTRY_BYTES + sys.getsizeof(key) + sys.getsizeof(entry[1]))
+        return entry[1] if entry[2] > time.monotonic() else None
+
+    def peek(self, space: str, key: str) -> str:
+        """A value that was read before and is still the same; LookupError if it must be read."""
+        entry = self.memo.get((space, key))
+        if entry is None or entry[0] != self.version(space) or entry[1] is None or entry[2] <= time.monotonic():
+            raise LookupError
+        return entry[1]
 
     def put(self, space: str, key: str, value: str, lifetime_s: float = 0) -> None:
         """Keep a value, for a time or (0) for good."""
-        expires = time.time() + lifetime_s if lifetime_s else float("inf")
-        self.run(self.PUT, encode(space), encode(key), encode(value), expires)
+        self.change(space, key, lambda old: value, lifetime_s)
 
     def remove(self, space: str, key: str) -> None:
         """Forget a key."""
-        self.run("DELETE FROM item WHERE space = ? AND key = ?", encode(space), encode(key))
+        if self.version(space):  # else nothing was ever in the space, not even where there is no room for a file
+            self.change(space, key, lambda old: None)
+
+    def change(self, space: str, key: str, function: Callable, lifetime_s: float | None = None) -> str | None:
+        """Put function(value) in the place of a value, in one step for all processes; returns the new value.
+
+        The function gets the text or None and returns the new one, or None for none. It must not wait for anything, and is
+        called twice where there is no room.
+        lifetime_s: how long the new value lasts, 0: for good, None: as long as the old one would have.
+        """
+        return self.write(space, functools.partial(self.change_row, encode(space), encode(key), function, lifetime_s))
 
     def items(self, space: str) -> list[tuple[str, str]]:
         """The (key, value) pairs of a space, the newest first."""
-        return [(decode(key), decode(value)) for key, value in self.run(
-            "SELECT key, value FROM item WHERE space = ? AND expires > ? ORDER BY rowid DESC",
-            encode(space), time.time())]
+        rows = self.attempt(lambda connection: connection.execute(self.ITEMS, (encode(space), time.monotonic())).fetchall())
+        return [(decode(key), decode(value)) for key, value, _, _ in rows]
+
+    def changes(self, space: str, since: int = 0) -> tuple[bool, int, list[tuple]]:
+        """What changed in a space: whether all that came before is void, the `since` of the next call, and (key, value or
+        None, when it expires or None) of each key that changed. The first call has all processes write down what changes."""
+        slot, name, rows = slot_of(space), encode(space), []
+        if not self.shared[slot + SINCE]:
+            self.write(space, self.follow)
+        if since >= self.shared[slot + SINCE]:
+            rows = self.attempt(lambda connection: connection.execute(self.CHANGES, (name, since)).fetchall())
+        first = self.shared[slot + SINCE]  # it may have become more meanwhile
+        if since < first:
+            rows = self.attempt(lambda connection: connection.execute(self.ITEMS, (name, time.monotonic())).fetchall())
+        return (since < first, max([first, since, *[seq or 0 for *_, seq in rows]]),
+                [(decode(key), None if value is None else decode(value), expires_s) for key, value, expires_s, _ in rows])
+
+    def remove_fitting(self, space: str, fits: Callable[[str], bool]) -> None:
+        """Forget the keys that fits(key) is true for, in slices between which others get their turn."""
+        start: bytes | None = b""
+        while start is not None:
+            start = self.write(space, functools.partial(self.remove_slice, encode(space), fits, start))
+            give_way()
 
     def purge(self) -> None:
-        """Delete what expired."""
-        self.run("DELETE FROM item WHERE expires <= ?", time.time())
-
-    def disown(self) -> None:
-        """After a fork: leave the attendant's connection alone; closing it here would disturb its locks."""
-        self.inherited, self.connection, self.owner_pid = self.connection, None, 0
+        """Delete what expired, in slices as well."""
+        while self.write("", self.purge_slice):
+            give_way()
 
     def close(self) -> None:
         """Close this process' connection."""
-        if self.connection and self.owner_pid == os.getpid():
+        if self.connection:
             self.connection.close()
-        self.connection, self.owner_pid = None, 0
+        self.connection = None
+
+    # The steps of a transaction: each gets the first slot of its space and the new version, and returns its result and by
+    # how many bytes the store grows. SINCE holds the version since when what changes is written down, 0 if it is not.
+
+    def change_row(self, space: bytes, key: bytes, function: Callable, lifetime_s: float | None, slot: int, seq: int) -> tuple:
+        """See change(). Where changes are written down a key that is removed stays for a while, without a value."""
+        run, now_s, followed = self.connection.execute, time.monotonic(), self.shared[slot + SINCE]
+        row = run(self.GET, (space, key)).fetchone()
+        data, expires_s = row or (None, None)
+        size = 2 * len(key) + len(data or b"") + ROW_BYTES if row else 0
+        gone = data is None or (expires_s is not None and expires_s <= now_s)
+        value = function(None if gone else decode(data))
+        if value is None and (self.squeezed or not followed or not row):
+            run(self.REMOVE, (space, key))
+            self.shared[slot + SINCE] = seq if followed and row else followed
+            return None, -size
+        if value is None:
+            expires_s = now_s + REMOVED_S
+        elif gone or lifetime_s is not None:
+            expires_s = now_s + lifetime_s if lifetime_s else None
+        data = None if value is None else encode(value)
+        run(self.PUT, (space, key, data, expires_s, seq if followed else None))
+        return value, 2 * len(key) + len(data or b"") + ROW_BYTES - size
+
+    def follow(self, slot: int, seq: int) -> tuple:
+        """See changes()."""
+        self.shared[slot + SINCE] = seq
+        return None, 0
+
+    def remove_slice(self, space: bytes, fits: Callable[[str], bool], start: bytes, slot: int, seq: int) -> tuple:
+        """Remove those of the next keys from `start` on that fit; returns where the next slice starts, None at the end."""
+        rows = FEW_ROWS if self.squeezed else SLICE_ROWS
+        end = self.connection.execute(self.LAST, (space, start, rows)).fetchone()[0]
+        if end is None:
+            return None, 0
+        last, until_s = start, time.monotonic() + SLICE_S
+
+        def fits_in_time(key: bytes) -> bool:
+            nonlocal last, until_s
+            if not until_s:  # these are for the next slice
+                return False
+            last, fitting = key, fits(decode(key))
+            if time.monotonic() > until_s:
+                until_s = 0.0
+            return fitting
+
+        self.connection.create_function("fits", 1, fits_in_time)
+        sizes = self.connection.execute(self.REMOVE_FITTING, (space, start, end)).fetchall()
+        if self.shared[slot + SINCE]:
+            self.shared[slot + SINCE] = seq
+        return last + b"\0", -sum(size for size, in sizes)
+
+    def purge_slice(self, *unused: int) -> tuple:
+        """Delete some of what expired; returns whether there was any."""
+        most = FEW_ROWS if self.squeezed else SLICE_ROWS
+        rows = self.connection.execute(self.PURGE, (time.monotonic(), most)).fetchall()
+        for _, space, removed in rows:
+            slot = slot_of(decode(space)) + SINCE
+            self.shared[slot] = max(removed, self.shared[slot])
+        return bool(rows), -sum(size for size, _, _ in rows)
+
+    # How they are done.
+
+    def attempt(self, act: Callable[[sqlite3.Connection], Any], patient: bool = True) -> Any:
+        """What act(connection) returns. While another process has the lock, others get their turn before each new try."""
+        tries = 0
+        while True:
+            try:
+                result = act(self.connection or self.open())
+            except (sqlite3.Error, OSError) as error:
+                locked, now_s = "locked" in str(error), time.monotonic()
+                self.locked_s = self.locked_s or now_s if locked else 0.0
+                if not locked or not patient or (tries >= 3 and now_s - self.locked_s > LOCK_S):
+                    raise self.failure(f"{error}", locked) from None
+            else:
+                self.locked_s = 0.0
+                return result
+            gevent.sleep(0.001 * max(0, min(tries - 3, 16)))
+            tries += 1
+
+    def open(self) -> sqlite3.Connection:
+        """Connect this process; sqlite3.Error, OSError."""
+        connection = sqlite3.connect(self.path, isolation_level=None, timeout=0)
+        try:
+            for statement in self.OPEN:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA max_page_count = {self.size_bytes // PAGE}")
+            if self.reserve < 0:
+                self.reserve = os.open(f"{self.path}-reserve", os.O_RDWR | os.O_CREAT, 0o600)
+        except BaseException:
+            connection.close()
+            raise
+        self.connection = connection
+        self.fill_reserve()
+        return connection
+
+    def write(self, space: str, step: Callable[[int, int], tuple]) -> Any:
+        """Do a step in one transaction, which gives the space a new version; returns the result of the step."""
+        transact = functools.partial(self.transact, space, step)
+
+        def act(connection: sqlite3.Connection) -> Any:
+            try:
+                if os.path.getsize(f"{self.path}-wal") > LOG_BYTES:
+                    self.empty_log()
+                    self.fill_reserve()
+                return transact()
+            except sqlite3.OperationalError as error:
+                if str(error) not in (NO_ROOM, DISK_FULL):
+                    raise
+                self.squeeze(self.make_room)
+                return transact() if str(error) == NO_ROOM else self.squeeze(transact)
+
+        return self.attempt(act)
+
+    def transact(self, space: str, step: Callable[[int, int], tuple]) -> Any:
+        """See write(); sqlite3.Error, and what the step raises: then nothing has changed."""
+        run, shared, slot, version = self.connection.execute, self.shared, slot_of(space), 0
+        run("BEGIN IMMEDIATE")
+        try:
+            result, growth = step(slot, shared[NEWEST] + 1)
+            if growth > 0 and not self.has_room(growth):
+                raise sqlite3.OperationalError(NO_ROOM)
+            version = shared[NEWEST] = shared[slot] = shared[NEWEST] + 1
+            shared[USED] += growth
+            run("COMMIT")
+        except BaseException:
+            shared[USED] -= growth if version else 0
+            if self.connection.in_transaction:
+                run("ROLLBACK")
+            raise
+        finally:
+            shared[slot + DONE] = max(version, shared[slot + DONE])
+        return result
+
+    def has_room(self, growth: int) -> bool:
+        """Whether there is room for more bytes of keys and values: half of what the file may grow to is for these, since its
+        pages are seldom full. A disk that others fill later does not make it less."""
+        shared, folder = self.shared, os.path.dirname(self.path)
+        if shared[USED] + growth > shared[ROOM]:
+            disk, ours = os.statvfs(folder), sum(entry.stat().st_blocks * 512 for entry in os.scandir(folder))
+            shared[ROOM] = max(shared[ROOM], (disk.f_bavail * disk.f_frsize + ours - 3 * LOG_BYTES) // 2)
+        return shared[USED] + growth <= min(shared[ROOM], self.size_bytes // 2)
+
+    def make_room(self) -> None:
+        """Delete some of what expired."""
+        until_s = time.monotonic() + SLICE_S
+        while self.transact("", self.purge_slice) and time.monotonic() < until_s:
+            self.empty_log()
+
+    def squeeze(self, act: Callable[[], Any]) -> Any:
+        """What act() returns on a full disk: the reserve takes the log, and the file becomes no larger."""
+        run = self.connection.execute
+        os.ftruncate(self.reserve, 0)
+        run("PRAGMA max_page_count = 1")  # it has more, and keeps them
+        self.squeezed = True
+        try:
+            self.empty_log()
+            return act()
+        finally:
+            self.squeezed = False
+            run(f"PRAGMA max_page_count = {self.size_bytes // PAGE}")
+            with contextlib.suppress(sqlite3.Error):  # another process reads; what is done is done
+                self.empty_log()
+            self.fill_reserve()
+
+    def fill_reserve(self) -> None:
+        """Take what a full disk will need for the log, unless it is full already."""
+        with contextlib.suppress(OSError):
+            os.posix_fallocate(self.reserve, 0, LOG_BYTES)
+
+    def empty_log(self) -> None:
+        """Write SQLite's log to its file; OperationalError if another process goes on reading and the log is too long."""
+        busy = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        if busy and os.path.getsize(f"{self.path}-wal") > LOG_LIMIT:
+            raise sqlite3.OperationalError("log is locked")
+
+    def failure(self, error: str, locked: bool) -> StoreError:
+        """What a request gets for an error, which is logged once for all processes as long as it lasts."""
+        now_s, slot = int(time.monotonic()), FULL_S if error in (NO_ROOM, DISK_FULL) else FAILED_S
+        if not self.shared[slot] or now_s - self.shared[slot] > INCIDENT_S:
+            log.error("the store fails: %s", error)
+        self.shared[slot] = now_s or 1
+        if slot == FAILED_S and not locked:
+            self.close()  # and open it anew for the next request
+        self.failed()
+        return StoreError(500, "Server Internal Error")
 
 
 def run_folder() -> tuple[str, int]:
@@ -2365,14 +2660,15 @@ def read_all(functions: list[Callable[[], int]]) -> tuple:
 class Server:
     """What the attendant and the children have in common, and handlers reach as ctx.server.
 
-    setup: the configuration as loaded; row: this process' row of counters and of the process table.
+    setup: the configuration as loaded; row: this process' row of counters and of the process table; pair: see event_pair().
     """
 
-    def __init__(self, setup: Setup, counters: Counters, processes: Processes, store: Store, started_s: float):
+    def __init__(self, setup: Setup, counters: Counters, processes: Processes, store: Store, pair: tuple, started_s: float):
         self.setup, self.registry = setup, setup.registry
         self.counters, self.processes, self.store, self.started_s = counters, processes, store, started_s
         self.row, self.attendant_pid = ATTENDANT, os.getpid()
         self.plans: dict[tuple, Reply] = {}
+        self.events = Events(self, pair)
         for stat in setup.registry.stats[0]:
             if stat.read is None:
                 counters.column(stat.group, stat.name)
@@ -2388,6 +2684,9 @@ class Server:
         for module in self.registry.modules:
             module.row = self.counted
         self.core = next(module for module in self.registry.modules if module.name == "mi_datagram").columns
+        if row != ATTENDANT:
+            self.store.size_bytes = self.setup.own["store_size"]
+            self.store.failed = functools.partial(self.count, "store_errors")
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to one of the statistics of group mi_datagram."""
@@ -2423,30 +2722,168 @@ class Server:
             reply = self.plans[key] = Reply(nodes=nodes, live=self.values_of(stats))
         return reply
 
-    def subscribers(self, event: str, ended: bool = False) -> list[tuple[str, dict]]:
-        """Who subscribed to an event: (socket, row) pairs, the newest first; with those that ended, if wanted."""
-        rows = [(place, json.loads(row)) for place, row in self.store.items(f"event:{event}")]
-        return [(place, row) for place, row in rows if ended or not row["ended"]]
-
     def raise_event(self, name: str, attributes) -> int:
-        """Send an event to its subscribers as datagrams; gives how many were sent to. Never blocks."""
-        sent, found = 0, []
+        """Have an event sent to its subscribers; returns how many it is sent to. Never waits."""
+        return self.events.hand_over(name, attributes) if self.row == ATTENDANT else self.events.put(name, attributes)
+
+
+EVENT_QUEUE = 4 << 20  # bytes of events that are not sent to everybody yet, per child
+EVENT_SLICE_S, EVENT_FEW = 0.002, 16  # for which events are sent before others get their turn, and datagrams that always are
+EVENT_END_S = 0.1  # for which they are sent when a child ends
+
+
+class Events:
+    """Sends events to their subscribers, one after the other and in slices, without waiting for any.
+
+    The attendant sends none: it hands its events to its children, of which the first to look has them to send.
+    """
+
+    SPACE, KEY = "events", "subscriptions"  # of the rows in the store, which event_subscribe makes
+
+    def __init__(self, server: Server, pair: tuple):
+        self.server, (self.inlet, self.outlet) = server, pair
+        self.queue: collections.deque = collections.deque()  # (name, datagrams that are not sent yet, bytes)
+        self.waiting_bytes, self.sending = 0, False
+        self.senders: dict[int, Any] = {}  # address family -> socket
+        self.trouble: tuple | None = None  # of the last event that was lost
+        self.text: str | None = None
+        self.rows: dict[str, list[dict]] = {}  # by event, what the text holds
+
+    def subscribers(self, event: str, ended: bool = False, patient: bool = True) -> list[dict]:
+        """The subscriptions to an event, the newest first; with those that a client ended, if wanted. StoreError."""
+        text = self.server.store.get(self.SPACE, self.KEY, patient)
+        if text is not self.text:
+            self.text, self.rows = text, {}
+            for row in json.loads(text or "[]"):
+                row["target"] = row["target"] if row["family"] == socket.AF_UNIX else tuple(row["target"])
+                self.rows.setdefault(row["event"], []).append(row)
+        now_s = time.monotonic()
+        return [row for row in self.rows.get(event, ()) if not is_over(row, now_s) and (ended or not row["ended"])]
+
+    def hand_over(self, name: str, attributes: dict) -> int:
+        """In the attendant: have a child send an event. Returns 0."""
         try:
-            found = self.subscribers(name)
-        except sqlite3.Error as error:  # a full disk must not end who raises an event
-            log.error("event %s not sent: the store fails: %s", name, error)
-        for place, row in found:
-            family, target = row["target"]
-            try:
-                with original("socket", "socket")(family, socket.SOCK_DGRAM) as sender:
-                    sender.setblocking(False)
-                    sender.sendto(write_event(name, attributes, row["dialect"]),
-                                  target if family == socket.AF_UNIX else tuple(target))
+            self.inlet.send(json.dumps([name, attributes]).encode())
+        except OSError as error:  # no child has looked for long
+            self.lose(name, 1, error)
+        return 0
+
+    def receive(self) -> None:
+        """Send what the attendant handed over, before what waits here: a child that ends has no time. Runs in the hub."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                name, attributes = json.loads(self.outlet.recv(65536))
+                for row, data in self.written(name, attributes, None):
+                    self.send_to(row, name, data)
+
+    def written(self, name: str, attributes, subscribers: list[dict] | None) -> list[tuple[dict, bytes]]:
+        """A datagram for each subscriber that can be sent one; for all there are, if not for those given."""
+        datagrams: dict[str, bytes] = {}
+        try:
+            rows = self.subscribers(name, patient=False) if subscribers is None else subscribers
+        except StoreError:  # it must not end who raises an event
+            self.lose(name, 1, "the store fails")
+            return []
+        for row in rows:
+            if row["dialect"] not in datagrams:
+                try:
+                    datagrams[row["dialect"]] = write_event(name, attributes, row["dialect"])
+                except ValueError as error:  # text cannot carry one of its attributes
+                    datagrams[row["dialect"]] = b""
+                    self.lose(name, sum(other["dialect"] == row["dialect"] for other in rows), error)
+        return [(row, datagrams[row["dialect"]]) for row in rows if datagrams[row["dialect"]]]
+
+    def put(self, name: str, attributes, subscribers: list[dict] | None = None) -> int:
+        """Send an event, now or when those before it are sent; returns to how many."""
+        parts = self.written(name, attributes, subscribers)
+        size = sum(map(len, {data for _, data in parts}))
+        if self.waiting_bytes + size > EVENT_QUEUE:
+            self.lose(name, len(parts), "too many events wait")
+            return 0
+        self.waiting_bytes += size
+        self.queue.append((name, iter(parts), size))
+        if not self.sending and not self.send(EVENT_SLICE_S):
+            self.sending = True
+            gevent.spawn(self.go_on)
+        return len(parts)
+
+    def lose(self, name: str, count: int, why: Any) -> None:
+        """Count an event that does not reach so many subscribers, and log it if the one before was not lost likewise."""
+        self.server.count("events_lost", count)
+        if self.trouble != (name, f"{why}"):
+            self.trouble = name, f"{why}"
+            log.info("event %s is lost for %d subscribers: %s", name, count, why)
+
+    def go_on(self) -> None:
+        """Send what waits, in slices."""
+        while not self.send(EVENT_SLICE_S):
+            give_way()
+        self.sending = False
+
+    def send(self, limit_s: float) -> bool:
+        """Send what waits, for so long; returns whether nothing waits any more."""
+        until_s, sent = time.monotonic() + limit_s, 0
+        while self.queue:
+            name, parts, size = self.queue[0]
+            for row, data in parts:
+                self.send_to(row, name, data)
                 sent += 1
-            except (OSError, ValueError) as error:  # ValueError: text cannot carry one of its attributes
-                self.count("events_lost")
-                log.info("event %s not sent to %s: %s", name, place, error)
-        return sent
+                if sent >= EVENT_FEW and time.monotonic() > until_s:
+                    return False
+            self.queue.popleft()
+            self.waiting_bytes -= size
+        return True
+
+    def send_to(self, row: dict, name: str, data: bytes) -> None:
+        """Send a datagram to one subscriber; if it is lost count it, and log it if the one before was not lost likewise."""
+        try:
+            if row["family"] not in self.senders:
+                self.senders[row["family"]] = sender = original("socket", "socket")(row["family"], socket.SOCK_DGRAM)
+                sender.setblocking(False)
+            self.senders[row["family"]].sendto(data, row["target"])
+            row["trouble"] = None
+        except (OSError, ValueError) as error:  # ValueError: a path that no file can have
+            self.server.count("events_lost")
+            if row.get("trouble") != f"{error}":
+                row["trouble"] = f"{error}"
+                log.info("event %s not sent to %s: %s", name, row["socket"], error)
+
+    def subscribe(self, *rows: dict) -> None:
+        """Add subscriptions, and forget those that are over; Error when there would be too many, StoreError."""
+        now_s, limit = time.monotonic(), self.server.setup.own["max_subscribers"]
+
+        def changed(text: str | None) -> str | None:
+            listed = {(row["event"], row["socket"]): row for row in json.loads(text or "[]") if not is_over(row, now_s)}
+            most = max(limit, len(listed))
+            for row in rows:
+                name = row["event"], row["socket"]
+                listed = {**listed, name: row} if name in listed else {name: row, **listed}
+            ended = [name for name, row in listed.items() if row["ended"]]
+            for name in ended[max(0, len(ended) + most - len(listed)):]:
+                del listed[name]
+            if len(listed) > most:
+                raise Error(500, "Too many subscribers")
+            return json.dumps([*listed.values()]) if listed else None
+
+        self.server.store.change(self.SPACE, self.KEY, changed)
+
+    def finish(self) -> None:
+        """Send what can be sent at once, since the child ends."""
+        self.receive()
+        self.send(EVENT_END_S)
+
+
+def event_pair() -> tuple:
+    """Two connected sockets, by which the attendant hands events to its children."""
+    pair = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # that of socket would make gevent's, with a hub
+    for end in pair:
+        end.setblocking(False)
+    return pair
+
+
+def is_over(row: dict, now_s: float) -> bool:
+    """Whether a subscription can be forgotten; one that a JSON-RPC client ended is shown for a while."""
+    return 0 < (GONE_AFTER_S if row["ended"] else row["expire"]) <= now_s - row["since"]
 
 
 def write_event(name: str, attributes, dialect: str) -> bytes:
@@ -2463,22 +2900,29 @@ def write_event(name: str, attributes, dialect: str) -> bytes:
 
 def event_target(place: str) -> tuple[int, Any]:
     """The socket family and address that an event_subscribe names; ValueError if it names none."""
-    scheme, _, rest = place.partition(":")
-    if scheme == "unix" and rest:
-        return socket.AF_UNIX, rest
-    host, colon, port = rest.rpartition(":")
-    if scheme != "udp" or not colon or not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+    scheme, _, path = place.partition(":")
+    if scheme == "unix" and 0 < len(encode(path)) <= 107:
+        return socket.AF_UNIX, path
+    match = re.fullmatch("udp:(.{1,255}):([0-9]{1,5})", place, re.S)
+    if not match or not 0 < int(match[2]) < 65536:
         raise ValueError("takes udp:HOST:PORT or unix:PATH")
+    target = match[1].strip("[]"), int(match[2]), 0, socket.SOCK_DGRAM
     try:
-        family, _, _, _, target = preferred(socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM))
+        with contextlib.suppress(socket.gaierror):  # gevent has a thread for names, which makes all system calls dearer
+            return original("socket", "getaddrinfo")(*target, flags=socket.AI_NUMERICHOST)[0][::4]
+        return preferred(socket.getaddrinfo(*target))[::4]
     except OSError as error:
-        raise ValueError(f"no such host: {host} ({error})") from None
-    return family, target
+        raise ValueError(f"no such host: {match[1]} ({error})") from None
 
 
 def preferred(found: list[tuple]) -> tuple:
     """Of what getaddrinfo() gives for a name, the first with an IPv4 address, as OpenSIPS takes it, else the first."""
     return min(found, key=lambda entry: entry[0] != socket.AF_INET)
+
+
+def give_way() -> None:
+    """Let others have their turn, requests in sockets as well: for these gevent.sleep(0) looks once in 50 times."""
+    gevent.sleep(1e-6)
 
 
 def original(module: str, name: str):
@@ -3145,36 +3589,57 @@ CACHE_KEY = ["Empty memory cache id", "Empty attribute name"]
 CACHE = JsonForm(order=("expire",), check=check_cache)
 
 
-def cache_space(ctx, system: str, failure: str) -> str:
-    """The space of the store that a cache system means: `local`, or an id that cachedb_url names."""
-    settings = ctx.server.registry.modules_by_name["cachedb_local"].settings
-    known = {"local": "default", **{f"local:{identity}": collection for identity, collection in settings["cachedb_url"]}}
-    if system not in known:
-        raise Error(500, failure)
-    return f"cache:{known[system]}"
+def in_cache(ctx, system: str, failure: str, act: Callable[[str], Any]):
+    """What act(space) returns for the space of the store that a cache system means: `local`, or an id that cachedb_url
+    names. Error for an unknown one, and where the store fails."""
+    urls = ctx.server.registry.modules_by_name["cachedb_local"].settings["cachedb_url"]
+    collection = "default" if system == "local" else {f"local:{name}": collection for name, collection in urls}.get(system)
+    if collection is not None:
+        with contextlib.suppress(StoreError):
+            return act(f"cache:{collection}")
+    raise Error(500, failure)
 
 
 @command("cache_store", json=CACHE, expire=c_integer, bind=in_order(
     [*CACHE_KEY, "Empty value argument", "Empty expires argument"], 3, "Too many parameters"))
 def cache_store(ctx, system, attr, value, expire=0):
     """Keep a value in a cache system, for EXPIRE seconds or (0) for good."""
-    ctx.store.put(cache_space(ctx, system, "Cache store command failed"), attr, value, expire)
+    in_cache(ctx, system, "Cache store command failed", lambda space: ctx.store.put(space, attr, value, expire))
     return Reply()
 
 
 @command("cache_fetch", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many arguments"))
 def cache_fetch(ctx, system, attr):
     """Show a value of a cache system."""
-    value = ctx.store.get(cache_space(ctx, system, "Cache fetch command failed"), attr)
+    value, live = in_cache(ctx, system, "Cache fetch command failed", lambda space: cached(ctx.store, space, attr))
     if value is None:
         return Reply(nodes=(Node(None, "Value not found"),), result=Error(400, "Value not found"))
-    return Reply(nodes=(Node("key", attr), Node("value", value)))
+    return Reply(nodes=(Node("key", attr), Node("value", LIVE if live else value)), live=live)
+
+
+def cached(store: Store, space: str, key: str) -> tuple:
+    """A value or None; and if it was asked for before, what makes a reply last until it changes, else None."""
+    try:
+        return store.peek(space, key), Cached(store, space, key)
+    except LookupError:
+        return store.get(space, key), None
+
+
+class Cached(Watched):
+    """The value in a reply that is kept. When it may have changed look() fails, and the command is called anew."""
+
+    def __init__(self, store: Store, space: str, key: str):
+        self.look = functools.partial(store.peek, space, key)
+
+    def sums(self, value: str) -> tuple:
+        """The reply's one value."""
+        return (value,)
 
 
 @command("cache_remove", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many parameters"))
 def cache_remove(ctx, system, attr):
     """Forget a value of a cache system."""
-    ctx.store.remove(cache_space(ctx, system, "Cache remove command failed"), attr)
+    in_cache(ctx, system, "Cache remove command failed", lambda space: ctx.store.remove(space, attr))
     return Reply()
 
 
@@ -3188,7 +3653,8 @@ def bind_subscription(request: Request) -> list:
     return [*values[:2], *map(int, values[2:])]
 
 
-SUBSCRIPTION = JsonForm(errors={BAD_PARAMETER.reason: Error(400, "Bad parameter value")}, check=check_cache)
+INTERNAL = {"Server Internal Error": Error(500, "Internal error")}
+SUBSCRIPTION = JsonForm(errors={BAD_PARAMETER.reason: Error(400, "Bad parameter value"), **INTERNAL}, check=check_cache)
 GONE_AFTER_S = 60  # how long subscribers_list shows a subscription that a JSON-RPC client ended
 
 
@@ -3199,13 +3665,30 @@ def event_subscribe(ctx, event, socket, expire=3600):
     if event not in ctx.server.registry.events:
         raise BAD_PARAMETER
     try:
-        target = event_target(socket)
+        family, target = event_target(socket)
     except ValueError:
         raise BAD_PARAMETER from None
+    if not may_have_events(ctx, family, target):
+        endpoint, client = ctx.caller
+        ctx.server.count("forbidden")
+        log.warning("audit: events for %a refused to %s", socket, shown_address(endpoint.address_of(client)))
+        raise Error(403, "Forbidden")
     ended = expire == 0 and ctx.request.dialect == "jsonrpc"
-    row = {"expire": expire, "since": time.time(), "dialect": ctx.request.dialect, "target": target, "ended": ended}
-    ctx.store.put(f"event:{event}", socket, json.dumps(row), GONE_AFTER_S if ended else expire)
+    row = {"event": event, "socket": socket, "expire": expire, "since": time.monotonic(), "dialect": ctx.request.dialect,
+           "family": family, "target": target, "ended": ended}
+    ctx.server.events.subscribe(row)
     return Reply()
+
+
+def may_have_events(ctx, family: int, target: Any) -> bool:
+    """Whether who asks may subscribe an address: a UNIX client any, a UDP client its own host's and those in event_targets."""
+    endpoint, client = ctx.caller or (None, None)
+    if endpoint is None or endpoint.unix:
+        return True
+    if family == socket.AF_UNIX:
+        return False
+    wanted, networks = host_address(target[0]), ctx.server.setup.own["event_targets"]
+    return wanted == host_address(endpoint.address_of(client)[0]) or any(wanted in network for network in networks)
 
 
 def event_params(value):
@@ -3233,16 +3716,17 @@ def bind_event(request: Request) -> list:
     return [arguments[0][1], {name or f"param{number}": value or "" for number, (name, value) in enumerate(arguments[1:], 1)}]
 
 
-@command("raise_event", bind=bind_event, json=JsonForm(raw=("params",)))
+@command("raise_event", bind=bind_event, json=JsonForm(raw=("params",), errors=INTERNAL))
 def raise_event(ctx, event, params=()):
     """Send an event to its subscribers, with attributes."""
     if event not in ctx.server.registry.events:
         raise Error(404, "Event not registered")
-    if not ctx.server.subscribers(event):
+    subscribers = ctx.server.events.subscribers(event)
+    if not subscribers:
         raise Error(480, "Temporarily Unavailable")
     if ctx.request.dialect == "jsonrpc":
         params = event_params(params) if len(ctx.request.values) > 1 else ()
-    ctx.server.raise_event(event, params)
+    ctx.server.events.put(event, params, subscribers)
     return Reply()
 
 
@@ -3253,7 +3737,7 @@ def events_list(ctx):
     return Reply(nodes=[Node("Event", name, (("id", number),)) for name, number in events.items()], live=CONSTANT)
 
 
-@command("subscribers_list")
+@command("subscribers_list", json=JsonForm(errors=INTERNAL))
 def subscribers_list(ctx, event=None, socket=None):
     """Show who gets which events, all or those of one EVENT, or one SOCKET of it."""
     events, server = ctx.server.registry.events, ctx.server
@@ -3261,11 +3745,11 @@ def subscribers_list(ctx, event=None, socket=None):
         raise Error(404, "Event not published")
     nodes, shown = [], []
     for name in events if event is None else [event]:
-        rows = [(place, row) for place, row in server.subscribers(name, ended=True) if socket in (None, place)]
-        lines = [Node("Subscriber", None, (("socket", place), ("expire", row["expire"]))) for place, row in rows]
+        rows = [row for row in server.events.subscribers(name, ended=True) if socket in (None, row["socket"])]
+        lines = [Node("Subscriber", None, (("socket", row["socket"]), ("expire", row["expire"]))) for row in rows]
         if rows:
             nodes.append(Node("Event", name, (("id", events[name]),), lines))
-            subscribers = [{"socket": place, "expire": row["expire"], "ttl": time_left(row)} for place, row in rows]
+            subscribers = [{"socket": row["socket"], "expire": row["expire"], "ttl": time_left(row)} for row in rows]
             shown.append({"name": name, "id": events[name],
                           **({"Subscribers": subscribers} if socket is None else {"Subscriber": subscribers[0]})})
     if socket is not None and not nodes:
@@ -3277,7 +3761,7 @@ def time_left(row: dict):
     """How long a subscription lasts, as 3.x shows it: seconds, `expired`, or `never` for one that does not end."""
     if not row["expire"]:
         return "expired" if row["ended"] else "never"
-    return max(0, round(row["since"] + row["expire"] - time.time()))
+    return max(0, round(row["since"] + row["expire"] - time.monotonic()))
 
 
 @command("list_tcp_conns", input=False, json=JsonForm(plurals={"Connection": ("Connections", "ID")}))
@@ -3323,22 +3807,69 @@ def bind_chunk(request: Request) -> list:
     return values[::-1]
 
 
-@command("cache_remove_chunk", bind=bind_chunk, json=JsonForm(errors={"Server Internal Error": Error(500, "Internal error")}))
+GLOB_BYTES = 256  # of a pattern
+LONG_GLOB = Error(400, f"Pattern longer than {GLOB_BYTES} bytes")
+CHUNK = JsonForm(errors={**INTERNAL, LONG_GLOB.reason: invalid_params(LONG_GLOB.reason)})
+
+
+@command("cache_remove_chunk", bind=bind_chunk, json=CHUNK)
 def cache_remove_chunk(ctx, glob, collection="default"):
     """Forget the values whose names fit a pattern (in text requests a COLLECTION stands before the GLOB)."""
     if collection not in ctx.server.registry.modules_by_name["cachedb_local"].settings["cache_collections"]:
         raise Error(500, "Server Internal Error")
-    space = f"cache:{collection}"
-    for key, _ in ctx.store.items(space):
-        if fnmatch.fnmatchcase(key, glob):
-            ctx.store.remove(space, key)
+    if len(encode(glob)) > GLOB_BYTES:
+        raise LONG_GLOB
+    ctx.store.remove_fitting(f"cache:{collection}", Glob(glob).fits)
     return Reply()
+
+
+class Glob:
+    """A pattern of names as fnmatch.fnmatchcase() reads it, compared in one pass over a name whatever the pattern is.
+
+    What stands between the stars is numbered, and fits one character each. Each character of a name turns the set of those
+    that may come next, bit by bit, into another: where it fits the next one may come, and what has a star before it stays.
+    """
+
+    PART = re.compile(r"\*|\[(!|(?!!))(\][^]]*|[^]]+)\]|.", re.S)
+    SPAN = re.compile(r"(.)(?:-(.))?", re.S)
+
+    def __init__(self, pattern: str):
+        spans, negated, self.stars, self.end = [], 0, 0, 1
+        for match in self.PART.finditer(pattern):
+            if match[0] == "*":
+                self.stars |= self.end
+                continue
+            if match[0] == "?" or match[1]:
+                negated |= self.end
+            if match[0] != "?":
+                spans += [(ord(first), ord(last or first), self.end) for first, last in self.SPAN.findall(match[2] or match[0])]
+            self.end <<= 1
+        self.bounds = sorted({bound for first, last, _ in spans for bound in (first, last + 1)})
+        inside = [0] * (len(self.bounds) + 1)  # of the characters between two bounds
+        for first, last, bit in spans:
+            for index in range(bisect.bisect(self.bounds, first), bisect.bisect(self.bounds, last) + 1):
+                inside[index] |= bit
+        self.fitting = [bits ^ negated for bits in inside]
+
+    def fits(self, name: str) -> bool:
+        """Whether a name fits."""
+        states, stars, bounds, fitting, find = 1, self.stars, self.bounds, self.fitting, bisect.bisect
+        sure = stars & self.end  # nothing is left but a star at the end
+        for code in map(ord, name):
+            if states & sure:
+                return True
+            states = (states & fitting[find(bounds, code)]) << 1 | states & stars
+            if not states:
+                return False
+        return bool(states & self.end)
 
 
 @every(60, where="one")
 def forget_expired(ctx):
     """Make room in the store."""
-    ctx.store.purge()
+    with contextlib.suppress(StoreError):  # which is logged already
+        ctx.store.purge()
+        ctx.server.events.subscribe()
 
 
 def collections_of(value) -> tuple:
@@ -3436,7 +3967,7 @@ MI_DATAGRAM_STATS = [
     Stat("empty", "empty datagrams"),
     Stat("notifications", "JSON-RPC notifications, which get no reply"),
     Stat("refused", "datagrams from networks that allow_from leaves out"),
-    Stat("forbidden", "commands refused by allow_command"),
+    Stat("forbidden", "commands refused by allow_command, and subscriptions by event_targets"),
     Stat("interrupted", "commands ended by handler_timeout"),
     Stat("delayed", "replies that waited for their client to read"),
     Stat("child_deaths", "children that died without being told to"),
@@ -3444,6 +3975,7 @@ MI_DATAGRAM_STATS = [
     Stat("reloads", "configurations taken by a reload"),
     Stat("reload_errors", "reloads refused because of a mistake"),
     Stat("events_lost", "events that could not be sent to a subscriber"),
+    Stat("store_errors", "requests that the store could not serve: it was full, or locked by another process"),
 ]
 MI_DATAGRAM_EVENTS = [
     Event("E_MI_CHILD_DIED", "a child died without being told to: pid, reason"),
@@ -4146,8 +4678,8 @@ class Child:
         stall_s = self.setup.own["stall_timeout"] / 1000
         interval_s = max(0.01, min(0.5, self.timeout_s / 10, stall_s / 5, self.outbox.timeout_s / 5 or 1))
         watched = [loop.timer(interval_s, interval_s), loop.io(alive, 1), loop.signal(signal.SIGTERM),
-                   loop.signal(signal.SIGQUIT), loop.signal(signal.SIGUSR1)]
-        handlers = [self.sweep, self.orphaned, self.stopping.set, self.quit, self.reopen]
+                   loop.signal(signal.SIGQUIT), loop.signal(signal.SIGUSR1), loop.io(self.server.events.outlet.fileno(), 1)]
+        handlers = [self.sweep, self.orphaned, self.stopping.set, self.quit, self.reopen, self.server.events.receive]
         for watcher, handler in zip(watched, handlers):
             watcher.start(handler)
         for endpoint in self.endpoints:
@@ -4383,6 +4915,7 @@ class Child:
                     module.hooks["destroy"](Context(module))
                 except Exception:  # a plug-in's seam
                     log.getChild(module.name).exception("destroy raised")
+        self.server.events.finish()
         self.server.store.close()
 
 
@@ -4397,8 +4930,7 @@ class Access:
     @staticmethod
     def in_networks(host: str, networks: tuple) -> bool:
         """Whether a numeric host address is in one of the networks."""
-        address = ipaddress.ip_address(host.partition("%")[0])
-        address = getattr(address, "ipv4_mapped", None) or address
+        address = host_address(host)
         return any(address in network for network in networks)
 
     def allows(self, command: Command, caller: tuple) -> bool:
@@ -4428,6 +4960,12 @@ class Access:
         except KeyError:
             groups = []
         return any(group in gids for group in groups)
+
+
+def host_address(host: str):
+    """A numeric host as an address to compare with others: without a scope, and IPv4 where it is mapped into IPv6."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def numbers_of(names: Iterable, look_up: Callable) -> list[int]:
@@ -4474,6 +5012,7 @@ class Supervisor:
     def __init__(self, setup: Setup, load: Callable[[], Setup], processes: Processes, started_s: float):
         self.load, self.processes = load, processes
         self.counters, self.store = Counters(), None
+        self.pair = event_pair()
         self.started_s = started_s
         self.setup, self.server = setup, None
         self.endpoints: list[Endpoint] = []
@@ -4509,7 +5048,7 @@ class Supervisor:
         except StartError:
             self.close_sockets(self.endpoints)
             raise
-        self.store = Store(folder)
+        self.store = Store(folder, self.setup.own["store_size"])
 
     def tune(self, endpoint: Endpoint) -> None:
         """Ask for a large send buffer, as root beyond the system's limit, and for credentials where rules want them."""
@@ -4530,7 +5069,7 @@ class Supervisor:
     def run(self) -> int:
         """Serve until a signal ends it; gives the exit status."""
         try:
-            self.server = Server(self.setup, self.counters, self.processes, self.store, self.started_s)
+            self.server = Server(self.setup, self.counters, self.processes, self.store, self.pair, self.started_s)
             self.processes.set(ATTENDANT, pid=os.getpid(), rank=0, state=Processes.SERVING)
             self.alive_read, self.alive_write = os.pipe()
             self.news_read, self.news_write = os.pipe()
@@ -4546,7 +5085,6 @@ class Supervisor:
             for number in self.ACTIONS:  # the way out is not to be cut short
                 original("signal", "signal")(number, signal.SIG_IGN)
             self.close_sockets([*self.endpoints, *self.leaving, *(self.previous[2] if self.previous else ())])
-            self.store.close()
             shutil.rmtree(os.path.dirname(self.store.path), ignore_errors=True)
 
     # Signals: a handler only queues, the main loop acts.
@@ -4589,7 +5127,7 @@ class Supervisor:
         try:
             setup = self.load()
             endpoints = [self.endpoint_of(place) or self.opened(place, opened) for place in setup.listeners]
-            server = Server(setup, self.counters, self.processes, self.store, self.started_s)
+            server = Server(setup, self.counters, self.processes, self.store, self.pair, self.started_s)
         except (ConfigError, StartError) as error:
             return self.refuse_reload(opened, error, None)
         except Exception as error:  # whatever a plug-in or the system does now, the server that runs goes on
@@ -4826,7 +5364,6 @@ class Supervisor:
         for endpoint in [*self.leaving, *(self.previous[2] if self.previous else ())]:
             if endpoint not in self.endpoints:
                 endpoint.socket.close()  # of a configuration that is going
-        self.server.store.disown()
 
     def reap(self) -> None:
         """Take leave of children that ended."""
