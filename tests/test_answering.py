@@ -441,7 +441,8 @@ def asked_json(reply, **form):
         return reply
 
     answers = mi.Answers(mi.Registry([mi.Module("shows", {"shown": shown})]), logging.getLogger("test"))
-    return [mi.decode(answers.answer((JSON % ("shown", "[]", 1)).encode())[0]) for _ in range(4)]
+    data = (JSON % ("shown", "[]", 1)).encode()
+    return [mi.decode(answers.answer(data).datagrams[0][1]) for _ in range(4)]
 
 
 class Colour(enum.IntEnum):
