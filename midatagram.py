@@ -4685,7 +4685,6 @@ TRACE_TIMEOUT_S = 5.0  # for connecting, and for writing a batch
 TRACE_BACKOFF_S = (1.0, 30.0)  # first and longest pause after a failure; the pause doubles, give or take a fifth
 TRACE_STEADY_S = 5.0  # a connection that lasted so long makes the next pause short again
 
-
 TRACE_FIGURES = {
     "queued": "packets queued", "sent": "packets sent", "dropped": "packets dropped", "errors": "failed connects and writes",
     "reconnects": "connects after the first", "depth": "packets in the queue", "connected": "connected children",
@@ -4808,11 +4807,6 @@ class Tracer:
         rest, self.queue = self.batch + self.queue, []
         self.count("dropped", rest)
         self.close()
-
-    def reopen(self) -> None:
-        """SIGUSR1: let the destination open its file again, if it has one."""
-        if hasattr(self.destination, "reopen"):
-            self.destination.reopen()
 
 
 ###############################################################################
@@ -5104,7 +5098,6 @@ class Peer:
     def unwatch(self) -> None:
         """End what watch() began."""
         if self.watcher:
-            self.watcher.stop()
             self.watcher.close()
         self.watcher = None
 
@@ -5417,7 +5410,7 @@ class Child:
             self.server.count("notifications")
         for delay_s, reply in answer.datagrams:
             if delay_s:
-                self.send_later(delay_s, deliver, reply, client)
+                self.send_later(delay_s, self.outbox.post, endpoint, reply, client)
             else:
                 deliver(reply, client)
 
@@ -5466,13 +5459,15 @@ class Child:
         """Start what plug-ins do every so often; `where="one"` runs in the child of rank 1."""
         import gevent
 
-        return [gevent.spawn(self.repeat, module, function, gevent.sleep) for module in self.server.registry.modules
+        return [gevent.spawn(self.repeat, module, function) for module in self.server.registry.modules
                 for function in module.every if function.mi_every[1] == "each" or self.rank == 1]
 
-    def repeat(self, module: Module, function: Any, sleep: Callable[[float], None]) -> None:
+    def repeat(self, module: Module, function: Any) -> None:
         """Run a function again and again; what it raises is logged."""
+        import gevent
+
         while True:
-            sleep(function.mi_every[0])
+            gevent.sleep(function.mi_every[0])
             try:
                 function(Context(module))
             except Exception:  # a plug-in's seam
@@ -5489,7 +5484,7 @@ class Child:
         """SIGUSR1: open logs and trace files again."""
         reopen_logs()
         for tracer in self.tracers:
-            tracer.reopen()
+            getattr(tracer.destination, "reopen", lambda: None)()
 
     def stop(self, jobs: list) -> None:
         """Read no more, answer what is in hand and deliver what waits, within limit_s; then end what plug-ins began."""

@@ -407,6 +407,40 @@ def test_request_that_is_too_long_is_answered_with_an_error(start, kind):
     assert server.statistic("errors") == len(sizes)
 
 
+# Replies that are sent later
+
+LATER = """
+import midatagram as mi
+
+answer_now = mi.Answers.answer
+
+def answer(self, data, *rest):
+    found = answer_now(self, data, *rest)
+    if not data.startswith(b":echo:"):
+        return found
+    return found._replace(datagrams=[(float(data.split()[1]), reply) for _, reply in found.datagrams])
+
+mi.Answers.answer = answer
+"""
+
+
+def test_a_datagram_with_a_delay_is_sent_after_it_and_holds_up_nobody(start, tmp_path):
+    (tmp_path / "later.py").write_text(LATER)
+    server = start(PLUG_INS + 'loadmodule "later.so"\n', *ECHO, "-p", str(tmp_path))
+    client, began_s = server.client(), time.monotonic()
+    for delay in (b"0.6", b"0.3", b"0"):
+        client.send(b":echo:\n%b\n" % delay)
+    assert [float(reply.split()[2]) for reply in received(client, 2)] == [0, 0.3]
+    assert 0.3 <= time.monotonic() - began_s < 0.6
+    assert float(client.receive().split()[2]) == 0.6 and time.monotonic() - began_s >= 0.6
+    assert server.statistic("replies") == 3
+    client.send(b":echo:\n60\n")
+    assert server.statistic("requests") == 6
+    began_s = time.monotonic()
+    server.stop()  # what is to be sent later is dropped
+    assert time.monotonic() - began_s < 5 and client.receive(0.1) is None
+
+
 # Handlers that take too long
 
 
