@@ -6697,7 +6697,7 @@ def go_background() -> int:
 
 
 def serve(options) -> int:
-    """Check, open, serve; gives the exit status."""
+    """Check, open, serve; returns the exit status."""
     if options.status or options.if_not_running:
         running = is_running(options)
         if options.status:
@@ -6721,7 +6721,7 @@ def serve(options) -> int:
         for level, text in setup.notes:
             print(f"{logging.getLevelName(level)}: {text}")
         warned = any(level >= logging.WARNING for level, _ in setup.notes)
-        print(f"{setup.path}: good{', but for what stands above' if warned else ''}")
+        print(f"{setup.path}: OK{', with the warnings above' if warned else ''}")
         return EXIT_OK
     try:
         return start(options, setup, load, processes, started_s)
@@ -6732,7 +6732,7 @@ def serve(options) -> int:
 
 
 def start(options, setup: Setup, load: Callable[[], Setup], processes: Processes, started_s: float) -> int:
-    """Open everything, then serve until told to stop."""
+    """Open everything, then serve until a signal stops it; returns the exit status."""
     pidfile = PidFile(options.pidfile) if options.pidfile else None
     given = given_sockets()
     if pidfile:

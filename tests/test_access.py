@@ -133,7 +133,7 @@ def test_a_check_warns_of_each_socket_that_others_can_reach(tmp_path, place, way
         warned = allow == "" or way == "-s"
         assert done.returncode == 0
         assert (f"WARNING: {place} can be reached from other machines and allow_from is not set" in done.stdout) == warned
-        assert ("good, but for what stands above" in done.stdout) == warned
+        assert ("OK, with the warnings above" in done.stdout) == warned
 
 
 # Commands

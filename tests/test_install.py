@@ -129,7 +129,7 @@ def test_nobody_else_can_write_where_root_installs(tmp_path):
     others = {path: (mode, owner) for path, (mode, owner) in laid.items() if path not in own}
     assert others["/run/midatagram.pid"][0] == 0o600 and "/etc/midatagram/midatagram.conf" in others
     assert {path: found for path, found in others.items() if found[0] & 0o022 or found[1] != "root:root"} == {}
-    assert "midatagram.conf: good" in done.stdout and done.stdout.endswith("running\n")
+    assert "midatagram.conf: OK" in done.stdout and done.stdout.endswith("running\n")
 
 
 def test_the_distributions_packages_are_enough(background, tmp_path):
