@@ -2209,6 +2209,7 @@ import collections
 import contextlib
 import errno
 import fcntl
+import fnmatch
 import gc
 import grp
 import importlib
@@ -2332,19 +2333,19 @@ class Reader(Watched):
         return self.last
 
 
-class Several(Watched):
-    """The values of several parts, one behind the other."""
+def unless_changed(look: Callable[[], Any], snapshot: Any) -> Callable[[], tuple]:
+    """The `live` of a reply that holds as long as look() returns this snapshot: it returns no values, and raises LookupError,
+    for which the command is called again, when the snapshot is another. Not the first time, when the reply is written."""
+    first = True
 
-    def __init__(self, parts: list):
-        self.parts = parts
+    def live() -> tuple:
+        nonlocal first
+        if not first and look() != snapshot:
+            raise LookupError
+        first = False
+        return ()
 
-    def look(self) -> tuple:
-        """The values themselves."""
-        return tuple(itertools.chain.from_iterable([part() for part in self.parts]))
-
-    def sums(self, values: tuple) -> tuple:
-        """The values."""
-        return values
+    return live
 
 
 class Processes:
@@ -2371,21 +2372,11 @@ class Processes:
             self.slots[row * len(self.FIELDS) + self.FIELDS.index(field)] = value
 
     def unchanged(self) -> Callable[[], tuple]:
-        """The `live` of a reply that shows the table as it is now: no values; LookupError, for which the command is called
-        again, when the table is another. Not the first time, when the reply is written."""
-        look, first = self.slots[:self.slots[0] * len(self.FIELDS)].tobytes, True
-        table = look()
+        """The `live` of a reply that shows the table as it is now; the next one is made when the table is another."""
+        look = self.slots[:self.slots[0] * len(self.FIELDS)].tobytes
+        return unless_changed(look, look())
 
-        def live() -> tuple:
-            nonlocal first
-            if not first and look() != table:
-                raise LookupError
-            first = False
-            return ()
-
-        return live
-
-    def take(self) -> int | None:
+    def claim(self) -> int | None:
         """A free row for a new child, None when there is none."""
         for row in range(ATTENDANT + 1, ROWS):
             if not self.get(row, "pid") and self.get(row, "state") == self.FREE:
@@ -2410,18 +2401,16 @@ class StoreError(Error):
 
 
 PAGE = 4096  # bytes
-LOG_BYTES = 32 * PAGE  # of SQLite's log, which are then written to its file; as many are in reserve for a full disk
-LOG_LIMIT = 32 * LOG_BYTES  # of a log that cannot be written to the file, since another process does not end reading
-ROW_BYTES = 64  # of a row in the file, beyond its value and twice its key
+JOURNAL_BYTES = 64 * PAGE  # set aside for SQLite's journal, for which a full file system has no room: a transaction of SLICE_ROWS
+SLICE_ROWS, SLICE_S = 25, 0.005  # rows that are deleted in one transaction, and for how long keys are compared
+ROW_BYTES = 100  # of a row in the file, beyond its value and twice its key
 SPACES = 1024  # versions in shared memory; two spaces that share one are read a little more often
 NEWEST, USED, ROOM, FULL_S, FAILED_S, FIRST = range(6)  # before them: the last version, bytes, when the store last failed
 LOCK_S = 1.0  # for which requests wait for a locked store, all of them at the same time
-SLICE_ROWS, FEW_ROWS = 1000, 50  # rows that are removed at once, and where there is hardly room for that
-SLICE_S = 0.005  # for which keys are compared at once
 READ_BYTES = 4 << 20  # of values that were read, per child
-REMOVED_S = 60  # for which a removed key can be asked for by changes()
+REMOVED_S = 60  # for which changes() reports a removed key
 INCIDENT_S = 60  # without a failure, and the next one is logged again
-NO_ROOM, DISK_FULL = "store_size or its file system is full", "database or disk is full"  # the latter SQLite's words
+FULL = "database or disk is full"  # SQLite's words
 
 
 class Store:
@@ -2429,33 +2418,31 @@ class Store:
 
     Each child opens its own connection at first use, the attendant none. All greenlets of a child share it, so that
     none gives way within a transaction. Times are of the steady clock. Whatever fails is a StoreError.
+    A row has the version of its last change. One of a removed key has no value, and minus the time of removal as its expiry.
     """
 
-    OPEN = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = OFF", "PRAGMA wal_autocheckpoint = 0",
+    OPEN = ("PRAGMA journal_mode = PERSIST", f"PRAGMA journal_size_limit = {JOURNAL_BYTES}", "PRAGMA synchronous = OFF",
+            "PRAGMA secure_delete = OFF",  # with which each page that is let go would be in the journal
             """CREATE TABLE IF NOT EXISTS item
-               (space BLOB, key BLOB, value BLOB, expires REAL, seq INTEGER, PRIMARY KEY (space, key))""",
+               (space BLOB, key BLOB, value BLOB, expires REAL, version INTEGER, PRIMARY KEY (space, key))""",
             "CREATE INDEX IF NOT EXISTS expiring ON item (expires) WHERE expires IS NOT NULL",
-            "CREATE INDEX IF NOT EXISTS followed ON item (space, seq) WHERE seq IS NOT NULL")
+            "CREATE INDEX IF NOT EXISTS changed ON item (space, version)")
     GET = "SELECT value, expires FROM item WHERE space = ? AND key = ?"
     PUT = """INSERT INTO item VALUES (?, ?, ?, ?, ?) ON CONFLICT (space, key)
-        DO UPDATE SET value = excluded.value, expires = excluded.expires, seq = excluded.seq"""
-    REMOVE = "DELETE FROM item WHERE space = ? AND key = ?"
-    ITEMS = """SELECT key, value, expires, seq FROM item
-        WHERE space = ? AND value IS NOT NULL AND (expires IS NULL OR expires > ?) ORDER BY rowid DESC"""
-    CHANGES = "SELECT key, value, expires, seq FROM item WHERE space = ? AND seq > ? ORDER BY seq"
-    LAST = "SELECT max(key) FROM (SELECT key FROM item WHERE space = ? AND key >= ? ORDER BY key LIMIT ?)"
-    SIZES = f"RETURNING 2 * length(key) + ifnull(length(value), 0) + {ROW_BYTES}"
-    REMOVE_FITTING = f"DELETE FROM item WHERE space = ? AND key BETWEEN ? AND ? AND fits(key) {SIZES}"
-    PURGE = f"""DELETE FROM item WHERE rowid IN
-        (SELECT rowid FROM item WHERE expires <= ? AND (value IS NULL OR expires <= ?) LIMIT ?)
-        {SIZES}, space, iif(value IS NULL, seq, 0)"""
+        DO UPDATE SET value = excluded.value, expires = excluded.expires, version = excluded.version"""
+    DELETE = "DELETE FROM item WHERE space = ? AND key = ?"
+    CHANGES = "SELECT key, value, expires, version FROM item WHERE space = ? AND version > ? ORDER BY version"
+    KEYS = "SELECT key, ifnull(length(value), 0) FROM item WHERE space = ? AND key >= ? ORDER BY key LIMIT ?"
+    EXPIRED = """SELECT space, key, ifnull(length(value), 0), iif(value IS NULL, version, 0) FROM item
+        WHERE expires BETWEEN ? AND ? LIMIT ?"""
 
     def __init__(self, folder: str, size_bytes: int):
         self.path = os.path.join(folder, "store.sqlite")
         self.connection: sqlite3.Connection | None = None
         self.shared = memoryview(mmap.mmap(-1, (FIRST + 3 * SPACES) * SLOT)).cast("q")
+        self.begun, self.committed, self.forgotten = [self.shared[FIRST + nth * SPACES:][:SPACES] for nth in range(3)]
         self.memo = Memo(READ_BYTES)
-        self.size_bytes, self.reserve, self.squeezed, self.locked_s = size_bytes, -1, False, 0.0
+        self.size_bytes, self.locked_s = size_bytes, 0.0
         self.failed: Callable[[], None] = lambda: None  # called for each StoreError
 
     # What others use.
@@ -2463,32 +2450,32 @@ class Store:
     def version(self, space: str) -> int:
         """A number that every change of a space raises; -1 while one is under way, 0 if nothing was ever in it.
 
-        A writer sets the first slot before it commits, when it has the lock, and the second one afterwards. If it is
-        killed in between they stay different. Who remembers what it reads asks for the version before it reads.
+        A writer sets `begun` before it commits, when it has the lock, and `committed` afterwards. If it is killed in
+        between they stay different. Who remembers what it reads asks for the version before it reads.
         """
-        slot = FIRST + hash(space) % SPACES
-        begun = self.shared[slot]
-        return begun if self.shared[slot + SPACES] == begun else -1
+        slot = hash(space) % SPACES
+        begun = self.begun[slot]
+        return begun if self.committed[slot] == begun else -1
 
-    def get(self, space: str, key: str, patient: bool = True) -> str | None:
-        """The value of a key, None if there is none or it expired. `patient`: wait for a locked store."""
+    def peek(self, space: str, key: str) -> str | None:
+        """As get(), if that needs no look into the file; else LookupError."""
         version = self.version(space)
         entry = self.memo.get((space, key)) if version else (0, None, 0.0)
         if entry is None or entry[0] != version:
-            words = encode(space), encode(key)
-            row = self.attempt(lambda connection: connection.execute(self.GET, words).fetchone(), patient)
-            data, expires_s = row or (None, None)
-            entry = version, None if data is None else decode(data), float("inf") if expires_s is None else expires_s
-            if version > 0:
-                self.memo.keep((space, key), entry, sys.getsizeof(key) + sys.getsizeof(entry[1]))
+            raise LookupError
         return entry[1] if entry[2] > time.monotonic() else None
 
-    def peek(self, space: str, key: str) -> str:
-        """A value that was read before and is still the same; LookupError if it must be read."""
-        entry = self.memo.get((space, key))
-        if entry is None or entry[0] != self.version(space) or entry[1] is None or entry[2] <= time.monotonic():
-            raise LookupError
-        return entry[1]
+    def get(self, space: str, key: str, patient: bool = True) -> str | None:
+        """The value of a key, None if there is none or it expired. `patient`: wait for a locked store."""
+        try:
+            return self.peek(space, key)
+        except LookupError:
+            version, words = self.version(space), (encode(space), encode(key))
+        data, expires_s = self.attempt(lambda run: run(self.GET, words).fetchone(), patient) or (None, None)
+        value, expires_s = None if data is None else decode(data), float("inf") if expires_s is None else expires_s
+        if version > 0:
+            self.memo.keep((space, key), (version, value, expires_s), sys.getsizeof(key) + sys.getsizeof(value))
+        return value if expires_s > time.monotonic() else None
 
     def put(self, space: str, key: str, value: str, lifetime_s: float = 0) -> None:
         """Keep a value, for a time or (0) for good."""
@@ -2502,40 +2489,34 @@ class Store:
     def change(self, space: str, key: str, function: Callable, lifetime_s: float | None = None) -> str | None:
         """Put function(value) in the place of a value, in one step for all processes; returns the new value.
 
-        The function gets the text or None and returns the new one, or None for none; it must not wait for anything.
-        lifetime_s: how long the new value lasts, 0: for good, None: as long as the old one would have.
+        The function gets the text or None and returns the new one, or None for none; it must not wait for anything, and is
+        called again if the store is full. lifetime_s: how long the new value lasts, 0: for good, None: as the old one.
         """
         return self.write(space, functools.partial(self.change_row, encode(space), encode(key), function, lifetime_s))
 
-    def items(self, space: str) -> list[tuple[str, str]]:
-        """The (key, value) pairs of a space, the newest first."""
-        rows = self.attempt(lambda connection: connection.execute(self.ITEMS, (encode(space), time.monotonic())).fetchall())
-        return [(decode(key), decode(value)) for key, value, _, _ in rows]
-
     def changes(self, space: str, since: int = 0) -> tuple[bool, int, list[tuple]]:
-        """What changed in a space: whether all that came before is void, the `since` of the next call, and (key, value or
-        None, when it expires or None) of each key that changed. The first call has all processes write down what changes."""
-        slot, name, rows = FIRST + hash(space) % SPACES, encode(space), []
-        if not self.shared[slot + 2 * SPACES]:
-            self.write(space, self.follow)
-        if since >= self.shared[slot + 2 * SPACES]:
-            rows = self.attempt(lambda connection: connection.execute(self.CHANGES, (name, since)).fetchall())
-        first = self.shared[slot + 2 * SPACES]  # it may have become more meanwhile
-        if since < first:
-            rows = self.attempt(lambda connection: connection.execute(self.ITEMS, (name, time.monotonic())).fetchall())
-        return (since < first, max([first, since, *[seq or 0 for *_, seq in rows]]),
+        """What changed in a space since a version: whether all that came before is void, the `since` of the next call, and
+        (key, value or None, when it expires or None) of each key that changed, the newest last."""
+        slot, name = hash(space) % SPACES, encode(space)
+        rows = self.attempt(lambda run: run(self.CHANGES, (name, since)).fetchall())
+        anew = since < max(1, self.forgotten[slot])
+        if anew:
+            since = self.forgotten[slot]
+            rows = self.attempt(lambda run: run(self.CHANGES, (name, 0)).fetchall())
+            rows = [row for row in rows if row[1] is not None]
+        return (anew, max([since, *[version for *_, version in rows]]),
                 [(decode(key), None if value is None else decode(value), expires_s) for key, value, expires_s, _ in rows])
 
-    def remove_fitting(self, space: str, fits: Callable[[str], bool]) -> None:
-        """Forget the keys that fits(key) is true for, in slices between which others get their turn."""
-        start: bytes | None = b""
+    def remove_fitting(self, space: str, pattern: str) -> None:
+        """Forget the keys that fit a pattern as fnmatch.fnmatchcase() reads it, in slices between which others get their turn."""
+        fits, start = re.compile(fnmatch.translate(pattern)).match, b""  # in linear time, whatever the pattern is
         while start is not None:
             start = self.write(space, functools.partial(self.remove_slice, encode(space), fits, start))
             give_way()
 
     def purge(self) -> None:
         """Delete what expired, in slices as well."""
-        while self.write("", functools.partial(self.purge_slice, 0)):
+        while self.write("", self.purge_slice):
             give_way()
 
     def close(self) -> None:
@@ -2544,193 +2525,149 @@ class Store:
             self.connection.close()
         self.connection = None
 
-    # The steps of a transaction: each gets the first slot of its space and the new version, and returns its result and by
-    # how many bytes the store grows. The third slot of a space is 0, or the version since when what changes is written down.
+    # The steps of a transaction: each gets run(statement, values), the new version, and whether the store is full; it returns
+    # its result, and by how many bytes the store grows.
 
-    def change_row(self, space: bytes, key: bytes, function: Callable, lifetime_s: float | None, slot: int, seq: int) -> tuple:
-        """See change(). Where changes are written down a key that is removed stays for a while, without a value."""
-        run, now_s, followed = self.connection.execute, time.monotonic(), self.shared[slot + 2 * SPACES]
-        row = run(self.GET, (space, key)).fetchone()
-        data, expires_s = row or (None, None)
-        size = 2 * len(key) + len(data or b"") + ROW_BYTES if row else 0
-        gone = data is None or (expires_s is not None and expires_s <= now_s)
+    def change_row(self, space: bytes, key: bytes, function: Callable, lifetime_s: float | None, run, version: int, full: bool):
+        """See change()."""
+        now_s, row = time.monotonic(), run(self.GET, (space, key)).fetchone()
+        data, expires_s = row or (b"", -1)
+        size = row_bytes(key, len(data or b"")) if row else 0
+        gone = expires_s is not None and expires_s <= now_s
         value = function(None if gone else decode(data))
-        if value is None and (self.squeezed or not followed or not row):
-            run(self.REMOVE, (space, key))
-            self.shared[slot + 2 * SPACES] = seq if followed and row else followed
-            return None, -size
+        if value is None and gone:
+            return None, 0
+        if value is None and full:
+            return None, self.delete(run, [(space, key, len(data), version)])
         if value is None:
-            expires_s = now_s + REMOVED_S
+            expires_s = -now_s
         elif gone or lifetime_s is not None:
             expires_s = now_s + lifetime_s if lifetime_s else None
         data = None if value is None else encode(value)
-        run(self.PUT, (space, key, data, expires_s, seq if followed else None))
-        return value, 2 * len(key) + len(data or b"") + ROW_BYTES - size
+        run(self.PUT, (space, key, data, expires_s, version))
+        return value, row_bytes(key, len(data or b"")) - size
 
-    def follow(self, slot: int, seq: int) -> tuple:
-        """See changes()."""
-        self.shared[slot + 2 * SPACES] = seq
-        return None, 0
-
-    def remove_slice(self, space: bytes, fits: Callable[[str], bool], start: bytes, slot: int, seq: int) -> tuple:
-        """Remove those of the next keys from `start` on that fit; returns where the next slice starts, None at the end."""
-        rows = FEW_ROWS if self.squeezed else SLICE_ROWS
-        end = self.connection.execute(self.LAST, (space, start, rows)).fetchone()[0]
-        if end is None:
-            return None, 0
-        last, until_s = start, time.monotonic() + SLICE_S
-
-        def fits_in_time(key: bytes) -> bool:
-            nonlocal last, until_s
-            if not until_s:  # these are for the next slice
-                return False
-            last, fitting = key, fits(decode(key))
+    def remove_slice(self, space: bytes, fits: Callable[[str], Any], start: bytes, run, version: int, full: bool):
+        """Delete those of the keys from `start` on that fit; the result is where the next slice starts, None at the end."""
+        until_s, fitting, after = time.monotonic() + SLICE_S, [], None
+        for key, size in run(self.KEYS, (space, start, 1 if full else SLICE_ROWS)).fetchall():
+            after = key + b"\0"
+            if fits(decode(key)):
+                fitting.append((space, key, size, version))
             if time.monotonic() > until_s:
-                until_s = 0.0
-            return fitting
+                break
+        return after, self.delete(run, fitting)
 
-        self.connection.create_function("fits", 1, fits_in_time)
-        sizes = self.connection.execute(self.REMOVE_FITTING, (space, start, end)).fetchall()
-        if self.shared[slot + 2 * SPACES]:
-            self.shared[slot + 2 * SPACES] = seq
-        return last + b"\0", -sum(size for size, in sizes)
-
-    def purge_slice(self, early_s: float, *unused: int) -> tuple:
-        """Delete some of what expired, and of keys that were removed those whose time comes `early_s` later; returns whether
+    def purge_slice(self, run, version: int, full: bool):
+        """Delete some of what expired, and of what was removed a while ago, or at any time if full; the result is whether
         there was any."""
-        now_s, most = time.monotonic(), FEW_ROWS if self.squeezed else SLICE_ROWS
-        rows = self.connection.execute(self.PURGE, (now_s + early_s, now_s, most)).fetchall()
-        for _, space, removed in rows:
-            slot = FIRST + hash(decode(space)) % SPACES + 2 * SPACES
-            self.shared[slot] = max(removed, self.shared[slot])
-        return bool(rows), -sum(size for size, _, _ in rows)
+        now_s = time.monotonic()
+        rows = run(self.EXPIRED, (-now_s if full else REMOVED_S - now_s, now_s, 1 if full else SLICE_ROWS)).fetchall()
+        return bool(rows), self.delete(run, rows)
+
+    def delete(self, run, rows: list[tuple]) -> int:
+        """Delete rows: (space, key, bytes of the value, the version of a change that changes() cannot report any more); by how
+        many bytes the store grows."""
+        for space, key, _, version in rows:
+            run(self.DELETE, (space, key))
+            slot = hash(decode(space)) % SPACES
+            self.forgotten[slot] = max(version, self.forgotten[slot])
+        return -sum(row_bytes(key, size) for _, key, size, _ in rows)
 
     # How they are done.
 
-    def attempt(self, act: Callable[[sqlite3.Connection], Any], patient: bool = True) -> Any:
-        """What act(connection) returns. While another process has the lock, others get their turn before each new try."""
+    def attempt(self, act: Callable[[Callable], Any], patient: bool = True) -> Any:
+        """What act(run) returns. While another process has the lock, others get their turn before each new try."""
         tries = 0
         while True:
             try:
-                result = act(self.connection or self.open())
-            except (sqlite3.Error, OSError) as error:
-                locked, now_s = "locked" in str(error), time.monotonic()
-                self.locked_s = self.locked_s or now_s if locked else 0.0
-                if not locked or not patient or (tries >= 3 and now_s - self.locked_s > LOCK_S):
-                    raise self.failure(f"{error}", locked) from None
-            else:
+                result = act((self.connection or self.open()).execute)
                 self.locked_s = 0.0
                 return result
+            except (sqlite3.Error, OSError) as error:
+                self.locked_s = self.locked_s or time.monotonic()
+                waited_s = time.monotonic() - self.locked_s if tries > 2 else 0.0
+                if "locked" not in str(error) or not patient or waited_s > LOCK_S:
+                    raise self.failure(str(error)) from None
             import gevent
-
-            gevent.sleep(0.001 * max(0, min(tries - 3, 16)))
+            gevent.sleep(0.0005 * min(tries, 32))
             tries += 1
 
     def open(self) -> sqlite3.Connection:
         """Connect this process; sqlite3.Error, OSError."""
         connection = sqlite3.connect(self.path, isolation_level=None, timeout=0)
         try:
-            for statement in self.OPEN:
+            for statement in (*self.OPEN, f"PRAGMA max_page_count = {self.size_bytes // PAGE}"):
                 connection.execute(statement)
-            connection.execute(f"PRAGMA max_page_count = {self.size_bytes // PAGE}")
-            if self.reserve < 0:
-                self.reserve = os.open(f"{self.path}-reserve", os.O_RDWR | os.O_CREAT, 0o600)
+            with open(f"{self.path}-journal", "ab") as journal:
+                os.posix_fallocate(journal.fileno(), 0, JOURNAL_BYTES)
         except BaseException:
             connection.close()
             raise
         self.connection = connection
-        self.fill_reserve()
         return connection
 
-    def write(self, space: str, step: Callable[[int, int], tuple]) -> Any:
-        """Do a step in one transaction, which gives the space a new version; returns the result of the step."""
-        transact = functools.partial(self.transact, space, step)
+    def write(self, space: str, step: Callable) -> Any:
+        """Do a step in one transaction, which gives the space a new version; returns the result of the step.
 
-        def act(connection: sqlite3.Connection) -> Any:
-            try:
-                if os.path.getsize(f"{self.path}-wal") > LOG_BYTES:
-                    self.empty_log()
-                    self.fill_reserve()
-                return transact()
-            except sqlite3.OperationalError as error:
-                if str(error) not in (NO_ROOM, DISK_FULL):
-                    raise
-                self.squeeze(self.make_room)
-                return transact() if str(error) == NO_ROOM else self.squeeze(transact)
+        If the store is full the step is done anew, and again each time that something which expired could be deleted.
+        """
+        def act(run: Callable) -> Any:
+            full = False
+            while True:
+                try:
+                    return self.transact(run, space, step, full)
+                except sqlite3.OperationalError as error:
+                    if str(error) != FULL or (full and not self.transact(run, "", self.purge_slice, True)):
+                        raise
+                full = True
 
         return self.attempt(act)
 
-    def transact(self, space: str, step: Callable[[int, int], tuple]) -> Any:
+    def transact(self, run: Callable, space: str, step: Callable, full: bool) -> Any:
         """See write(); sqlite3.Error, and what the step raises: then nothing has changed."""
-        run, shared, slot, version = self.connection.execute, self.shared, FIRST + hash(space) % SPACES, 0
-        run("BEGIN IMMEDIATE")
+        shared, slot, version, growth = self.shared, hash(space) % SPACES, 0, 0
+        run("BEGIN EXCLUSIVE")
         try:
-            result, growth = step(slot, shared[NEWEST] + 1)
+            result, growth = step(run, shared[NEWEST] + 1, full)
             if growth > 0 and not self.has_room(growth):
-                raise sqlite3.OperationalError(NO_ROOM)
-            version = shared[NEWEST] = shared[slot] = shared[NEWEST] + 1
+                raise sqlite3.OperationalError(FULL)
+            version = shared[NEWEST] = self.begun[slot] = shared[NEWEST] + 1
             shared[USED] += growth
             run("COMMIT")
         except BaseException:
             shared[USED] -= growth if version else 0
-            if self.connection.in_transaction:
+            with contextlib.suppress(sqlite3.OperationalError):  # SQLite may have done it already
                 run("ROLLBACK")
             raise
         finally:
-            shared[slot + SPACES] = max(version, shared[slot + SPACES])
+            self.committed[slot] = max(version, self.committed[slot])
         return result
 
     def has_room(self, growth: int) -> bool:
         """Whether there is room for more bytes of keys and values: half of what the file may grow to is for these, since its
         pages are seldom full. A disk that others fill later does not make it less."""
-        shared, folder = self.shared, os.path.dirname(self.path)
-        if shared[USED] + growth > shared[ROOM]:
-            disk, ours = os.statvfs(folder), sum(entry.stat().st_blocks * 512 for entry in os.scandir(folder))
-            shared[ROOM] = max(shared[ROOM], (disk.f_bavail * disk.f_frsize + ours - 3 * LOG_BYTES) // 2)
-        return shared[USED] + growth <= min(shared[ROOM], self.size_bytes // 2)
+        shared, used = self.shared, self.shared[USED] + growth
+        if used > shared[ROOM]:
+            disk, ours = os.statvfs(os.path.dirname(self.path)), os.stat(self.path).st_blocks * 512
+            shared[ROOM] = max(shared[ROOM], (disk.f_bavail * disk.f_frsize + ours) // 2)
+        return used <= min(shared[ROOM], self.size_bytes // 2)
 
-    def make_room(self) -> None:
-        """Delete some of what expired."""
-        until_s = time.monotonic() + SLICE_S
-        while self.transact("", functools.partial(self.purge_slice, REMOVED_S)) and time.monotonic() < until_s:
-            self.empty_log()
-
-    def squeeze(self, act: Callable[[], Any]) -> Any:
-        """What act() returns on a full disk: the reserve takes the log, and the file becomes no larger."""
-        run = self.connection.execute
-        os.ftruncate(self.reserve, 0)
-        run("PRAGMA max_page_count = 1")  # it has more, and keeps them
-        self.squeezed = True
-        try:
-            self.empty_log()
-            return act()
-        finally:
-            self.squeezed = False
-            run(f"PRAGMA max_page_count = {self.size_bytes // PAGE}")
-            self.empty_log()
-            self.fill_reserve()
-
-    def fill_reserve(self) -> None:
-        """Take what a full disk will need for the log, unless it is full already."""
-        with contextlib.suppress(OSError):
-            os.posix_fallocate(self.reserve, 0, LOG_BYTES)
-
-    def empty_log(self) -> None:
-        """Write SQLite's log to its file; OperationalError if another process goes on reading and the log is too long."""
-        busy = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-        if busy and os.path.getsize(f"{self.path}-wal") > LOG_LIMIT:
-            raise sqlite3.OperationalError("log is locked")
-
-    def failure(self, error: str, locked: bool) -> StoreError:
+    def failure(self, error: str) -> StoreError:
         """What a request gets for an error, which is logged once for all processes as long as it lasts."""
-        now_s, slot = int(time.monotonic()), FULL_S if error in (NO_ROOM, DISK_FULL) else FAILED_S
+        now_s, slot = int(time.monotonic()), FULL_S if error == FULL else FAILED_S
         if not self.shared[slot] or now_s - self.shared[slot] > INCIDENT_S:
             log.error("the store fails: %s", error)
         self.shared[slot] = now_s or 1
-        if slot == FAILED_S and not locked:
+        if error != FULL and "locked" not in error:
             self.close()  # and open it anew for the next request
         self.failed()
         return StoreError(500, "Server Internal Error")
+
+
+def row_bytes(key: bytes, value_bytes: int) -> int:
+    """About what a row takes in the file."""
+    return 2 * len(key) + value_bytes + ROW_BYTES
 
 
 # Files where others may write: a path is looked up once, and what is checked is what is used.
@@ -2921,7 +2858,7 @@ class Server:
         runs = itertools.groupby(stats, lambda stat: stat.read or counters.block(stat.group, stat.name))
         parts = [functools.partial(figures_of, source, [stat.name for stat in run]) if callable(source)
                  else Reader(counters, [counters.column(stat.group, stat.name) for stat in run]) for source, run in runs]
-        return parts[0] if len(parts) == 1 and isinstance(parts[0], Watched) else Several(parts)
+        return parts[0] if len(parts) == 1 else lambda: tuple(itertools.chain.from_iterable([part() for part in parts]))
 
     def statistics(self, names: tuple, once: bool = False) -> Reply:
         """The reply that shows statistics, which is cached: pollers ask for the same ones again. Error when unknown.
@@ -4241,57 +4178,45 @@ CACHE_KEY = ["Empty memory cache id", "Empty attribute name"]
 CACHE = JsonForm(order=("expire",), check=check_cache)
 
 
-def in_cache(ctx, system: str, failure: str, act: Callable[[str], Any]):
-    """What act(space) returns for the space of the store that a cache system means: `local`, or an id that cachedb_url
-    names. Error for an unknown one, and where the store fails."""
+@contextlib.contextmanager
+def cache_space(ctx, system: str, failure: str) -> Iterator[str]:
+    """The space of the store that a cache system means: `local`, or an id that cachedb_url names. Error for an unknown one,
+    and where the store fails."""
     urls = ctx.server.registry.modules_by_name["cachedb_local"].settings["cachedb_url"]
-    collection = "default" if system == "local" else {f"local:{name}": collection for name, collection in urls}.get(system)
-    if collection is not None:
-        with contextlib.suppress(StoreError):
-            return act(f"cache:{collection}")
-    raise Error(500, failure)
+    collection = {"local": "default", **{f"local:{name}": collection for name, collection in urls}}.get(system)
+    if collection is None:
+        raise Error(500, failure)
+    try:
+        yield f"cache:{collection}"
+    except StoreError:
+        raise Error(500, failure) from None
 
 
 @command("cache_store", json=CACHE, expire=c_integer, bind=in_order(
     [*CACHE_KEY, "Empty value argument", "Empty expires argument"], 3, "Too many parameters"))
 def cache_store(ctx, system, attr, value, expire=0):
     """Store a value in a cache system, for EXPIRE seconds (0: forever)."""
-    in_cache(ctx, system, "Cache store command failed", lambda space: ctx.store.put(space, attr, value, expire))
+    with cache_space(ctx, system, "Cache store command failed") as space:
+        ctx.store.put(space, attr, value, expire)
     return Reply()
 
 
 @command("cache_fetch", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many arguments"))
 def cache_fetch(ctx, system, attr):
     """Fetch a value from a cache system."""
-    value, live = in_cache(ctx, system, "Cache fetch command failed", lambda space: cached(ctx.store, space, attr))
+    with cache_space(ctx, system, "Cache fetch command failed") as space:
+        value = ctx.store.get(space, attr)
     if value is None:
         return Reply(nodes=(Node(None, "Value not found"),), result=Error(400, "Value not found"))
-    return Reply(nodes=(Node("key", attr), Node("value", LIVE if live else value)), live=live)
-
-
-def cached(store: Store, space: str, key: str) -> tuple:
-    """A value or None; and if it was asked for before, what makes a reply last until it changes, else None."""
-    try:
-        return store.peek(space, key), Fetched(store, space, key)
-    except LookupError:
-        return store.get(space, key), None
-
-
-class Fetched(Watched):
-    """The value in a reply that is kept. When it may have changed look() fails, and the command is called anew."""
-
-    def __init__(self, store: Store, space: str, key: str):
-        self.look = functools.partial(store.peek, space, key)
-
-    def sums(self, value: str) -> tuple:
-        """The reply's one value."""
-        return (value,)
+    peek = functools.partial(ctx.store.peek, space, attr)
+    return Reply(nodes=(Node("key", attr), Node("value", value)), live=unless_changed(peek, value))
 
 
 @command("cache_remove", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many parameters"))
 def cache_remove(ctx, system, attr):
     """Remove a value from a cache system."""
-    in_cache(ctx, system, "Cache remove command failed", lambda space: ctx.store.remove(space, attr))
+    with cache_space(ctx, system, "Cache remove command failed") as space:
+        ctx.store.remove(space, attr)
     return Reply()
 
 
@@ -4467,49 +4392,8 @@ def cache_remove_chunk(ctx, glob, collection="default"):
         raise Error(500, "Server Internal Error")
     if len(encode(glob)) > GLOB_BYTES:
         raise LONG_GLOB
-    ctx.store.remove_fitting(f"cache:{collection}", Glob(glob).fits)
+    ctx.store.remove_fitting(f"cache:{collection}", glob)
     return Reply()
-
-
-class Glob:
-    """A pattern of names as fnmatch.fnmatchcase() reads it, compared in one pass over a name whatever the pattern is.
-
-    What stands between the stars is numbered, and fits one character each. Each character of a name turns the set of those
-    that may come next, bit by bit, into another: where it fits the next one may come, and what has a star before it stays.
-    """
-
-    PART = re.compile(r"\*|\[(!|(?!!))(\][^]]*|[^]]+)\]|.", re.S)
-    SPAN = re.compile(r"(.)(?:-(.))?", re.S)
-
-    def __init__(self, pattern: str):
-        spans, negated, self.stars, self.end = [], 0, 0, 1
-        for match in self.PART.finditer(pattern):
-            if match[0] == "*":
-                self.stars |= self.end
-                continue
-            if match[0] == "?" or match[1]:
-                negated |= self.end
-            if match[0] != "?":
-                spans += [(ord(first), ord(last or first), self.end) for first, last in self.SPAN.findall(match[2] or match[0])]
-            self.end <<= 1
-        self.bounds = sorted({bound for first, last, _ in spans for bound in (first, last + 1)})
-        inside = [0] * (len(self.bounds) + 1)  # of the characters between two bounds
-        for first, last, bit in spans:
-            for index in range(bisect.bisect(self.bounds, first), bisect.bisect(self.bounds, last) + 1):
-                inside[index] |= bit
-        self.fitting = [bits ^ negated for bits in inside]
-
-    def fits(self, name: str) -> bool:
-        """Whether a name fits."""
-        states, stars, bounds, fitting, find = 1, self.stars, self.bounds, self.fitting, bisect.bisect
-        sure = stars & self.end  # nothing is left but a star at the end
-        for code in map(ord, name):
-            if states & sure:
-                return True
-            states = (states & fitting[find(bounds, code)]) << 1 | states & stars
-            if not states:
-                return False
-        return bool(states & self.end)
 
 
 @every(60, where="one")
@@ -5785,7 +5669,7 @@ class Supervisor:
     def spawn(self, generation: Generation, rank: int) -> None:
         """Fork a child. Signals are held back until it has handlers of its own."""
         every_signal = signal.valid_signals()
-        row = self.processes.take()
+        row = self.processes.claim()
         if row is None:  # children that are on their way out still have theirs
             self.not_before_s = time.monotonic() + 1
             return

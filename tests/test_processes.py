@@ -235,7 +235,7 @@ def test_a_child_that_is_killed_and_replaced_shows_in_a_remembered_ps(start, req
 def test_a_kept_process_table_is_good_until_a_field_or_the_number_of_rows_changes():
     processes = mi.Processes()
     changes = [lambda: processes.set(1, pid=7), lambda: processes.set(0, level=1), lambda: processes.set(1, state=2),
-               lambda: processes.take(), lambda: processes.set(2, own_level=1), lambda: processes.take()]
+               lambda: processes.claim(), lambda: processes.set(2, own_level=1), lambda: processes.claim()]
     for change in changes:
         shape = mi.Shape(mi.Reply(live=processes.unchanged()), "a table")
         processes.beats[1] += 1
@@ -248,8 +248,8 @@ def test_the_process_table_shows_by_rank_who_starts_and_who_serves():
     processes = mi.Processes()
     states = processes.SERVING, processes.STOPPING, processes.STARTING, processes.FREE
     for rank, state in zip((4, 3, 2, 1), states, strict=True):
-        processes.set(processes.take(), rank=rank, pid=100 + rank, state=state)
-    processes.take()  # its process is not there yet
+        processes.set(processes.claim(), rank=rank, pid=100 + rank, state=state)
+    processes.claim()  # its process is not there yet
     processes.set(mi.ATTENDANT, pid=100, state=processes.SERVING)
     assert processes.living() == [(0, 100, "attendant", 1), (2, 102, "MI Datagram", 4), (4, 104, "MI Datagram", 2)]
 
@@ -297,7 +297,7 @@ def test_memory_of_a_process_that_is_gone_is_0():
     gone.wait()
     processes = mi.Processes()
     for rank, pid in enumerate((os.getpid(), gone.pid)):
-        processes.set(processes.take(), rank=rank, pid=pid)
+        processes.set(processes.claim(), rank=rank, pid=pid)
     figures = mi.own_memory(processes, 2)  # of rank 2 there is no process
     assert figures["0-real_used_size"] > 1 << 20
     assert {figures[f"{rank}-{name}"] for rank in (1, 2) for name in mi.MEMORY} == {0}
@@ -348,7 +348,7 @@ def test_the_load_of_a_rank_whose_process_is_gone_is_0():
     processes = mi.Processes()
     loads = mi.Loads(counters := mi.Counters(), processes)
     counted = counters.use(mi.ATTENDANT)
-    processes.set(processes.take(), rank=1, pid=gone.pid)  # of rank 2 there is no process at all
+    processes.set(processes.claim(), rank=1, pid=gone.pid)  # of rank 2 there is no process at all
     columns = [counters.column("load", f"load-proc-{rank}") for rank in (1, 2)]
     for column in columns:
         counted[column] = 50
