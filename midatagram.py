@@ -47,6 +47,7 @@ import operator
 import pathlib
 import re
 import struct
+import types
 from collections.abc import Callable, Iterable, Iterator
 from math import inf
 from typing import Any, NamedTuple
@@ -54,15 +55,17 @@ from typing import Any, NamedTuple
 __version__ = "1.0.0"
 __all__ = [  # what plug-ins may use
     # errors and values
-    "Error", "Failed", "Node", "Reply", "LIVE", "CONSTANT", "Request", "Exchange", "leaves", "encode", "decode",
+    "Error", "Failed", "Node", "Reply", "LIVE", "CONSTANT", "Request", "Exchange", "Answer", "leaves", "encode", "decode",
     # dialects
-    "read_json", "json_text",
+    "read_json", "json_text", "json_tree", "json_nodes", "read_tree", "write_request",
     # converters
     "string", "integer", "boolean", "one_of", "file_mode", "account", "address", "words", "names_or_none", "networks",
     # declarations
-    "Param", "Stat", "Event", "JsonForm", "command", "every", "trace_destination", "Trace", "Context",
+    "Param", "Stat", "Event", "JsonForm", "command", "around", "every", "trace_destination", "Trace", "Context",
     # what is remembered, files, and the standard library as it was before gevent
-    "Memo", "VALUE_BYTES", "open_to_append", "original",
+    "Memo", "VALUE_BYTES", "open_to_append", "original", "AsyncResult",  # noqa: F822 - see __getattr__()
+    # other servers, tests
+    "ask", "Trial",
 ]
 
 ###############################################################################
@@ -175,7 +178,8 @@ class Reply(NamedTuple):
     With `live` the reply is cached with its request and the command is not called again: live() returns a tuple of
     the values that stand at the LIVE places of its nodes, in writing order; as long as it returns the same values the
     same bytes are sent. `live=CONSTANT` keeps the reply as it is. `result` is what
-    JSON-RPC clients get where the tree does not say it: a JSON value, or an Error.
+    JSON-RPC clients get where the tree does not say it: a JSON value, or an Error. With `depends`, spaces of the store,
+    the reply is sent again until one of them changes in any child, or until `until_s` of the steady clock.
     """
 
     code: int = 200
@@ -183,6 +187,8 @@ class Reply(NamedTuple):
     nodes: Any = ()
     live: Any = None  # a function without arguments
     result: Any = None
+    depends: tuple = ()
+    until_s: float | None = None
 
 
 class Refusal(NamedTuple):
@@ -203,6 +209,7 @@ class Request(NamedTuple):
     """What was asked: the values of the arguments in order, each text or None, and their names if any has one.
 
     dialect: "text" or "jsonrpc". `id` keeps its JSON type; a request that is not `answered` is a notification.
+    `params` are those of a JSON-RPC request that names no command, for a catch-all.
     """
 
     name: str
@@ -211,6 +218,7 @@ class Request(NamedTuple):
     dialect: str = "text"
     id: Any = None
     answered: bool = True
+    params: Any = None
 
     @property
     def arguments(self) -> tuple:
@@ -255,16 +263,13 @@ class Exchange(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a datagram leads to: datagrams to send, each as (delay_s, bytes), and an Exchange for each request in it.
-
-    Without exchanges the datagram was a reply itself, which nobody answers.
-    """
+    """What a datagram leads to: datagrams to send, each as (delay_s, bytes), and an Exchange for each request in it."""
 
     datagrams: list
     exchanges: list
 
 
-SILENCE = Answer([], [])
+SILENCE = Answer([], [])  # for a datagram that is a reply itself
 
 
 ###############################################################################
@@ -767,6 +772,23 @@ def json_node(node: tuple, form: JsonForm):
     return item
 
 
+def json_nodes(value: Any) -> list[Node]:
+    """The MI tree of a JSON value, json_tree() the other way round: an object is nodes by its names, an array a node for
+    each item."""
+    if isinstance(value, dict):
+        return [node for name, item in value.items() for node in named_nodes(name, item)]
+    return named_nodes(None, value)
+
+
+def named_nodes(name: str | None, value: Any) -> list[Node]:
+    """The nodes that a member of an object becomes."""
+    if isinstance(value, (list, tuple)):
+        return [node for item in value for node in named_nodes(name, item)]
+    if isinstance(value, dict):
+        return [Node(name, None, (), json_nodes(value))] if name else json_nodes(value)
+    return [Node(name, json_text(value) if isinstance(value, (bool, float)) else value)]
+
+
 def json_member(name: str, items: list, is_array: bool):
     """The nodes of one name as a member: the node itself, or an array; if one of these is an object, then all are."""
     if is_array:
@@ -1095,7 +1117,7 @@ class Stat(NamedTuple):
     help: str
     group: str = ""
     resettable: bool = True
-    read: Callable[[], int | dict[str, int]] | None = None
+    read: Callable[..., int | dict[str, int]] | None = None
 
     @property
     def kind(self) -> str:
@@ -1140,27 +1162,45 @@ class CommandTag(NamedTuple):
     pure: bool
     bind: Callable[[Request], Iterable] | None
     json: JsonForm
+    timed: bool
     converters: dict
 
 
 NO_FORM = JsonForm()
 
 
-def command(name=None, *, input=True, pure=False, help=None, bind=None, json=NO_FORM, **converters):
+def command(name=None, *, input=True, pure=False, help=None, bind=None, json=NO_FORM, timed=True, **converters):
     """Make a function an MI command: `@command`, or `@command("name", times=integer(1, 9))`.
 
     The function takes a Context and the arguments; its signature says which are required, its docstring is
     the help. `input=False`: arguments are never read, even malformed ones. `pure=True`: the reply depends on
     the request alone. Keywords that are arguments of the function name their converters. `bind` makes the values
-    from a text request's arguments itself; `json` is what differs for JSON-RPC clients.
+    from a text request's arguments itself; `json` is what differs for JSON-RPC clients. `timed=False`: handler_timeout
+    does not hold. The name "*" makes a catch-all: it is asked, in load order, for names that no command has, and
+    returns None to pass the request on. A function may return a Reply, a dict or list, or what has get(), which waits.
     """
 
     def tag(function, name=name):
         text = function.__doc__ if help is None else help
-        function.mi_command = CommandTag(function.__name__ if name is None else name, text, input, pure, bind, json, converters)
+        function.mi_command = CommandTag(function.__name__ if name is None else name, text, input, pure, bind, json, timed,
+                                          converters)
         return function
 
     return tag(name, name.__name__) if callable(name) else tag
+
+
+def around(*names):
+    """Put a function around the answering of all datagrams, or of those with these commands: `@around`, `@around("ps")`.
+
+    f(ctx, request, proceed) returns an Answer: that of proceed(), changed or not, or one of its own. It is called once for
+    each datagram; the name of the request is empty for a batch and for what is malformed. `ctx.data` are the bytes.
+    """
+
+    def tag(function, names=names):
+        function.mi_around = names
+        return function
+
+    return tag(names[0], ()) if names and callable(names[0]) else tag
 
 
 def every(seconds: float, where: str = "each"):
@@ -1198,41 +1238,55 @@ class Trace(NamedTuple):
 class Context:
     """What a handler gets first: its module's parameters and counters, and the request in hand."""
 
-    __slots__ = ("module", "request", "caller")
+    __slots__ = ("own", "request", "caller", "data")
 
-    def __init__(self, module: Module, request: Request | None = None, caller: Any = None):
-        self.module, self.request, self.caller = module, request, caller
+    def __init__(self, module: Module, request: Request | None = None, caller: Any = None, data: bytes = b""):
+        self.own, self.caller, self.data = module, caller, data
+        self.request = request or NO_REQUEST
 
     def param(self, name: str):
         """The value of this module's parameter."""
-        return self.module.settings[name]
+        return self.own.settings[name]
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to one of this module's statistics."""
-        self.module.row[self.module.columns[name]] += by
+        self.own.row[self.own.columns[name]] += by
+
+    def set(self, name: str, value: int) -> None:
+        """Set one of this module's statistics that is a level, to the same in all processes: the last value counts."""
+        self.own.server.counters.set(self.own.columns[name], value)
+
+    def module(self, name: str) -> Any:
+        """The functions of another plug-in, by their names; AttributeError if it is not loaded."""
+        return self.own.server.registry.modules_by_name[name].namespace
+
+    def view(self, space: str, apply: Callable[[dict, str, str | None], None]) -> dict:
+        """This child's picture of a space of the store: a dict that apply(view, key, value or None) keeps up to date, which
+        is called for each key that changed since last time."""
+        return self.own.server.view(space, apply)
 
     def raise_event(self, name: str, **attributes) -> int:
         """Send one of the declared events to its subscribers; gives how many were sent to."""
-        return self.module.server.raise_event(name, attributes)
+        return self.own.server.raise_event(name, attributes)
 
     @property
     def log(self):
         """The logger of this module."""
-        return self.module.server.logger(self.module.name)
+        return self.own.server.logger(self.own.name)
 
     @property
     def store(self):
         """The key-value store that all children share."""
-        return self.module.server.store
+        return self.own.server.store
 
     @property
     def server(self):
         """The process that serves; for the core's own commands."""
-        return self.module.server
+        return self.own.server
 
     def refuse(self, param: str, message: str, nth: int = -1):
         """End the start, naming the nth modparam line of `param` (init only)."""
-        raise ConfigError(*self.module.lines.get(param, [(self.module.path, 0)])[nth], message)
+        raise ConfigError(*self.own.lines.get(param, [(self.own.path, 0)])[nth], message)
 
 
 class Module:
@@ -1247,18 +1301,25 @@ class Module:
         self.name, self.path = name, path
         rows = {word: self.checked_rows(namespace, word, kind, line_of) for word, kind in self.ROWS}
         self.params = {param.name: param for param in rows["PARAMS"]}
-        self.stats = [stat._replace(group=stat.group or name) for stat in rows["STATS"]]
+        reads = {stat.read: self.reader_of(stat.read) for stat in rows["STATS"]}
+        self.stats = [stat._replace(group=stat.group or name, read=reads[stat.read]) for stat in rows["STATS"]]
         self.events = rows["EVENTS"]
         functions = [value for value in namespace.values() if callable(value)]
         self.commands = [Command(self, function) for function in functions if hasattr(function, "mi_command")]
         self.every = [function for function in functions if hasattr(function, "mi_every")]
+        self.around = [function for function in functions if hasattr(function, "mi_around")]
+        self.namespace = types.SimpleNamespace(**namespace)
         self.destinations = [function for function in functions if hasattr(function, "mi_trace_destination")]
-        self.hooks = {word: namespace[word] for word in ("init", "child_init", "destroy") if word in namespace}
+        self.hooks = {word: namespace[word] for word in ("init", "load", "child_init", "destroy") if word in namespace}
         self.settings = {param.name: [] if param.repeat else param.default for param in rows["PARAMS"]}
         self.lines: dict[str, list[tuple[str, int]]] = {}  # parameter -> (path, line) of each of its modparam lines
         self.columns: dict[str, int] = {}  # statistic -> its column of the counters
         self.row: Any = None  # this process' row of the counters
         self.server: Any = None
+
+    def reader_of(self, read: Callable | None) -> Callable | None:
+        """The function of a statistic, with its Context if it takes one."""
+        return functools.partial(read, Context(self)) if read and inspect.signature(read).parameters else read
 
     def checked_rows(self, namespace: dict, word: str, kind: Any, line_of: Callable) -> list:
         """The rows a plug-in lists under `word`, all of one kind and with names of their own."""
@@ -1316,7 +1377,7 @@ class Command:
     def __init__(self, module: Module, function: Any):
         tag: CommandTag = function.mi_command
         self.module, self.function, self.tag = module, function, tag
-        self.name, self.input, self.pure, self.form = tag.name, tag.input, tag.pure, tag.json
+        self.name, self.input, self.pure, self.form, self.timed = tag.name, tag.input, tag.pure, tag.json, tag.timed
         self.path, self.line = module.path, getattr(function, "mi_line", function.__code__.co_firstlineno)
         if tag.help is None:
             raise self.refusal("needs a docstring, which is its help")
@@ -1453,11 +1514,17 @@ class Registry:
         self.modules = list(modules)
         self.modules_by_name = {module.name: module for module in self.modules}
         self.commands: dict[str, Command] = {}
+        self.catch_alls: list[Command] = []
+        self.wrappers: list[tuple] = []  # (module, function, names of commands or none for all)
         self.stats: list[list[Stat]] = [[]]  # by the numbers of `askable`; the first are all
         self.askable = Askable(all=0)
         self.events: dict[str, int] = {}
         for module in self.modules:
+            self.wrappers += [(module, function, frozenset(function.mi_around)) for function in module.around]
             for command in module.commands:
+                if command.name == "*":
+                    self.catch_alls.append(command)
+                    continue
                 first = self.commands.setdefault(command.name, command)
                 if first is not command:
                     raise command.refusal(f"is there already: {first.path}:{first.line}")
@@ -1468,6 +1535,21 @@ class Registry:
                     raise ConfigError(module.path, 0, f'event "{event.name}" is there already')
                 self.events[event.name] = len(self.events)
         self.switched_off = [self.commands.pop(name) for name in switched_off if name in self.commands]
+
+    @functools.cached_property
+    def catch_all(self) -> Command | None:
+        """Stands where a request names no command: asks the catch-alls in turn; None if there are none."""
+        def ask_all(ctx: Context, *values: str) -> Any:
+            """Ask for a name that no command has."""
+            for command in self.catch_alls:
+                given = values if command.rest else ()
+                reply = command.function(Context(command.module, ctx.request, ctx.caller, ctx.data), *given)
+                if reply is not None:
+                    return reply
+            return NOT_AVAILABLE
+
+        tag = CommandTag("*", "", True, False, None, NO_FORM, all(command.timed for command in self.catch_alls), {})
+        return Command(Module("", {}), tagged(ask_all, mi_command=tag)) if self.catch_alls else None
 
     def add_stat(self, module: Module, stat: Stat) -> None:
         """Register a statistic under its group; by name alone the first of that name is found."""
@@ -1603,9 +1685,9 @@ NO_COMMAND, NO_REQUEST = Command(Module("", {}), no_command), Request("")
 class Text:
     """The text dialect of OpenSIPS 2.x, for the commands of a registry."""
 
-    def __init__(self, commands: dict[str, Command], indent: str = "\t"):
-        self.indent = indent
-        self.lines = {first_line(name): command for name, command in commands.items()}
+    def __init__(self, registry: Registry, indent: str = "\t"):
+        self.indent, self.catch_all = indent, registry.catch_all
+        self.lines = {first_line(name): command for name, command in registry.commands.items()}
 
     def key(self, data: bytes) -> tuple[bytes, bytes]:
         """What tells a request from others, and its id (none)."""
@@ -1616,15 +1698,17 @@ class Text:
     def read(self, data: bytes) -> Call | None:
         """The call that a datagram means, None for a reply."""
         line = read_first_line(data)
-        command = self.lines.get(line)
+        command, name = self.lines.get(line), decode(line[1:-2])
+        if command is None:
+            command = self.catch_all if first_line(name) == line else None
         if command is None:
             return None if is_reply(data) else Call(self, NO_COMMAND, NO_REQUEST, None, NOT_AVAILABLE)
-        request = Request(command.name)
+        request = Request(name)
         if not command.input:
             return Call(self, command, request, ())
         try:
             values, names = read_arguments(data[len(line):])
-            request = new(Request, (command.name, values, names, "text", None, True))
+            request = new(Request, (name, values, names, "text", None, True, None))
             return new(Call, (self, command, request, command.bind(request), None))
         except ParseError:
             return Call(self, command, request, None, PARSE_ERROR)
@@ -1667,8 +1751,8 @@ class JsonRpc:
     PLAIN_ID = re.compile(  # replied with as it is written: an integer of at most 18 digits, or a string without escapes
         rb'"id"[\x01-\x20]*:[\x01-\x20]*(0|-?[1-9][0-9]{0,17}|"[ !#-\[\]-~]*")(?=[\x01-\x20]*[,}])')
 
-    def __init__(self, commands: dict[str, Command], pretty: bool = False):
-        self.commands, self.pretty = commands, pretty
+    def __init__(self, registry: Registry, pretty: bool = False):
+        self.commands, self.catch_all, self.pretty = registry.commands, registry.catch_all, pretty
 
     def key(self, data: bytes) -> tuple[Any, bytes]:
         """What tells a request from others, which is what stands around its id, and the id; None if that is not plain."""
@@ -1694,6 +1778,10 @@ class JsonRpc:
         """The call that one request object means."""
         request, params = read_envelope(value)
         command = self.commands.get(request.name, NO_COMMAND)
+        if command is NO_COMMAND and request.name and self.catch_all:
+            items, names = (params.values(), tuple(params)) if isinstance(params, dict) else (params or (), None)
+            values = tuple(map(text_of, items))
+            return Call(self, self.catch_all, request._replace(values=values, names=names, params=params), values)
         if command is NO_COMMAND:
             return Call(self, NO_COMMAND, request, None, NOT_AVAILABLE if request.name else INVALID_REQUEST)
         try:
@@ -1847,11 +1935,12 @@ def with_id(call: Call, request_id: bytes) -> Call:
 
 def exchange_of(call: Call, reply: Reply | Refusal, request: bytes, written: bytes) -> Exchange:
     """What was asked and answered."""
-    command = call.command
+    command, name = call.command, call.request.name
     values, shown = call.request.values if command.input else None, written or None
     if isinstance(reply, Refusal):
         values, shown = values if reply.shows_values else None, shown if reply.shows_reply else None
-    return new(Exchange, (request, command.name, values, reply.code, reply.reason, shown))
+        name = command.name.strip("*")
+    return new(Exchange, (request, name, values, reply.code, reply.reason, shown))
 
 
 class Answers:
@@ -1859,16 +1948,18 @@ class Answers:
 
     log: a logger for what handlers raise; dialect: auto, text or jsonrpc; indent and pretty: how either is written;
     failed(): called for each built-in error; allowed(command, caller): whether a caller may use a restricted command,
-    for the names in `restricted`; pause(): called between the requests of a batch, gives others their turn.
+    for the names in `restricted`; pause(): called between the requests of a batch, gives others their turn;
+    untimed(): called when handler_timeout does not hold for what follows; spaces: the store, whose newest() and
+    unchanged(spaces, since, until_s) make the `live` of replies that depend on spaces.
     """
 
     def __init__(self, registry: Registry, log, dialect: str = "auto", indent: str = "\t", pretty: bool = False,
                  restricted: Iterable[str] = (), allowed=None, failed: Callable[[], None] = lambda: None,
-                 pause: Callable[[], None] = lambda: None):
+                 pause: Callable[[], None] = lambda: None, untimed: Callable[[], None] = lambda: None, spaces: Any = None):
         self.log, self.restricted, self.allowed, self.failed = log, frozenset(restricted), allowed, failed
-        self.pause = pause
-        self.commands = registry.commands
-        text, jsonrpc = Text(self.commands, indent), JsonRpc(self.commands, pretty)
+        self.pause, self.untimed, self.spaces = pause, untimed, spaces
+        self.commands, self.wrappers = registry.commands, registry.wrappers
+        text, jsonrpc = Text(registry, indent), JsonRpc(registry, pretty)
         self.dialect_of: Callable[[bytes], Text | JsonRpc] = {
             "auto": lambda data: jsonrpc if JSON_START.match(data) else text,
             "text": lambda data: text, "jsonrpc": lambda data: jsonrpc}[dialect]
@@ -1876,33 +1967,69 @@ class Answers:
         self.cache = Memo(CACHE_BYTES)  # Cached by the keys of their dialect, or by a whole datagram
 
     def answer(self, data: bytes, caller: Any = None, cached: Cached | None = None) -> Answer:
-        """What a datagram leads to; `cached` is what a child has found in cache.young, which has no reply of now."""
-        if cached is not None:
+        """What a datagram leads to; `cached` is what a child looked up in cache.young, which has no reply of now."""
+        if cached is not None and not self.wraps(cached.call.request.name):
             return self.single(data, cached.call, caller, cached)
         dialect = self.dialect_of(data)
         if len(data) > LIMIT:  # of such a request only the first byte is looked at
-            return self.single(data[:LIMIT], Call(dialect, NO_COMMAND, NO_REQUEST, None, dialect.request_too_long(len(data))))
+            call = Call(dialect, NO_COMMAND, NO_REQUEST, None, dialect.request_too_long(len(data)))
+            return self.wrapped(data[:LIMIT], [call], caller, functools.partial(self.single, data[:LIMIT], call))
         key, request_id = dialect.key(data)
         cached = self.cache.get(key) if key is not None else None
         if cached:
-            return self.again(data, cached, request_id, caller)
-        call = dialect.read(data)
-        if call is None:
+            call = with_id(cached.call, request_id) if self.wrappers else cached.call
+            return self.wrapped(data, [call], caller, functools.partial(self.again, data, cached, request_id, caller))
+        calls = dialect.read(data)
+        if calls is None:
             return SILENCE
-        if not isinstance(call, Call):
-            return self.batch(data, dialect, call, caller)
-        return self.single(data, call, caller, None if call.refusal or key is None else self.remember(data, key, call))
+        if isinstance(calls, Call):
+            cached = None if calls.refusal or key is None else self.remember(data, key, calls)
+            return self.wrapped(data, [calls], caller, functools.partial(self.single, data, calls, caller, cached))
+        batch = list(calls) if self.wrappers else calls
+        return self.wrapped(data, batch, caller, functools.partial(self.batch, data, dialect, batch, caller))
+
+    def wraps(self, name: str) -> bool:
+        """Whether a function is put around the command of a name."""
+        return any(not names or name in names for _, _, names in self.wrappers)
+
+    def wrapped(self, data: bytes, calls: Any, caller: Any, proceed: Callable[[], Answer]) -> Answer:
+        """What proceed() returns, with the functions around it that want these calls; the first loaded is the outermost."""
+        if not self.wrappers:
+            return proceed()
+        request = calls[0].request if len(calls) == 1 else Request("", dialect="jsonrpc")
+        asked = {call.request.name for call in calls}
+        for module, function, names in reversed(self.wrappers):
+            if not names or names & asked:
+                proceed = functools.partial(self.wrap, function, Context(module, request, caller, data), proceed)
+        try:
+            return proceed()
+        except Interrupted:
+            return self.single(data, calls[0]._replace(refusal=TIMED_OUT))
+
+    def wrap(self, function: Callable, ctx: Context, proceed: Callable[[], Answer]) -> Answer:
+        """What a function around others returns; Interrupted."""
+        try:
+            answer = function(ctx, ctx.request, proceed)
+            if isinstance(answer, Answer):
+                return answer
+            raise TypeError(f"it returned {type(answer).__name__}, which is no midatagram.Answer")
+        except Interrupted:
+            raise
+        except BaseException:  # a plug-in's seam
+            self.log.exception("%s of %s, which is around %s, raised", function.__name__, ctx.own.name, ctx.request.name or "all")
+            dialect = self.dialect_of(ctx.data)
+            return self.single(ctx.data, Call(dialect, NO_COMMAND, ctx.request, None, COMMAND_FAILED))
 
     def again(self, data: bytes, cached: Cached, request_id: bytes, caller: Any) -> Answer:
         """Answer a request that is cached, with its id as it is written."""
-        head = cached.now()
+        head = cached.shape.now() if cached.shape.data else None
         if head is None:
             return self.single(data, with_id(cached.call, request_id), caller, cached)
         written = head + request_id + cached.shape.tail
         if request_id and len(written) > LIMIT - NUMBER_ROOM:
             return self.single(data, with_id(cached.call, request_id), caller, cached)
         if request_id:
-            if request_id == cached.last_id and len(data) <= KEPT_REQUEST:
+            if request_id == cached.last_id and len(data) <= KEPT_REQUEST and cached.now is not not_cached:
                 self.cache_bytes_of(data, cached, request_id)
             cached.last_id = request_id
         return new(Answer, ([(0, written)], [exchange_of(cached.call, cached.reply, data, written)]))
@@ -1922,7 +2049,7 @@ class Answers:
             written, exchange = self.interrupt(data, call)
         return new(Answer, ([(0, written)] if written else [], [exchange]))
 
-    def batch(self, data: bytes, dialect: Text | JsonRpc, calls: Iterator[Call], caller: Any) -> Answer:
+    def batch(self, data: bytes, dialect: Text | JsonRpc, calls: Iterable[Call], caller: Any) -> Answer:
         """Answer the requests of a batch one after the other; notifications have no part in the reply.
 
         handler_timeout holds for all together: when one is interrupted, those behind it are not run.
@@ -1966,7 +2093,7 @@ class Answers:
         dialect, reply = call.dialect, call.refusal
         try:
             if reply is None:
-                reply = self.run(call, caller)
+                reply = self.run(call, caller, data)
             written = self.write(reply, call, cached)
             if len(written) > LEAST_LIMIT and len(written) > dialect.limit(call):
                 raise TooLong(len(written))
@@ -1994,27 +2121,36 @@ class Answers:
         snapshot = shape.look()
         data = shape.data if snapshot == shape.snapshot else shape.fill(snapshot)
         if cached and cached.shape is not shape and cached.key is not None and call.command.name not in self.restricted:
-            cached.shape, cached.reply, cached.now = shape, Reply(reply.code, reply.reason), shape.now
+            cached.shape, cached.reply = shape, Reply(reply.code, reply.reason)
+            if not self.wraps(call.request.name):  # else what is around it is asked each time
+                cached.now = shape.now
             self.cache.grow(cached.key, shape.size_bytes())
         return data + dialect.id_of(call) + shape.tail if shape.tail else data
 
-    def run(self, call: Call, caller: Any) -> Reply | Refusal:
+    def run(self, call: Call, caller: Any, data: bytes) -> Reply | Refusal:
         """Call the handler; a refusal that it raises becomes a reply."""
         command = call.command
-        if command.name in self.restricted and not self.allowed(command, caller):
+        if call.request.name in self.restricted and not self.allowed(command, caller):
             return Reply(403, "Forbidden")
+        if not command.timed:
+            self.untimed()
+        since = self.spaces.newest() if self.spaces else 0
         try:
-            reply = command.function(Context(command.module, call.request, caller), *call.values)
-            if not isinstance(reply, Reply) and hasattr(reply, "get"):
+            reply = command.function(Context(command.module, call.request, caller, data), *call.values)
+            if hasattr(reply, "get") and not isinstance(reply, dict):
                 reply = reply.get()
-            if isinstance(reply, Reply):
+            if isinstance(reply, (dict, list)):
+                reply = Reply(nodes=json_nodes(reply), result=reply)
+            if isinstance(reply, Reply) and reply.depends:
+                reply = reply._replace(live=self.spaces.unchanged(reply.depends, since, reply.until_s))
+            if isinstance(reply, (Reply, Refusal)):
                 return reply
             kind = "nothing" if reply is None else f"{type(reply).__name__}, which is no midatagram.Reply"
             raise Failed(f"its handler returned {kind}")
         except Error as error:
             return Reply(error.code, error.reason, result=error if error.data else None)
         except Failed as why:
-            self.log.warning("command %s failed: %s", command.name, why)
+            self.log.warning("command %s failed: %s", call.request.name, why)
         return COMMAND_FAILED
 
 
@@ -2220,6 +2356,7 @@ import os
 import pwd
 import random
 import shlex
+import shutil
 import signal
 import socket
 import sqlite3
@@ -2227,7 +2364,6 @@ import tempfile
 import termios
 import time
 import traceback
-import types
 from stat import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IMODE, S_ISDIR, S_ISLNK, S_ISREG, S_ISSOCK, S_ISVTX
 
 log = logging.getLogger("midatagram")
@@ -2299,6 +2435,10 @@ class Counters:
     def block(self, group: str, name: str) -> int:
         """The block that holds a statistic."""
         return self.column(group, name) // (ROWS * BLOCK)
+
+    def set(self, column: int, value: int) -> None:
+        """Make the sum of a column that nobody adds to `value`: in row 0, which all processes write."""
+        self.slots[column] = -value
 
     def reset(self, column: int) -> None:
         """Make a sum start again from 0, without touching what other processes write; at once in two processes as well."""
@@ -2506,6 +2646,26 @@ class Store:
             rows = [row for row in rows if row[1] is not None]
         return (anew, max([since, *[version for *_, version in rows]]),
                 [(decode(key), None if value is None else decode(value), expires_s) for key, value, expires_s, _ in rows])
+
+    def newest(self) -> int:
+        """The version of the last change of all."""
+        return self.shared[NEWEST]
+
+    def unchanged(self, spaces: tuple, since: int, until_s: float | None) -> Callable[[], tuple]:
+        """The `live` of a reply that holds as long as these spaces are as they were at `since`, and until a moment: no values;
+        LookupError, for which the command is called again, when it holds no longer. Not the first time, as it is written."""
+        versions = [(self.version(space), space) for space in spaces]
+        holds, first = all(0 <= version <= since for version, _ in versions), True
+
+        def live() -> tuple:
+            nonlocal first
+            if not first and not (holds and (until_s is None or time.monotonic() < until_s)
+                                  and all(self.version(space) == version for version, space in versions)):
+                raise LookupError
+            first = False
+            return ()
+
+        return live
 
     def remove_fitting(self, space: str, pattern: str) -> None:
         """Forget the keys that fit a pattern as fnmatch.fnmatchcase() reads it, in slices between which others get their turn."""
@@ -2828,6 +2988,8 @@ class Server:
         self.row, self.attendant_pid = ATTENDANT, os.getpid()
         self.plans = Memo(CACHE_BYTES)
         self.events = Events(self, pair)
+        self.name, self.loaded = f"load {time.monotonic_ns()}", mmap.mmap(-1, 1)
+        self.views: dict[tuple, View] = {}  # by space and function
         for module in setup.registry.modules:
             module.server = self
             module.columns = {stat.name: counters.column(stat.group, stat.name)
@@ -2877,9 +3039,75 @@ class Server:
             reply = self.plans.keep(key, Reply(nodes=nodes, live=self.values_of(stats)), PLAN_BYTES * (len(key) + len(nodes)))
         return reply
 
+    def call_hooks(self, word: str) -> None:
+        """Call the functions of that name that plug-ins have."""
+        for module in self.registry.modules:
+            if word in module.hooks:
+                module.hooks[word](Context(module))
+
+    def load_once(self) -> None:
+        """Have load() of the plug-ins run once for this configuration: in one of its children, for which the others wait."""
+        if not any("load" in module.hooks for module in self.registry.modules):
+            return
+        import gevent
+
+        mine = str(os.getpid())
+        while not self.loaded[0]:
+            if mine == self.store.change("midatagram", self.name, lambda pid: pid if pid and is_alive(int(pid)) else mine):
+                self.call_hooks("load")
+                self.loaded[0] = 1
+            gevent.sleep(0 if self.loaded[0] else 0.01)
+
+    def view(self, space: str, apply: Callable[[dict, str, str | None], None]) -> dict:
+        """See Context.view()."""
+        view = self.views.setdefault((space, apply), View(self.store, space, apply))
+        return view.now()
+
     def raise_event(self, name: str, attributes) -> int:
         """Have an event sent to its subscribers; returns how many it is sent to. Never waits."""
         return self.events.hand_over(name, attributes) if self.row == ATTENDANT else self.events.put(name, attributes)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+class View:
+    """A child's own picture of a space of the store; see Context.view()."""
+
+    def __init__(self, store: Store, space: str, apply: Callable[[dict, str, str | None], None]):
+        self.store, self.space, self.apply = store, space, apply
+        self.version, self.since = -1, 0
+        self.picture: dict = {}
+        self.ends_s: dict[str, float] = {}  # key -> when it expires
+        self.next_s = float("inf")  # when the first does
+
+    def now(self) -> dict:
+        """The picture, after what changed is taken in; StoreError."""
+        version, now_s = self.store.version(self.space), time.monotonic()
+        if version < 0 or version != self.version:
+            void, self.since, changes = self.store.changes(self.space, self.since)
+            if void:
+                self.picture, self.ends_s = {}, {}
+            for key, value, expires_s in changes:
+                self.ends_s.pop(key, None)
+                if value is not None and expires_s is not None:
+                    self.ends_s[key] = expires_s
+                self.apply(self.picture, key, value)
+            self.version, self.next_s = version, min(self.ends_s.values(), default=float("inf"))
+        if now_s >= self.next_s:
+            for key in [key for key, ends_s in self.ends_s.items() if ends_s <= now_s]:
+                del self.ends_s[key]
+                self.apply(self.picture, key, None)
+            self.next_s = min(self.ends_s.values(), default=float("inf"))
+        return self.picture
 
 
 ###############################################################################
@@ -3477,7 +3705,7 @@ class Screen:
     def answers(self, endpoint: Endpoint, client: Any, data: bytes, answer: Answer) -> bool:
         """Whether a datagram gets its answer: errors that answer what is no request at all are limited, for whoever
         answers an error with another one must not go on for ever."""
-        if endpoint.unix or answer.exchanges[0].command or data[:1] == b":" or b'"method"' in data:
+        if endpoint.unix or not answer.exchanges or answer.exchanges[0].command or data[:1] == b":" or b'"method"' in data:
             return True
         if time.monotonic() > self.second_s + 1:
             self.errors.clear()
@@ -3965,7 +4193,7 @@ def read_tree(text: str) -> list[Node]:
         attributes = []
         if colons and rest.startswith(" "):
             attributes = [tuple(item.split("=", 1)) for item in re.split(r" (?=[^\s=]+=)", rest[1:]) if "=" in item]
-        value = None if attributes else rest if colons else bare
+        value = None if attributes else (rest or None) if colons else bare
         depth = min(len(line) - len(bare), len(levels) - 1)
         del levels[depth + 1:]
         levels.append([])
@@ -5165,9 +5393,7 @@ class Child:
         self.limit_s = own["stop_timeout"] / 1000
         self.access = Access(own)
         self.outbox, self.send_later = Outbox(server, self.hub.loop), gevent.spawn_later
-        self.answers = Answers(
-            server.registry, log, own["dialect"], self.setup.mi["reply_indent"], self.setup.mi["pretty_printing"],
-            self.access.restricted, self.access.allows, functools.partial(server.count, "errors"), self.pause)
+        self.answers = answers_of(server, self.access, pause=self.pause, untimed=self.lift_limit)
         self.screen = Screen(server, endpoints, self.access.networks)
         self.turn_s = time.monotonic()  # since when this child has not been in its hub
         self.last_request = float("inf")  # count of requests at which this child asks to be replaced
@@ -5286,7 +5512,7 @@ class Child:
         if self.traces:
             self.settle()
         answer = self.answers.answer(data, (endpoint, client), cached)
-        if not answer.exchanges or not self.screen.answers(endpoint, client, data, answer):
+        if answer is SILENCE or not self.screen.answers(endpoint, client, data, answer):
             return self.screen.drop(endpoint, client)
         if self.is_tracing:
             self.trace(requested_s, endpoint, client, answer.exchanges)
@@ -5305,6 +5531,12 @@ class Child:
             self.traces.append(new(Trace, (requested_s, replied_s, address, endpoint.address, exchange)))
             if self.debugging:
                 log.debug("%a from %s: %a", exchange.request, shown_address(address), exchange.reply)
+
+    def lift_limit(self) -> None:
+        """handler_timeout does not hold for the request in hand."""
+        import greenlet
+
+        self.busy.pop(greenlet.getcurrent(), None)
 
     def pause(self) -> None:
         """Let others have their turn, if this one takes long."""
@@ -5391,6 +5623,52 @@ class Child:
         tend_logs(self.server)
         self.server.events.finish()
         self.server.store.close()
+
+
+class Trial:
+    """A configuration in this process, for tests of plug-ins; ConfigError.
+
+    lines: as in midatagram.conf, without a socket. folders: of plug-ins, before the usual ones. To be closed, or `with`.
+    """
+
+    def __init__(self, lines: str, *folders: str):
+        processes, counters, started_s = Processes(), Counters(), time.time()
+        text = f'{lines}\nmodparam("mi_datagram", "socket_name", "trial")'
+        directives = ConfigReader({"trial": text}.get).read("trial")
+        setup = Loader("trial", list(folders), functools.partial(core_stats, processes, started_s)).load(directives)
+        self.folder = tempfile.mkdtemp(prefix="midatagram-")
+        store = Store(self.folder, setup.own["store_size"])
+        self.server = Server(setup, counters, processes, store, event_pair(), started_s)
+        self.answers = answers_of(self.server, Access(setup.own))
+        self.server.load_once()
+        self.server.call_hooks("child_init")
+
+    def answer(self, data: bytes) -> Answer:
+        """What a datagram leads to, from a client without an address."""
+        return self.answers.answer(data, (None, None))
+
+    def ask(self, data: bytes) -> bytes:
+        """The datagrams that a request is answered with, joined."""
+        return b"".join(reply for _, reply in self.answer(data).datagrams)
+
+    def close(self) -> None:
+        """Stop, and leave nothing behind."""
+        self.server.call_hooks("destroy")
+        self.server.store.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Trial:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+
+def answers_of(server: Server, access: Access, **callbacks: Any) -> Answers:
+    """What answers for a server, in its dialects."""
+    setup = server.setup
+    return Answers(server.registry, log, setup.own["dialect"], setup.mi["reply_indent"], setup.mi["pretty_printing"],
+                   access.restricted, access.allows, functools.partial(server.count, "errors"), spaces=server.store, **callbacks)
 
 
 ###############################################################################
@@ -5698,9 +5976,8 @@ class Supervisor:
             self.begin_child(generation.server, row, rank)
             child = Child(generation.server, generation.endpoints, row, rank)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
-            for module in generation.server.registry.modules:
-                if "child_init" in module.hooks:
-                    module.hooks["child_init"](Context(module))
+            generation.server.load_once()
+            generation.server.call_hooks("child_init")
             child.serve(functools.partial(self.child_serves, row), self.wake, self.alive_read)
         except BaseException:  # nothing may pass into the attendant's code
             log.exception("child %d ends", rank)
@@ -6677,6 +6954,15 @@ def main(argv: list[str]) -> int:
         return EXIT_CRASH
     finally:
         flush_standard_streams()
+
+
+def __getattr__(name: str) -> Any:
+    """AsyncResult, which a handler returns to answer later: gevent's, imported where it is wanted."""
+    if name == "AsyncResult":
+        from gevent.event import AsyncResult
+
+        return AsyncResult
+    raise AttributeError(f"midatagram has no {name}")
 
 
 if __name__ == "__main__":

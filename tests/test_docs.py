@@ -1,6 +1,5 @@
 """What README, the example configuration and --help say is true of the program."""
 
-import json
 import re
 import subprocess
 import sys
@@ -12,11 +11,12 @@ import midatagram as mi
 
 README = (ROOT / "README.md").read_text()
 SECURITY = (ROOT / "SECURITY.md").read_text()
+CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
+COMMANDS = (ROOT / "docs" / "commands.md").read_text()
 EXAMPLE = (ROOT / "midatagram.conf.example").read_text()
 SHIPPED = [mi.load_plugin(str(path)) for path in sorted((ROOT / "plugins").iterdir()) if path.suffix in (".py", ".conf")]
 MODULES = [*mi.built_in_modules(), *SHIPPED]
 PARAMS = [(module, param) for module in MODULES for param in module.params.values()]
-SHOWN = {"unix_socket_mode": "0660", "reply_indent": "TAB", "trace_bwlist": "none", "cache_collections": "default"}
 
 
 def blocks(language):
@@ -25,19 +25,9 @@ def blocks(language):
     return [text for name, text in fenced if name == language]
 
 
-def shown_default(param):
-    """How the README writes a default."""
-    value = param.default
-    return SHOWN.get(param.name, "none" if value in (None, ()) else "no" if value is False else str(value))
-
-
 @pytest.mark.parametrize("module, param", PARAMS, ids=[f"{module.name}.{param.name}" for module, param in PARAMS])
-def test_every_parameter_is_in_the_readme_with_its_default(module, param):
-    if module.name == "hello":
-        assert f'modparam("hello", "{param.name}"' in README
-        return
-    rows = re.findall(rf"^\| `{param.name}` \| (.*?) \|", README, re.M)
-    assert shown_default(param).strip() in [row.strip() for row in rows]
+def test_every_parameter_is_documented_with_its_default(module, param):
+    assert re.search(rf"^\| `{param.name}` \| [^|]+ \| {re.escape(param.help.replace('|', '&#124;'))}", CONFIGURATION, re.M)
 
 
 @pytest.mark.parametrize("module, param", PARAMS, ids=[f"{module.name}.{param.name}" for module, param in PARAMS])
@@ -53,47 +43,18 @@ def test_the_example_shows_defaults():
             assert int(found[1], 8 if found[1].startswith("0") and len(found[1]) > 1 else 10) == param.default, param.name
 
 
-def test_every_command_is_in_the_readme():
-    for module in mi.built_in_modules():
+def test_every_command_is_documented():
+    for module in MODULES:
         for command in module.commands:
-            assert f"| `{command.signature_line()}` | {' '.join(command.help.split())} |" in README
+            assert f"| `{command.signature_line()}` | {' '.join(command.help.split())} |" in COMMANDS
 
 
-CORE = [command.name for module in mi.built_in_modules() for command in module.commands if command.name != "kill"]
-ARGUMENTS = {"get_statistics": ["all"], "reset_statistics": ["requests"], "cache_store": ["local", "a", "b"],
-             "cache_fetch": ["local", "a"], "cache_remove": ["local", "a"], "cache_remove_chunk": ["*"],
-             "event_subscribe": ["E_MI_STOP", "udp:127.0.0.1:9"], "raise_event": ["E_MI_STOP"]}
-
-
-def smallest(name):
-    """The smallest request for a command that is answered with a result, in both dialects."""
-    words = ARGUMENTS.get(name, [])
-    params = {"get_statistics": [["all"]], "reset_statistics": [["requests"]]}.get(name, words)
-    parts = {"jsonrpc": "2.0", "method": name, **({"params": params} if params else {}), "id": 1}
-    return "\n".join([f":{name}:", *words, ""]).encode(), json.dumps(parts, separators=(",", ":")).encode()
-
-
-def test_how_much_larger_replies_are_is_in_the_security_notes(start):
-    """Within a third: pids, paths and figures have as many digits as they have."""
-    server = start(place=f"udp:127.0.0.1:{free_port()}")
-    cells = {row.split("`")[1]: row.split(" | ")[1:] for row in SECURITY.splitlines() if row.startswith("| `")}
-    assert set(CORE) <= cells.keys()
-    for name in CORE:
-        for request, (asked, answered, times) in zip(smallest(name), (cells[name][:3], cells[name][3:6])):
-            reply = server.ask(request)
-            assert reply.startswith((b"200 OK\n", b'{"jsonrpc":"2.0","result":')), reply
-            assert int(asked) == len(request) and round(int(answered) / len(request), 1) == float(times.rstrip(" |"))
-            paths = 60 if name in ("pwd", "arg") else 0  # which are as long as they are
-            assert abs(len(reply) - int(answered)) <= int(answered) / 3 + paths, name
-    many = b":get_statistics:\n" + b"all\n" * 40
-    [[asked, times]] = re.findall(r"`get_statistics` of (\d+) bytes, .* (\d+) times", SECURITY)
-    assert int(asked) == len(many) and abs(len(server.ask(many)) / len(many) / int(times) - 1) < 1 / 3
-    assert len(server.ask(b"x")) == 26 and len(server.ask(b"[1,1]")) == 3 + 2 * 79
-
-
-def test_every_statistic_is_in_the_readme():
-    for stat in mi.MI_DATAGRAM_STATS:
-        assert f"| `{stat.name}` | {stat.help} |" in README
+def test_every_statistic_and_event_is_documented():
+    for module in MODULES:
+        for stat in module.stats:
+            assert f"| `{stat.group}:{stat.name}` | {stat.help} |" in CONFIGURATION
+        for event in module.events:
+            assert f"| `{event.name}` | {event.help} |" in CONFIGURATION
     assert ", ".join(mi.TRACE_FIGURES).replace(", connected", " and connected") in README.replace("\n", " ")
 
 

@@ -79,3 +79,25 @@ def wait(ctx, ms):
 def big(ctx, bytes):
     """Answer with a tree of at most BYTES bytes, written anew for each request."""
     return mi.Reply(nodes=[LINE] * (bytes // LINE_BYTES))
+
+
+def take_in(view, key, value):
+    """Keep a key in a view."""
+    view[key] = value
+
+
+@mi.command
+def kept(ctx):
+    """Answer with one node, until a key changes."""
+    return mi.Reply(nodes=[mi.Node("keys", len(ctx.view("bench", take_in)))], depends=("bench",))
+
+
+@mi.command
+def change(ctx):
+    """Change one of 10,000 keys, of which the first requests make 1,000 each, and look at the view of them."""
+    count = len(ctx.view("bench_keys", take_in))
+    for number in range(count, min(count + 1000, 10000)):
+        ctx.store.put("bench_keys", str(number), "x" * 100)
+    key = str(next(numbers) % 1000)
+    ctx.store.change("bench_keys", key, lambda value: value[1:] + value[:1])
+    return mi.Reply(nodes=[mi.Node("keys", len(ctx.view("bench_keys", take_in)))])
