@@ -113,9 +113,17 @@ def test_the_timeout_of_t(tmp_path):
         assert call(place, "-t", "0.2", "uptime").returncode == 3
 
 
-@pytest.mark.parametrize("option", [("-t", "0"), ("-t", "nan"), ("--repeat", "0"), ("--every", "-1")])
-def test_a_wrong_number_is_a_usage_error(tmp_path, option):
-    assert call(tmp_path / "nobody", *option, "uptime").returncode == 2
+@pytest.mark.parametrize("option, wanted", [
+    (("-t", "0"), "takes seconds"), (("-t", "nan"), "takes seconds"), (("--repeat", "0"), "an integer of at least 1"),
+    (("--repeat", "2.5"), "an integer of at least 1"), (("--every", "-1"), "takes seconds"), (("-s", "udp:x"), "udp:HOST:PORT"),
+])
+def test_a_wrong_number_or_address_is_a_usage_error(tmp_path, option, wanted):
+    done = call(tmp_path / "nobody", *option, "uptime")
+    assert done.returncode == 2 and wanted in done.stderr
+
+
+def test_without_a_command_lines_are_read_whatever_the_options(server):
+    assert call(server.place, "--repeat", "2", lines="pwd\n").stdout.count("200 OK") == 1
 
 
 @pytest.mark.parametrize("words, sent", [

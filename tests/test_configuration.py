@@ -54,6 +54,7 @@ def test_values(written, value):
     ('modparam("m", "p", 0890)', 1, "not an integer"), ('modparam("m", "p", 4294967296)', 1, "below 2^31"),
     ('\nmodparam("m", "p" 1)', 2, 'expected ","'), ('modparam("m", "p", word)', 1, "neither in quotes nor an integer"),
     ('loadmodule "x', 1, "no closing"), ("/* never\nclosed", 1, "no closing */"), ("\n\nroute {\n {\n}", 3, "no closing"),
+    ("log_level 3", 1, "the form is log_level=VALUE"), ("log_stderror=maybe", 1, "neither in quotes nor an integer"),
     ("}", 1, 'without its "{"'), ('loadmodule ("x.so")', 1, 'the form is loadmodule "NAME.so"'),
     ('include_file "missing"', 1, "import_file would pass over"), ('include_file "main"', 1, "more than 10 deep"),
 ])
