@@ -89,6 +89,11 @@ def arranged(ctx, number, optional="none", *rest):
     "Show what came, by other recipes than the signature's."
     return mi.Reply(nodes=[mi.Node(None, repr((number, optional, rest)))])
 
+@mi.command
+def pair(ctx, first, second, *rest):
+    "Show what came: two, and what is more."
+    return mi.Reply(nodes=[mi.Node(None, repr((first, second, rest)))])
+
 @mi.command(rest=mi.integer())
 def total(ctx, *rest):
     "Add numbers."
@@ -367,6 +372,9 @@ BY_NAME, BAD_REST = '{"number":5,"optional":"a","rest":%s}', "Bad type for param
     ("bound", BY_NAME % "[true]", bad_params("Bad type for array item in parameter 'rest'")),
     *(("bound", text, bad_params("Bad type for parameter 'number'")) for text in ("[10]", "[0]", '["x"]', "[true]", "[null]")),
     ("bound", "[5,null]", bad_params("Bad type for parameter 'optional'")),
+    ("pair", '["a"]', bad_params("Too few or too many parameters")), ("pair", '["a","b"]', """"result":["('a', 'b', ())"]"""),
+    ("pair", '["a","b","c"]', """"result":["('a', 'b', ('c',))"]"""), ("pair", '{"first":"a"}', bad_params(
+        "Too few or too many parameters")),
     ("arranged", "[1]", """"result":["(1, 'none', ())"]"""), ("arranged", '[1,["a"]]', """"result":["(1, 'none', ('a',))"]"""),
     ("arranged", '{"rest":["a","b"],"number":1}', """"result":["(1, 'none', ('a', 'b'))"]"""),
     ("arranged", '[["a"],1,"o"]', """"result":["(1, 'o', ('a',))"]"""),
