@@ -2541,8 +2541,9 @@ class StoreError(Error):
 
 
 PAGE = 4096  # bytes
-JOURNAL_BYTES = 64 * PAGE  # set aside for SQLite's journal, for which a full file system has no room: a transaction of SLICE_ROWS
-SLICE_ROWS, SLICE_S = 25, 0.005  # rows that are deleted in one transaction, and for how long keys are compared
+JOURNAL_BYTES = 64 * PAGE  # set aside for SQLite's journal, for which a full file system has no room
+SLICE_ROWS, FEW_ROWS = 25, 5  # that are deleted in one transaction; the few never need more room for the journal
+SLICE_S = 0.005  # for which keys are compared in one transaction
 ROW_BYTES = 100  # of a row in the file, beyond its value and twice its key
 SPACES = 1024  # versions in shared memory; two spaces that share one are read a little more often
 NEWEST, USED, ROOM, FULL_S, FAILED_S, FIRST = range(6)  # before them: the last version, bytes, when the store last failed
@@ -2572,9 +2573,8 @@ class Store:
         DO UPDATE SET value = excluded.value, expires = excluded.expires, version = excluded.version"""
     DELETE = "DELETE FROM item WHERE space = ? AND key = ?"
     CHANGES = "SELECT key, value, expires, version FROM item WHERE space = ? AND version > ? ORDER BY version"
-    KEYS = "SELECT key, ifnull(length(value), 0) FROM item WHERE space = ? AND key >= ? ORDER BY key LIMIT ?"
-    EXPIRED = """SELECT space, key, ifnull(length(value), 0), iif(value IS NULL, version, 0) FROM item
-        WHERE expires BETWEEN ? AND ? LIMIT ?"""
+    KEYS = "SELECT key, value FROM item WHERE space = ? AND key >= ? ORDER BY key LIMIT ?"
+    EXPIRED = "SELECT space, key, value, iif(value IS NULL, version, 0) FROM item WHERE expires BETWEEN ? AND ? LIMIT ?"
 
     def __init__(self, folder: str, size_bytes: int):
         self.path = os.path.join(folder, "store.sqlite")
@@ -2632,20 +2632,37 @@ class Store:
         The function gets the text or None and returns the new one, or None for none; it must not wait for anything, and is
         called again if the store is full. lifetime_s: how long the new value lasts, 0: for good, None: as the old one.
         """
-        return self.write(space, functools.partial(self.change_row, encode(space), encode(key), function, lifetime_s))
+        names = encode(space), encode(key)
+
+        def step(run: Callable, version: int, full: bool) -> tuple:
+            now_s, row = time.monotonic(), run(self.GET, names).fetchone()
+            data, expires_s = row or (b"", -1)
+            size = row_bytes(names[1], data) if row else 0
+            gone = expires_s is not None and expires_s <= now_s
+            value = function(None if gone else decode(data))
+            if value is None and (gone or full):
+                return None, 0 if gone else self.delete(run, [(*names, size, version)])
+            if value is None:
+                expires_s = -now_s
+            elif gone or lifetime_s is not None:
+                expires_s = now_s + lifetime_s if lifetime_s else None
+            data = None if value is None else encode(value)
+            run(self.PUT, (*names, data, expires_s, version))
+            return value, row_bytes(names[1], data) - size
+
+        return self.write(space, step)
 
     def changes(self, space: str, since: int = 0) -> tuple[bool, int, list[tuple]]:
         """What changed in a space since a version: whether all that came before is void, the `since` of the next call, and
         (key, value or None, when it expires or None) of each key that changed, the newest last."""
         slot, name = hash(space) % SPACES, encode(space)
+        forgotten = self.forgotten[slot]
         rows = self.attempt(lambda run: run(self.CHANGES, (name, since)).fetchall())
-        anew = since < max(1, self.forgotten[slot])
-        if anew:
-            since = self.forgotten[slot]
-            rows = self.attempt(lambda run: run(self.CHANGES, (name, 0)).fetchall())
-            rows = [row for row in rows if row[1] is not None]
-        return (anew, max([since, *[version for *_, version in rows]]),
-                [(decode(key), None if value is None else decode(value), expires_s) for key, value, expires_s, _ in rows])
+        if 0 < since < self.forgotten[slot]:
+            return self.changes(space)
+        return (not since, max([since, forgotten, *[version for *_, version in rows]]),
+                [(decode(key), None if value is None else decode(value), expires_s) for key, value, expires_s, _ in rows
+                 if since or value is not None])
 
     def newest(self) -> int:
         """The version of the last change of all."""
@@ -2670,8 +2687,19 @@ class Store:
     def remove_fitting(self, space: str, pattern: str) -> None:
         """Forget the keys that fit a pattern as fnmatch.fnmatchcase() reads it, in slices between which others get their turn."""
         fits, start = re.compile(fnmatch.translate(pattern)).match, b""  # in linear time, whatever the pattern is
+
+        def step(run: Callable, version: int, full: bool) -> tuple:
+            until_s, fitting, after = time.monotonic() + SLICE_S, [], None
+            for key, value in run(self.KEYS, (encode(space), start, FEW_ROWS if full else SLICE_ROWS)).fetchall():
+                after = key + b"\0"
+                if fits(decode(key)):
+                    fitting.append((encode(space), key, row_bytes(key, value), version))
+                if time.monotonic() > until_s:
+                    break
+            return after, self.delete(run, fitting)
+
         while start is not None:
-            start = self.write(space, functools.partial(self.remove_slice, encode(space), fits, start))
+            start = self.write(space, step)
             give_way()
 
     def purge(self) -> None:
@@ -2685,56 +2713,24 @@ class Store:
             self.connection.close()
         self.connection = None
 
-    # The steps of a transaction: each gets run(statement, values), the new version, and whether the store is full; it returns
-    # its result, and by how many bytes the store grows.
+    # A step of a transaction gets run(statement, values), the new version, and whether the store is full; it returns its
+    # result, and by how many bytes the store grows.
 
-    def change_row(self, space: bytes, key: bytes, function: Callable, lifetime_s: float | None, run, version: int, full: bool):
-        """See change()."""
-        now_s, row = time.monotonic(), run(self.GET, (space, key)).fetchone()
-        data, expires_s = row or (b"", -1)
-        size = row_bytes(key, len(data or b"")) if row else 0
-        gone = expires_s is not None and expires_s <= now_s
-        value = function(None if gone else decode(data))
-        if value is None and gone:
-            return None, 0
-        if value is None and full:
-            return None, self.delete(run, [(space, key, len(data), version)])
-        if value is None:
-            expires_s = -now_s
-        elif gone or lifetime_s is not None:
-            expires_s = now_s + lifetime_s if lifetime_s else None
-        data = None if value is None else encode(value)
-        run(self.PUT, (space, key, data, expires_s, version))
-        return value, row_bytes(key, len(data or b"")) - size
-
-    def remove_slice(self, space: bytes, fits: Callable[[str], Any], start: bytes, run, version: int, full: bool):
-        """Delete those of the keys from `start` on that fit; the result is where the next slice starts, None at the end."""
-        until_s, fitting, after = time.monotonic() + SLICE_S, [], None
-        for key, size in run(self.KEYS, (space, start, 1 if full else SLICE_ROWS)).fetchall():
-            after = key + b"\0"
-            if fits(decode(key)):
-                fitting.append((space, key, size, version))
-            if time.monotonic() > until_s:
-                break
-        return after, self.delete(run, fitting)
-
-    def purge_slice(self, run, version: int, full: bool):
+    def purge_slice(self, run: Callable, version: int, full: bool) -> tuple:
         """Delete some of what expired, and of what was removed a while ago, or at any time if full; the result is whether
         there was any."""
         now_s = time.monotonic()
-        rows = run(self.EXPIRED, (-now_s if full else REMOVED_S - now_s, now_s, 1 if full else SLICE_ROWS)).fetchall()
-        return bool(rows), self.delete(run, rows)
+        rows = run(self.EXPIRED, (-now_s if full else REMOVED_S - now_s, now_s, FEW_ROWS if full else SLICE_ROWS)).fetchall()
+        return bool(rows), self.delete(run, [(space, key, row_bytes(key, value), seq) for space, key, value, seq in rows])
 
-    def delete(self, run, rows: list[tuple]) -> int:
-        """Delete rows: (space, key, bytes of the value, the version of a change that changes() cannot report any more); by how
-        many bytes the store grows."""
+    def delete(self, run: Callable, rows: list[tuple]) -> int:
+        """Delete rows: (space, key, row_bytes(), the version of a change that changes() cannot report any more); by how many
+        bytes the store grows."""
         for space, key, _, version in rows:
             run(self.DELETE, (space, key))
             slot = hash(decode(space)) % SPACES
             self.forgotten[slot] = max(version, self.forgotten[slot])
-        return -sum(row_bytes(key, size) for _, key, size, _ in rows)
-
-    # How they are done.
+        return -sum(size for _, _, size, _ in rows)
 
     def attempt(self, act: Callable[[Callable], Any], patient: bool = True) -> Any:
         """What act(run) returns. While another process has the lock, others get their turn before each new try."""
@@ -2781,6 +2777,7 @@ class Store:
                     if str(error) != FULL or (full and not self.transact(run, "", self.purge_slice, True)):
                         raise
                 full = True
+                give_way()
 
         return self.attempt(act)
 
@@ -2825,9 +2822,9 @@ class Store:
         return StoreError(500, "Server Internal Error")
 
 
-def row_bytes(key: bytes, value_bytes: int) -> int:
+def row_bytes(key: bytes, value: bytes | None) -> int:
     """About what a row takes in the file."""
-    return 2 * len(key) + value_bytes + ROW_BYTES
+    return 2 * len(key) + len(value or b"") + ROW_BYTES
 
 
 # Files where others may write: a path is looked up once, and what is checked is what is used.
@@ -2900,8 +2897,9 @@ def run_folder() -> tuple[str, int]:
 
     Gives its path, and a descriptor that locks it for as long as a process of this run lives.
     """
-    for place in run_places():
+    for place in (os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0], "/dev/shm", None):
         with contextlib.suppress(OSError):
+            place = tempfile.gettempdir() if place is None else place
             for name in os.listdir(place):
                 if re.fullmatch(r"midatagram-\d+-\w+", name):
                     with contextlib.suppress(OSError):
@@ -2912,14 +2910,6 @@ def run_folder() -> tuple[str, int]:
             os.rename(hidden, folder)
             return folder, descriptor
     raise StartError(EXIT_CANNOT_CREATE, "no folder for shared files: neither /dev/shm nor the temporary folder has room for one")
-
-
-def run_places() -> Iterator[str]:
-    """Where the folder of a run may be, the best first."""
-    yield os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
-    yield "/dev/shm"
-    with contextlib.suppress(FileNotFoundError):
-        yield tempfile.gettempdir()
 
 
 def locked(folder: str) -> int:
