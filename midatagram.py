@@ -2394,7 +2394,7 @@ ROWS = 512  # rows of counters: one a process, and as many again while a reload 
 BLOCK = 32  # columns that lie together, row after row, so that a poll of one module's statistics is one slice
 BLOCKS = 256  # 7,936 statistics at most, over all reloads
 SLOT = 8  # bytes of a counter
-ATTENDANT = 1  # the parent's row; row 0 holds what reset_statistics takes away
+ATTENDANT = 1  # the parent's row; row 0 holds the sums of the last reset, which are subtracted
 
 
 class Counters:
@@ -2406,7 +2406,7 @@ class Counters:
     def __init__(self):
         self.slots = memoryview(mmap.mmap(-1, BLOCKS * ROWS * BLOCK * SLOT)).cast("q")
         self.columns: dict[str, int] = {}  # "group:name" -> column, for the life of the server
-        self.room: dict[str, list[int]] = {}  # group -> columns it may still take in its last block
+        self.room: dict[str, list[int]] = {}  # group -> free columns in its last block
         self.blocks = 0  # that are in use
         self.slots[0] = ATTENDANT + 1
 
@@ -2468,8 +2468,8 @@ class Reader(Watched):
         if view[0] * BLOCK != len(view):
             self.widen(view[0])
             return self()
-        taken, *rows = [self.pick(view[at:at + BLOCK]) for at in range(0, len(view), BLOCK)]
-        self.copy, self.last = copy, tuple(map(operator.sub, map(sum, zip(*rows)), taken))
+        zero, *rows = [self.pick(view[at:at + BLOCK]) for at in range(0, len(view), BLOCK)]
+        self.copy, self.last = copy, tuple(map(operator.sub, map(sum, zip(*rows)), zero))
         return self.last
 
 
@@ -2651,6 +2651,12 @@ class Store:
             return value, row_bytes(names[1], data) - size
 
         return self.write(space, step)
+
+    def items(self, space: str) -> list[tuple[str, str]]:
+        """The (key, value) pairs of a space, the last changed first; StoreError."""
+        _, _, rows = self.changes(space)
+        now_s = time.monotonic()
+        return [(key, value) for key, value, expires_s in reversed(rows) if expires_s is None or expires_s > now_s]
 
     def changes(self, space: str, since: int = 0) -> tuple[bool, int, list[tuple]]:
         """What changed in a space since a version: whether all that came before is void, the `since` of the next call, and
@@ -2856,7 +2862,7 @@ STEPS = 256  # that a path may have, those of its links included
 
 
 def walk(path: str, check: Callable[[int, int], None]) -> int:
-    """Go along a path, through links too; gives an O_PATH descriptor of what it leads to. OSError.
+    """Follow a path, through links too; returns an O_PATH descriptor of what it leads to. OSError.
 
     check(folder, step) raises where a step must not be taken. Each is opened in the folder before it, so nobody can
     exchange what was checked.
@@ -2886,7 +2892,7 @@ def name_of(descriptor: int) -> str:
 
 
 def follow_roots(folder: int, step: int) -> None:
-    """For walk(): as root go through root's own links only; OSError."""
+    """For walk(): as root follow root's own links only; OSError."""
     status = os.fstat(step)
     if os.geteuid() == 0 != status.st_uid and S_ISLNK(status.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, f"{name_of(step)} is a link of uid {status.st_uid}, which root does not follow")
@@ -2895,7 +2901,7 @@ def follow_roots(folder: int, step: int) -> None:
 def run_folder() -> tuple[str, int]:
     """Make the folder of this run's shared files, in RAM where there is a tmpfs; clear away what dead runs left.
 
-    Gives its path, and a descriptor that locks it for as long as a process of this run lives.
+    Returns its path, and a descriptor that locks it for as long as a process of this run lives.
     """
     for place in (os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0], "/dev/shm", None):
         with contextlib.suppress(OSError):
@@ -2913,7 +2919,7 @@ def run_folder() -> tuple[str, int]:
 
 
 def locked(folder: str) -> int:
-    """Lock a folder of ours; gives the descriptor. OSError when another run has it, which may be in another container."""
+    """Lock a folder of ours; returns the descriptor. OSError when another run has it, which may be in another container."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         if os.fstat(descriptor).st_uid != os.geteuid():
@@ -4359,35 +4365,35 @@ def xlog_level(ctx, level=None):
     return Reply(nodes=(Node("New xLog level", level),))
 
 
+# Cached values: the core has the commands for all cache systems, cachedb_local has the system that is always there.
+
+
 def in_order(empty: list[str], least: int, too_many: str) -> Callable[[Request], list]:
-    """The text binding of a cache command, which looks at its arguments one after the other and tells what is wrong
-    with the first that is: 404 and the text from `empty` for one without a value."""
+    """The text binding of a cache command, whose error is about the first argument that is wrong: 404 and the text from
+    `empty` for one without a value. Those behind the first `least` are optional."""
 
     def bind(request: Request) -> list:
-        given, values = request.values, []
-        for index, text in enumerate(empty[:max(least, len(given))]):
-            if index >= len(given):
+        values = request.values
+        for index, text in enumerate(empty[:max(least, len(values))]):
+            if index == len(values):
                 raise Error(404, "Too few arguments")
-            values.append(given[index])
-            if values[-1] is None:
+            if values[index] is None:
                 raise Error(404, text)
-        if len(values) > least:
-            if not re.fullmatch(r"\+?[0-9]{1,10}", values[-1]):
-                raise Error(404, "Bad format for expires argument")
-            values[-1] = int(values[-1])
-        if len(given) > len(empty):
+        expires = values[least:len(empty)]
+        if not all(re.fullmatch(r"\+?[0-9]{1,10}", value) for value in expires):
+            raise Error(404, "Bad format for expires argument")
+        if len(values) > len(empty):
             raise Error(404, too_many)
-        return values
+        return [*values[:least], *map(int, expires)]
 
     return bind
 
 
 def check_cache(values: dict) -> None:
-    """What JSON-RPC clients are told about bad values of a cache command."""
+    """Refuse bad values of a cache command or subscription from a JSON-RPC client, as 3.x does."""
     if values.get("expire", 0) < 0:
         raise invalid_params("Negative expire value")
-    texts = {"system": "Empty memory cache id", "attr": "Empty attribute name", "value": "Empty value"}
-    for name, text in texts.items():
+    for name, text in {"system": "Empty memory cache id", "attr": "Empty attribute name", "value": "Empty value"}.items():
         if values.get(name) == "":
             raise invalid_params(text)
 
@@ -4438,6 +4444,57 @@ def cache_remove(ctx, system, attr):
     return Reply()
 
 
+def bind_chunk(request: Request) -> Iterable:
+    """[COLLECTION] GLOB of a text request; further arguments are not looked at."""
+    values = request.values[:2]
+    if not values:
+        raise WRONG_COUNT
+    if not all(values):
+        raise BAD_PARAMETER
+    return values[::-1]
+
+
+INTERNAL = {"Server Internal Error": Error(500, "Internal error")}
+GLOB_BYTES = 256  # of a pattern
+LONG_GLOB = Error(400, f"Pattern longer than {GLOB_BYTES} bytes")
+CHUNK = JsonForm(errors={**INTERNAL, LONG_GLOB.reason: invalid_params(LONG_GLOB.reason)})
+
+
+@command("cache_remove_chunk", bind=bind_chunk, json=CHUNK)
+def cache_remove_chunk(ctx, glob, collection="default"):
+    """Forget the values whose names fit a pattern (in text requests a COLLECTION stands before the GLOB)."""
+    if collection not in ctx.server.registry.modules_by_name["cachedb_local"].settings["cache_collections"]:
+        raise Error(500, "Server Internal Error")
+    if len(encode(glob)) > GLOB_BYTES:
+        raise LONG_GLOB
+    ctx.store.remove_fitting(f"cache:{collection}", glob)
+    return Reply()
+
+
+@every(60, where="one")
+def forget_expired(ctx):
+    """Make room in the store."""
+    with contextlib.suppress(StoreError):  # which is logged already
+        ctx.store.purge()
+        ctx.server.events.subscribe()
+
+
+def collections_of(value) -> tuple:
+    """Converter: cachedb_local's `name[=size]; name...`; sizes are not needed here."""
+    names = tuple(item.partition("=")[0].strip() for item in string(value).split(";") if item.strip())
+    if not all(re.fullmatch(r"\w+", name) for name in names):
+        raise ValueError('takes names of collections: "default; c1; c2 = 9"')
+    return ("default", *names)
+
+
+def cachedb_url(value) -> tuple:
+    """Converter: cachedb_local's `local:ID:///COLLECTION` to (ID, COLLECTION)."""
+    match = re.fullmatch(r"local:(\w+)://[^/]*/(\w*)", string(value))
+    if not match:
+        raise ValueError('takes "local:ID:///COLLECTION"')
+    return match.group(1), match.group(2) or "default"
+
+
 def bind_subscription(request: Request) -> list:
     """EVENT, SOCKET and EXPIRE of a text request; further arguments are ignored."""
     values = [value or "" for value in request.values[:3]]
@@ -4448,7 +4505,6 @@ def bind_subscription(request: Request) -> list:
     return [*values[:2], *map(int, values[2:])]
 
 
-INTERNAL = {"Server Internal Error": Error(500, "Internal error")}
 SUBSCRIPTION = JsonForm(errors={BAD_PARAMETER.reason: Error(400, "Bad parameter value"), **INTERNAL}, check=check_cache)
 
 
@@ -4586,56 +4642,6 @@ def show_help(ctx, mi_cmd=""):
 def list_blacklists(ctx):
     """List blacklists; always empty."""
     return Reply(live=CONSTANT)
-
-
-def bind_chunk(request: Request) -> tuple:
-    """[COLLECTION] GLOB of a text request; further arguments are not looked at."""
-    values = request.values[:2]
-    if not values:
-        raise WRONG_COUNT
-    if not all(values):
-        raise BAD_PARAMETER
-    return values[::-1]
-
-
-GLOB_BYTES = 256  # of a pattern
-LONG_GLOB = Error(400, f"Pattern longer than {GLOB_BYTES} bytes")
-CHUNK = JsonForm(errors={**INTERNAL, LONG_GLOB.reason: invalid_params(LONG_GLOB.reason)})
-
-
-@command("cache_remove_chunk", bind=bind_chunk, json=CHUNK)
-def cache_remove_chunk(ctx, glob, collection="default"):
-    """Remove the values whose keys match a pattern (in text requests COLLECTION comes before GLOB)."""
-    if collection not in ctx.server.registry.modules_by_name["cachedb_local"].settings["cache_collections"]:
-        raise Error(500, "Server Internal Error")
-    if len(encode(glob)) > GLOB_BYTES:
-        raise LONG_GLOB
-    ctx.store.remove_fitting(f"cache:{collection}", glob)
-    return Reply()
-
-
-@every(60, where="one")
-def forget_expired(ctx):
-    """Make room in the store."""
-    with contextlib.suppress(StoreError):  # which is logged already
-        ctx.store.purge()
-        ctx.server.events.subscribe()
-
-
-def collections_of(value) -> tuple:
-    """Converter: cachedb_local's `name[=size]; name...`; sizes are not needed here."""
-    names = tuple(item.partition("=")[0].strip() for item in string(value).split(";") if item.strip())
-    if not all(re.fullmatch(r"\w+", name) for name in names):
-        raise ValueError('takes names of collections: "default; c1; c2 = 9"')
-    return ("default", *names)
-
-
-def cachedb_url(value) -> tuple:
-    """Converter: cachedb_local's `local:ID:///COLLECTION` to (ID, COLLECTION)."""
-    match = re.fullmatch(r"local:(\w+)://[^/]*/(\w*)", string(value))
-    if not match:
-        raise ValueError('takes "local:ID:///COLLECTION"')
-    return match.group(1), match.group(2) or "default"
 
 
 LOADS = {"load": 1, "load1m": 60, "load10m": 600}  # statistic -> period, s

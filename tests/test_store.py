@@ -150,6 +150,16 @@ def test_a_change_that_raises_changes_nothing(store):
 # Versions.
 
 
+def test_items_are_the_last_changed_first(store):
+    for key in "abcd":
+        store.put("s", key, key.upper(), 0.05 if key == "d" else 0)
+    store.put("s", "a", "again")
+    store.remove("s", "b")
+    store.put("other", "x", "y")
+    time.sleep(0.06)
+    assert store.items("s") == [("a", "again"), ("c", "C")]
+
+
 def test_what_has_not_changed_is_not_read_again(store):
     statements = []
     store.put("s", "k", "v")
