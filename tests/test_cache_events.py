@@ -379,7 +379,7 @@ def test_subscribers_that_never_read_delay_nobody(shouter, listener, tmp_path):
             assert client.ask(b":uptime:\n").startswith(b"200 OK")
             slowest_s = max(slowest_s, time.monotonic() - asked_s)
     assert shouts.receive() == b"200 OK\nsent:: 256\n\n"
-    assert slowest_s < 0.5
+    assert slowest_s < 1.5  # where it waited for 256 subscribers, it would be far more
     wait_for(lambda: server.statistic("events_lost") > 255 * 1200, 30)
     server.ask(text("shout", "400", "3000"))  # and some wait when it stops
     started_s = time.monotonic()

@@ -387,6 +387,11 @@ def redirected(descriptor, *words):
             str(descriptor), *words]
 
 
+def is_there(pid):
+    """Whether a process lives."""
+    return os.path.exists(f"/proc/{pid}")
+
+
 def fill(server):
     """Ask until log lines are lost; each request must be answered all the same, and the attendant, which logs too, reload."""
     client, reloads = server.client(), server.statistic("reloads")
@@ -396,8 +401,11 @@ def fill(server):
         wait_for(lambda: client.ask(b":echo_nothing:\n" + b"x" * 2000, 5) == b"500 command not available\n"
                  and server.statistic("log_lost") > lost, 60, "the log to be full")
     ask_until_lost()
+    old = set(server.children())
     server.signal(signal.SIGHUP)
     wait_for(lambda: server.statistic("reloads") == reloads + 1, what="the attendant to reload")
+    wait_for(lambda: len(server.children()) == len(old) and old.isdisjoint(server.children()), what="new children")
+    wait_for(lambda: not any(map(is_there, old)), what="the end of the old children")
     ask_until_lost()  # by new children
 
 
@@ -550,7 +558,8 @@ def test_a_full_disk_costs_lines_and_nothing_else(start, small_disk):
     for _ in range(3):
         server.signal(signal.SIGUSR1)
     server.statistic("requests")
-    assert len(server.children()) == len(children) and server.statistic("child_deaths") == 0
+    wait_for(lambda: len(server.children()) == len(children), what="all children, after the reload")
+    assert server.statistic("child_deaths") == 0
     (small_disk / "full").unlink()
     wait_for(lambda: server.ask(UPTIME) and "lines of log were lost" in path.read_text(), what="lines as before")
     server.stop()
