@@ -2056,6 +2056,9 @@ class Answers:
         """
         parts, exchanges, size, late = [], [], 0, False
         for call in calls:
+            if size > LIMIT and call.refusal:  # nobody is going to see it
+                self.pause()
+                continue
             try:
                 if not late:
                     self.pause()
@@ -2984,7 +2987,7 @@ class Server:
         self.row, self.attendant_pid = ATTENDANT, os.getpid()
         self.plans = Memo(CACHE_BYTES)
         self.events = Events(self, pair)
-        self.name, self.loaded = f"load {time.monotonic_ns()}", mmap.mmap(-1, 1)
+        self.load_lock, self.loaded = os.memfd_create("load"), mmap.mmap(-1, 1)
         self.views: dict[tuple, View] = {}  # by space and function
         for module in setup.registry.modules:
             module.server = self
@@ -3047,11 +3050,13 @@ class Server:
             return
         import gevent
 
-        mine = str(os.getpid())
         while not self.loaded[0]:
-            if mine == self.store.change("midatagram", self.name, lambda pid: pid if pid and is_alive(int(pid)) else mine):
-                self.call_hooks("load")
-                self.loaded[0] = 1
+            with contextlib.suppress(BlockingIOError):
+                fcntl.lockf(self.load_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process unlocks it or ends
+                if not self.loaded[0]:
+                    self.call_hooks("load")
+                    self.loaded[0] = 1
+                fcntl.lockf(self.load_lock, fcntl.LOCK_UN)
             gevent.sleep(0 if self.loaded[0] else 0.01)
 
     def view(self, space: str, apply: Callable[[dict, str, str | None], None]) -> dict:
@@ -3062,17 +3067,6 @@ class Server:
     def raise_event(self, name: str, attributes) -> int:
         """Have an event sent to its subscribers; returns how many it is sent to. Never waits."""
         return self.events.hand_over(name, attributes) if self.row == ATTENDANT else self.events.put(name, attributes)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether there is such a process."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 class View:
@@ -3163,7 +3157,8 @@ class LineLimit:
     (extra={"once": WHAT}) are logged once, and again when ONCE others came since.
     """
 
-    def __init__(self):
+    def __init__(self, debugging: bool = False):
+        self.debugging = debugging  # the operator wants all lines, not a client by log_level
         self.once: dict[int, None] = {}  # hashes of what is logged once, the oldest first
         self.lines: collections.Counter = collections.Counter()  # of this period, by kind, client and text
         self.left_out: dict[tuple, list] = {}  # kind -> logger, level, text and how many of them
@@ -3171,7 +3166,7 @@ class LineLimit:
 
     def allows(self, record: logging.LogRecord) -> bool:
         """Whether to log a line; counts those that are left out, but what was logged once is no news."""
-        if record.levelno < logging.INFO:  # each line was asked for
+        if record.levelno < logging.INFO and self.debugging:
             return True
         kind, text = (record.pathname, record.lineno), (record.getMessage(), record.exc_info and record.exc_info[0])
         once = hash((kind, getattr(record, "once", None)))
@@ -3313,7 +3308,7 @@ def check_unshared(folder: int, step: int) -> None:
         raise PermissionError(errno.EPERM, f"others than root can write {name_of(folder)}")
 
 
-def open_to_append(path: str, access: int = os.O_WRONLY, mode: int = 0o666) -> int:
+def open_to_append(path: str, access: int = os.O_WRONLY, mode: int = 0o640) -> int:
     """Open or create a file to append to, without waiting for the reader of a FIFO; OSError.
 
     Root opens what no other user can have put there: in a folder that others may write, only a file of root's that has no
@@ -3411,7 +3406,7 @@ def log_as(processes: Processes, row: int) -> None:
     """Use the log level of that row of the process table; children, which strangers talk to, limit what they log."""
     for handler in log_handlers():
         handler.filters[:] = [lambda record: record.levelno >= LOG_LEVELS[max(-3, min(4, processes.log_level(row)))]]
-        handler.limit = LineLimit() if row != ATTENDANT else None
+        handler.limit = LineLimit(processes.get(0, "level") >= 4) if row != ATTENDANT else None
 
 
 def reopen_logs() -> None:
@@ -3446,6 +3441,7 @@ def tend_logs(server: Server) -> None:
 EVENT_QUEUE = 4 << 20  # bytes of events that are not sent to everybody yet, per child
 EVENT_SLICE_S, EVENT_FEW = 0.002, 16  # for which events are sent before others get their turn, and datagrams that always are
 EVENT_END_S = 0.1  # for which they are sent when a child ends
+FEW_SUBSCRIBERS = 8  # subscriptions that UDP clients may have per host, whose address may be spoofed
 GONE_AFTER_S = 60  # how long subscribers_list shows a subscription that a JSON-RPC client ended
 
 
@@ -3485,10 +3481,12 @@ class Events:
         now_s, limit = time.monotonic(), self.server.setup.own["max_subscribers"]
 
         def changed(text: str | None) -> str | None:
-            listed = {(row["event"], row["socket"]): row for row in json.loads(text or "[]") if not is_over(row, now_s)}
+            listed = {subscription(row): row for row in json.loads(text or "[]") if not is_over(row, now_s)}
             most = max(limit, len(listed))
             for row in rows:
-                name = row["event"], row["socket"]
+                name = subscription(row)
+                if row["by"] and name not in listed and sum(one["by"] == row["by"] for one in listed.values()) >= FEW_SUBSCRIBERS:
+                    raise Error(500, "Too many subscribers")
                 listed = {**listed, name: row} if name in listed else {name: row, **listed}
             ended = [name for name, row in listed.items() if row["ended"]]
             for name in ended[max(0, len(ended) + most - len(listed)):]:
@@ -3518,7 +3516,7 @@ class Events:
     def put(self, name: str, attributes) -> int:
         """Send an event, now or when those before it are sent; returns to how many. Never waits."""
         addressed = self.written(name, attributes)
-        size = sum(map(len, {data for _, data in addressed}))
+        size = sum(map(len, {data for _, data in addressed})) + VALUE_BYTES * len(addressed)
         if self.waiting_bytes + size > EVENT_QUEUE:
             self.lose(name, len(addressed), "too many events wait")
             return 0
@@ -3591,6 +3589,12 @@ class Events:
         self.send(EVENT_END_S)
 
 
+def subscription(row: dict) -> tuple:
+    """What tells a subscription from others: its event and address, however that is spelt."""
+    target = row["target"]
+    return row["event"], row["family"], target if isinstance(target, str) else tuple(target)
+
+
 def is_over(row: dict, now_s: float) -> bool:
     """Whether a subscription can be removed; one that a JSON-RPC client ended is shown for a while."""
     return 0 < (GONE_AFTER_S if row["ended"] else row["expire"]) <= now_s - row["since"]
@@ -3608,8 +3612,11 @@ def write_event(name: str, attributes, dialect: str) -> bytes:
     return encode(f"{name}\n{''.join(write_argument(key, f'{value}') for key, value in pairs)}\n")
 
 
-def event_target(place: str) -> tuple[int, Any]:
-    """The socket family and address of `unix:PATH` or `udp:HOST:PORT`; ValueError, and OSError for an unknown host."""
+def event_target(place: str, by_name: bool = True) -> tuple[int, Any]:
+    """The socket family and address of `unix:PATH` or `udp:HOST:PORT`; ValueError, and OSError for an unknown host.
+
+    by_name: a host may be given by its name, which takes time to look up.
+    """
     if place.startswith("unix:") and 0 < len(encode(place[5:])) <= 107:
         return socket.AF_UNIX, place[5:]
     match = re.fullmatch("udp:(.{1,255}):([0-9]{1,5})", place, re.S)
@@ -3617,8 +3624,11 @@ def event_target(place: str) -> tuple[int, Any]:
         raise ValueError(place)
     match[1].encode("idna")  # UnicodeError is a ValueError; the thread that looks names up would log it
     wanted = match[1].strip("[]"), int(match[2]), 0, socket.SOCK_DGRAM
-    with contextlib.suppress(socket.gaierror):  # gevent has a thread for names, which makes all system calls dearer
+    try:  # gevent has a thread for names, which makes all system calls dearer
         return original("socket", "getaddrinfo")(*wanted, flags=socket.AI_NUMERICHOST)[0][::4]
+    except socket.gaierror:
+        if not by_name:
+            raise
     return preferred(socket.getaddrinfo(*wanted))[::4]
 
 
@@ -4514,8 +4524,9 @@ def event_subscribe(ctx, event, socket, expire=3600):
     unsubscribe)."""
     if event not in ctx.server.registry.events:
         raise BAD_PARAMETER
+    endpoint, _ = ctx.caller or (None, None)
     try:
-        family, target = event_target(socket)
+        family, target = event_target(socket, endpoint is None or endpoint.unix)
     except (OSError, ValueError):
         raise BAD_PARAMETER from None
     if not may_have_events(ctx, family, target):
@@ -4526,7 +4537,8 @@ def event_subscribe(ctx, event, socket, expire=3600):
     dialect = ctx.request.dialect
     ctx.server.events.subscribe({
         "event": event, "socket": socket, "expire": expire, "since": time.monotonic(), "dialect": dialect, "family": family,
-        "target": target, "ended": expire == 0 and dialect == "jsonrpc"})
+        "target": target, "ended": expire == 0 and dialect == "jsonrpc",
+        "by": "" if endpoint is None or endpoint.unix else target[0]})
     return Reply()
 
 
@@ -5044,6 +5056,7 @@ def bind_unix(place: Place, sock: Any) -> tuple | None:
 
     The folder is locked meanwhile, so that of two servers that start at once one meets the other alive.
     """
+    os.close(walk(os.path.dirname(os.path.abspath(place.spot)), follow_roots))
     folder = os.open(os.path.dirname(place.spot) or ".", os.O_RDONLY | os.O_DIRECTORY)
     mask = os.umask(0)
     try:
@@ -5267,6 +5280,8 @@ class Outbox:
             peer = self.add_peer(endpoint, client)
         try:
             if peer is None:
+                if endpoint.unix and len(data) > LARGE and not endpoint.has_room(len(data)):
+                    raise BlockingIOError(errno.EAGAIN, "other clients need the rest of the send buffer")
                 endpoint.send(data, client)
                 senders[client] = None
             elif peer.waiting:
@@ -6282,10 +6297,8 @@ def ask(place: Address, request: bytes, timeout_s: float) -> bytes:
         client.settimeout(timeout_s)
         if place.port is None:
             client.bind("")  # an abstract address leaves no file behind
-            client.sendto(request, target)
-        else:
-            client.connect(target)  # without it the kernel reports no refusal
-            client.send(request)
+        client.connect(target)  # so that the kernel reports refusals, and nobody else can answer
+        client.send(request)
         return client.recv(1 << 20)
 
 
@@ -6403,7 +6416,7 @@ def shown_json(reply: str) -> tuple[str, bool]:
 # What the prompt completes. The patterns fit the replies of both dialects as they
 # are shown: `Process::  ID=1 PID=77`, and `"PID": 77`.
 
-HISTORY_FILE, HISTORY_LINES = "~/.midatagram_history", 1000
+HISTORY_LINES = 1000
 COMPLETION_S = 1.0  # TAB waits no longer for the server
 COMMAND_NAMES = (("which",), r'(?m)^\s*"?([^\s",\[\]{}]+)"?,?$')
 SIGNATURE = r'Help"?::? "?(.*?) - '
@@ -6414,6 +6427,12 @@ VALUES = {  # parameter: the command that lists its values, and where they are i
     "mi_cmd": COMMAND_NAMES,
     "command": COMMAND_NAMES,
 }
+
+
+def history_file() -> str:
+    """The file of the prompt's history: of a home that is another user's, as sudo may leave it, none is used; OSError."""
+    home = os.path.expanduser("~")
+    return os.path.join(home, ".midatagram_history") if os.stat(home).st_uid == os.geteuid() else os.devnull
 
 
 class Prompt(cmd.Cmd):
@@ -6432,7 +6451,7 @@ class Prompt(cmd.Cmd):
             if "libedit" in (readline.__doc__ or ""):  # some builds of Python have it instead
                 readline.parse_and_bind("bind ^I rl_complete")
             readline.set_history_length(HISTORY_LINES)
-            readline.read_history_file(os.path.expanduser(HISTORY_FILE))
+            readline.read_history_file(history_file())
 
     def run(self) -> int:
         """Answer what is typed until `quit` or Ctrl-D; Ctrl-C drops a line, or ends the wait for a reply."""
@@ -6452,7 +6471,7 @@ class Prompt(cmd.Cmd):
         with contextlib.suppress(ImportError, OSError):
             import readline
 
-            readline.write_history_file(os.path.expanduser(HISTORY_FILE))
+            readline.write_history_file(history_file())
         try:
             self.client.run(line)
         except KeyboardInterrupt:

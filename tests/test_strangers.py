@@ -273,3 +273,75 @@ def large(ctx, count):
     assert server.ask(b":large:\n7000\n") == b"500 reply of 77008 bytes exceeds 65457\n"
     longest_s, reply = longest_turn_s(server, b":large:\n3000000\n")
     assert reply == limit and longest_s < 0.1
+
+
+def test_readers_of_nothing_leave_the_socket_to_others(start, tmp_path):
+    """More clients than there are sockets for, each with a large reply that it never reads."""
+    server = start()
+    all_groups = b":get_statistics:\n" + b"mi_datagram:\n" * 60
+    for _ in range(900):
+        server.client().send(all_groups)
+    for _ in range(20):
+        assert server.ask(b":uptime:\n", 2).startswith(b"200 OK")
+
+
+def test_events_that_wait_are_bounded_in_memory(udp_server):
+    server, address = udp_server
+    pid, = server.children()
+    client = server.client()
+    for number in range(64):  # they never read
+        client.ask(b":event_subscribe:\nE_MI_STOP\nunix:/nowhere/%d\n" % number)
+    notifications = batch(b'{"jsonrpc":"2.0","method":"raise_event","params":["E_MI_STOP"]}')
+    for _ in range(15):
+        client.send(notifications)
+        server.ask(b":uptime:\n", 20)
+    assert resident_kb(pid) < 120_000
+
+
+def test_a_udp_host_has_few_subscriptions_however_they_are_spelt(udp_server):
+    server, address = udp_server
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(5)
+        client.connect(address)
+
+        def ask(request):
+            client.send(request)
+            return client.recv(65536)
+        for zeros in range(20):
+            assert ask(b":event_subscribe:\nE_MI_STOP\nudp:127.0.0.1:%s9\n" % (b"0" * (zeros % 4))) == b"200 OK\n\n"
+        assert ask(b":subscribers_list:\nE_MI_STOP\n").count(b"Subscriber") == 1
+        replies = [ask(b":event_subscribe:\nE_MI_STOP\nudp:127.0.0.1:%d\n" % port) for port in range(2000, 2020)]
+        assert replies.count(b"200 OK\n\n") == mi.FEW_SUBSCRIBERS - 1 and replies[-1] == b"500 Too many subscribers\n\n"
+        assert ask(b":event_subscribe:\nE_MI_STOP\nudp:localhost:9\n") == b"400 Bad parameter\n\n"  # nothing is looked up
+    assert server.ask(b":event_subscribe:\nE_MI_STOP\nudp:localhost:9\n") == b"200 OK\n\n"
+
+
+def test_a_client_that_sets_the_log_level_cannot_fill_the_log(start):
+    server = start()
+    client = server.client()
+    client.ask(b":log_level:\n4\n")
+    wait_for(lambda: client.ask(b":uptime:\n") and "DEBUG" in server.log, what="a line for debugging")
+    for _ in range(2000):
+        client.ask(b":list_statistics:\n")
+    assert server.log.count("DEBUG") < 100 and len(server.log) < 400_000
+
+
+def test_nobody_else_can_answer_a_client(start, tmp_path):
+    server = start()
+    with mi.socket.socket(mi.socket.AF_UNIX, mi.socket.SOCK_DGRAM) as forger:
+        seen = []
+
+        def forge():
+            while not done.is_set():
+                for line in pathlib.Path("/proc/net/unix").read_text().splitlines():
+                    if line.split()[-1].startswith("@") and len(line.split()[-1]) == 6:
+                        with contextlib.suppress(OSError):
+                            seen.append(forger.sendto(b"200 OK\nforged\n\n", "\0" + line.split()[-1][1:]))
+
+        done = threading.Event()
+        thread = threading.Thread(target=forge)
+        thread.start()
+        replies = [mi.ask(mi.Address(server.place), b":uptime:\n", 5) for _ in range(200)]
+        done.set()
+        thread.join()
+    assert not [reply for reply in replies if b"forged" in reply]
