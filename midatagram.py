@@ -4472,7 +4472,7 @@ CHUNK = JsonForm(errors={**INTERNAL, LONG_GLOB.reason: invalid_params(LONG_GLOB.
 
 @command("cache_remove_chunk", bind=bind_chunk, json=CHUNK)
 def cache_remove_chunk(ctx, glob, collection="default"):
-    """Forget the values whose names fit a pattern (in text requests a COLLECTION stands before the GLOB)."""
+    """Remove the values whose keys match a pattern (in text requests COLLECTION comes before GLOB)."""
     if collection not in ctx.server.registry.modules_by_name["cachedb_local"].settings["cache_collections"]:
         raise Error(500, "Server Internal Error")
     if len(encode(glob)) > GLOB_BYTES:
