@@ -15,15 +15,11 @@ it, from opensips-style modparam lines. Data flows one way, from the top of this
     bytes -> Request -> Command -> Reply -> bytes
 
     PART ONE - what a datagram means          PART TWO - where datagrams come from
-     1 Errors                                 10 Shared state
-     2 Values                                 11 Plug-ins
-     3 Reading                                12 Core commands
-     4 Writing                                13 Tracing
-     5 Converters                             14 Sockets
-     6 Declarations                           15 Child
-     7 Registry                               16 Supervisor
-     8 Answering                              17 Client
-     9 Configuration                          18 Command line
+     1 Errors            6 Declarations       10 Shared state    15 Canned replies   20 Child
+     2 Values            7 Registry           11 Logging         16 Core commands    21 Supervisor
+     3 Reading           8 Answering          12 Events          17 Tracing          22 systemd
+     4 Writing           9 Configuration      13 Access          18 Sockets          23 Client
+     5 Converters                             14 Plug-ins        19 Outbox           24 Command line
 
 A plug-in imports this file as `midatagram` and uses what `__all__` names.
 """
@@ -1214,7 +1210,7 @@ def every(seconds: float, where: str = "each"):
 
 
 def trace_destination(function):
-    """Tag the function of a Context that gives {name: destination} for tracing, see section 13.
+    """Tag the function of a Context that gives {name: destination} for tracing, see section 17.
 
     A destination has open(), write(list of Trace) and close(), which may block and raise OSError; reopen() for SIGUSR1,
     check() before each write and packets_per_trace if it wants. The function opens nothing. A destination of None is
@@ -3101,7 +3097,7 @@ class View:
 
 
 ###############################################################################
-# 10b. Logging ################################################################
+# 11. Logging #################################################################
 ###############################################################################
 # Strategy: every record goes through one handler, which never waits, and one
 # formatter, which lets no text of a client or file pass for a line of ours.
@@ -3431,7 +3427,7 @@ def tend_logs(server: Server) -> None:
 
 
 ###############################################################################
-# 10c. Events #################################################################
+# 12. Events ##################################################################
 ###############################################################################
 # Strategy: an event is a datagram to each of its subscribers, who are listed
 # in the store. Children send them in slices, without waiting for any. The
@@ -3638,7 +3634,7 @@ def preferred(entries: list[tuple]) -> tuple:
 
 
 ###############################################################################
-# 10d. Access #################################################################
+# 13. Access ##################################################################
 ###############################################################################
 # Strategy: Screen drops what must not be answered at all, before anything is
 # read, and for most datagrams by one look into a set. Access asks the rules of
@@ -3770,11 +3766,11 @@ def numbers_of(names: Iterable, look_up: Callable) -> Iterator[int]:
 
 
 ###############################################################################
-# 11. Plug-ins ################################################################
+# 14. Plug-ins ################################################################
 ###############################################################################
 # Strategy: a plug-in becomes a Module, whichever of its two forms it has: a
 # Python file, whose names are collected, or a file of canned replies, see
-# section 11b. Sources are compiled here and come from no cache and not from
+# section 15. Sources are compiled here and come from no cache and not from
 # sys.modules, so a reload is really new.
 
 SUFFIXES = (".py", ".conf")
@@ -4087,7 +4083,7 @@ def account_numbers(account: str | int | None, look_up: Callable, where: Where, 
 
 
 ###############################################################################
-# 11b. Canned replies #########################################################
+# 15. Canned replies ##########################################################
 ###############################################################################
 # Strategy: a ConfigObj file, checked against a specification, holds replies
 # written down beforehand. Each section becomes a tagged function, so that its
@@ -4208,7 +4204,7 @@ def read_tree(text: str) -> list[Node]:
 
 
 ###############################################################################
-# 12. Core commands ###########################################################
+# 16. Core commands ###########################################################
 ###############################################################################
 # Strategy: the commands of OpenSIPS' own core, written with the tags that any
 # plug-in uses, in the order OpenSIPS registers them. Their error texts are
@@ -4791,7 +4787,7 @@ def built_in_modules() -> list[Module]:
 
 
 ###############################################################################
-# 13. Tracing #################################################################
+# 17. Tracing #################################################################
 ###############################################################################
 # Strategy: what is traced is put into a bounded queue, which costs a reply
 # next to nothing. A greenlet per destination and child writes it in batches.
@@ -4930,7 +4926,7 @@ class Tracer:
 
 
 ###############################################################################
-# 14. Sockets #################################################################
+# 18. Sockets #################################################################
 ###############################################################################
 # Strategy: the attendant binds and checks; children read, and reply from the
 # bound socket, so that connected clients hear us too. A socket's file has its
@@ -5144,7 +5140,7 @@ def give_file(sock: Any, place: Place, identity: tuple | None = None) -> tuple |
 
 
 ###############################################################################
-# 14b. Outbox #################################################################
+# 19. Outbox ##################################################################
 ###############################################################################
 # Strategy: the kernel charges what a client has not read to the socket that
 # sent it. So a client that is behind or gets a large reply is a Peer: it is
@@ -5370,7 +5366,7 @@ def shown_address(address: Any) -> str:
 
 
 ###############################################################################
-# 15. Child ###################################################################
+# 20. Child ###################################################################
 ###############################################################################
 # Strategy: a pool of parked greenlets. When a socket is readable the hub
 # switches to an idle one, which receives datagrams until there are none and
@@ -5683,7 +5679,7 @@ def answers_of(server: Server, access: Access, **callbacks: Any) -> Answers:
 
 
 ###############################################################################
-# 16. Supervisor ##############################################################
+# 21. Supervisor ##############################################################
 ###############################################################################
 # Strategy: the attendant keeps children alive and does nothing else: no
 # plug-in's handler and no hub runs here. Signal handlers only queue. A reload
@@ -6233,7 +6229,7 @@ def set_title(title: str) -> None:
 
 
 ###############################################################################
-# 16b. systemd ################################################################
+# 22. systemd #################################################################
 ###############################################################################
 # Strategy: systemd is spoken to if its variables say so, and they are handed
 # on to nobody.
@@ -6278,7 +6274,7 @@ def given_sockets() -> dict:
 
 
 ###############################################################################
-# 17. Client ##################################################################
+# 23. Client ##################################################################
 ###############################################################################
 # Strategy: `call` asks a server as any other client does, and learns its
 # commands from `which` and `help`. A terminal gets a prompt; a pipe gets plain
@@ -6578,7 +6574,7 @@ def call_parser() -> argparse.ArgumentParser:
 
 
 ###############################################################################
-# 18. Command line ############################################################
+# 24. Command line ############################################################
 ###############################################################################
 # Strategy: main(argv) returns the exit status. Everything is checked before
 # anything is opened, and everything is opened before the server goes to the
