@@ -6281,11 +6281,12 @@ def given_sockets() -> dict:
 # lines.
 
 
-def ask(place: Address, request: bytes, timeout_s: float) -> bytes:
-    """Send a request and return its reply; OSError (TimeoutError) when none comes.
+def ask(place: Address | str, request: bytes, timeout_s: float) -> bytes:
+    """Send a request to a server, at a UNIX path or udp:HOST:PORT, and return its reply; OSError (TimeoutError) when none comes.
 
     Each request has a socket of its own, so a late reply is never mistaken for the next one.
     """
+    place = address(place) if isinstance(place, str) else place
     family, target = socket.AF_UNIX, place.host
     if place.port is not None:
         family, _, _, _, target = preferred(socket.getaddrinfo(place.host, place.port, type=socket.SOCK_DGRAM))

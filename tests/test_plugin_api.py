@@ -254,6 +254,15 @@ def %s(ctx, *values):
 '''
 
 
+def test_another_server_is_asked_in_either_dialect(start):
+    server = start()
+    assert mi.ask(server.place, b":which:\n", 5).startswith(b"200 OK\nget_statistics\n")
+    assert json.loads(mi.ask(mi.Address(server.place), rpc("which"), 5))["result"][0] == "get_statistics"
+    server.stop()
+    with pytest.raises(OSError):
+        mi.ask(server.place, b":which:\n", 0.2)
+
+
 def test_catch_alls_are_asked_in_load_order_and_pass_on(trial):
     one = trial('loadmodule "one.so"\nloadmodule "two.so"', one=CATCH % ("first", "a", "one"), two=CATCH % ("second", "", "two"))
     assert one.ask(b":abc:\nx\ny\n") == b"200 OK\nby:: one\nname:: abc\nvalues:: x|y\n\n"
