@@ -1853,11 +1853,6 @@ class Template:
             return None
         return data if len(data) <= LIMIT else None
 
-    def now_between(self, behind: bytes) -> bytes | None:
-        """As now(), with what stands behind it."""
-        head = self.now()
-        return None if head is None else head + behind
-
     def fill(self, snapshot: Any) -> bytes:
         """Put the values of a snapshot into the text, if they are others than last time."""
         values = self.sums(snapshot)
@@ -1916,11 +1911,17 @@ class Cached:
         self.last_id = b""
         self.exchange: Exchange | None = None
 
+    def now_with(self, request_id: bytes) -> bytes | None:
+        """The reply of now with an id, whatever shape the reply has by now."""
+        head = self.shape.now()
+        return None if head is None else head + request_id + self.shape.tail
+
     def exchanged(self, request: bytes, reply: bytes) -> Exchange:
         """The exchange of now, a new one only when the reply is."""
         exchange = self.exchange
         if exchange is None or exchange.reply is not reply:
-            exchange = self.exchange = exchange_of(self.call, self.reply, request, reply)
+            exchange = exchange_of(self.call, self.reply, request, reply)
+            self.exchange = exchange if self.key is not None else None  # the reply to a whole datagram is new each time
         return exchange
 
 
@@ -1964,7 +1965,7 @@ class Answers:
 
     def answer(self, data: bytes, caller: Any = None, cached: Cached | None = None) -> Answer:
         """What a datagram leads to; `cached` is what a child looked up in cache.young, which has no reply of now."""
-        if cached is not None and not self.wraps(cached.call.request.name):
+        if cached is not None and cached.key is not None and not self.wraps(cached.call.request.name):
             return self.single(data, cached.call, caller, cached)
         dialect = self.dialect_of(data)
         if len(data) > LIMIT:  # of such a request only the first byte is looked at
@@ -1981,8 +1982,16 @@ class Answers:
         if isinstance(calls, Call):
             cached = None if calls.refusal or key is None else self.remember(data, key, calls)
             return self.wrapped(data, [calls], caller, functools.partial(self.single, data, calls, caller, cached))
-        batch = list(calls) if self.wrappers else calls
+        batch = self.paused(calls) if self.wrappers else calls
         return self.wrapped(data, batch, caller, functools.partial(self.batch, data, dialect, batch, caller))
+
+    def paused(self, calls: Iterable[Call]) -> list[Call]:
+        """The calls of a batch, with turns for others while they are read."""
+        batch: list[Call] = []
+        for call in calls:
+            batch.append(call)
+            self.pause()
+        return batch
 
     def wraps(self, name: str) -> bool:
         """Whether a function is put around the command of a name."""
@@ -2033,8 +2042,7 @@ class Answers:
     def cache_bytes_of(self, data: bytes, cached: Cached, request_id: bytes) -> None:
         """Cache a whole datagram too: the same bytes again need no look at their id."""
         whole = Cached(None, with_id(cached.call, request_id))
-        whole.shape, whole.reply = cached.shape, cached.reply
-        whole.now = functools.partial(cached.shape.now_between, request_id + cached.shape.tail)
+        whole.reply, whole.now = cached.reply, functools.partial(cached.now_with, request_id)
         self.cache.keep(data, whole, 2 * len(data))
 
     def single(self, data: bytes, call: Call, caller: Any = None, cached: Cached | None = None) -> Answer:
@@ -2052,12 +2060,11 @@ class Answers:
         """
         parts, exchanges, size, late = [], [], 0, False
         for call in calls:
-            if size > LIMIT and call.refusal:  # nobody is going to see it
-                self.pause()
-                continue
             try:
                 if not late:
                     self.pause()
+                if size > LIMIT and call.refusal:  # nobody is going to see it
+                    continue
                 written, exchange = self.finish(data, call._replace(refusal=TIMED_OUT) if late else call, caller)
             except Interrupted:
                 late, (written, exchange) = True, self.interrupt(data, call)
@@ -2746,7 +2753,8 @@ class Store:
                 self.locked_s = 0.0
                 return result
             except (sqlite3.Error, OSError) as error:
-                self.locked_s = self.locked_s or time.monotonic()
+                if "locked" in str(error) and patient:
+                    self.locked_s = self.locked_s or time.monotonic()
                 waited_s = time.monotonic() - self.locked_s if tries > 2 else 0.0
                 if "locked" not in str(error) or not patient or waited_s > LOCK_S:
                     raise self.failure(str(error)) from None
@@ -2794,7 +2802,7 @@ class Store:
             result, growth = step(run, shared[NEWEST] + 1, full)
             if growth > 0 and not self.has_room(growth):
                 raise sqlite3.OperationalError(FULL)
-            version = shared[NEWEST] = self.begun[slot] = shared[NEWEST] + 1
+            version = self.begun[slot] = shared[NEWEST] = shared[NEWEST] + 1  # in this order
             shared[USED] += growth
             run("COMMIT")
         except BaseException:
@@ -3079,7 +3087,12 @@ class View:
         """The picture, after what changed is taken in; StoreError."""
         version, now_s = self.store.version(self.space), time.monotonic()
         if version < 0 or version != self.version:
-            void, self.since, changes = self.store.changes(self.space, self.since)
+            while True:
+                version, since = self.store.version(self.space), self.since
+                void, newer, changes = self.store.changes(self.space, since)
+                if since == self.since:  # no other greenlet was here meanwhile
+                    break
+            self.version, self.since = -1, 0  # all anew if apply() raises
             if void:
                 self.picture, self.ends_s = {}, {}
             for key, value, expires_s in changes:
@@ -3087,7 +3100,7 @@ class View:
                 if value is not None and expires_s is not None:
                     self.ends_s[key] = expires_s
                 self.apply(self.picture, key, value)
-            self.version, self.next_s = version, min(self.ends_s.values(), default=float("inf"))
+            self.since, self.version, self.next_s = newer, version, min(self.ends_s.values(), default=float("inf"))
         if now_s >= self.next_s:
             for key in [key for key, ends_s in self.ends_s.items() if ends_s <= now_s]:
                 del self.ends_s[key]
@@ -3434,7 +3447,7 @@ def tend_logs(server: Server) -> None:
 # attendant sends none: it hands its events to its children, of which the first
 # to look sends them.
 
-EVENT_QUEUE = 4 << 20  # bytes of events that are not sent to everybody yet, per child
+EVENT_QUEUE = 8 << 20  # bytes of events that are not sent to everybody yet, per child
 EVENT_SLICE_S, EVENT_FEW = 0.002, 16  # for which events are sent before others get their turn, and datagrams that always are
 EVENT_END_S = 0.1  # for which they are sent when a child ends
 FEW_SUBSCRIBERS = 8  # subscriptions that UDP clients may have per host, whose address may be spoofed
@@ -3456,7 +3469,7 @@ class Events:
 
     def __init__(self, server: Server, pair: tuple):
         self.server, (self.inlet, self.outlet) = server, pair
-        self.queue: collections.deque = collections.deque()  # (name, iterator of (subscription, datagram), bytes)
+        self.queue: collections.deque = collections.deque()  # (name, dialect -> datagram, iterator of subscriptions, bytes)
         self.waiting_bytes, self.sending = 0, False
         self.senders: dict[int, Any] = {}  # address family -> socket
         self.text: str | None = None
@@ -3464,7 +3477,12 @@ class Events:
 
     def subscribers(self, event: str, ended: bool = False, patient: bool = True) -> list[dict]:
         """The subscriptions to an event, the newest first; with those that a client ended, if wanted. StoreError."""
-        text = self.server.store.get(self.SPACE, self.KEY, patient)
+        try:
+            text = self.server.store.get(self.SPACE, self.KEY, patient)
+        except StoreError:
+            if patient or self.text is None:
+                raise
+            text = self.text  # another process writes just now: those of a moment ago
         if text is not self.text:
             self.text, self.rows = text, {}
             for row in json.loads(text or "[]"):
@@ -3512,12 +3530,13 @@ class Events:
     def put(self, name: str, attributes) -> int:
         """Send an event, now or when those before it are sent; returns to how many. Never waits."""
         addressed = self.written(name, attributes)
-        size = sum(map(len, {data for _, data in addressed})) + VALUE_BYTES * len(addressed)
+        size = sum(map(len, {data for _, data in addressed})) + 8 * len(addressed)  # a list of rows that all events share
         if self.waiting_bytes + size > EVENT_QUEUE:
             self.lose(name, len(addressed), "too many events wait")
             return 0
         self.waiting_bytes += size
-        self.queue.append((name, iter(addressed), size))
+        rows, datagrams = iter([row for row, _ in addressed]), {row["dialect"]: data for row, data in addressed}
+        self.queue.append((name, datagrams, rows, size))
         if not self.sending and not self.send(EVENT_SLICE_S):
             import gevent
 
@@ -3555,9 +3574,9 @@ class Events:
         """Send what waits, for so long; returns whether nothing waits any more."""
         until_s, sent = time.monotonic() + limit_s, 0
         while self.queue:
-            name, addressed, size = self.queue[0]
-            for row, data in addressed:
-                self.send_to(row, name, data)
+            name, datagrams, rows, size = self.queue[0]
+            for row in rows:
+                self.send_to(row, name, datagrams[row["dialect"]])
                 sent += 1
                 if sent >= EVENT_FEW and time.monotonic() > until_s:
                     return False
@@ -3619,7 +3638,8 @@ def event_target(place: str, by_name: bool = True) -> tuple[int, Any]:
     if not match or not 0 < int(match[2]) < 65536:
         raise ValueError(place)
     match[1].encode("idna")  # UnicodeError is a ValueError; the thread that looks names up would log it
-    wanted = match[1].strip("[]"), int(match[2]), 0, socket.SOCK_DGRAM
+    host = "127.0.0.1" if match[1] == "localhost" else match[1].strip("[]")
+    wanted = host, int(match[2]), 0, socket.SOCK_DGRAM
     try:  # gevent has a thread for names, which makes all system calls dearer
         return original("socket", "getaddrinfo")(*wanted, flags=socket.AI_NUMERICHOST)[0][::4]
     except socket.gaierror:
@@ -5593,7 +5613,9 @@ class Child:
             gevent.sleep(function.mi_every[0])
             try:
                 function(Context(module))
-            except Exception:  # a plug-in's seam
+            except gevent.GreenletExit:
+                raise
+            except BaseException:  # a plug-in's seam: a Timeout of gevent is no Exception
                 log.getChild(module.name).exception("%s raised", function.__name__)
 
     def end(self, limit_s: float = float("inf"), why: str = "") -> None:
@@ -5625,7 +5647,7 @@ class Child:
             if "destroy" in module.hooks:
                 try:
                     module.hooks["destroy"](Context(module))
-                except Exception:  # a plug-in's seam
+                except BaseException:  # a plug-in's seam
                     log.getChild(module.name).exception("destroy raised")
         tend_logs(self.server)
         self.server.events.finish()
@@ -5645,7 +5667,8 @@ class Trial:
         setup = Loader("trial", list(folders), functools.partial(core_stats, processes, started_s)).load(directives)
         self.folder = tempfile.mkdtemp(prefix="midatagram-")
         store = Store(self.folder, setup.own["store_size"])
-        self.server = Server(setup, counters, processes, store, event_pair(), started_s)
+        self.pair = event_pair()
+        self.server = Server(setup, counters, processes, store, self.pair, started_s)
         self.answers = answers_of(self.server, Access(setup.own))
         self.server.load_once()
         self.server.call_hooks("child_init")
@@ -5662,6 +5685,9 @@ class Trial:
         """Stop, and leave nothing behind."""
         self.server.call_hooks("destroy")
         self.server.store.close()
+        os.close(self.server.load_lock)
+        for end in self.pair:
+            end.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Trial:

@@ -328,7 +328,8 @@ class Encoder:
         telling = b"%d" % code, to_bytes(reason), reply[:REPLY] if reply else b""
         frame = Frame(*packet(asked, self.write(asking, ASKING, 0, room, self.delim)),
                       *packet(answered, self.write(telling, TELLING, 1, room, self.delim)))
-        return self.frames.keep(key, frame, 3 * sum(map(len, frame)) + mi.VALUE_BYTES * len(values or ()))
+        size = 3 * sum(map(len, frame)) + 4 * len(request) + mi.VALUE_BYTES * len(values or ())  # the key holds these
+        return self.frames.keep(key, frame, size)
 
     def meet(self, ends: tuple) -> tuple:
         """Remember how packets between two socket addresses begin."""

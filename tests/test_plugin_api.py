@@ -152,6 +152,34 @@ def test_a_reply_that_depends_is_sent_again_until_its_space_changes(trial, ask):
     assert [one.ask(ask).count(b"2") for _ in range(5)] and calls() == 3
 
 
+@pytest.mark.parametrize("ask", [b":notes:\n", rpc("notes")])
+def test_a_child_keeps_it_after_a_change_too(start, tmp_path, ask):
+    (tmp_path / "counted.py").write_text(f"import midatagram as mi\n{COUNTED}")
+    server = start('loadmodule "counted.so"', "-p", str(tmp_path))
+    client = server.client()
+    for value in (1, 2, 3):
+        client.ask(b":note:\na\n%d\n" % value)
+        assert len({client.ask(ask) for _ in range(30)}) == 1
+    assert server.statistic("calls") <= 6
+
+
+def test_a_view_is_made_anew_after_apply_raised(trial):
+    one = trial('loadmodule "picky.so"', picky='''
+def take(view, key, value):
+    view[key] = int(value)
+
+@mi.command
+def shown(ctx):
+    """Show the view."""
+    return dict(ctx.view("numbers", take))
+''')
+    for key, value in (("a", "1"), ("b", "bad"), ("c", "3")):
+        one.server.store.put("numbers", key, value)
+    assert one.ask(b":shown:\n") == one.ask(b":shown:\n") == b"500 command failed\n"
+    one.server.store.put("numbers", "b", "2")
+    assert json.loads(one.ask(rpc("shown")))["result"] == {"a": 1, "b": 2, "c": 3}
+
+
 def test_a_reply_that_depends_lasts_until_its_time(trial):
     one = trial('loadmodule "counted.so"', counted=COUNTED)
     one.ask(b":brief:\n")

@@ -312,8 +312,7 @@ def test_a_udp_host_has_few_subscriptions_however_they_are_spelt(udp_server):
         assert ask(b":subscribers_list:\nE_MI_STOP\n").count(b"Subscriber") == 1
         replies = [ask(b":event_subscribe:\nE_MI_STOP\nudp:127.0.0.1:%d\n" % port) for port in range(2000, 2020)]
         assert replies.count(b"200 OK\n\n") == mi.FEW_SUBSCRIBERS - 1 and replies[-1] == b"500 Too many subscribers\n\n"
-        assert ask(b":event_subscribe:\nE_MI_STOP\nudp:localhost:9\n") == b"400 Bad parameter\n\n"  # nothing is looked up
-    assert server.ask(b":event_subscribe:\nE_MI_STOP\nudp:localhost:9\n") == b"200 OK\n\n"
+        assert ask(b":event_subscribe:\nE_MI_STOP\nudp:example.net:9\n") == b"400 Bad parameter\n\n"  # nothing is looked up
 
 
 def test_a_client_that_sets_the_log_level_cannot_fill_the_log(start):
