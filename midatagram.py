@@ -2991,7 +2991,7 @@ class Server:
         self.row, self.attendant_pid = ATTENDANT, os.getpid()
         self.plans = Memo(CACHE_BYTES)
         self.events = Events(self, pair)
-        self.load_lock, self.loaded = os.memfd_create("load"), mmap.mmap(-1, 1)
+        self.loaded = mmap.mmap(-1, 1)  # whether load() has run
         self.views: dict[tuple, View] = {}  # by space and function
         for module in setup.registry.modules:
             module.server = self
@@ -3054,14 +3054,14 @@ class Server:
             return
         import gevent
 
-        while not self.loaded[0]:
-            with contextlib.suppress(BlockingIOError):
-                fcntl.lockf(self.load_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process unlocks it or ends
-                if not self.loaded[0]:
-                    self.call_hooks("load")
-                    self.loaded[0] = 1
-                fcntl.lockf(self.load_lock, fcntl.LOCK_UN)
-            gevent.sleep(0 if self.loaded[0] else 0.01)
+        with open(f"{self.store.path}-load", "ab") as lock:
+            while not self.loaded[0]:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process closes it, or ends
+                    if not self.loaded[0]:
+                        self.call_hooks("load")
+                        self.loaded[0] = 1
+                gevent.sleep(0 if self.loaded[0] else 0.01)
 
     def view(self, space: str, apply: Callable[[dict, str, str | None], None]) -> dict:
         """See Context.view()."""
@@ -5685,7 +5685,6 @@ class Trial:
         """Stop, and leave nothing behind."""
         self.server.call_hooks("destroy")
         self.server.store.close()
-        os.close(self.server.load_lock)
         for end in self.pair:
             end.close()
         shutil.rmtree(self.folder, ignore_errors=True)
