@@ -43,6 +43,28 @@ def test_a_mistake_ends_the_start_with_file_and_line(tmp_path, suffix, text, lin
     assert done.stderr.startswith(f"midatagram: {path}:{line}: ") and wanted in done.stderr
 
 
+@pytest.mark.parametrize("lines, call, place", [
+    (["one", "two"], 'ctx.refuse("word", "not that")', "{folder}/test.conf:3"),
+    (["one", "two"], 'ctx.refuse("word", "not that", 0)', "{folder}/test.conf:2"),
+    ([], 'ctx.refuse("word", "not that")', "{folder}/refuses.py"),
+    ([], 'ctx.refuse("nosuch", "not that", 0)', "{folder}/refuses.py"),
+])
+def test_a_plugin_refuses_a_line_of_the_configuration(tmp_path, lines, call, place):
+    """The last of its parameter's, or the nth; where it has none the file of the plug-in is named."""
+    (tmp_path / "refuses.py").write_text(f"""
+import midatagram as mi
+
+PARAMS = [mi.Param("word", [], help="A word.", repeat=True)]
+
+def init(ctx):
+    {call}
+""")
+    (tmp_path / "test.conf").write_text('loadmodule "refuses.so"\n' + "".join(
+        f'modparam("refuses", "word", "{word}")\n' for word in lines))
+    done = run("-c", "-f", tmp_path / "test.conf", "-s", tmp_path / "mi.sock", "-p", tmp_path)
+    assert (done.returncode, done.stderr) == (78, f"midatagram: {place.format(folder=tmp_path)}: not that\n")
+
+
 def test_canned_replies_are_sent_to_the_byte(start, tmp_path):
     (tmp_path / "lab.conf").write_bytes(b"""
 [one]

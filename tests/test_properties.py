@@ -1,6 +1,7 @@
 """What holds for any bytes, by Hypothesis: parsers refuse or read, what is written reads back, answers always come."""
 
 import contextlib
+import json
 import logging
 import re
 import types
@@ -31,6 +32,20 @@ def test_any_bytes_parse_or_are_refused(data):
     assert data.startswith(mi.read_first_line(data))
     with contextlib.suppress(mi.ParseError):
         mi.read_arguments(data)
+
+
+CHARACTERS = some.text(some.characters(codec="utf-8", exclude_characters="\0"), max_size=9)
+NUMBERS = some.integers() | some.floats(allow_nan=False, allow_infinity=False)
+JSON = some.recursive(some.none() | some.booleans() | NUMBERS | CHARACTERS,
+                      lambda inner: some.lists(inner) | some.dictionaries(CHARACTERS, inner), max_leaves=12)
+
+
+@given(JSON, some.sampled_from([None, 1, "\t"]), some.sampled_from(["", "\U0001f600"]))
+def test_json_is_read_as_it_was_written(value, indent, doubtful):
+    """By the standard library's decoder, and with an escaped pair of surrogates by our own."""
+    written = json.dumps([value, doubtful], indent=indent)
+    assert mi.read_json(written.encode()) == [value, doubtful]
+    assert mi.read_json(mi.json_text([value, doubtful], bool(indent)).encode()) == [value, doubtful]
 
 
 @given(some.lists(some.tuples(TEXTS | some.none(), TEXTS | some.none()), max_size=6))
