@@ -258,9 +258,10 @@ def test_what_is_logged_once_is_forgotten_oldest_first():
     assert not any(logged(client) for client in range(3, mi.ONCE))
 
 
-def test_lines_for_debugging_are_not_limited():
-    limit = mi.LineLimit()
-    assert all(limit.allows(record("asked", level=logging.DEBUG)) for _ in range(1000))
+def test_lines_for_debugging_are_limited_where_the_operator_did_not_ask_for_them():
+    for debugging in (True, False):
+        limit = mi.LineLimit(debugging)
+        assert [limit.allows(record("asked", level=logging.DEBUG)) for _ in range(1000)] == [True] + [debugging] * 999
 
 
 def test_what_is_remembered_of_lines_is_bounded_in_bytes():
