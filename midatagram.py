@@ -4794,7 +4794,7 @@ MIDATAGRAM_PARAMS = [
     Param("store_size", 64 << 20, integer(1 << 20), "store size limit (cached values, subscriptions, plug-in data), bytes"),
     Param("max_subscribers", 256, integer(0), "maximum number of event subscriptions"),
     Param("event_targets", (), networks, "networks that UDP clients may subscribe, besides their own host"),
-    Param("start_timeout", 10000, integer(100, 3600000), "time limit for a start of a child, and for a reload until one serves, ms"),
+    Param("start_timeout", 10000, integer(100, 3600000), "time limit for the start of a child, and for a reload, ms"),
     Param("crash_limit", 10, integer(1), "exit after this number of children in a row died as they started while none served"),
 ]
 
