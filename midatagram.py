@@ -1535,13 +1535,11 @@ class Registry:
         for module in self.modules:
             self.wrappers += [(module, function, frozenset(function.mi_around)) for function in module.around]
             for command in module.commands:
-                command.check_answer()
                 if command.name == "*":
                     self.catch_alls.append(command)
-                    continue
-                first = self.commands.setdefault(command.name, command)
-                if first is not command:
+                elif (first := self.commands.setdefault(command.name, command)) is not command:
                     raise command.refusal(f"is there already: {first.path}:{first.line}")
+                command.check_answer()
             for stat in module.stats:
                 self.add_stat(module, stat)
             for event in module.events:

@@ -47,14 +47,15 @@ def has_no_hub(pid):
 
 
 def loader_of(server):
-    """The pid of the process that forks the children."""
-    pids = pathlib.Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
-    titles = {}
-    for pid in pids:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            titles[int(pid)] = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
-    [loader] = [pid for pid, title in titles.items() if b"midatagram: loader" in title]
-    return loader
+    """The pid of the process that forks the children, which have its title for a moment."""
+    def loaders():
+        for pid in pathlib.Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if b"midatagram: loader" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
+                    yield int(pid)
+
+    wait_for(lambda: len([*loaders()]) == 1, what="one loader")
+    return next(loaders())
 
 
 # Reloads
