@@ -368,6 +368,8 @@ def test_what_a_greenlet_raises_ends_no_child(start, plug_in, name):
 
 @pytest.mark.parametrize("source, why", [
     ("async def late(ctx):\n    '''Late.'''\n    return mi.Reply()\n", "is an async def"),
+    ("def good(ctx):\n    '''Good.'''\n    return mi.Reply()\n\n\n@mi.command('*')\nasync def late(ctx):\n    '''Late.'''\n",
+     "is an async def"),
     ("def nothing(ctx):\n    '''Nothing.'''\n    print('x')\n", "returns nothing"),
     ("def nothing(ctx):\n    '''Nothing.'''\n    if ctx:\n        return\n    return None\n", "returns nothing"),
 ])
