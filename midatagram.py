@@ -2516,6 +2516,7 @@ class Processes:
     def __init__(self):
         self.slots = memoryview(mmap.mmap(-1, ROWS * (len(self.FIELDS) + 1) * SLOT)).cast("q")
         self.beats = self.slots[ROWS * len(self.FIELDS):]  # ms, when each was last in its hub; apart, for it changes all the time
+        self.torn = mmap.mmap(-1, 1)  # whether the last line of the log lacks its end, see LogHandler
         self.set(0, pid=ATTENDANT + 1, xlog_level=2)
 
     def get(self, row: int, field: str) -> int:
@@ -3226,7 +3227,7 @@ class LogHandler(logging.Handler):
         self.send, self.descriptor, self.path, self.facility = send, descriptor, path, facility
         self.on_stderr = not path and facility is None
         self.limit: LineLimit | None = None
-        self.torn = mmap.mmap(-1, 1)  # of all processes: whether the last line lacks its end
+        self.torn: Any = bytearray(1)  # whether the last line lacks its end; of all processes, see start_logging()
         self.lost = self.uncounted = 0  # lines since that was logged last, and counted
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -3411,6 +3412,7 @@ def start_logging(setup: Setup, processes: Processes, options) -> None:
     status = os.fstat(2)
     journal = handler.on_stderr and os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
     handler.setFormatter(LineFormatter(not journal and handler.facility is None, journal))
+    handler.torn = processes.torn
     log.handlers[:] = [handler]
     log.setLevel(1)
     log.propagate = False
