@@ -291,6 +291,7 @@ StartLimitBurst=10
 Type=notify
 NotifyAccess=main
 ExecStart=$launcher -f $etc/midatagram.conf
+ExecReload=$launcher -c -f $etc/midatagram.conf
 ExecReload=/bin/kill -HUP \$MAINPID
 User=$owner
 Group=$group
@@ -301,8 +302,8 @@ TimeoutStopSec=10
 WatchdogSec=30
 Restart=on-failure
 RestartSec=1
-# 2 usage, 77 permission, 78 configuration: a person has to mend these.
-RestartPreventExitStatus=2 77 78
+# 2 usage, 73 cannot create, 77 permission, 78 configuration: a person has to mend these.
+RestartPreventExitStatus=2 73 77 78
 LimitNOFILE=65536
 
 # Kept over restarts: clients may have their reply sockets in it, and the socket unit has its socket there.
@@ -321,7 +322,7 @@ PrivateNetwork=no
 PrivateUsers=no
 ProtectHome=read-only
 ProtectSystem=strict
-ReadWritePaths=-/tmp -$run
+ReadWritePaths=-/tmp -$run -$logs
 
 NoNewPrivileges=yes
 # A client of another user must let the group $group write to its reply socket. Where that cannot be had, give
@@ -383,6 +384,8 @@ print_lines() {
 [program:midatagram]
 command=/bin/sh -c '$make_run && exec $serve'
 autorestart=unexpected
+startsecs=0
+exitcodes=0,2,73,77,78
 stopwaitsecs=10
 redirect_stderr=true
 

@@ -34,6 +34,7 @@ if __name__ == "__main__":  # run as a script: plug-ins that import midatagram g
         del sys.path[0]  # the script's folder: who may write there must not have his modules run, by root for one
 
 import difflib
+import dis
 import functools
 import inspect
 import ipaddress
@@ -1394,6 +1395,13 @@ class Command:
         """What is wrong with this command."""
         return ConfigError(self.path, self.line, f'command "{self.name}" {message}')
 
+    def check_answer(self) -> None:
+        """ConfigError where it can be seen that the function answers nothing."""
+        if inspect.iscoroutinefunction(self.function):
+            raise self.refusal("is an async def, which nobody awaits; write def, gevent lets others have their turn")
+        if self.name != "*" and returns_nothing(self.function.__code__):
+            raise self.refusal("returns nothing; it must return a Reply")
+
     def signature(self) -> tuple[list, list, str]:
         """Names of the required and optional arguments and of *rest (empty: none), without the Context."""
         parameters = list(inspect.signature(self.function).parameters.values())
@@ -1488,6 +1496,15 @@ class Command:
         return " ".join(parts + ([f"[{self.rest.upper()}...]"] if self.rest else []))
 
 
+def returns_nothing(code: types.CodeType) -> bool:
+    """Whether a function ends with None wherever it does not raise."""
+    steps = list(dis.get_instructions(code))
+    ends = [step if step.opname == "RETURN_CONST" else before for before, step in zip(steps, steps[1:])
+            if step.opname in ("RETURN_CONST", "RETURN_VALUE")]
+    is_plain = not code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR)
+    return is_plain and bool(ends) and all("CONST" in step.opname and step.argval is None for step in ends)
+
+
 def text_of(value) -> str | None:
     """A JSON value as tracing and handlers see it among the request's arguments."""
     return value if value is None or isinstance(value, str) else json_text(value)
@@ -1520,10 +1537,9 @@ class Registry:
             for command in module.commands:
                 if command.name == "*":
                     self.catch_alls.append(command)
-                    continue
-                first = self.commands.setdefault(command.name, command)
-                if first is not command:
+                elif (first := self.commands.setdefault(command.name, command)) is not command:
                     raise command.refusal(f"is there already: {first.path}:{first.line}")
+                command.check_answer()
             for stat in module.stats:
                 self.add_stat(module, stat)
             for event in module.events:
@@ -2359,6 +2375,7 @@ import logging
 import logging.handlers
 import mmap
 import os
+import pickle
 import pwd
 import random
 import shlex
@@ -2506,6 +2523,7 @@ class Processes:
     def __init__(self):
         self.slots = memoryview(mmap.mmap(-1, ROWS * (len(self.FIELDS) + 1) * SLOT)).cast("q")
         self.beats = self.slots[ROWS * len(self.FIELDS):]  # ms, when each was last in its hub; apart, for it changes all the time
+        self.torn = mmap.mmap(-1, 1)  # whether the last line of the log lacks its end, see LogHandler
         self.set(0, pid=ATTENDANT + 1, xlog_level=2)
 
     def get(self, row: int, field: str) -> int:
@@ -2905,14 +2923,21 @@ def follow_roots(folder: int, step: int) -> None:
         raise NotADirectoryError(errno.ENOTDIR, f"{name_of(step)} is a link of uid {status.st_uid}, which root does not follow")
 
 
+def run_places() -> Iterator[str]:
+    """Where the folder of a run may be, the best first; empty for none."""
+    yield os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    yield "/dev/shm"
+    with contextlib.suppress(FileNotFoundError):
+        yield tempfile.gettempdir()
+
+
 def run_folder() -> tuple[str, int]:
     """Make the folder of this run's shared files, in RAM where there is a tmpfs; clear away what dead runs left.
 
     Returns its path, and a descriptor that locks it for as long as a process of this run lives.
     """
-    for place in (os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0], "/dev/shm", None):
+    for place in run_places():
         with contextlib.suppress(OSError):
-            place = tempfile.gettempdir() if place is None else place
             for name in os.listdir(place):
                 if re.fullmatch(r"midatagram-\d+-\w+", name):
                     with contextlib.suppress(OSError):
@@ -3215,7 +3240,7 @@ class LogHandler(logging.Handler):
         self.send, self.descriptor, self.path, self.facility = send, descriptor, path, facility
         self.on_stderr = not path and facility is None
         self.limit: LineLimit | None = None
-        self.torn = mmap.mmap(-1, 1)  # of all processes: whether the last line lacks its end
+        self.torn: Any = bytearray(1)  # whether the last line lacks its end; of all processes, see start_logging()
         self.lost = self.uncounted = 0  # lines since that was logged last, and counted
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -3400,6 +3425,7 @@ def start_logging(setup: Setup, processes: Processes, options) -> None:
     status = os.fstat(2)
     journal = handler.on_stderr and os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
     handler.setFormatter(LineFormatter(not journal and handler.facility is None, journal))
+    handler.torn = processes.torn
     log.handlers[:] = [handler]
     log.setLevel(1)
     log.propagate = False
@@ -3456,10 +3482,15 @@ GONE_AFTER_S = 60  # how long subscribers_list shows a subscription that a JSON-
 
 def event_pair() -> tuple:
     """Two connected sockets, by which the attendant hands events to its children."""
-    pair = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # that of socket makes gevent's, with a hub
+    pair = socket_pair()
     for end in pair:
         end.setblocking(False)
     return pair
+
+
+def socket_pair() -> tuple:
+    """Two connected sockets that need no hub; those of the standard library's socketpair are gevent's after patching."""
+    return _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 class Events:
@@ -3841,7 +3872,7 @@ def plugin_code(path: str, prefix: str = "") -> Iterator[None]:
         raise
     except SyntaxError as error:
         raise ConfigError(path, error.lineno or 0, f"syntax error: {error.msg}") from None
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # gevent.Timeout and KeyboardInterrupt are no Exceptions
         lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == path]
         raise ConfigError(path, lines[-1] if lines else 0, f"{prefix}{type(error).__name__}: {error}") from None
 
@@ -4783,7 +4814,8 @@ MIDATAGRAM_PARAMS = [
     Param("store_size", 64 << 20, integer(1 << 20), "store size limit (cached values, subscriptions, plug-in data), bytes"),
     Param("max_subscribers", 256, integer(0), "maximum number of event subscriptions"),
     Param("event_targets", (), networks, "networks that UDP clients may subscribe, besides their own host"),
-    Param("crash_limit", 10, integer(1), "exit after this number of children in a row died within 1 s of their start"),
+    Param("start_timeout", 10000, integer(100, 3600000), "time limit for the start of a child, and for a reload, ms"),
+    Param("crash_limit", 10, integer(1), "exit after this number of children in a row died as they started while none served"),
 ]
 
 
@@ -4980,6 +5012,7 @@ class Endpoint:
         """In a child: choose how to receive and send. Both are as a socket's recvfrom and sendto, but that a client
         of a `paired` one is a pair of its address and the datagram's ancillary data."""
         sock = self.socket
+        self.descriptor, self.inode = sock.fileno(), os.fstat(sock.fileno()).st_ino
         self.receive, self.send = sock.recvfrom, sock.sendto
         self.address, self.paired = sock.getsockname(), self.wildcard or (self.unix and credentials)
         if self.paired:
@@ -4987,6 +5020,13 @@ class Endpoint:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             self.receive = self.receive_message
             self.send = self.send_from if self.wildcard else lambda data, client: sock.sendto(data, client[0])
+
+    def is_closed(self) -> bool:
+        """In a child: whether somebody closed the socket."""
+        try:
+            return os.fstat(self.descriptor).st_ino != self.inode
+        except OSError:
+            return True
 
     def address_of(self, client: Any) -> Any:
         """The address of a client."""
@@ -5116,10 +5156,13 @@ def clear_path(path: str) -> None:
 
 
 def is_live(path: str) -> bool:
-    """Whether somebody holds the socket at a path open."""
+    """Whether somebody holds the socket at a path open; where we may not connect, whether the kernel lists it."""
     with original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(path)
+        except PermissionError:
+            with open("/proc/net/unix", "rb") as table:
+                return any(line.rstrip(b"\n").endswith(b" " + os.fsencode(os.path.abspath(path))) for line in table)
         except OSError as error:
             return error.errno not in (errno.ECONNREFUSED, errno.ENOENT, errno.ENOTDIR)
     return True
@@ -5410,6 +5453,8 @@ class Child:
         self.server, self.endpoints, self.row, self.rank = server, endpoints, row, rank
         self.setup, self.hub = server.setup, gevent.get_hub()
         self.hub.print_exception = lambda context, *raised: log.error("%s ended", context, exc_info=raised)  # not to stderr
+        self.hub.SYSTEM_ERROR, self.hub.NOT_ERROR = (), (gevent.GreenletExit,)  # what a greenlet raises ends no child
+        self.trouble = ""  # why this child cannot serve any more
         own = self.setup.own
         self.pool_size, self.timeout_s = own["pool_size"], own["handler_timeout"] / 1000
         self.workers = 0  # greenlets of the pool, of which some are idle
@@ -5456,6 +5501,8 @@ class Child:
         ready()
         self.stopping.wait()
         self.stop(jobs)
+        if self.trouble:
+            raise OSError(self.trouble)
 
     def watch(self) -> None:
         """Be woken by the sockets."""
@@ -5578,6 +5625,10 @@ class Child:
         self.debugging = self.server.processes.log_level(self.row) >= 4
         self.is_tracing = self.debugging or bool(self.tracers)
         tend_logs(self.server)
+        for endpoint in self.endpoints:
+            if not self.trouble and endpoint.is_closed():
+                self.trouble, self.limit_s = f"a plug-in closed the socket {endpoint.place.address}", min(self.limit_s, ORPHAN_S)
+                self.stopping.set()
         self.outbox.sweep(now_s)
         for worker, since_s in list(self.busy.items()):
             if now_s - since_s >= self.timeout_s:
@@ -5706,84 +5757,178 @@ def answers_of(server: Server, access: Access, **callbacks: Any) -> Answers:
 ###############################################################################
 # 21. Supervisor ##############################################################
 ###############################################################################
-# Strategy: the attendant keeps children alive and does nothing else: no
-# plug-in's handler and no hub runs here. Signal handlers only queue. A reload
-# brings a candidate: a generation with one child on trial beside those that
-# serve. If it serves well, it is the current generation and the others leave,
-# each when its successor serves, so that somebody reads at every moment.
+# Strategy: the attendant keeps children alive and does nothing else. It runs
+# no code of a plug-in and no hub: each configuration is loaded in a process of
+# its own, the loader, which forks the children of that generation twice, so
+# that they are the attendant's to wait for. A reload brings a candidate with
+# one child on trial. If that serves well, the candidate becomes the current
+# generation, and the others leave, each when its successor serves.
 
-START_LIMIT_S = 60.0  # how long a child may take to start
 EARLY_S = 1.0  # a child that ends so soon after it began to serve may be in a crash loop
-FORGOTTEN_S = 60.0  # after which an early death does not count any more
-FROZEN_S = 2.0  # without a tick: the whole server was stopped, or the attendant was busy with a reload
+FROZEN_S = 2.0  # without a tick: the whole server was stopped
 LONGEST_PAUSE_S = 5.0  # between two starts of a child that keeps dying
+UNBORN_S = 0.3  # after the end of a loader, when a child that it was asked for must have been forked
 KILL_AFTER_S = 0.7  # more than stop_timeout, after which a child that does not stop is killed
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+
+
+class Loaded(NamedTuple):
+    """What a loader reports: why the configuration is refused, or the configuration and the statistics it needs."""
+
+    refused: str = ""
+    status: int = EXIT_OK
+    setup: Setup | None = None  # without what plug-ins made
+    columns: tuple = ()  # of Counters: columns, room, blocks
+    levels: tuple = ()  # the columns of statistics that are levels, not counters
 
 
 class Generation:
-    """A configuration as loaded, with its server and sockets; children of any but the current one or a candidate leave."""
+    """A configuration and its loader; children of any but the current generation and a candidate leave."""
 
-    def __init__(self, setup: Setup, server: Server, endpoints: list[Endpoint]):
-        self.setup, self.server, self.endpoints = setup, server, endpoints
-        self.ranks = range(1, setup.mi["children_count"] + 1)
+    setup: Setup
+    endpoints: list[Endpoint]
+    levels: tuple
+
+    def __init__(self, pid: int, control: Any, report: int):
+        self.pid, self.control, self.report = pid, control, report  # the pid is 0 when the loader is gone
+        self.data, self.is_loaded, self.born_s, self.gone_s = b"", False, time.monotonic(), 0.0
+
+    @property
+    def ranks(self) -> range:
+        """The ranks of its children."""
+        return range(1, self.setup.mi["children_count"] + 1)
+
+    def ask(self, verb: str, arguments: tuple, descriptors: Iterable[int] = ()) -> None:
+        """Have the loader do something; OSError when it cannot be asked."""
+        socket.send_fds(self.control, [pickle.dumps((verb, arguments))], list(descriptors))
+
+    def has_reported(self) -> bool:
+        """Read what the loader reports; returns whether that is all."""
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(self.report, 65536):
+                self.data += chunk
+            return True
+        return False
+
+    def end(self) -> None:
+        """End the loader; the children stay."""
+        if self.pid:
+            send_signal(self.pid, signal.SIGKILL)
+            self.pid, self.gone_s = 0, time.monotonic()
+            self.control.close()
+        self.close_report()
+
+    def close_report(self) -> None:
+        """Read no more of it."""
+        if self.report >= 0:
+            os.close(self.report)
+            self.report = -1
 
 
 class Record:
-    """What the attendant knows of a child. Times are 0 until it serves, and until it is dismissed."""
+    """What the attendant knows of a child; the row in the process table says the rest. Times are 0 until they come."""
 
-    def __init__(self, pid: int, row: int, rank: int, generation: Generation):
-        self.pid, self.row, self.rank, self.generation = pid, row, rank, generation
+    def __init__(self, row: int, rank: int, generation: Generation):
+        self.row, self.rank, self.generation, self.endpoints = row, rank, generation, generation.endpoints
         self.served_s = self.dismissed_s = 0.0
 
-    def kill(self, number: int) -> None:
-        """Send the child a signal; it may be gone."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, number)
+
+def send_signal(pid: int, number: int) -> None:
+    """Send a process a signal; it may be gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def forked(life: Callable[[], None]) -> int:
+    """Fork a process that lives `life`, and returns its pid. Signals are held back until it has handlers of its own; OSError."""
+    every_signal = signal.valid_signals()
+    signal.pthread_sigmask(signal.SIG_BLOCK, every_signal)
+    try:
+        pid = original("os", "fork")()
+        if pid == 0:
+            try:
+                life()
+            except BaseException:  # nothing may pass into the code of the process that forked
+                log.exception("a process ends")
+            finally:
+                logging.shutdown()
+                os._exit(EXIT_CRASH)
+        return pid
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, every_signal)
 
 
 class Supervisor:
     """The attendant: opens sockets, starts children, replaces those that die, reloads, stops.
 
-    load: () -> Setup, reads the configuration anew.
+    load: () -> Setup, reads the configuration; prepare(setup): has the first loader log, and be the user, as the attendant does.
     """
 
-    store: Store
     current: Generation
 
-    def __init__(self, setup: Setup, load: Callable[[], Setup], processes: Processes, started_s: float):
-        self.setup, self.load, self.processes, self.started_s = setup, load, processes, started_s
-        self.counters, self.pair, self.notifier = Counters(), event_pair(), Notifier()
-        self.loads = Loads(self.counters, processes)
+    def __init__(self, load: Callable[[], Setup], prepare: Callable[[Setup], None], processes: Processes, started_s: float,
+                 starter: Starter, given: dict):
+        self.load, self.prepare, self.processes, self.started_s = load, prepare, processes, started_s
+        self.counters, self.pair, self.store, self.folder_lock = Counters(), event_pair(), Store("", 0), -1
+        self.notifier, self.loads = Notifier(), Loads(self.counters, processes)
+        self.starter, self.given = starter, given  # given: sockets of systemd, path or address -> descriptor
         self.endpoints: list[Endpoint] = []  # all that are open, of any generation
         self.candidate: Generation | None = None
-        self.announced: Generation | None = None  # the last one of which every child served
-        self.again = False  # a HUP came while there was a candidate
-        self.children: dict[int, Record] = {}
+        self.announced: list[Endpoint] | None = None  # the sockets at which every child served last
+        self.children: dict[int, Record] = {}  # by row
         self.signals: collections.deque[int] = collections.deque()
         self.exit_status: int | None = None
-        self.stop_s = self.ticked_s = self.not_before_s = 0.0
-        self.early_deaths, self.early_s = 0, 0.0
-        self.starter = -1  # descriptor from which the process that started us in the background reads the exit status
+        self.stop_signal: int = signal.SIGTERM
+        self.ticked_s, self.written = 0.0, ""
+        self.deaths: collections.Counter[int] = collections.Counter()  # early ones in a row, by rank; a loader's rank is 0
+        self.not_before_s: dict[int, float] = {}  # when a rank is started again, if others serve
+        self.crashes = 0  # early deaths in a row after which nobody served
+        self.troubles: dict[int, str] = {}  # by rank why its child cannot start
+        self.last_reload = ""
         self.alive_read, self.alive_write = os.pipe()  # closed with the attendant
-        self.wake_read, self.wake_write = os.pipe()  # written for each signal, and by children that have news
+        self.wake_read, self.wake_write = os.pipe()  # written for each signal
+        self.news_read, self.news_write = os.pipe()  # written by children: the rank, and why it cannot start
+        for descriptor in (self.wake_read, self.wake_write, self.news_read, self.news_write):
+            os.set_blocking(descriptor, False)
+        built_in = Setup("", Registry(built_in_modules()), {}, {}, {}, [], [], {})
+        self.server = Server(built_in, self.counters, processes, self.store, self.pair, started_s)
 
-    def open(self, given: dict) -> None:
-        """Open all sockets; given: those of systemd, path or address -> descriptor. StartError."""
-        self.open_sockets(self.setup, given)
-        for spot, descriptor in given.items():
+    # The start.
+
+    def load_first(self) -> Setup:
+        """Load the configuration, and wait for it; StartError."""
+        libc().prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self.current = generation = self.load_apart()
+        while not generation.has_reported():
+            original("select", "select")([generation.report], [], [], 1.0)
+            self.notifier.extend()
+        generation.close_report()
+        loaded = self.loaded(generation)
+        if loaded is None:
+            ended = ending(original("os", "waitpid")(generation.pid, 0)[1])
+            raise StartError(EXIT_CONFIG, f"the configuration cannot be loaded: that process ended with {ended}")
+        if loaded.refused:
+            raise StartError(loaded.status, loaded.refused)
+        self.install_signals()
+        return generation.setup
+
+    def open(self) -> None:
+        """Open all sockets; StartError."""
+        self.current.endpoints = self.open_sockets(self.current.setup)
+        for spot, descriptor in self.given.items():
             log.warning("socket %s was given to us but is not configured, closed", spot)
             os.close(descriptor)
 
     def make_store(self) -> None:
         """Have a place for what the processes share, as the user that we run as; StartError."""
         folder, self.folder_lock = run_folder()
-        self.store = Store(folder, self.setup.own["store_size"])
+        self.store.path, self.store.size_bytes = os.path.join(folder, "store.sqlite"), self.current.setup.own["store_size"]
+        self.current.ask("begin", (self.store.path,), [self.folder_lock])
 
     def run(self) -> int:
         """Serve until a signal ends it; returns the exit status."""
-        self.current = self.generation_of(self.setup)
         self.processes.set(ATTENDANT, pid=os.getpid(), rank=0, state=Processes.SERVING)
-        self.install_signals()
+        self.set_title()
         while self.exit_status is None or self.children:
             self.manage()
             self.wait()
@@ -5796,18 +5941,26 @@ class Supervisor:
         """Leave nothing behind, however far the start came."""
         for number in self.ACTIONS:  # the way out is not to be cut short
             original("signal", "signal")(number, signal.SIG_IGN)
+        for generation in self.generations():
+            generation.end()
         for endpoint in self.endpoints:
             endpoint.close(remove=True)
-        if hasattr(self, "store"):
+        if self.folder_lock >= 0:
             with contextlib.suppress(OSError):
                 remove_run(os.path.dirname(self.store.path), self.folder_lock)
+
+    def generations(self) -> list[Generation]:
+        """Those whose loaders are wanted."""
+        return [generation for generation in (getattr(self, "current", None), self.candidate) if generation]
+
+    def set_title(self) -> None:
+        """Show in ps(1) whose attendant this is."""
+        set_title(f"midatagram: attendant {self.current.endpoints[0].place.address}")
 
     # Signals: a handler only queues, the main loop acts.
 
     def install_signals(self) -> None:
         """Queue signals, and have each wake the main loop."""
-        for descriptor in (self.wake_read, self.wake_write):
-            os.set_blocking(descriptor, False)
         signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
         for number in self.ACTIONS:
             original("signal", "signal")(number, lambda number, frame: self.signals.append(number))
@@ -5821,16 +5974,24 @@ class Supervisor:
             self.ACTIONS[self.signals.popleft()](self)
 
     def wait(self) -> None:
-        """Sleep until a signal, news of a child, or the next tick."""
-        hurry = self.exit_status is not None or self.candidate or self.not_before_s > time.monotonic()
-        original("select", "select")([self.wake_read], [], [], 0.0 if self.signals else 0.05 if hurry else 0.5)
+        """Sleep until a signal, news, or the next tick."""
+        reports = [self.candidate.report] if self.candidate and self.candidate.report >= 0 else []
+        hurry = self.exit_status is not None or self.candidate or len(self.children) != len(self.current.ranks)
+        timeout_s = 0.0 if self.signals else 0.05 if hurry else 0.5
+        ready, _, _ = original("select", "select")([self.wake_read, self.news_read, *reports], [], [], timeout_s)
         with contextlib.suppress(BlockingIOError):
             os.read(self.wake_read, 4096)
-
-    def wake(self) -> None:
-        """In a child: have the attendant look at the process table."""
         with contextlib.suppress(BlockingIOError):
-            os.write(self.wake_write, b".")
+            for line in os.read(self.news_read, 65536).decode("utf-8", "replace").splitlines():
+                rank, _, why = line.partition(" ")
+                self.troubles[int(rank)] = why
+        if self.candidate and self.candidate.report in ready:
+            self.take_report(self.candidate)
+
+    def tell(self, rank: int, why: str = "") -> None:
+        """In a child: tell the attendant that it serves, or why it cannot start."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self.news_write, f"{rank} {escaped(why)[:500]}\n".encode("ascii", "backslashreplace"))
 
     def handle_term(self) -> None:
         """TERM: finish what is in hand, then stop."""
@@ -5841,79 +6002,124 @@ class Supervisor:
         self.stop(EXIT_OK, signal.SIGQUIT)
 
     def stop(self, status: int, number: int) -> None:
-        """Tell all children to end; run() returns `status` when they are gone."""
+        """Have all children end; run() returns `status` when they are gone."""
         if self.exit_status is None:
             self.notifier.send("STOPPING=1")
             log.log(NOTICE, "stopping")
-            self.current.server.raise_event("E_MI_STOP", {})
-            self.exit_status, self.stop_s = status, time.monotonic()
+            self.server.raise_event("E_MI_STOP", {})
+            self.exit_status = status
+            for generation in self.generations():
+                generation.end()
+        self.stop_signal = number
         for record in self.children.values():
-            record.kill(number)
+            self.dismiss(record)
 
     def handle_usr1(self) -> None:
-        """USR1: open logs again, here and in all children."""
+        """USR1: open logs again, here and in all other processes."""
         reopen_logs()
-        for record in self.children.values():
-            record.kill(signal.SIGUSR1)
+        for pid in [*map(self.pid_of, self.children.values()), *(generation.pid for generation in self.generations())]:
+            if pid:
+                send_signal(pid, signal.SIGUSR1)
 
     # Reloads.
 
     def handle_hup(self) -> None:
-        """HUP: check the configuration and plug-ins anew; good: have a candidate; bad: keep all as it is."""
+        """HUP: have a candidate; one that is on its way is replaced."""
         if self.exit_status is not None:
             return
         if self.candidate:
-            log.log(NOTICE, "a reload is under way; the next one follows")
-            self.again = True
-            return
+            log.log(NOTICE, "the reload under way is replaced by another one")
+            self.drop_candidate()
         self.notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            self.candidate = self.generation_of(self.load())
-        except (ConfigError, StartError) as error:
-            self.refuse_reload("refused, the old configuration stays: %s", error)
-        except Exception as error:  # whatever a plug-in or the system does now, the server that runs goes on
-            self.refuse_reload("refused, the old configuration stays: %s", error, error)
+            self.candidate = self.load_apart()
+        except OSError as error:
+            self.refuse_reload("refused, the old configuration stays", f"{error}")
+
+    def load_apart(self) -> Generation:
+        """A generation whose loader has begun to load; OSError."""
+        ours, theirs = socket_pair()
+        read, write = os.pipe()
+        try:
+            pid = forked(lambda: Loading(self, theirs, write).live())
+        except OSError:
+            ours.close()
+            os.close(read)
+            raise
+        finally:
+            theirs.close()
+            os.close(write)
+        ours.setblocking(False)
+        os.set_blocking(read, False)
+        return Generation(pid, ours, read)
+
+    def loaded(self, generation: Generation) -> Loaded | None:
+        """The report of a loader, None if there is none that can be read; what is good becomes the generation's."""
+        try:
+            loaded = pickle.loads(generation.data)
+        except Exception:  # it ended before it was done
+            return None
+        if not loaded.refused:
+            generation.setup, generation.levels, generation.is_loaded = loaded.setup, loaded.levels, True
+            self.counters.columns, self.counters.room, self.counters.blocks = loaded.columns
+        return loaded
+
+    def take_report(self, generation: Generation) -> None:
+        """Read what the candidate's loader reports."""
+        if not generation.has_reported():
+            return
+        loaded = self.loaded(generation)
+        generation.close_report()
+        if loaded is None:
+            return  # the loader ends: see reap()
+        try:
+            if loaded.refused:
+                raise StartError(loaded.status, loaded.refused)
+            generation.endpoints = self.open_sockets(generation.setup)
+        except StartError as error:
+            self.refuse_reload("refused, the old configuration stays", f"{error}")
         else:
-            log_notes(self.candidate.setup)
+            log_notes(generation.setup)
 
-    def generation_of(self, setup: Setup) -> Generation:
-        """A generation of a configuration; StartError."""
-        server = Server(setup, self.counters, self.processes, self.store, self.pair, self.started_s)
-        return Generation(setup, server, self.open_sockets(setup, {}))
+    def refuse_reload(self, what: str, why: str) -> None:
+        """Go on as before."""
+        self.drop_candidate()
+        self.server.count("reload_errors")
+        log.error("reload %s: %s", what, why)
+        self.last_reload = f"{what}: {why}"
+        self.notifier.send("READY=1", f"STATUS={self.status()}")
+        if not self.current.pid:  # it was for another loader
+            self.pause(0)
 
-    def refuse_reload(self, why: str, detail: Any, trace: Exception | None = None) -> None:
-        """Go on as before; `detail` goes into `why`."""
+    def drop_candidate(self) -> None:
+        """End the candidate; its child leaves."""
+        if self.candidate:
+            self.candidate.end()
         self.candidate = None
-        self.current.server.count("reload_errors")
-        log.error(f"reload {why}", detail, exc_info=trace)
-        self.notifier.send("READY=1")
-        self.reload_again()
 
     def accept(self, generation: Generation) -> None:
         """The candidate is good: make it the current generation, and do what could not have been undone."""
-        old, self.current, self.candidate = self.current.setup, generation, None
-        setup, server = generation.setup, generation.server
+        old, self.current, self.candidate = self.current, generation, None
+        old.end()
+        setup = generation.setup
         for record in self.children.values():
             if record.generation is not generation:
                 self.processes.set(record.row, state=Processes.STOPPING)
         for endpoint, place in zip(generation.endpoints, setup.listeners):
             hand_over(endpoint, place)
-        if setup.globals.get("log_level") != old.globals.get("log_level"):
+        if setup.globals.get("log_level") != old.setup.globals.get("log_level"):
             for row in range(ROWS):
                 self.processes.set(row, level=setup.globals.get("log_level", LOG_LEVEL_DEFAULT), own_level=0)
-        if setup.own["log_file"] != old.own["log_file"]:
+        if setup.own["log_file"] != old.setup.own["log_file"]:
             log.warning("log_file is another one now, which takes effect at the next start")
-        server.count("reloads")
-        server.raise_event("E_MI_RELOAD", {"children": len(generation.ranks)})
+        self.deaths.clear()
+        self.not_before_s.clear()
+        self.troubles.clear()
+        self.set_title()
+        self.server.count("reloads")
+        self.server.raise_event("E_MI_RELOAD", {"children": len(generation.ranks)})
         log.log(NOTICE, "reloaded %s", setup.path)
-        self.early_deaths, self.not_before_s = 0, 0.0
-        self.reload_again()
-
-    def reload_again(self) -> None:
-        """Do what a HUP asked for while there was a candidate."""
-        if self.again:
-            self.again = False
-            self.signals.append(signal.SIGHUP)
+        self.last_reload = "good"
 
     # Children.
 
@@ -5922,254 +6128,277 @@ class Supervisor:
         if self.exit_status is not None:
             return
         wanted = [(self.current, rank) for rank in self.current.ranks]
-        wanted += [(self.candidate, 1)] if self.candidate else []
+        if self.candidate and self.candidate.is_loaded:
+            wanted.append((self.candidate, 1))
         staying = {(record.generation, record.rank): record for record in self.children.values() if not self.leaves(record)}
-        for generation, rank in wanted:
-            if (generation, rank) not in staying and time.monotonic() >= self.not_before_s and self.exit_status is None:
-                self.spawn(generation, rank)
         serving = {key for key, record in staying.items() if self.serves(record)}
-        self.dismiss(serving)
-        if self.candidate and (self.candidate, 1) in serving:
-            if time.monotonic() >= staying[self.candidate, 1].served_s + EARLY_S:
-                self.accept(self.candidate)
-        elif self.announced is not self.current and serving.issuperset(wanted):
+        for generation, rank in wanted:
+            if (generation, rank) not in staying and self.may_start(rank):
+                self.spawn(generation, rank)
+        for record in self.children.values():
+            replaced = (self.current, record.rank) in serving or record.rank not in self.current.ranks
+            if replaced and self.leaves(record):
+                self.dismiss(record)
+        if serving.issuperset(wanted) and self.announced is not self.current.endpoints and not self.candidate:
             self.announce()
+        if self.candidate:
+            self.try_candidate(self.candidate, staying.get((self.candidate, 1)))
+        elif not self.current.pid and self.may_start(0):
+            log.error("the process that forks the children is gone; another one loads the configuration")
+            self.handle_hup()
         self.close_unused()
 
+    def try_candidate(self, candidate: Generation, child: Record | None) -> None:
+        """Accept the candidate if its child has served for a while; take the reload back if that takes too long."""
+        now_s, limit_ms = time.monotonic(), self.current.setup.own["start_timeout"]
+        if child and child.served_s and now_s >= child.served_s + EARLY_S and self.serves(child):
+            self.accept(candidate)
+        elif now_s > candidate.born_s + limit_ms / 1000 + (EARLY_S if child and child.served_s else 0):
+            self.refuse_reload("taken back", f"nothing serves after start_timeout, {limit_ms} ms")
+
+    def pid_of(self, record: Record) -> int:
+        """The pid of a child, 0 until its loader has forked it."""
+        return self.processes.get(record.row, "pid")
+
     def leaves(self, record: Record) -> bool:
-        """Whether a child is to go, because of its generation or since it asked for a successor."""
-        return (record.generation not in (self.current, self.candidate)
+        """Whether a child is to go: because of its generation or sockets, or since it asked for a successor."""
+        return (record.generation not in (self.current, self.candidate) or record.endpoints is not record.generation.endpoints
                 or self.processes.get(record.row, "state") == Processes.STOPPING)
 
     def has_started(self, record: Record) -> bool:
         """Whether a child came to serving, and so to its beats."""
-        return self.processes.get(record.row, "state") != Processes.STARTING
+        return self.processes.get(record.row, "state") in (Processes.SERVING, Processes.STOPPING)
 
     def serves(self, record: Record) -> bool:
         """Whether a child serves."""
         if not record.served_s and self.has_started(record):
             record.served_s = time.monotonic()
+            self.troubles.pop(record.rank, None)
         return self.processes.get(record.row, "state") == Processes.SERVING
 
-    def dismiss(self, serving: set) -> None:
-        """Tell those to stop whose successor serves, or whose rank is no longer wanted."""
-        for record in self.children.values():
-            replaced = (self.current, record.rank) in serving or record.rank not in self.current.ranks
-            if replaced and not record.dismissed_s and self.leaves(record):
-                record.dismissed_s = time.monotonic()
-                self.processes.set(record.row, state=Processes.STOPPING)
-                record.kill(signal.SIGTERM)
+    def anyone_serves(self) -> bool:
+        """Whether any child serves, be it one that leaves."""
+        return any(self.has_started(record) and not record.dismissed_s for record in self.children.values())
+
+    def may_start(self, rank: int) -> bool:
+        """Whether a rank may be started now: it makes no pause while nobody serves."""
+        if time.monotonic() < self.not_before_s.get(rank, 0.0) and self.anyone_serves():
+            return False
+        self.not_before_s.pop(rank, None)
+        return True
+
+    def pause(self, rank: int) -> None:
+        """Wait with the next start of a rank: not after the first of its early deaths, and then longer and longer."""
+        self.deaths[rank] += 1
+        pause_s = min(LONGEST_PAUSE_S, 0.1 * 2 ** (self.deaths[rank] - 2)) if self.deaths[rank] > 1 else 0.0
+        self.not_before_s[rank] = time.monotonic() + pause_s
+
+    def dismiss(self, record: Record) -> None:
+        """Have a child stop; one that is not forked yet later."""
+        pid = self.pid_of(record)
+        if pid and (not record.dismissed_s or self.exit_status is not None):
+            record.dismissed_s = record.dismissed_s or time.monotonic()
+            self.processes.set(record.row, state=Processes.STOPPING)
+            send_signal(pid, self.stop_signal)
 
     def announce(self) -> None:
         """Say that every child serves."""
-        self.announced = self.current
-        count = len(self.current.ranks)
-        self.notifier.send("READY=1", f"STATUS={count} children serve")
-        places = ", ".join(str(endpoint.place.address) for endpoint in self.current.endpoints)
-        log.log(NOTICE, "ready: %d %s %s", count, "child serves" if count == 1 else "children serve", places)
-        if self.starter >= 0:
+        self.announced, count = self.current.endpoints, len(self.current.ranks)
+        self.notifier.send("READY=1", f"STATUS={self.status()}")
+        log.log(NOTICE, "ready: %d %s %s", count, "child serves" if count == 1 else "children serve", self.current_places())
+        self.write_status()
+        if self.starter.waits():
             if any(handler.on_stderr for handler in log_handlers()):
                 log.warning("the log ends here, as -D lets go of stderr; log to a file (log_file) or to syslog instead")
             let_go_of_stderr()
-            with contextlib.suppress(BrokenPipeError):  # who started us did not wait
-                os.write(self.starter, bytes([EXIT_OK]))
-            os.close(self.starter)
-            self.starter = -1
+            with contextlib.suppress(OSError):  # it is being replaced
+                self.current.ask("let_go", ())
+            self.starter.tell(EXIT_OK)
+
+    def current_places(self) -> str:
+        """The addresses that are served."""
+        return ", ".join(str(endpoint.place.address) for endpoint in self.current.endpoints)
+
+    def status(self) -> str:
+        """How things are, for systemd and --status, in one line."""
+        serving = sum(self.serves(record) and record.generation is self.current for record in self.children.values())
+        texts = [f"{serving} of {len(self.current.ranks)} children serve {self.current_places()}"]
+        texts += [f"child {rank} cannot start: {why}" for rank, why in sorted(self.troubles.items()) if why]
+        texts += [f"the last reload was {self.last_reload}"] if self.last_reload else []
+        return escaped("; ".join(texts))
 
     def spawn(self, generation: Generation, rank: int) -> None:
-        """Fork a child. Signals are held back until it has handlers of its own."""
-        every_signal = signal.valid_signals()
-        row = self.processes.claim()
-        if row is None:  # children that are on their way out still have theirs
-            self.not_before_s = time.monotonic() + 1
+        """Have the loader fork a child."""
+        row = self.processes.claim() if generation.pid else None
+        if row is None:  # no loader, or children that are on their way out still have all rows
             return
         self.counters.use(row)
         self.processes.beats[row] = int(time.monotonic() * 1000)
-        signal.pthread_sigmask(signal.SIG_BLOCK, every_signal)
+        places = [(endpoint.place, endpoint.kept) for endpoint in generation.endpoints]
         try:
-            pid = original("os", "fork")()
-            if pid == 0:
-                self.be_child(generation, row, rank)
+            generation.ask("fork", (row, rank, places), [endpoint.socket.fileno() for endpoint in generation.endpoints])
         except OSError as error:
             log.error("cannot fork: %s", error)
             self.processes.set(row, state=Processes.FREE)
-            self.not_before_s = time.monotonic() + 1
-            return
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, every_signal)
-        self.processes.set(row, pid=pid, rank=rank)
-        self.children[pid] = Record(pid, row, rank, generation)
+            return self.pause(rank)
+        self.children[row] = Record(row, rank, generation)
+        return None
 
-    def be_child(self, generation: Generation, row: int, rank: int) -> None:
-        """The life of a child after the fork; does not return."""
-        status = EXIT_OK
-        try:
-            self.leave_attendant(generation)
-            self.begin_child(generation.server, row, rank)
-            child = Child(generation.server, generation.endpoints, row, rank)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
-            generation.server.load_once()
-            generation.server.call_hooks("child_init")
-            child.serve(functools.partial(self.child_serves, row), self.wake, self.alive_read)
-        except BaseException:  # nothing may pass into the attendant's code
-            log.exception("child %d ends", rank)
-            status = BOOT_FAILED if self.processes.get(row, "state") == Processes.STARTING else EXIT_CRASH
-        finally:
-            logging.shutdown()
-            os._exit(status)
-
-    def leave_attendant(self, generation: Generation) -> None:
-        """In a child: give up what is the attendant's, and the sockets of other generations."""
-        for number in (*self.ACTIONS, signal.SIGCHLD):
-            handler = signal.SIG_IGN if number in (signal.SIGINT, signal.SIGHUP) else signal.SIG_DFL
-            original("signal", "signal")(number, handler)
-        original("signal", "signal")(signal.SIGUSR1, lambda number, frame: reopen_logs())  # while plug-ins start
-        signal.set_wakeup_fd(-1)
-        os.close(self.alive_write)
-        for endpoint in self.endpoints:
-            if endpoint not in generation.endpoints:
-                endpoint.socket.close()
-
-    def begin_child(self, server: Server, row: int, rank: int) -> None:
-        """In a child: be the process of that row."""
-        server.become(row)
-        set_title(f"midatagram: MI Datagram {rank}")
-        watch_parent(server.attendant_pid)
-        log_as(self.processes, row)
-        self.processes.set(row, pid=os.getpid(), rank=rank)
-        gc.freeze()  # what the attendant made is never garbage here; looking for it would copy its pages
-        gc.set_threshold(20000, 20, 20)
-
-    def child_serves(self, row: int) -> None:
-        """In a child: it serves from now on."""
-        if self.starter >= 0:
-            let_go_of_stderr()
-        self.processes.set(row, state=Processes.SERVING)
-        self.wake()
+    def forget_unborn(self) -> None:
+        """Take leave of children that could not be forked, or whose loader is gone."""
+        for record in list(self.children.values()):
+            is_late = record.generation.gone_s and time.monotonic() > record.generation.gone_s + UNBORN_S
+            if not self.pid_of(record) and (is_late or self.processes.get(record.row, "state") == Processes.FREE):
+                self.processes.set(record.row, state=Processes.FREE)
+                del self.children[record.row]
+                self.pause(record.rank)
 
     # Deaths.
 
     def reap(self) -> None:
-        """Take leave of children that ended."""
+        """Take leave of processes that ended."""
         with contextlib.suppress(ChildProcessError):
-            while self.children:
+            while True:
                 pid, status = original("os", "waitpid")(-1, os.WNOHANG)
                 if not pid:
                     return
-                if pid in self.children:
-                    self.bury(self.children.pop(pid), os.waitstatus_to_exitcode(status))
+                for generation in self.generations():
+                    if generation.pid == pid:
+                        self.bury_loader(generation, ending(status))
+                for record in [record for record in self.children.values() if self.pid_of(record) == pid]:
+                    del self.children[record.row]
+                    self.bury(record, pid, os.waitstatus_to_exitcode(status))
 
-    def bury(self, record: Record, code: int) -> None:
+    def bury_loader(self, generation: Generation, ended: str) -> None:
+        """A loader is gone: the candidate's takes the reload with it; the current one's is replaced, see manage()."""
+        if generation is self.candidate and generation.report >= 0:
+            self.take_report(generation)  # why the configuration is refused
+        generation.end()
+        if generation is self.candidate:
+            self.refuse_reload("refused, the old configuration stays", f"the process that loads it ended with {ended}")
+
+    def bury(self, record: Record, pid: int, code: int) -> None:
         """Free what an ended child had; find out whether it should have ended."""
         expected = self.exit_status is not None or record.dismissed_s or (code == 0 and self.leaves(record))
-        server = record.generation.server
-        for stat in server.registry.stats[0]:
-            if stat.read is None and not stat.resettable:  # a level, not a counter
-                self.counters.use(record.row)[self.counters.column(stat.group, stat.name)] = 0
-        early = not self.has_started(record) or time.monotonic() <= record.served_s + EARLY_S
+        counted = self.counters.use(record.row)
+        for column in record.generation.levels:
+            counted[column] = 0
+        has_started = self.has_started(record)
         self.processes.set(record.row, pid=0, state=Processes.FREE)
         if expected:
             return
         why = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        log.error("child %d (pid %d) died: %s", record.rank, record.pid, why)
-        self.current.server.count("child_deaths")
-        if record.generation is self.candidate and early:
-            return self.refuse_reload("taken back, its child died: %s; the reason stands above", why)
-        if code == BOOT_FAILED and record.generation is self.current:
-            log.critical("a child cannot start, giving up; the reason stands above")
-            return self.stop(EXIT_CRASH, signal.SIGTERM)
-        self.current.server.raise_event("E_MI_CHILD_DIED", {"pid": record.pid, "reason": why})
-        return self.back_off(early)
+        log.error("child %d (pid %d) died: %s", record.rank, pid, why)
+        self.server.count("child_deaths")
+        self.server.raise_event("E_MI_CHILD_DIED", {"pid": pid, "reason": why})
+        killed = has_started and code in (0, -signal.SIGTERM, -signal.SIGKILL)  # from outside
+        early = not has_started or time.monotonic() <= (record.served_s or time.monotonic()) + EARLY_S
+        if record.generation is self.candidate and early and not killed:
+            self.refuse_reload("taken back", self.troubles.pop(record.rank, "") or f"its child died: {why}")
+        elif record.generation is not self.candidate:
+            self.back_off(record.rank, early and not killed, code == BOOT_FAILED)
 
-    def back_off(self, early: bool) -> None:
-        """Wait longer and longer between starts of children that die early; give up after crash_limit of them."""
+    def back_off(self, rank: int, early: bool, cannot_start: bool) -> None:
+        """Decide after a death whether the rank makes a pause, or whether the server gives up."""
         if not early:
-            self.early_deaths = 0
+            self.crashes = self.deaths[rank] = 0
             return
-        if time.monotonic() - self.early_s > FORGOTTEN_S:
-            self.early_deaths = 0
-        self.early_deaths, self.early_s = self.early_deaths + 1, time.monotonic()
-        if self.early_deaths >= self.current.setup.own["crash_limit"]:
-            log.critical("%d children died within %g s of their start, giving up", self.early_deaths, EARLY_S)
-            return self.stop(EXIT_CRASH, signal.SIGTERM)
-        self.not_before_s = time.monotonic() + min(LONGEST_PAUSE_S, 0.05 * 2 ** self.early_deaths)
+        self.pause(rank)
+        self.crashes = 0 if self.anyone_serves() else self.crashes + 1
+        if cannot_start and self.announced is None:
+            log.critical("a child cannot start, giving up; the reason stands above")
+            self.stop(EXIT_CRASH, signal.SIGTERM)
+        elif self.crashes >= self.current.setup.own["crash_limit"]:
+            log.critical("%d children died within %g s of their start and none serves, giving up", self.crashes, EARLY_S)
+            self.stop(EXIT_CRASH, signal.SIGTERM)
 
     # Twice a second.
 
     def tick(self) -> None:
         """Look after the children and sockets."""
         now_s = time.monotonic()
+        self.forget_unborn()
         self.kill_the_stuck(now_s)
         if self.exit_status is not None or now_s - self.ticked_s < 0.5:
             return
         awake = now_s - (self.ticked_s or now_s) < FROZEN_S
         self.ticked_s = now_s
-        tend_logs(self.current.server)
+        tend_logs(self.server)
         if awake:  # else the children were frozen too, and get the time to beat
             self.check_beats(now_s)
         self.check_sockets()
-        self.loads.measure(self.current.server.counted, len(self.current.ranks), now_s)
+        self.loads.measure(self.server.counted, len(self.current.ranks), now_s)
+        self.write_status()
+        if self.announced is None:
+            self.notifier.extend()
 
     def kill_the_stuck(self, now_s: float) -> None:
-        """Kill those that do not stop."""
+        """Kill those that do not stop; those that were not forked in time to be told to stop are told now."""
         for record in self.children.values():
+            if self.exit_status is not None and not record.dismissed_s:
+                self.dismiss(record)
             limit_s = record.generation.setup.own["stop_timeout"] / 1000 + KILL_AFTER_S
-            if now_s - (self.stop_s or record.dismissed_s or now_s) > limit_s:
-                log.warning("child %d (pid %d) does not stop, killed", record.rank, record.pid)
-                record.kill(signal.SIGKILL)
+            if record.dismissed_s and now_s > record.dismissed_s + limit_s:
+                log.warning("child %d (pid %d) does not stop, killed", record.rank, self.pid_of(record))
+                send_signal(self.pid_of(record), signal.SIGKILL)
 
     def check_beats(self, now_s: float) -> None:
-        """Kill children that are away from their hub for too long; tell systemd that all is well."""
+        """Kill children that are away from their hub for too long, and loaders that do not fork; else feed the watchdog."""
         stalled = False
         for record in self.children.values():
-            limit_ms = record.generation.setup.own["stall_timeout"] if self.has_started(record) else START_LIMIT_S * 1000
+            limit_ms = record.generation.setup.own["stall_timeout" if self.has_started(record) else "start_timeout"]
             if now_s * 1000 - self.processes.beats[record.row] > limit_ms:
-                log.error("child %d (pid %d) is stalled for %d ms, killed", record.rank, record.pid, limit_ms)
-                self.current.server.count("child_stalls")
-                record.kill(signal.SIGKILL)
+                log.error("child %d (pid %d) is stalled for %d ms, killed", record.rank, self.pid_of(record), limit_ms)
+                self.server.count("child_stalls")
+                send_signal(self.pid_of(record) or record.generation.pid, signal.SIGKILL)
                 stalled = True
         if not stalled:
-            self.notifier.send("WATCHDOG=1")
+            self.notifier.feed(self.status())
+
+    def write_status(self) -> None:
+        """Write into the folder of this run how things are, for --status."""
+        places = [str(endpoint.place.address) for endpoint in self.current.endpoints]
+        text = json.dumps([os.getpid(), self.started_s, self.status(), places])
+        if text != self.written:
+            self.written = text
+            with contextlib.suppress(OSError):
+                pathlib.Path(os.path.dirname(self.store.path), "status").write_text(text)
 
     # Sockets.
 
-    def open_sockets(self, setup: Setup, given: dict) -> list[Endpoint]:
+    def open_sockets(self, setup: Setup) -> list[Endpoint]:
         """The sockets of a configuration: those that are open already, and new ones; StartError."""
-        return [self.endpoint_of(place) or self.opened(place, given) for place in setup.listeners]
+        return [self.endpoint_of(place) or self.opened(place, setup.own) for place in setup.listeners]
 
     def endpoint_of(self, place: Place) -> Endpoint | None:
         """The open socket of a place, if there is one."""
         return next((endpoint for endpoint in self.endpoints
                      if endpoint.place.spot == place.spot and not endpoint.is_lost()), None)
 
-    def opened(self, place: Place, given: dict) -> Endpoint:
-        """A new socket, or one of those given; with a large send buffer, as root beyond the system's limit. StartError."""
-        endpoint = open_endpoint(place, given)
+    def opened(self, place: Place, own: dict) -> Endpoint:
+        """A new socket, or a given one, with a large send buffer, as root beyond the system's limit; StartError."""
+        endpoint = open_endpoint(place, self.given)
         self.endpoints.append(endpoint)
-        if endpoint.unix and self.setup.own["allow_command"]:
+        if endpoint.unix and own["allow_command"]:
             endpoint.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        size = self.setup.own["send_buffer"]
         try:
-            endpoint.socket.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_SNDBUFFORCE", 32), size)
+            endpoint.socket.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_SNDBUFFORCE", 32), own["send_buffer"])
         except PermissionError:
-            endpoint.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+            endpoint.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, own["send_buffer"])
         return endpoint
 
     def close_unused(self) -> None:
-        """Close the sockets that no generation serves any more, and remove their files."""
-        generations = [self.current, self.candidate, *(record.generation for record in self.children.values())]
-        used = {endpoint for generation in generations if generation for endpoint in generation.endpoints}
-        for endpoint in set(self.endpoints) - used:
+        """Close the sockets that nobody serves any more, and remove their files."""
+        lists = [getattr(user, "endpoints", []) for user in (*self.generations(), *self.children.values())]
+        for endpoint in set(self.endpoints).difference(*lists):
             endpoint.close(remove=True)
             self.endpoints.remove(endpoint)
 
     def check_sockets(self) -> None:
-        """Bind those sockets again whose file somebody deleted; their children are replaced."""
-        now = self.current
-        lost = [endpoint for endpoint in now.endpoints if endpoint.is_lost()]
-        fresh = {endpoint: self.bound_again(endpoint) for endpoint in lost}
+        """Bind those sockets again whose file somebody deleted; the children are replaced."""
+        fresh = {endpoint: self.bound_again(endpoint) for endpoint in self.current.endpoints if endpoint.is_lost()}
         if any(fresh.values()):
-            self.current = Generation(now.setup, now.server, [fresh.get(old) or old for old in now.endpoints])
+            self.current.endpoints = [fresh.get(old) or old for old in self.current.endpoints]
 
     def bound_again(self, endpoint: Endpoint) -> Endpoint | None:
         """A new socket at the path of one whose file is gone, None if that cannot be."""
@@ -6178,7 +6407,7 @@ class Supervisor:
             endpoint.say_once(f"{spot} is no longer our socket; somebody put another file there")
             return None
         try:
-            fresh = self.opened(endpoint.place, {})
+            fresh = self.opened(endpoint.place, self.current.setup.own)
         except StartError as error:
             endpoint.say_once(f"{spot} was deleted and cannot be bound again: {error}")
             return None
@@ -6188,6 +6417,165 @@ class Supervisor:
     ACTIONS: dict[int, Callable[[Supervisor], None]] = {
         signal.SIGTERM: handle_term, signal.SIGINT: handle_int, signal.SIGQUIT: handle_int,
         signal.SIGHUP: handle_hup, signal.SIGUSR1: handle_usr1}
+
+
+class Loading:
+    """A loader: a process that loads a configuration and forks its children, as the attendant asks over `control`."""
+
+    server: Server
+
+    def __init__(self, attendant: Supervisor, control: Any, report: int):
+        self.attendant, self.control, self.report = attendant, control, report
+
+    def live(self) -> None:
+        """Load, report, and do what is asked until the attendant is gone."""
+        self.leave_attendant()
+        loaded = self.load()
+        with open(self.report, "wb") as report:
+            pickle.dump(loaded, report)
+        gc.collect()
+        gc.freeze()  # what was loaded is never garbage in the children; looking for it would copy its pages
+        verbs: dict[str, Callable] = {"begin": self.begin, "fork": self.fork, "let_go": self.let_go}
+        while not loaded.refused:
+            data, descriptors, _, _ = socket.recv_fds(self.control, 1 << 18, 256)
+            if not data:
+                break
+            verb, arguments = pickle.loads(data)
+            verbs[verb](*arguments, *([descriptors] if descriptors else []))
+        os._exit(EXIT_OK)
+
+    def leave_attendant(self) -> None:
+        """Give up what is the attendant's."""
+        attendant = self.attendant
+        for number in (*attendant.ACTIONS, signal.SIGCHLD):
+            handler = signal.SIG_IGN if number in (signal.SIGINT, signal.SIGHUP) else signal.SIG_DFL
+            original("signal", "signal")(number, handler)
+        original("signal", "signal")(signal.SIGUSR1, lambda number, frame: reopen_logs())  # while plug-ins start
+        signal.set_wakeup_fd(-1)
+        libc().prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+        os.close(attendant.alive_write)
+        for endpoint in attendant.endpoints:
+            endpoint.socket.close()
+        for descriptor in attendant.given.values():
+            os.close(descriptor)
+        for generation in attendant.generations():
+            generation.control.close()
+        set_title("midatagram: loader")
+
+    def load(self) -> Loaded:
+        """Load the configuration; what is wrong with it is in what is returned."""
+        attendant = self.attendant
+        try:
+            setup = attendant.load()
+            self.server = Server(setup, attendant.counters, attendant.processes, attendant.store, attendant.pair,
+                                 attendant.started_s)
+            self.server.attendant_pid = attendant.server.attendant_pid
+        except StartError as error:
+            return Loaded(f"{error}", error.status)
+        except ConfigError as error:
+            return Loaded(f"{error}", EXIT_CONFIG)
+        except BaseException as error:  # whatever a plug-in does, the server that runs goes on
+            log.exception("the configuration cannot be loaded")
+            return Loaded(f"{type(error).__name__}: {error}", EXIT_CONFIG)
+        counters, stats = attendant.counters, setup.registry.stats[0]
+        levels = tuple(counters.column(stat.group, stat.name) for stat in stats if stat.read is None and not stat.resettable)
+        return Loaded(setup=setup._replace(registry=Registry(()), destinations={}), levels=levels,
+                      columns=(counters.columns, counters.room, counters.blocks))
+
+    def begin(self, path: str, lock: list[int]) -> None:
+        """At the first start: log, and be the user, as the attendant does by now; hold its lock of the store's folder."""
+        self.attendant.prepare(self.server.setup)
+        self.server.store.path = path
+
+    def let_go(self) -> None:
+        """The start in the background is over."""
+        self.attendant.starter.close()
+        let_go_of_stderr()
+
+    def fork(self, row: int, rank: int, places: list, descriptors: Iterable[int]) -> None:
+        """Fork a child twice: whose parent ends is given to the attendant, which is told its pid in the process table."""
+        processes = self.attendant.processes
+
+        def between() -> None:
+            try:
+                processes.set(row, pid=forked(lambda: self.be_child(row, rank, places, descriptors)), rank=rank)
+            except OSError as error:
+                self.cannot_fork(row, error)
+            os._exit(EXIT_OK)
+
+        try:
+            original("os", "waitpid")(forked(between), 0)
+        except OSError as error:
+            self.cannot_fork(row, error)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def cannot_fork(self, row: int, error: OSError) -> None:
+        """Give the row back."""
+        log.error("cannot fork: %s", error)
+        self.attendant.processes.set(row, state=Processes.FREE)
+
+    def be_child(self, row: int, rank: int, places: list, descriptors: Iterable[int]) -> None:
+        """The life of a child; does not return."""
+        status, attendant, server = EXIT_OK, self.attendant, self.server
+        try:
+            self.begin_child(row, rank)
+            sockets = map(inherited_socket, descriptors)
+            endpoints = [Endpoint(place, sock, kept) for (place, kept), sock in zip(places, sockets)]
+            set_title(f"midatagram: MI Datagram {rank} {places[0][0].address}")
+            child = Child(server, endpoints, row, rank)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+            server.load_once()
+            server.call_hooks("child_init")
+            child.serve(functools.partial(self.child_serves, row, rank), functools.partial(attendant.tell, rank),
+                        attendant.alive_read)
+        except BaseException as error:  # nothing may pass into the loader's code
+            log.exception("child %d ends", rank)
+            has_started = attendant.processes.get(row, "state") != Processes.STARTING
+            status = EXIT_CRASH if has_started else BOOT_FAILED
+            attendant.tell(rank, "" if has_started else f"{type(error).__name__}: {error}")
+        finally:
+            logging.shutdown()
+            os._exit(status)
+
+    def begin_child(self, row: int, rank: int) -> None:
+        """Be the process of that row."""
+        import gevent
+
+        self.control.close()
+        self.server.become(row)
+        log_as(self.attendant.processes, row)
+        self.attendant.processes.set(row, pid=os.getpid(), rank=rank)
+        watch_parent(self.server.attendant_pid)
+        gevent.reinit()  # a plug-in's init may have run a hub
+        gc.set_threshold(20000, 20, 20)
+
+    def child_serves(self, row: int, rank: int) -> None:
+        """A child serves from now on."""
+        if self.attendant.starter.waits():
+            let_go_of_stderr()
+        self.attendant.processes.set(row, state=Processes.SERVING)
+        self.attendant.tell(rank)
+
+
+def ending(status: int) -> str:
+    """How a process ended, of which waitpid() gives a status."""
+    code = os.waitstatus_to_exitcode(status)
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+
+def inherited_socket(descriptor: int) -> Any:
+    """A socket that another process handed over."""
+    os.set_inheritable(descriptor, False)
+    return original("socket", "socket")(fileno=descriptor)
+
+
+def libc() -> Any:
+    """The C library."""
+    import ctypes
+
+    return ctypes.CDLL(None)
 
 
 def hand_over(endpoint: Endpoint, place: Place) -> None:
@@ -6234,7 +6622,10 @@ def watch_parent(attendant_pid: int) -> None:
 
     PR_SET_PDEATHSIG sends SIGUSR2, whose handler sets an alarm clock that nothing turns off; sent by others it does nothing.
     """
-    import ctypes
+    for _ in range(1000):  # until the process between is gone
+        if os.getppid() == attendant_pid:
+            break
+        original("time", "sleep")(0.001)
 
     def handle(number: int, frame: Any) -> None:
         if os.getppid() != attendant_pid:
@@ -6242,7 +6633,7 @@ def watch_parent(attendant_pid: int) -> None:
 
     original("signal", "signal")(signal.SIGALRM, signal.SIG_DFL)
     original("signal", "signal")(signal.SIGUSR2, handle)
-    ctypes.CDLL(None).prctl(1, signal.SIGUSR2, 0, 0, 0)
+    libc().prctl(PR_SET_PDEATHSIG, signal.SIGUSR2, 0, 0, 0)
 
 
 def set_title(title: str) -> None:
@@ -6259,24 +6650,48 @@ def set_title(title: str) -> None:
 # Strategy: systemd is spoken to if its variables say so, and they are handed
 # on to nobody.
 
+EXTEND_S = 10  # by which a start may take longer than its unit says, again and again
+
 
 class Notifier:
-    """Tells systemd how we are, if it asked to be told; see sd_notify(3)."""
+    """Tells systemd how we are, if it asked to be told, without waiting for it; see sd_notify(3)."""
 
     def __init__(self):
         self.target = os.environ.pop("NOTIFY_SOCKET", "")
         os.environ.pop("WATCHDOG_USEC", None)
+        self.queue: collections.deque[str] = collections.deque(maxlen=16)  # what systemd has no room for yet
+        self.status = ""
 
     def send(self, *lines: str) -> None:
-        """Send states as `NAME=VALUE` lines."""
-        if not self.target:
-            return
+        """Send states as `NAME=VALUE` lines, now or after those that wait."""
+        self.queue.append("\n".join(lines))
         address = "\0" + self.target[1:] if self.target.startswith("@") else self.target
-        try:
-            with original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-                sender.sendto("\n".join(lines).encode(), address)
-        except OSError as error:
-            log.warning("cannot notify %s: %s", self.target, error)
+        while self.queue:
+            try:
+                if self.target:
+                    with original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                        sender.setblocking(False)
+                        sender.sendto(encode(self.queue[0]), address)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                log.warning("cannot notify %s: %s", self.target, error)
+            self.queue.popleft()
+
+    def feed(self, status: str) -> None:
+        """Feed the watchdog, and send a status that is another one; what waits goes first."""
+        if status != self.status:
+            self.status = status
+            self.send(f"STATUS={status}")
+        if not self.queue:
+            self.send("WATCHDOG=1")
+        else:
+            self.send(self.queue.pop())
+
+    def extend(self) -> None:
+        """Ask for more time to start."""
+        if not self.queue:
+            self.send(f"EXTEND_TIMEOUT_USEC={EXTEND_S * 1000000}")
 
 
 def given_descriptors() -> range:
@@ -6731,6 +7146,17 @@ def is_running(options) -> bool:
         return False
 
 
+def status_lines(options) -> Iterator[str]:
+    """What the server of this configuration wrote about itself, if we may read it."""
+    place = str(socket_of(options))
+    for path in [path for run in run_places() if run for path in pathlib.Path(run).glob("midatagram-*/status")]:
+        with contextlib.suppress(OSError, ValueError):
+            pid, started_s, status, places = json.loads(path.read_text())
+            if place in places and os.path.exists(f"/proc/{pid}"):
+                yield f"pid {pid}, uptime {time.time() - started_s:.0f} s"
+                yield from status.split("; ")
+
+
 PID_TRIES = 20
 
 
@@ -6869,44 +7295,79 @@ def let_go(*descriptors: int) -> None:
     os.close(null)
 
 
-def go_background() -> int:
-    """Fork twice, away from the terminal; the first process waits and exits as the start ends.
+class Starter:
+    """The process that started us in the background and waits for an exit status; -1: there is none."""
 
-    Gives a descriptor that takes the exit status once it is known; until then stderr stays, for what goes wrong.
-    """
-    read, write = os.pipe()
-    fork = original("os", "fork")
-    pid = fork()
-    if pid:
-        os.close(write)
-        told = b""
-        try:  # whatever happens here, the pid file is the server's
-            with contextlib.suppress(ChildProcessError):  # who started us ignores SIGCHLD
-                original("os", "waitpid")(pid, 0)
-            told = os.read(read, 1)
-        finally:
-            os._exit(told[0] if told else EXIT_CRASH)
-    os.setsid()
-    if fork():
-        os._exit(0)
-    os.close(read)
-    let_go(0, 1)
-    return write
+    def __init__(self):
+        self.descriptor = -1
+
+    def waits(self) -> bool:
+        """Whether it waits."""
+        return self.descriptor >= 0
+
+    def tell(self, status: int) -> None:
+        """Have it end with that exit status."""
+        if self.waits():
+            with contextlib.suppress(BrokenPipeError):  # it did not wait
+                os.write(self.descriptor, bytes([status]))
+            self.close()
+
+    def close(self) -> None:
+        """Do not tell it anything."""
+        os.close(self.descriptor)
+        self.descriptor = -1
+
+    def leave(self) -> None:
+        """Fork twice, away from the terminal; the first process waits, and exits as the start ends.
+
+        stderr stays until then, for what goes wrong.
+        """
+        read, write = os.pipe()
+        fork = original("os", "fork")
+        pid = fork()
+        if pid:
+            os.close(write)
+            status = b""
+            try:  # whatever happens here, the pid file is the server's
+                with contextlib.suppress(ChildProcessError):  # who started us ignores SIGCHLD
+                    original("os", "waitpid")(pid, 0)
+                status = os.read(read, 1)
+            finally:
+                os._exit(status[0] if status else EXIT_CRASH)
+        os.setsid()
+        if fork():
+            os._exit(0)
+        os.close(read)
+        let_go(0, 1)
+        self.descriptor = write
 
 
-def serve(options) -> int:
+def serve(options, starter: Starter) -> int:
     """Check, open, serve; returns the exit status."""
     if options.status or options.if_not_running:
         running = is_running(options)
         if options.status:
-            print("running" if running else "not running")
+            print("\n".join(["running", *status_lines(options)] if running else ["not running"]))
             return EXIT_OK if running else EXIT_NOT_RUNNING
         if running:
             return EXIT_OK
     if options.background:
         close_inherited()
     load_packages()
-    started_s, processes = time.time(), Processes()
+    given = given_sockets()
+    if options.background and not options.check:
+        starter.leave()
+    try:
+        return start(options, starter, given)
+    except StartError as error:  # another one was a little earlier
+        if options.if_not_running and error.status in (EXIT_RUNNING, EXIT_IN_USE) and is_running(options):
+            return EXIT_OK
+        raise
+
+
+def start(options, starter: Starter, given: dict) -> int:
+    """Load the configuration, open everything, then serve until a signal stops it; returns the exit status."""
+    processes, started_s = Processes(), time.time()
     figures = functools.partial(core_stats, processes, started_s)
 
     def load() -> Setup:
@@ -6914,39 +7375,25 @@ def serve(options) -> int:
         return Loader(options.file or (default_configuration() if not options.socket else "-s"),
                       options.plugins, figures).load(directives)
 
-    setup = load()
+    def prepare(setup: Setup) -> None:
+        start_logging(setup, processes, options)
+        drop_privileges(options)
+
+    supervisor = Supervisor(load, prepare, processes, started_s, starter, given)
+    setup = supervisor.load_first()
     if options.check:
-        for level, text in setup.notes:
-            print(f"{logging.getLevelName(level)}: {text}")
-        warned = any(level >= logging.WARNING for level, _ in setup.notes)
-        print(f"{setup.path}: OK{', with the warnings above' if warned else ''}")
-        return EXIT_OK
-    try:
-        return start(options, setup, load, processes, started_s)
-    except StartError as error:  # another one was a little earlier
-        if options.if_not_running and error.status in (EXIT_RUNNING, EXIT_IN_USE) and is_running(options):
-            return EXIT_OK
-        raise
-
-
-def start(options, setup: Setup, load: Callable[[], Setup], processes: Processes, started_s: float) -> int:
-    """Open everything, then serve until a signal stops it; returns the exit status."""
+        return report(setup)
     pidfile = PidFile(options.pidfile) if options.pidfile else None
-    given = given_sockets()
     if pidfile:
         pidfile.lock()
-    supervisor = Supervisor(setup, load, processes, started_s)
     try:
         start_logging(setup, processes, options)
-        supervisor.open(given)
+        supervisor.open()
         drop_privileges(options)
         supervisor.make_store()
-        if options.background:
-            supervisor.starter = go_background()
         if pidfile:
             pidfile.write(f"{os.getpid()}")
         log_notes(setup)
-        set_title("midatagram: attendant")
         if "setproctitle" not in sys.modules:
             log.warning("setproctitle is missing, processes have no titles; %s", PACKAGES)
         return supervisor.run()
@@ -6954,6 +7401,15 @@ def start(options, setup: Setup, load: Callable[[], Setup], processes: Processes
         supervisor.close()
         if pidfile:
             pidfile.remove()
+
+
+def report(setup: Setup) -> int:
+    """Print what a check says of a configuration that could be loaded; returns the exit status."""
+    for level, text in setup.notes:
+        print(f"{logging.getLevelName(level)}: {text}")
+    warned = any(level >= logging.WARNING for level, _ in setup.notes)
+    print(f"{setup.path}: OK{', with the warnings above' if warned else ''}")
+    return EXIT_OK
 
 
 def open_standard_streams() -> None:
@@ -6978,19 +7434,21 @@ def flush_standard_streams() -> None:
 def main(argv: list[str]) -> int:
     """Run the command line; returns the exit status."""
     open_standard_streams()
+    starter, status = Starter(), EXIT_CRASH
     try:
-        if argv and argv[0] == "call":
-            return call(argv[1:])
-        return serve(server_parser().parse_args(argv))
+        is_client = argv and argv[0] == "call"
+        status = call(argv[1:]) if is_client else serve(server_parser().parse_args(argv), starter)
     except (ConfigError, StartError) as error:
         print(f"midatagram: {error}", file=sys.stderr)
-        return error.status if isinstance(error, StartError) else EXIT_CONFIG
+        status = error.status if isinstance(error, StartError) else EXIT_CONFIG
     except KeyboardInterrupt:
-        return 130
+        status = 130
     except BrokenPipeError:
-        return EXIT_CRASH
+        pass
     finally:
         flush_standard_streams()
+        starter.tell(status)
+    return status
 
 
 def __getattr__(name: str) -> Any:

@@ -471,6 +471,7 @@ def patient(ctx):
 def late(ctx):
     """Be too late."""
     gevent.sleep(1)
+    return mi.Reply()
 ''')
     server = start('loadmodule "later.so"\nmodparam("midatagram", "handler_timeout", 200)', "-p", str(tmp_path))
     assert server.ask(b":later:\n") == b"202 Accepted\n\n"

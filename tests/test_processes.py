@@ -47,8 +47,8 @@ def test_ps_and_titles_tell_what_each_process_is(start):
     assert lines == [f"Process::  ID=0 PID={server.pid} Type=attendant", f"Process::  ID=1 PID={first} Type=MI Datagram",
                      f"Process::  ID=2 PID={second} Type=MI Datagram"]
     titles = {pid: open(f"/proc/{pid}/cmdline").read().strip("\0") for pid in (server.pid, first, second)}  # noqa: SIM115
-    assert titles == {server.pid: "midatagram: attendant", first: "midatagram: MI Datagram 1",
-                      second: "midatagram: MI Datagram 2"}
+    assert titles == {server.pid: f"midatagram: attendant {server.place}", first: f"midatagram: MI Datagram 1 {server.place}",
+                      second: f"midatagram: MI Datagram 2 {server.place}"}
 
 
 @pytest.mark.parametrize("written, mode", [("", 0o660), ("0666", 0o666), ("0600", 0o600), ("384", 0o600)])
