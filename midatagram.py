@@ -15,13 +15,14 @@ it, from opensips-style modparam lines. Data flows one way, from the top of this
     bytes -> Request -> Command -> Reply -> bytes
 
     PART ONE - what a datagram means          PART TWO - where datagrams come from
-     1 Errors            6 Declarations       10 Shared state    15 Canned replies   20 Child
-     2 Values            7 Registry           11 Logging         16 Core commands    21 Supervisor
-     3 Reading           8 Answering          12 Events          17 Tracing          22 systemd
-     4 Writing           9 Configuration      13 Access          18 Sockets          23 Client
-     5 Converters                             14 Plug-ins        19 Outbox           24 Command line
+     1 Errors            6 Declarations       10 Shared state    15 Core commands    19 Child
+     2 Values            7 Registry           11 Logging         16 Tracing          20 Supervisor
+     3 Reading           8 Answering          12 Events          17 Sockets          21 systemd
+     4 Writing           9 Configuration      13 Access          18 Outbox           22 Command line
+     5 Converters                             14 Plug-ins
 
-A plug-in imports this file as `midatagram` and uses what `__all__` names.
+A plug-in imports this file as `midatagram` and uses what `__all__` names. `midatagram.py NAME ...` runs plugins/NAME.py,
+if that has a main(): so the client `call` is one.
 """
 
 from __future__ import annotations
@@ -62,7 +63,11 @@ __all__ = [  # what plug-ins may use
     # what is remembered, files, and the standard library as it was before gevent
     "Memo", "VALUE_BYTES", "open_to_append", "original", "AsyncResult",  # noqa: F822 - see __getattr__()
     # other servers, tests
-    "ask", "Trial",
+    "ask", "Trial", "Address", "LIMIT",
+    # files of a plug-in's own format
+    "Module", "ConfigError", "ParseError", "read_source", "line_of", "nearest", "BAD_PARAMETER", "WRONG_COUNT",
+    # tools: a plug-in with main(argv)
+    "StartError", "EXIT_OK", "EXIT_CRASH", "EXIT_USAGE", "EXIT_NOT_RUNNING", "socket_of",
 ]
 
 ###############################################################################
@@ -775,6 +780,23 @@ def json_nodes(value: Any) -> list[Node]:
     if isinstance(value, dict):
         return [node for name, item in value.items() for node in named_nodes(name, item)]
     return named_nodes(None, value)
+
+
+def read_tree(text: str) -> list[Node]:
+    """The MI tree that a text reply shows: a TAB per level, `NAME:: VALUE`, attributes behind a second blank."""
+    levels: list[list] = [[]]
+    for line in text.split("\n") if text else []:
+        bare = line.lstrip("\t")
+        name, colons, rest = bare.partition(":: ")
+        attributes = []
+        if colons and rest.startswith(" "):
+            attributes = [tuple(item.split("=", 1)) for item in re.split(r" (?=[^\s=]+=)", rest[1:]) if "=" in item]
+        value = None if attributes else (rest or None) if colons else bare
+        depth = min(len(line) - len(bare), len(levels) - 1)
+        del levels[depth + 1:]
+        levels.append([])
+        levels[depth].append(Node(name if colons else None, value, tuple(attributes), levels[-1]))
+    return levels[0]
 
 
 def named_nodes(name: str | None, value: Any) -> list[Node]:
@@ -2362,7 +2384,6 @@ class ConfigReader:
 import _socket
 import argparse
 import bisect
-import cmd
 import collections
 import contextlib
 import errno
@@ -2378,7 +2399,6 @@ import os
 import pickle
 import pwd
 import random
-import shlex
 import shutil
 import signal
 import socket
@@ -3820,9 +3840,9 @@ def numbers_of(names: Iterable, look_up: Callable) -> Iterator[int]:
 # 14. Plug-ins ################################################################
 ###############################################################################
 # Strategy: a plug-in becomes a Module, whichever of its two forms it has: a
-# Python file, whose names are collected, or a file of canned replies, see
-# section 15. Sources are compiled here and come from no cache and not from
-# sys.modules, so a reload is really new.
+# Python file, whose names are collected, or a file of canned replies, which
+# the plug-in canned_replies reads. Sources are compiled here and come from no
+# cache and not from sys.modules, so a reload is really new.
 
 SUFFIXES = (".py", ".conf")
 HERE = os.path.dirname(os.path.realpath(__file__))
@@ -3847,20 +3867,25 @@ class Setup(NamedTuple):
 
 def load_plugin(path: str) -> Module:
     """A plug-in file as a Module; ConfigError."""
-    return load_canned(path) if path.endswith(".conf") else load_python(path)
+    if path.endswith(".conf"):
+        reader = find_plugin("canned_replies", [BESIDE])
+        if reader is None:
+            raise ConfigError(path, 0, f"to read canned replies, canned_replies.py is needed in {BESIDE}")
+        return import_plugin(reader).read_file(path)
+    namespace = import_plugin(path)
+    own = {key: value for key, value in vars(namespace).items()
+           if not callable(value) or getattr(value, "__module__", namespace.__name__) == namespace.__name__}
+    return Module(pathlib.Path(path).stem, own, path, functools.partial(line_of, read_source(path)))
 
 
-def load_python(path: str) -> Module:
-    """A Python plug-in as a Module; ConfigError."""
-    source, name = read_source(path), pathlib.Path(path).stem
-    namespace = types.ModuleType(f"{PLUGIN_PREFIX}{name}")
+def import_plugin(path: str) -> Any:
+    """The namespace that a Python plug-in makes; ConfigError."""
+    namespace = types.ModuleType(f"{PLUGIN_PREFIX}{pathlib.Path(path).stem}")
     namespace.__file__ = path
     sys.modules[namespace.__name__] = namespace  # where dataclasses and pickle look for it
     with plugin_code(path):
-        exec(compile(source, path, "exec", dont_inherit=True), vars(namespace))
-    own = {key: value for key, value in vars(namespace).items()
-           if not callable(value) or getattr(value, "__module__", namespace.__name__) == namespace.__name__}
-    return Module(name, own, path, functools.partial(line_of, source))
+        exec(compile(read_source(path), path, "exec", dont_inherit=True), vars(namespace))
+    return namespace
 
 
 @contextlib.contextmanager
@@ -3898,17 +3923,18 @@ def open_roots(path: str, flags: int) -> int:
 def check_step(path: str, folder: int, step: int) -> None:
     """For walk(): refuse what is not root's, and folders that others can write; ConfigError.
 
-    A sticky folder, as /tmp, will do before the last one: from there nobody can take away a folder of root's.
+    A sticky folder, as /tmp, will do before the last one: from there nobody can take away a folder of root's. Who owns
+    this script is trusted as root is, who runs it.
     """
-    outer, inner = os.fstat(folder), os.fstat(step)
+    outer, inner, trusted = os.fstat(folder), os.fstat(step), (0, os.stat(__file__).st_uid)
     sticky = outer.st_mode & S_ISVTX
-    if outer.st_uid or (outer.st_mode & 0o022 and not (sticky and S_ISDIR(inner.st_mode))):
+    if outer.st_uid not in trusted or (outer.st_mode & 0o022 and not (sticky and S_ISDIR(inner.st_mode))):
         name = name_of(folder)
         what, mend = f"its folder {name}", "move it to another" if sticky else f"mend: chown root {name}; chmod go-w {name}"
-    elif S_ISLNK(inner.st_mode) and inner.st_uid:
+    elif S_ISLNK(inner.st_mode) and inner.st_uid not in trusted:
         name = name_of(step)
         what, mend = f"its link {name}", f"mend: chown -h root {name}"
-    elif S_ISREG(inner.st_mode) and (inner.st_uid or inner.st_mode & 0o022):
+    elif S_ISREG(inner.st_mode) and (inner.st_uid not in trusted or inner.st_mode & 0o022):
         what, mend = "it", f"mend: chown root {name_of(step)}; chmod go-w {name_of(step)}"
     else:
         return
@@ -4133,129 +4159,9 @@ def account_numbers(account: str | int | None, look_up: Callable, where: Where, 
     return entry[2], getattr(entry, "pw_gid", -1)
 
 
-###############################################################################
-# 15. Canned replies ##########################################################
-###############################################################################
-# Strategy: a ConfigObj file, checked against a specification, holds replies
-# written down beforehand. Each section becomes a tagged function, so that its
-# command differs from a Python one in nothing.
-
-CANNED_KEYS = """
-arguments = force_list(default=None)
-code = integer(min=0, max=4294967295, default=200)
-reason = string(default="OK")
-reply = string(default="")
-json = string(default="")
-delay = integer(min=0, max=86400000, default=0)
-"""
-CANNED_SPEC = f'[__many__]\nhelp = string(default=""){CANNED_KEYS}[[__many__]]{CANNED_KEYS}'
-
-
-class Canned(NamedTuple):
-    """One canned reply: the patterns of its arguments (None: any arguments), its delay in ms."""
-
-    patterns: list[re.Pattern] | None
-    reply: Reply
-    delay_ms: int
-
-    def fits(self, values: tuple) -> bool:
-        """Whether the arguments match the patterns, one each."""
-        return self.patterns is None or (len(values) == len(self.patterns) and all(
-            pattern.fullmatch(value) for pattern, value in zip(self.patterns, values)))
-
-
-def load_canned(path: str) -> Module:
-    """A file of canned replies as a Module; ConfigError."""
-    import configobj
-
-    text = read_source(path)
-    spec = configobj.ConfigObj(CANNED_SPEC.splitlines(), interpolation=False, list_values=False, _inspec=True)
-    try:
-        content = configobj.ConfigObj(text.split("\n"), configspec=spec, interpolation=False, raise_errors=True)
-    except configobj.ConfigObjError as error:
-        what = str(error).split(" at line")[0]
-        form = "; the form is KEY = VALUE, and several lines stand between ''' and '''" if "Invalid line" in what else ""
-        raise ConfigError(path, error.line_number or 0, f"{what}{form}") from None
-    check_canned(content, path, text)
-    return Module(pathlib.Path(path).stem, {name: canned_command(content[name], path, text) for name in content.sections}, path)
-
-
-def check_canned(content: Any, path: str, text: str) -> None:
-    """Check the values of a ConfigObj against its specification, then its keys; ConfigError."""
-    import configobj
-
-    try:
-        from configobj.validate import Validator
-    except ImportError:  # before configobj 5.0.9
-        from validate import Validator
-
-    results = content.validate(Validator(), preserve_errors=True)
-    for sections, key, problem in configobj.flatten_errors(content, results):
-        form = f"; the form is {key} = NUMBER" if key in ("code", "delay") else ""
-        raise ConfigError(path, line_of(text, key or f"[{sections[-1]}"), f"{'/'.join(sections)}: {key}: {problem}{form}")
-    for sections, name in configobj.get_extra_values(content):
-        kind, keys = "section" if sections else "command", content.configspec["__many__"].scalars
-        raise ConfigError(path, line_of(text, name), f'"{name}" is no key of a {kind}; '
-                                                     f"keys are {', '.join(keys)}{nearest(name, keys)}")
-
-
-def canned_command(section: Any, path: str, text: str) -> Callable:
-    """The handler of a command: the first case whose patterns fit answers. ConfigError."""
-    cases = [canned_case(section[name], path, text) for name in section.sections]
-    if not cases or set(section.scalars) - set(section.defaults) - {"help"}:  # the command's own keys, after its cases
-        cases.append(canned_case(section, path, text))
-
-    def answer(ctx, *arguments):
-        case = next((case for case in cases if case.fits(arguments)), None)
-        if case is None:
-            counts = [len(case.patterns or ()) for case in cases]
-            raise BAD_PARAMETER if len(arguments) in counts else WRONG_COUNT
-        if case.delay_ms:
-            time.sleep(case.delay_ms / 1000)
-        return case.reply
-
-    function = command(section.name, help=section["help"], pure=not any(case.delay_ms for case in cases),
-                       json=JsonForm(nameless=True))(answer)
-    return tagged(function, mi_line=line_of(text, f"[{section.name}]"))
-
-
-def canned_case(section: Any, path: str, text: str) -> Canned:
-    """One case of a command; its text becomes a node as it is, so the wire has just these bytes. ConfigError."""
-    arguments = section["arguments"]
-    try:
-        patterns = None if arguments is None else [re.compile(pattern, re.S) for pattern in arguments]
-    except re.error as error:
-        raise ConfigError(path, line_of(text, "arguments"), f"arguments of {section.name}: not a pattern: {error}") from None
-    body = section["reply"].removeprefix("\n").removesuffix("\n")
-    try:
-        result = read_json(encode(section["json"])) if section["json"] else None
-    except ParseError as error:
-        raise ConfigError(path, line_of(text, "json"), f"json of {section.name}: not JSON: {error}") from None
-    if result is None and section["code"] // 100 == 2:
-        result = json_tree(read_tree(body), NO_FORM, "OK")
-    nodes = (Node(None, body),) if body else ()
-    return Canned(patterns, Reply(section["code"], section["reason"], nodes, result=result), section["delay"])
-
-
-def read_tree(text: str) -> list[Node]:
-    """The MI tree that a text reply shows: a TAB per level, `NAME:: VALUE`, attributes behind a second blank."""
-    levels: list[list] = [[]]
-    for line in text.split("\n") if text else []:
-        bare = line.lstrip("\t")
-        name, colons, rest = bare.partition(":: ")
-        attributes = []
-        if colons and rest.startswith(" "):
-            attributes = [tuple(item.split("=", 1)) for item in re.split(r" (?=[^\s=]+=)", rest[1:]) if "=" in item]
-        value = None if attributes else (rest or None) if colons else bare
-        depth = min(len(line) - len(bare), len(levels) - 1)
-        del levels[depth + 1:]
-        levels.append([])
-        levels[depth].append(Node(name if colons else None, value, tuple(attributes), levels[-1]))
-    return levels[0]
-
 
 ###############################################################################
-# 16. Core commands ###########################################################
+# 15. Core commands ###########################################################
 ###############################################################################
 # Strategy: the commands of OpenSIPS' own core, written with the tags that any
 # plug-in uses, in the order OpenSIPS registers them. Their error texts are
@@ -4839,7 +4745,7 @@ def built_in_modules() -> list[Module]:
 
 
 ###############################################################################
-# 17. Tracing #################################################################
+# 16. Tracing #################################################################
 ###############################################################################
 # Strategy: what is traced is put into a bounded queue, which costs a reply
 # next to nothing. A greenlet per destination and child writes it in batches.
@@ -4978,7 +4884,7 @@ class Tracer:
 
 
 ###############################################################################
-# 18. Sockets #################################################################
+# 17. Sockets #################################################################
 ###############################################################################
 # Strategy: the attendant binds and checks; children read, and reply from the
 # bound socket, so that connected clients hear us too. A socket's file has its
@@ -5203,7 +5109,7 @@ def give_file(sock: Any, place: Place, identity: tuple | None = None) -> tuple |
 
 
 ###############################################################################
-# 19. Outbox ##################################################################
+# 18. Outbox ##################################################################
 ###############################################################################
 # Strategy: the kernel charges what a client has not read to the socket that
 # sent it. So a client that is behind or gets a large reply is a Peer: it is
@@ -5429,7 +5335,7 @@ def shown_address(address: Any) -> str:
 
 
 ###############################################################################
-# 20. Child ###################################################################
+# 19. Child ###################################################################
 ###############################################################################
 # Strategy: a pool of parked greenlets. When a socket is readable the hub
 # switches to an idle one, which receives datagrams until there are none and
@@ -5755,7 +5661,7 @@ def answers_of(server: Server, access: Access, **callbacks: Any) -> Answers:
 
 
 ###############################################################################
-# 21. Supervisor ##############################################################
+# 20. Supervisor ##############################################################
 ###############################################################################
 # Strategy: the attendant keeps children alive and does nothing else. It runs
 # no code of a plug-in and no hub: each configuration is loaded in a process of
@@ -6645,7 +6551,7 @@ def set_title(title: str) -> None:
 
 
 ###############################################################################
-# 22. systemd #################################################################
+# 21. systemd #################################################################
 ###############################################################################
 # Strategy: systemd is spoken to if its variables say so, and they are handed
 # on to nobody.
@@ -6713,309 +6619,9 @@ def given_sockets() -> dict:
     return found
 
 
-###############################################################################
-# 23. Client ##################################################################
-###############################################################################
-# Strategy: `call` asks a server as any other client does, and learns its
-# commands from `which` and `help`. A terminal gets a prompt; a pipe gets plain
-# lines.
-
-
-def ask(place: Address | str, request: bytes, timeout_s: float) -> bytes:
-    """Send a request to a server, at a UNIX path or udp:HOST:PORT, and return its reply; OSError (TimeoutError) when none comes.
-
-    Each request has a socket of its own, so a late reply is never mistaken for the next one.
-    """
-    place = address(place) if isinstance(place, str) else place
-    family, target = socket.AF_UNIX, place.host
-    if place.port is not None:
-        family, _, _, _, target = preferred(socket.getaddrinfo(place.host, place.port, type=socket.SOCK_DGRAM))
-    with socket.socket(family, socket.SOCK_DGRAM) as client:
-        client.settimeout(timeout_s)
-        if place.port is None:
-            client.bind("")  # an abstract address leaves no file behind
-        client.connect(target)  # so that the kernel reports refusals, and nobody else can answer
-        client.send(request)
-        return client.recv(1 << 20)
-
-
-class Client:
-    """Asks one server in one dialect, and prints its replies."""
-
-    def __init__(self, place: Address, timeout_s: float, json_rpc: bool):
-        self.place, self.timeout_s, self.json_rpc = place, timeout_s, json_rpc
-
-    def ask(self, words: list[str], most_s: float = inf) -> tuple[str, bool]:
-        """The reply to COMMAND [ARG...] as it is shown, and whether it is a success. OSError, ValueError.
-
-        most_s: wait no longer than this, even if the time-out is longer.
-        """
-        arguments = [split_argument(word) for word in words[1:]]
-        request = (json_request if self.json_rpc else write_request)(words[0], arguments)
-        reply = decode(ask(self.place, request, min(self.timeout_s, most_s)))
-        return shown_json(reply) if self.json_rpc else (reply, re.match(r"2\d\d ", reply) is not None)
-
-    def run(self, command: list[str] | str) -> int:
-        """Send a command, its words or a line quoted as in a shell; print the reply, or one line for none; return the status."""
-        try:
-            words = shlex.split(command) if isinstance(command, str) else command
-            if not words:
-                return EXIT_OK
-            text, success = self.ask(words)
-        except OSError as error:
-            print(f"midatagram: no reply from {self.place}: {error.strerror or error}", file=sys.stderr, flush=True)
-            return EXIT_NOT_RUNNING
-        except ValueError as error:
-            print(f"midatagram: {error}", file=sys.stderr, flush=True)
-            return EXIT_USAGE
-        show(text)
-        return EXIT_OK if success else EXIT_CRASH
-
-    def run_lines(self, lines: Iterable[bytes]) -> int:
-        """Run lines up to the last one or `quit`; return the status of the last that failed."""
-        status = EXIT_OK
-        for line in itertools.takewhile(lambda line: line.strip() != b"quit", lines):
-            status = self.run(decode(line)) or status
-        return status
-
-    def repeat(self, words: list[str], count: float, pause_s: float) -> int:
-        """Send a command `count` times or until Ctrl-C, print replies and a summary; return 0 when no reply was lost."""
-        times_ms: list[float] = []
-        sent, start_s = 0, time.monotonic()
-        with contextlib.suppress(KeyboardInterrupt):
-            while sent < count:
-                time.sleep(max(0.0, start_s + sent * pause_s - time.monotonic()))
-                asked_s = time.monotonic()
-                status = self.run(words)
-                if status == EXIT_USAGE:
-                    return status
-                sent += 1  # one that Ctrl-C cut short is neither received nor lost
-                if status != EXIT_NOT_RUNNING:
-                    times_ms.append((time.monotonic() - asked_s) * 1000)
-        show(summary(sent, sorted(times_ms)))
-        return EXIT_OK if sent == len(times_ms) else EXIT_NOT_RUNNING
-
-
-def show(text: str) -> None:
-    """Print a text with the very bytes it was decoded from."""
-    sys.stdout.buffer.write(encode(text))
-    sys.stdout.flush()
-
-
-def summary(sent: int, times_ms: list[float]) -> str:
-    """The end of `--repeat`: how many requests were sent, how many got no reply, and the sorted times of the others."""
-    received = len(times_ms)
-    lost = sent - received
-    text = f"--- {sent} sent, {received} received, {lost} lost ({100 * lost / max(sent, 1):.0f}%)\n"
-    if received:
-        p50, p99 = (times_ms[-(-received * percent // 100) - 1] for percent in (50, 99))
-        text += f"--- ms: p50 {p50:.2f}, p99 {p99:.2f}, min {times_ms[0]:.2f}, max {times_ms[-1]:.2f}\n"
-    return text
-
-
-def split_argument(text: str) -> tuple[str | None, str | None]:
-    """`name=value` of the command line as (name, value); other text is a value alone."""
-    match = re.fullmatch(r"([A-Za-z_][\w.-]*)=(.*)", text, re.S)
-    return (match.group(1), match.group(2)) if match else (None, text)
-
-
-def json_request(name: str, arguments: list[tuple]) -> bytes:
-    """The JSON-RPC request for a command; params by name when all arguments have one. ValueError if it is too long."""
-    params: Any = [json_argument(value if key is None else f"{key}={value}") for key, value in arguments]
-    if arguments and all(key is not None for key, _ in arguments):
-        params = {key: json_argument(value) for key, value in arguments}
-    message = {"jsonrpc": "2.0", "id": 1, "method": name, **({"params": params} if arguments else {})}
-    request = encode(json.dumps(message, ensure_ascii=False))
-    if len(request) > LIMIT:
-        raise ValueError(f"the request has {len(request)} bytes, {LIMIT} is the most")
-    return request
-
-
-def json_argument(text: str):
-    """An argument as a JSON value: an array or object where it is written as one, else the text itself."""
-    if text.startswith(("[", "{")):
-        with contextlib.suppress(ValueError, RecursionError):
-            return json.loads(text)
-    return text
-
-
-def shown_json(reply: str) -> tuple[str, bool]:
-    """The result of a JSON-RPC reply, or its error, indented, and whether it is a result; what is no JSON as received."""
-    try:
-        message = json.loads(reply)
-    except (ValueError, RecursionError):
-        return reply, False
-    success = isinstance(message, dict) and "result" in message
-    text = json.dumps(message["result"] if success else message, indent=2, ensure_ascii=False)
-    return decode(text.encode("utf-8", "backslashreplace")) + "\n", success
-
-
-# What the prompt completes. The patterns fit the replies of both dialects as they
-# are shown: `Process::  ID=1 PID=77`, and `"PID": 77`.
-
-HISTORY_LINES = 1000
-COMPLETION_S = 1.0  # TAB waits no longer for the server
-COMMAND_NAMES = (("which",), r'(?m)^\s*"?([^\s",\[\]{}]+)"?,?$')
-SIGNATURE = r'Help"?::? "?(.*?) - '
-VALUES = {  # parameter: the command that lists its values, and where they are in its reply
-    "statistics": (("list_statistics",), r'([\w.-]+:[\w.-]+)(?=::|")'),
-    "event": (("events_list",), r"\b(E_\w+)"),
-    "pid": (("ps",), r'PID"?[=:] ?(\d+)'),
-    "mi_cmd": COMMAND_NAMES,
-    "command": COMMAND_NAMES,
-}
-
-
-def history_file() -> str:
-    """The file of the prompt's history: of a home that is another user's, as sudo may leave it, none is used; OSError."""
-    home = os.path.expanduser("~")
-    return os.path.join(home, ".midatagram_history") if os.stat(home).st_uid == os.geteuid() else os.devnull
-
-
-class Prompt(cmd.Cmd):
-    """Reads commands from a terminal, with history and completion where Python has readline."""
-
-    prompt = "midatagram> "
-
-    def __init__(self, client: Client):
-        super().__init__()
-        self.client = client
-        self.listed = functools.lru_cache(self.list_values)  # for one line: the next one sees a reload or a restart
-        with contextlib.suppress(ImportError, OSError):
-            import readline
-
-            readline.set_completer_delims(" \t\n=")
-            if "libedit" in (readline.__doc__ or ""):  # some builds of Python have it instead
-                readline.parse_and_bind("bind ^I rl_complete")
-            readline.set_history_length(HISTORY_LINES)
-            readline.read_history_file(history_file())
-
-    def run(self) -> int:
-        """Answer what is typed until `quit` or Ctrl-D; Ctrl-C drops a line, or ends the wait for a reply."""
-        while True:
-            try:
-                self.cmdloop()
-                return EXIT_OK
-            except KeyboardInterrupt:
-                print()
-
-    def onecmd(self, line: str) -> bool:
-        """Run a line; True ends the prompt. The history is written at once, for a lost connection ends the process."""
-        if line == "EOF":
-            print()
-        if line.strip() in ("quit", "EOF"):
-            return True
-        with contextlib.suppress(ImportError, OSError):
-            import readline
-
-            readline.write_history_file(history_file())
-        try:
-            self.client.run(line)
-        except KeyboardInterrupt:
-            print("\nmidatagram: interrupted", file=sys.stderr, flush=True)
-        self.listed.cache_clear()
-        return False
-
-    def list_values(self, words: tuple, pattern: str) -> list[str]:
-        """What a pattern matches in the reply to a command; nothing without a successful one."""
-        try:
-            text, success = self.client.ask(list(words), COMPLETION_S)
-        except (OSError, ValueError):
-            return []
-        return re.findall(pattern, text) if success else []
-
-    def parameters(self, command: str) -> list[tuple[str, bool]]:
-        """(name, whether it may be repeated) of each parameter, from `help COMMAND`."""
-        signature = "".join(self.listed(("help", command), SIGNATURE)[:1])
-        return [(word.strip("[].").lower(), "..." in word) for word in signature.split()[1:]]
-
-    def values(self, parameter: str) -> list[str]:
-        """The values the server lists for a parameter."""
-        return [f"{value} " for value in self.listed(*VALUES[parameter])] if parameter in VALUES else []
-
-    def candidates(self, before: str) -> list[str]:
-        """All that may follow the text of a line."""
-        words = before.split()
-        if not words:
-            return [f"{name} " for name in [*self.listed(*COMMAND_NAMES), "quit"]]
-        if before.endswith("="):
-            return self.values(words[-1][:-1])
-        parameters = self.parameters(words[0])
-        at = len(words) - 1
-        here = parameters[at:at + 1] or [pair for pair in parameters[-1:] if pair[1]]
-        named = here  # the text dialect goes by position, whatever the names are
-        if self.client.json_rpc:
-            used = {word.partition("=")[0] for word in words[1:]}
-            named = [pair for pair in parameters if pair[0] not in used]
-        return [*(value for name, _ in here for value in self.values(name)), *(f"{name}=" for name, _ in named)]
-
-    def completenames(self, text: str, *where: Any) -> list[str]:
-        """The candidates that start with the text; where: the line, and where the text begins and ends."""
-        line, begin, _ = where
-        return [word for word in self.candidates(line[:begin]) if word.startswith(text)]
-
-    completedefault = complete_help = completenames
-
-
-def call(argv: list[str]) -> int:
-    """`midatagram.py call`: send a request, print the reply; 0 for a success, 1 for an error, 3 for no reply."""
-    options = call_parser().parse_intermixed_args(argv)
-    place = options.socket or socket_of(options)
-    if place.port is None and re.fullmatch(r"[^/]+:[0-9]+", place.host) and not os.path.exists(place.host):
-        raise StartError(EXIT_USAGE, f"there is no {place}; a UDP socket is written udp:{place}")
-    client, words = Client(place, options.timeout, options.json), [options.command, *options.arguments]
-    try:
-        if options.command is None:
-            return Prompt(client).run() if sys.stdin.isatty() and sys.stdout.isatty() else client.run_lines(sys.stdin.buffer)
-        if options.count or options.every:
-            return client.repeat(words, options.count or inf, options.every or 1.0)
-        return client.run(words)
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # a full disk under standard output
-        raise StartError(EXIT_CRASH, str(error.strerror)) from None
-
-
-def argument(converter: Callable) -> Callable:
-    """A converter as the parsers want it, which then show what is wrong."""
-
-    def convert(text: str) -> Any:
-        try:
-            return converter(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return convert
-
-
-def seconds(text: str) -> float:
-    """Converter: seconds, more than none and at most 1e6."""
-    if not 0 < float(text) <= 1e6:
-        raise ValueError("takes seconds, more than 0 and at most 1000000")
-    return float(text)
-
-
-def call_parser() -> argparse.ArgumentParser:
-    """The command line of `call`."""
-    parser = argparse.ArgumentParser(
-        "midatagram.py call", description="Send an MI command to a server and print its reply. Without a command, read "
-        "commands from the terminal, or line by line from standard input.",
-        epilog="exit status: 0 for a 2xx reply or a result, 1 for another reply, 2 usage, 3 no reply; "
-               "with --repeat: 0 when no reply was lost; of several lines: that of the last one that failed")
-    option = parser.add_argument
-    option("-f", dest="file", metavar="FILE", help="configuration that names the socket")
-    option("-s", dest="socket", metavar="SOCKET", type=argument(address), help="a UNIX path or udp:HOST:PORT")
-    option("-t", dest="timeout", metavar="SECONDS", type=argument(seconds), default=5.0, help="how long to wait for a reply (5)")
-    option("--json", action="store_true", help="speak JSON-RPC; an ARG that is a JSON array or object is sent as one")
-    option("--repeat", dest="count", metavar="N", type=argument(integer(1)), help="send it N times, then print a summary")
-    option("--every", metavar="S", type=argument(seconds), help="seconds between two requests (1); without --repeat until Ctrl-C")
-    option("command", metavar="COMMAND", nargs="?", help="the MI command")
-    option("arguments", metavar="ARG", nargs="*", help="its arguments; NAME=VALUE is sent under that name (text: NAME::VALUE)")
-    return parser
-
 
 ###############################################################################
-# 24. Command line ############################################################
+# 22. Command line ############################################################
 ###############################################################################
 # Strategy: main(argv) returns the exit status. Everything is checked before
 # anything is opened, and everything is opened before the server goes to the
@@ -7131,6 +6737,24 @@ def server_parser() -> argparse.ArgumentParser:
     option("--status", action="store_true", help="print whether the server runs; exit status 0 if so, else 3")
     option("--version", action="version", version=f"midatagram {__version__}")
     return parser
+
+
+def ask(place: Address | str, request: bytes, timeout_s: float) -> bytes:
+    """Send a request to a server, at a UNIX path or udp:HOST:PORT, and return its reply; OSError (TimeoutError) when none comes.
+
+    Each request has a socket of its own, so a late reply is never mistaken for the next one.
+    """
+    place = address(place) if isinstance(place, str) else place
+    family, target = socket.AF_UNIX, place.host
+    if place.port is not None:
+        family, _, _, _, target = preferred(socket.getaddrinfo(place.host, place.port, type=socket.SOCK_DGRAM))
+    with socket.socket(family, socket.SOCK_DGRAM) as client:
+        client.settimeout(timeout_s)
+        if place.port is None:
+            client.bind("")  # an abstract address leaves no file behind
+        client.connect(target)  # so that the kernel reports refusals, and nobody else can answer
+        client.send(request)
+        return client.recv(1 << 20)
 
 
 def is_running(options) -> bool:
@@ -7431,13 +7055,22 @@ def flush_standard_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
 
 
+def tool(name: str) -> Callable[[list[str]], int]:
+    """main() of the plug-in that `midatagram.py NAME` runs; StartError, ConfigError."""
+    path = find_plugin(name, [BESIDE])
+    run = getattr(import_plugin(path), "main", None) if path and path.endswith(".py") else None
+    if run is None:
+        raise StartError(EXIT_USAGE, f'there is no tool "{name}" in {BESIDE}; see midatagram.py --help')
+    return run
+
+
 def main(argv: list[str]) -> int:
     """Run the command line; returns the exit status."""
     open_standard_streams()
     starter, status = Starter(), EXIT_CRASH
     try:
-        is_client = argv and argv[0] == "call"
-        status = call(argv[1:]) if is_client else serve(server_parser().parse_args(argv), starter)
+        is_tool = argv and argv[0][:1] not in ("", "-")
+        status = tool(argv[0])(argv[1:]) if is_tool else serve(server_parser().parse_args(argv), starter)
     except (ConfigError, StartError) as error:
         print(f"midatagram: {error}", file=sys.stderr)
         status = error.status if isinstance(error, StartError) else EXIT_CONFIG

@@ -3,16 +3,19 @@
 import contextlib
 import json
 import os
+import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 
 import pexpect
 import pytest
-from conftest import SCRIPT
+from conftest import SCRIPT, needs_root
 
 PROMPT = "midatagram> "
 TAB, CTRL_C, CTRL_D, UP = "\t", "\x03", "\x04", "\x1b[A"
@@ -378,3 +381,56 @@ def test_a_quote_left_open_gives_one_line(server, terminal):
     child.sendline("uptime 'open")
     child.expect_exact("No closing quotation")
     child.expect_exact(PROMPT)
+
+
+# Tools: plug-ins that `midatagram.py NAME` runs.
+
+
+def copied(folder, **tools):
+    """A copy of the script in a folder, and these plug-ins beside it."""
+    (folder / "plugins").mkdir()
+    for name, code in tools.items():
+        (folder / "plugins" / f"{name}.py").write_text(code)
+    return shutil.copy(SCRIPT, folder)
+
+
+def run_tool(script, *words):
+    """Run `midatagram.py WORDS...` of a copy."""
+    return subprocess.run([sys.executable, script, *words], capture_output=True, text=True, timeout=30)
+
+
+def test_a_plug_in_with_main_is_a_tool(tmp_path):
+    script = copied(tmp_path, twice="import midatagram as mi\ndef main(argv):\n    print(argv, mi.LIMIT)\n    return 7\n",
+                    plain="X = 1\n", broken="def main(:\n")
+    done = run_tool(script, "twice", "a", "-c")
+    assert (done.returncode, done.stdout, done.stderr) == (7, "['a', '-c'] 65457\n", "")
+    for name in ("plain", "none", "call", "../twice/x"):
+        done = run_tool(script, name)
+        assert (done.returncode, done.stderr) == (2, f'midatagram: there is no tool "{name}" in {tmp_path}/plugins; '
+                                                      "see midatagram.py --help\n")
+    done = run_tool(script, "broken")
+    assert done.returncode == 78 and done.stderr.startswith(f"midatagram: {tmp_path}/plugins/broken.py:1: syntax error")
+
+
+def test_a_lone_script_says_what_canned_replies_need(tmp_path):
+    script = copied(tmp_path)
+    (tmp_path / "mine.conf").write_text("[x]\nreply = y\n")
+    done = run_tool(script, "-c", "-s", f"{tmp_path}/s", "-p", str(tmp_path))
+    assert (done.returncode, done.stderr.count("\n")) == (78, 1)
+    assert f"mine.conf: to read canned replies, canned_replies.py is needed in {tmp_path}/plugins" in done.stderr
+
+
+def test_root_runs_tools_of_who_owns_the_script():
+    needs_root()
+    place = pathlib.Path(tempfile.mkdtemp(dir="/var/tmp"))
+    try:
+        script = copied(place, mine="def main(argv):\n    return 5\n")
+        os.chmod(place, 0o755)
+        for path in (place, place / "plugins", place / "plugins" / "mine.py"):
+            os.chown(path, 65534, 65534)
+        done = run_tool(script, "mine")
+        assert done.returncode == 78 and "can be written by others than root" in done.stderr
+        os.chown(script, 65534, 65534)
+        assert run_tool(script, "mine").returncode == 5
+    finally:
+        shutil.rmtree(place)
