@@ -63,7 +63,7 @@ __all__ = [  # what plug-ins may use
     # what is remembered, files, and the standard library as it was before gevent
     "Memo", "VALUE_BYTES", "open_to_append", "original", "AsyncResult",  # noqa: F822 - see __getattr__()
     # other servers, tests
-    "ask", "Trial", "Address", "LIMIT",
+    "ask", "Trial", "Address", "LIMIT",  # noqa: F822
     # files of a plug-in's own format
     "Module", "ConfigError", "ParseError", "read_source", "line_of", "nearest", "BAD_PARAMETER", "WRONG_COUNT",
     # tools: a plug-in with main(argv)
@@ -2399,7 +2399,6 @@ import os
 import pickle
 import pwd
 import random
-import shutil
 import signal
 import socket
 import sqlite3
@@ -3106,6 +3105,7 @@ class Server:
                     if not self.loaded[0]:
                         self.call_hooks("load")
                         self.loaded[0] = 1
+                self.processes.beats[self.row] = int(time.monotonic() * 1000)  # who waits is not stalled
                 gevent.sleep(0 if self.loaded[0] else 0.01)
 
     def view(self, space: str, apply: Callable[[dict, str, str | None], None]) -> dict:
@@ -3501,16 +3501,11 @@ GONE_AFTER_S = 60  # how long subscribers_list shows a subscription that a JSON-
 
 
 def event_pair() -> tuple:
-    """Two connected sockets, by which the attendant hands events to its children."""
-    pair = socket_pair()
+    """Two connected sockets that do not block, as the attendant uses to its children, for events, and to a loader."""
+    pair = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # that of socket makes gevent's, with a hub
     for end in pair:
         end.setblocking(False)
     return pair
-
-
-def socket_pair() -> tuple:
-    """Two connected sockets that need no hub; those of the standard library's socketpair are gevent's after patching."""
-    return _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 class Events:
@@ -3956,6 +3951,9 @@ def find_plugin(file: str, folders: Iterable[str]) -> str | None:
     return next((path for path in paths if os.path.isfile(path)), None)
 
 
+MOST_SOCKETS = 250  # as many as fit into one message to a loader
+
+
 class Loader:
     """Turns directives into a Setup: loads modules, sets their parameters, checks what needs the system.
 
@@ -4094,6 +4092,8 @@ class Loader:
                     and not ipaddress.ip_address(place.spot[0].partition("%")[0]).is_loopback:
                 self.notes.append((logging.WARNING, f"{place.address} can be reached from other machines and allow_from is not "
                                    "set: all may use all commands, and have large replies sent to others"))
+        if len(places) > MOST_SOCKETS:
+            raise ConfigError(*where, f"more than {MOST_SOCKETS} sockets")
         return places
 
 
@@ -4918,7 +4918,6 @@ class Endpoint:
         """In a child: choose how to receive and send. Both are as a socket's recvfrom and sendto, but that a client
         of a `paired` one is a pair of its address and the datagram's ancillary data."""
         sock = self.socket
-        self.descriptor, self.inode = sock.fileno(), os.fstat(sock.fileno()).st_ino
         self.receive, self.send = sock.recvfrom, sock.sendto
         self.address, self.paired = sock.getsockname(), self.wildcard or (self.unix and credentials)
         if self.paired:
@@ -4930,7 +4929,7 @@ class Endpoint:
     def is_closed(self) -> bool:
         """In a child: whether somebody closed the socket."""
         try:
-            return os.fstat(self.descriptor).st_ino != self.inode
+            return self.socket.getsockname() != self.address
         except OSError:
             return True
 
@@ -5405,7 +5404,11 @@ class Child:
         self.watch()
         jobs = self.start_jobs()
         ready()
-        self.stopping.wait()
+        while not self.stopping.is_set():
+            try:
+                self.stopping.wait()
+            except BaseException:  # as of a gevent.Timeout that child_init started
+                log.exception("a plug-in disturbs child %d, which goes on", self.rank)
         self.stop(jobs)
         if self.trouble:
             raise OSError(self.trouble)
@@ -5533,8 +5536,8 @@ class Child:
         tend_logs(self.server)
         for endpoint in self.endpoints:
             if not self.trouble and endpoint.is_closed():
-                self.trouble, self.limit_s = f"a plug-in closed the socket {endpoint.place.address}", min(self.limit_s, ORPHAN_S)
-                self.stopping.set()
+                self.trouble = f"a plug-in closed the socket {endpoint.place.address}"
+                self.end(ORPHAN_S, self.trouble)
         self.outbox.sweep(now_s)
         for worker, since_s in list(self.busy.items()):
             if now_s - since_s >= self.timeout_s:
@@ -5579,6 +5582,7 @@ class Child:
         """Have this child stop, within limit_s if that is less than stop_timeout."""
         if why:
             log.critical(why)
+        self.server.processes.set(self.row, state=Processes.STOPPING)
         self.limit_s = min(self.limit_s, limit_s)
         self.stopping.set()
 
@@ -5611,48 +5615,6 @@ class Child:
         self.server.store.close()
 
 
-class Trial:
-    """A configuration in this process, for tests of plug-ins; ConfigError.
-
-    lines: as in midatagram.conf, without a socket. folders: of plug-ins, before the usual ones. To be closed, or `with`.
-    """
-
-    def __init__(self, lines: str, *folders: str):
-        processes, counters, started_s = Processes(), Counters(), time.time()
-        text = f'{lines}\nmodparam("mi_datagram", "socket_name", "trial")'
-        directives = ConfigReader({"trial": text}.get).read("trial")
-        setup = Loader("trial", list(folders), functools.partial(core_stats, processes, started_s)).load(directives)
-        self.folder = tempfile.mkdtemp(prefix="midatagram-")
-        store = Store(self.folder, setup.own["store_size"])
-        self.pair = event_pair()
-        self.server = Server(setup, counters, processes, store, self.pair, started_s)
-        self.answers = answers_of(self.server, Access(setup.own))
-        self.server.load_once()
-        self.server.call_hooks("child_init")
-
-    def answer(self, data: bytes) -> Answer:
-        """What a datagram leads to, from a client without an address."""
-        return self.answers.answer(data, (None, None))
-
-    def ask(self, data: bytes) -> bytes:
-        """The datagrams that a request is answered with, joined."""
-        return b"".join(reply for _, reply in self.answer(data).datagrams)
-
-    def close(self) -> None:
-        """Stop, and leave nothing behind."""
-        self.server.call_hooks("destroy")
-        self.server.store.close()
-        for end in self.pair:
-            end.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Trial:
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self.close()
-
-
 def answers_of(server: Server, access: Access, **callbacks: Any) -> Answers:
     """What answers for a server, in its dialects."""
     setup = server.setup
@@ -5675,46 +5637,35 @@ FROZEN_S = 2.0  # without a tick: the whole server was stopped
 LONGEST_PAUSE_S = 5.0  # between two starts of a child that keeps dying
 UNBORN_S = 0.3  # after the end of a loader, when a child that it was asked for must have been forked
 KILL_AFTER_S = 0.7  # more than stop_timeout, after which a child that does not stop is killed
+EXTEND_S = 10  # by which a start may take longer than systemd's unit says, again and again
+PART_BYTES = 1 << 16  # of what processes send each other in one piece
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
-
-
-class Loaded(NamedTuple):
-    """What a loader reports: why the configuration is refused, or the configuration and the statistics it needs."""
-
-    refused: str = ""
-    status: int = EXIT_OK
-    setup: Setup | None = None  # without what plug-ins made
-    columns: tuple = ()  # of Counters: columns, room, blocks
-    levels: tuple = ()  # the columns of statistics that are levels, not counters
 
 
 class Generation:
     """A configuration and its loader; children of any but the current generation and a candidate leave."""
 
     setup: Setup
-    endpoints: list[Endpoint]
-    levels: tuple
+    ranks: range
+    levels: list  # the columns of statistics that are levels, not counters
 
-    def __init__(self, pid: int, control: Any, report: int):
-        self.pid, self.control, self.report = pid, control, report  # the pid is 0 when the loader is gone
-        self.data, self.is_loaded, self.born_s, self.gone_s = b"", False, time.monotonic(), 0.0
-
-    @property
-    def ranks(self) -> range:
-        """The ranks of its children."""
-        return range(1, self.setup.mi["children_count"] + 1)
+    def __init__(self, pid: int, control: Any):
+        self.pid, self.control = pid, control  # the pid is 0 when the loader is gone
+        self.endpoints: list[Endpoint] = []  # none until it is loaded
+        self.report, self.has_reported, self.is_accepted = b"", False, False
+        self.born_s, self.gone_s = time.monotonic(), 0.0
 
     def ask(self, verb: str, arguments: tuple, descriptors: Iterable[int] = ()) -> None:
         """Have the loader do something; OSError when it cannot be asked."""
         socket.send_fds(self.control, [pickle.dumps((verb, arguments))], list(descriptors))
 
-    def has_reported(self) -> bool:
+    def read_report(self) -> bool:
         """Read what the loader reports; returns whether that is all."""
         with contextlib.suppress(BlockingIOError):
-            while chunk := os.read(self.report, 65536):
-                self.data += chunk
-            return True
-        return False
+            while not self.has_reported:
+                part = self.control.recv(PART_BYTES)
+                self.report, self.has_reported = self.report + part, not part
+        return self.has_reported
 
     def end(self) -> None:
         """End the loader; the children stay."""
@@ -5722,13 +5673,6 @@ class Generation:
             send_signal(self.pid, signal.SIGKILL)
             self.pid, self.gone_s = 0, time.monotonic()
             self.control.close()
-        self.close_report()
-
-    def close_report(self) -> None:
-        """Read no more of it."""
-        if self.report >= 0:
-            os.close(self.report)
-            self.report = -1
 
 
 class Record:
@@ -5740,25 +5684,36 @@ class Record:
 
 
 def send_signal(pid: int, number: int) -> None:
-    """Send a process a signal; it may be gone."""
+    """Send a process a signal; it may be gone. 0 is no process."""
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
+        if pid:
+            os.kill(pid, number)
 
 
-def forked(life: Callable[[], None]) -> int:
-    """Fork a process that lives `life`, and returns its pid. Signals are held back until it has handlers of its own; OSError."""
+def ending(code: int) -> str:
+    """How a process ended, from its exit code."""
+    names = {number.value: number.name for number in signal.Signals}
+    return f"signal {names.get(-code, -code)}" if code < 0 else f"exit status {code}"
+
+
+def forked(life: Callable[[], int]) -> int:
+    """Fork a process that ends with the exit status that `life` returns; returns its pid. OSError.
+
+    Signals are held back until it has handlers of its own.
+    """
     every_signal = signal.valid_signals()
     signal.pthread_sigmask(signal.SIG_BLOCK, every_signal)
     try:
         pid = original("os", "fork")()
         if pid == 0:
+            status = EXIT_CRASH
             try:
-                life()
+                status = life()
             except BaseException:  # nothing may pass into the code of the process that forked
                 log.exception("a process ends")
             finally:
                 logging.shutdown()
-                os._exit(EXIT_CRASH)
+                os._exit(status)
         return pid
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, every_signal)
@@ -5767,17 +5722,19 @@ def forked(life: Callable[[], None]) -> int:
 class Supervisor:
     """The attendant: opens sockets, starts children, replaces those that die, reloads, stops.
 
-    load: () -> Setup, reads the configuration; prepare(setup): has the first loader log, and be the user, as the attendant does.
+    load: () -> Setup, reads the configuration; prepare(setup): has the first loader log, and be the user, as the attendant does;
+    starter: descriptor that is written when a start in the background is over, else -1; given: sockets of systemd, path or
+    address -> descriptor.
     """
 
     current: Generation
 
     def __init__(self, load: Callable[[], Setup], prepare: Callable[[Setup], None], processes: Processes, started_s: float,
-                 starter: Starter, given: dict):
+                 starter: int, given: dict):
         self.load, self.prepare, self.processes, self.started_s = load, prepare, processes, started_s
+        self.starter, self.given, self.notifier = starter, given, Notifier()
         self.counters, self.pair, self.store, self.folder_lock = Counters(), event_pair(), Store("", 0), -1
-        self.notifier, self.loads = Notifier(), Loads(self.counters, processes)
-        self.starter, self.given = starter, given  # given: sockets of systemd, path or address -> descriptor
+        self.loads = Loads(self.counters, processes)
         self.endpoints: list[Endpoint] = []  # all that are open, of any generation
         self.candidate: Generation | None = None
         self.announced: list[Endpoint] | None = None  # the sockets at which every child served last
@@ -5785,16 +5742,14 @@ class Supervisor:
         self.signals: collections.deque[int] = collections.deque()
         self.exit_status: int | None = None
         self.stop_signal: int = signal.SIGTERM
-        self.ticked_s, self.written = 0.0, ""
+        self.ticked_s, self.written, self.last_reload = 0.0, "", ""
         self.deaths: collections.Counter[int] = collections.Counter()  # early ones in a row, by rank; a loader's rank is 0
         self.not_before_s: dict[int, float] = {}  # when a rank is started again, if others serve
         self.crashes = 0  # early deaths in a row after which nobody served
         self.troubles: dict[int, str] = {}  # by rank why its child cannot start
-        self.last_reload = ""
         self.alive_read, self.alive_write = os.pipe()  # closed with the attendant
-        self.wake_read, self.wake_write = os.pipe()  # written for each signal
-        self.news_read, self.news_write = os.pipe()  # written by children: the rank, and why it cannot start
-        for descriptor in (self.wake_read, self.wake_write, self.news_read, self.news_write):
+        self.news_read, self.news_write = os.pipe()  # written for each signal, and by children: the rank, and why it cannot start
+        for descriptor in (self.news_read, self.news_write):
             os.set_blocking(descriptor, False)
         built_in = Setup("", Registry(built_in_modules()), {}, {}, {}, [], [], {})
         self.server = Server(built_in, self.counters, processes, self.store, self.pair, started_s)
@@ -5805,16 +5760,12 @@ class Supervisor:
         """Load the configuration, and wait for it; StartError."""
         libc().prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self.current = generation = self.load_apart()
-        while not generation.has_reported():
-            original("select", "select")([generation.report], [], [], 1.0)
-            self.notifier.extend()
-        generation.close_report()
-        loaded = self.loaded(generation)
-        if loaded is None:
-            ended = ending(original("os", "waitpid")(generation.pid, 0)[1])
-            raise StartError(EXIT_CONFIG, f"the configuration cannot be loaded: that process ended with {ended}")
-        if loaded.refused:
-            raise StartError(loaded.status, loaded.refused)
+        while not generation.read_report():
+            original("select", "select")([generation.control], [], [])
+        if not self.take_report(generation):
+            code = os.waitstatus_to_exitcode(original("os", "waitpid")(generation.pid, 0)[1])
+            raise StartError(EXIT_CONFIG, f"the configuration cannot be loaded: that process ended with {ending(code)}")
+        generation.is_accepted = True
         self.install_signals()
         return generation.setup
 
@@ -5834,7 +5785,6 @@ class Supervisor:
     def run(self) -> int:
         """Serve until a signal ends it; returns the exit status."""
         self.processes.set(ATTENDANT, pid=os.getpid(), rank=0, state=Processes.SERVING)
-        self.set_title()
         while self.exit_status is None or self.children:
             self.manage()
             self.wait()
@@ -5859,15 +5809,11 @@ class Supervisor:
         """Those whose loaders are wanted."""
         return [generation for generation in (getattr(self, "current", None), self.candidate) if generation]
 
-    def set_title(self) -> None:
-        """Show in ps(1) whose attendant this is."""
-        set_title(f"midatagram: attendant {self.current.endpoints[0].place.address}")
-
     # Signals: a handler only queues, the main loop acts.
 
     def install_signals(self) -> None:
         """Queue signals, and have each wake the main loop."""
-        signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self.news_write, warn_on_full_buffer=False)
         for number in self.ACTIONS:
             original("signal", "signal")(number, lambda number, frame: self.signals.append(number))
         original("signal", "signal")(signal.SIGCHLD, lambda number, frame: None)
@@ -5881,41 +5827,31 @@ class Supervisor:
 
     def wait(self) -> None:
         """Sleep until a signal, news, or the next tick."""
-        reports = [self.candidate.report] if self.candidate and self.candidate.report >= 0 else []
+        reports = [self.candidate.control] if self.candidate and not self.candidate.has_reported else []
         hurry = self.exit_status is not None or self.candidate or len(self.children) != len(self.current.ranks)
         timeout_s = 0.0 if self.signals else 0.05 if hurry else 0.5
-        ready, _, _ = original("select", "select")([self.wake_read, self.news_read, *reports], [], [], timeout_s)
+        ready, _, _ = original("select", "select")([self.news_read, *reports], [], [], timeout_s)
         with contextlib.suppress(BlockingIOError):
-            os.read(self.wake_read, 4096)
-        with contextlib.suppress(BlockingIOError):
-            for line in os.read(self.news_read, 65536).decode("utf-8", "replace").splitlines():
-                rank, _, why = line.partition(" ")
-                self.troubles[int(rank)] = why
-        if self.candidate and self.candidate.report in ready:
-            self.take_report(self.candidate)
+            news = os.read(self.news_read, PART_BYTES)  # signals are single bytes below the digits
+            self.troubles.update((int(rank), why.decode()) for rank, why in re.findall(rb"(\d+) ([ -~]*)\n", news))
+        if self.candidate and self.candidate.control in ready:
+            self.try_configuration(self.candidate)
 
     def tell(self, rank: int, why: str = "") -> None:
-        """In a child: tell the attendant that it serves, or why it cannot start."""
+        """In a child: tell the attendant that it has news, or why it cannot start."""
         with contextlib.suppress(BlockingIOError):
             os.write(self.news_write, f"{rank} {escaped(why)[:500]}\n".encode("ascii", "backslashreplace"))
-
-    def handle_term(self) -> None:
-        """TERM: finish what is in hand, then stop."""
-        self.stop(EXIT_OK, signal.SIGTERM)
-
-    def handle_int(self) -> None:
-        """INT: stop at once."""
-        self.stop(EXIT_OK, signal.SIGQUIT)
 
     def stop(self, status: int, number: int) -> None:
         """Have all children end; run() returns `status` when they are gone."""
         if self.exit_status is None:
-            self.notifier.send("STOPPING=1")
+            self.notifier.send(STOPPING=1)
             log.log(NOTICE, "stopping")
             self.server.raise_event("E_MI_STOP", {})
             self.exit_status = status
             for generation in self.generations():
                 generation.end()
+            self.candidate = None
         self.stop_signal = number
         for record in self.children.values():
             self.dismiss(record)
@@ -5924,8 +5860,7 @@ class Supervisor:
         """USR1: open logs again, here and in all other processes."""
         reopen_logs()
         for pid in [*map(self.pid_of, self.children.values()), *(generation.pid for generation in self.generations())]:
-            if pid:
-                send_signal(pid, signal.SIGUSR1)
+            send_signal(pid, signal.SIGUSR1)
 
     # Reloads.
 
@@ -5935,8 +5870,8 @@ class Supervisor:
             return
         if self.candidate:
             log.log(NOTICE, "the reload under way is replaced by another one")
-            self.drop_candidate()
-        self.notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            self.candidate.end()
+        self.notifier.send(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
         try:
             self.candidate = self.load_apart()
         except OSError as error:
@@ -5944,68 +5879,51 @@ class Supervisor:
 
     def load_apart(self) -> Generation:
         """A generation whose loader has begun to load; OSError."""
-        ours, theirs = socket_pair()
-        read, write = os.pipe()
+        ours, theirs = event_pair()
         try:
-            pid = forked(lambda: Loading(self, theirs, write).live())
-        except OSError:
-            ours.close()
-            os.close(read)
-            raise
+            return Generation(forked(Loading(self, ours, theirs).live), ours)
         finally:
             theirs.close()
-            os.close(write)
-        ours.setblocking(False)
-        os.set_blocking(read, False)
-        return Generation(pid, ours, read)
 
-    def loaded(self, generation: Generation) -> Loaded | None:
-        """The report of a loader, None if there is none that can be read; what is good becomes the generation's."""
+    def take_report(self, generation: Generation) -> bool:
+        """Make what the loader reported the generation's; False if it ended before it was done. StartError for a refusal."""
         try:
-            loaded = pickle.loads(generation.data)
-        except Exception:  # it ended before it was done
-            return None
-        if not loaded.refused:
-            generation.setup, generation.levels, generation.is_loaded = loaded.setup, loaded.levels, True
-            self.counters.columns, self.counters.room, self.counters.blocks = loaded.columns
-        return loaded
+            refusal, setup, levels, columns = pickle.loads(generation.report)
+        except Exception:  # whatever is in it
+            return False
+        if refusal:
+            raise StartError(*refusal)
+        generation.setup, generation.levels, generation.ranks = setup, levels, range(1, setup.mi["children_count"] + 1)
+        self.counters.columns, self.counters.room, self.counters.blocks = columns
+        return True
 
-    def take_report(self, generation: Generation) -> None:
-        """Read what the candidate's loader reports."""
-        if not generation.has_reported():
-            return
-        loaded = self.loaded(generation)
-        generation.close_report()
-        if loaded is None:
-            return  # the loader ends: see reap()
+    def try_configuration(self, candidate: Generation, ended: str = "") -> None:
+        """Open the sockets of the candidate when its loader has reported. It must not end."""
         try:
-            if loaded.refused:
-                raise StartError(loaded.status, loaded.refused)
-            generation.endpoints = self.open_sockets(generation.setup)
+            if candidate.read_report() and not candidate.endpoints and self.take_report(candidate):
+                candidate.endpoints = self.open_sockets(candidate.setup)
+                log_notes(candidate.setup)
+            if ended:
+                raise StartError(EXIT_CRASH, ended)
         except StartError as error:
             self.refuse_reload("refused, the old configuration stays", f"{error}")
-        else:
-            log_notes(generation.setup)
 
     def refuse_reload(self, what: str, why: str) -> None:
         """Go on as before."""
-        self.drop_candidate()
-        self.server.count("reload_errors")
-        log.error("reload %s: %s", what, why)
-        self.last_reload = f"{what}: {why}"
-        self.notifier.send("READY=1", f"STATUS={self.status()}")
-        if not self.current.pid:  # it was for another loader
-            self.pause(0)
-
-    def drop_candidate(self) -> None:
-        """End the candidate; its child leaves."""
         if self.candidate:
             self.candidate.end()
         self.candidate = None
+        self.server.count("reload_errors")
+        log.error("reload %s: %s", what, why)
+        self.last_reload = f"{what}: {why}"
+        self.tell_status(READY=1)
+        if not self.current.pid:  # it was for another loader
+            self.pause(0)
 
     def accept(self, generation: Generation) -> None:
         """The candidate is good: make it the current generation, and do what could not have been undone."""
         old, self.current, self.candidate = self.current, generation, None
+        generation.is_accepted = True
         old.end()
         setup = generation.setup
         for record in self.children.values():
@@ -6018,10 +5936,8 @@ class Supervisor:
                 self.processes.set(row, level=setup.globals.get("log_level", LOG_LEVEL_DEFAULT), own_level=0)
         if setup.own["log_file"] != old.setup.own["log_file"]:
             log.warning("log_file is another one now, which takes effect at the next start")
-        self.deaths.clear()
-        self.not_before_s.clear()
-        self.troubles.clear()
-        self.set_title()
+        for by_rank in (self.deaths, self.not_before_s, self.troubles):
+            by_rank.clear()
         self.server.count("reloads")
         self.server.raise_event("E_MI_RELOAD", {"children": len(generation.ranks)})
         log.log(NOTICE, "reloaded %s", setup.path)
@@ -6034,16 +5950,16 @@ class Supervisor:
         if self.exit_status is not None:
             return
         wanted = [(self.current, rank) for rank in self.current.ranks]
-        if self.candidate and self.candidate.is_loaded:
+        if self.candidate and self.candidate.endpoints:
             wanted.append((self.candidate, 1))
         staying = {(record.generation, record.rank): record for record in self.children.values() if not self.leaves(record)}
         serving = {key for key, record in staying.items() if self.serves(record)}
         for generation, rank in wanted:
-            if (generation, rank) not in staying and self.may_start(rank):
+            if (generation, rank) not in staying and (generation is self.candidate or self.may_start(rank)):
                 self.spawn(generation, rank)
         for record in self.children.values():
             replaced = (self.current, record.rank) in serving or record.rank not in self.current.ranks
-            if replaced and self.leaves(record):
+            if self.leaves(record) and (replaced or not record.generation.is_accepted):
                 self.dismiss(record)
         if serving.issuperset(wanted) and self.announced is not self.current.endpoints and not self.candidate:
             self.announce()
@@ -6088,10 +6004,7 @@ class Supervisor:
 
     def may_start(self, rank: int) -> bool:
         """Whether a rank may be started now: it makes no pause while nobody serves."""
-        if time.monotonic() < self.not_before_s.get(rank, 0.0) and self.anyone_serves():
-            return False
-        self.not_before_s.pop(rank, None)
-        return True
+        return time.monotonic() >= self.not_before_s.get(rank, 0.0) or not self.anyone_serves()
 
     def pause(self, rank: int) -> None:
         """Wait with the next start of a rank: not after the first of its early deaths, and then longer and longer."""
@@ -6109,29 +6022,34 @@ class Supervisor:
 
     def announce(self) -> None:
         """Say that every child serves."""
-        self.announced, count = self.current.endpoints, len(self.current.ranks)
-        self.notifier.send("READY=1", f"STATUS={self.status()}")
-        log.log(NOTICE, "ready: %d %s %s", count, "child serves" if count == 1 else "children serve", self.current_places())
-        self.write_status()
-        if self.starter.waits():
+        self.announced = self.current.endpoints
+        log.log(NOTICE, "ready: %s", self.tell_status(READY=1))
+        if self.starter >= 0:
             if any(handler.on_stderr for handler in log_handlers()):
                 log.warning("the log ends here, as -D lets go of stderr; log to a file (log_file) or to syslog instead")
             let_go_of_stderr()
-            with contextlib.suppress(OSError):  # it is being replaced
+            with contextlib.suppress(OSError):  # the loader is being replaced, or who started us did not wait
                 self.current.ask("let_go", ())
-            self.starter.tell(EXIT_OK)
+                os.write(self.starter, b".")
+            os.close(self.starter)
+            self.starter = -1
 
-    def current_places(self) -> str:
-        """The addresses that are served."""
-        return ", ".join(str(endpoint.place.address) for endpoint in self.current.endpoints)
-
-    def status(self) -> str:
-        """How things are, for systemd and --status, in one line."""
+    def tell_status(self, **states: Any) -> str:
+        """Tell systemd these states and how things are, --status the latter by a file in the folder of this run; returns it."""
         serving = sum(self.serves(record) and record.generation is self.current for record in self.children.values())
-        texts = [f"{serving} of {len(self.current.ranks)} children serve {self.current_places()}"]
+        places = [str(endpoint.place.address) for endpoint in self.current.endpoints]
+        texts = [f"{serving} of {len(self.current.ranks)} children serve {', '.join(places)}"]
         texts += [f"child {rank} cannot start: {why}" for rank, why in sorted(self.troubles.items()) if why]
         texts += [f"the last reload was {self.last_reload}"] if self.last_reload else []
-        return escaped("; ".join(texts))
+        status = escaped("; ".join(texts))
+        self.notifier.send(STATUS=status, **states)
+        text = json.dumps([os.getpid(), self.started_s, status, places])
+        if text != self.written:
+            self.written = text
+            set_title(f"midatagram: attendant {places[0]}")
+            with contextlib.suppress(OSError):
+                pathlib.Path(os.path.dirname(self.store.path), "status").write_text(text)
+        return status
 
     def spawn(self, generation: Generation, rank: int) -> None:
         """Have the loader fork a child."""
@@ -6146,63 +6064,51 @@ class Supervisor:
         except OSError as error:
             log.error("cannot fork: %s", error)
             self.processes.set(row, state=Processes.FREE)
-            return self.pause(rank)
-        self.children[row] = Record(row, rank, generation)
-        return None
-
-    def forget_unborn(self) -> None:
-        """Take leave of children that could not be forked, or whose loader is gone."""
-        for record in list(self.children.values()):
-            is_late = record.generation.gone_s and time.monotonic() > record.generation.gone_s + UNBORN_S
-            if not self.pid_of(record) and (is_late or self.processes.get(record.row, "state") == Processes.FREE):
-                self.processes.set(record.row, state=Processes.FREE)
-                del self.children[record.row]
-                self.pause(record.rank)
+            self.pause(rank)
+        else:
+            self.children[row] = Record(row, rank, generation)
 
     # Deaths.
 
     def reap(self) -> None:
-        """Take leave of processes that ended."""
+        """Take leave of processes that ended, and of children that could not be forked or whose loader is gone."""
         with contextlib.suppress(ChildProcessError):
-            while True:
-                pid, status = original("os", "waitpid")(-1, os.WNOHANG)
-                if not pid:
-                    return
-                for generation in self.generations():
-                    if generation.pid == pid:
-                        self.bury_loader(generation, ending(status))
+            while (ended := original("os", "waitpid")(-1, os.WNOHANG))[0]:
+                pid, code = ended[0], os.waitstatus_to_exitcode(ended[1])
+                if self.candidate and self.candidate.pid == pid:
+                    self.try_configuration(self.candidate, f"the process that loads it ended with {ending(code)}")
+                if self.current.pid == pid:  # see manage()
+                    self.current.end()
                 for record in [record for record in self.children.values() if self.pid_of(record) == pid]:
-                    del self.children[record.row]
-                    self.bury(record, pid, os.waitstatus_to_exitcode(status))
-
-    def bury_loader(self, generation: Generation, ended: str) -> None:
-        """A loader is gone: the candidate's takes the reload with it; the current one's is replaced, see manage()."""
-        if generation is self.candidate and generation.report >= 0:
-            self.take_report(generation)  # why the configuration is refused
-        generation.end()
-        if generation is self.candidate:
-            self.refuse_reload("refused, the old configuration stays", f"the process that loads it ended with {ended}")
+                    self.bury(record, pid, code)
+        for record in [record for record in self.children.values() if not self.pid_of(record)]:
+            gone_s = record.generation.gone_s
+            if self.processes.get(record.row, "state") == Processes.FREE or 0 < gone_s < time.monotonic() - UNBORN_S:
+                self.processes.set(record.row, state=Processes.FREE)
+                del self.children[record.row]
+                self.pause(record.rank)
 
     def bury(self, record: Record, pid: int, code: int) -> None:
         """Free what an ended child had; find out whether it should have ended."""
         expected = self.exit_status is not None or record.dismissed_s or (code == 0 and self.leaves(record))
-        counted = self.counters.use(record.row)
+        has_started, why = self.has_started(record), ending(code)
         for column in record.generation.levels:
-            counted[column] = 0
-        has_started = self.has_started(record)
+            self.counters.use(record.row)[column] = 0
         self.processes.set(record.row, pid=0, state=Processes.FREE)
+        del self.children[record.row]
         if expected:
             return
-        why = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         log.error("child %d (pid %d) died: %s", record.rank, pid, why)
         self.server.count("child_deaths")
         self.server.raise_event("E_MI_CHILD_DIED", {"pid": pid, "reason": why})
-        killed = has_started and code in (0, -signal.SIGTERM, -signal.SIGKILL)  # from outside
-        early = not has_started or time.monotonic() <= (record.served_s or time.monotonic()) + EARLY_S
-        if record.generation is self.candidate and early and not killed:
-            self.refuse_reload("taken back", self.troubles.pop(record.rank, "") or f"its child died: {why}")
-        elif record.generation is not self.candidate:
-            self.back_off(record.rank, early and not killed, code == BOOT_FAILED)
+        killed = has_started and code in (-signal.SIGTERM, -signal.SIGKILL)  # from outside
+        if not has_started:
+            self.troubles[record.rank] = self.troubles.get(record.rank) or f"died: {why}"
+        early = not killed and (not record.served_s or time.monotonic() <= record.served_s + EARLY_S)
+        if record.generation is not self.candidate:
+            self.back_off(record.rank, early, code == BOOT_FAILED)
+        elif early:
+            self.refuse_reload("taken back", f"its child died: {why}; {self.troubles.pop(record.rank, '')}".rstrip("; "))
 
     def back_off(self, rank: int, early: bool, cannot_start: bool) -> None:
         """Decide after a death whether the rank makes a pause, or whether the server gives up."""
@@ -6222,53 +6128,40 @@ class Supervisor:
 
     def tick(self) -> None:
         """Look after the children and sockets."""
-        now_s = time.monotonic()
-        self.forget_unborn()
-        self.kill_the_stuck(now_s)
-        if self.exit_status is not None or now_s - self.ticked_s < 0.5:
+        now_s, stopping = time.monotonic(), self.exit_status is not None
+        if now_s - self.ticked_s < (0.1 if stopping else 0.5):
             return
-        awake = now_s - (self.ticked_s or now_s) < FROZEN_S
+        awake = now_s - (self.ticked_s or now_s) < FROZEN_S  # else the children were frozen too, and get the time to beat
         self.ticked_s = now_s
         tend_logs(self.server)
-        if awake:  # else the children were frozen too, and get the time to beat
-            self.check_beats(now_s)
+        states = {} if self.announced else {"EXTEND_TIMEOUT_USEC": EXTEND_S * 1000000}
+        if awake and not self.kill_the_stuck(now_s):
+            states["WATCHDOG"] = 1
+        if stopping:
+            for record in self.children.values():
+                if not record.dismissed_s:  # was not forked in time to be told
+                    self.dismiss(record)
+            return
+        self.tell_status(**states)
         self.check_sockets()
         self.loads.measure(self.server.counted, len(self.current.ranks), now_s)
-        self.write_status()
-        if self.announced is None:
-            self.notifier.extend()
 
-    def kill_the_stuck(self, now_s: float) -> None:
-        """Kill those that do not stop; those that were not forked in time to be told to stop are told now."""
+    def kill_the_stuck(self, now_s: float) -> bool:
+        """Kill children that do not stop or are away from their hub, and loaders that do not fork; returns whether any was."""
+        stuck = []
         for record in self.children.values():
-            if self.exit_status is not None and not record.dismissed_s:
-                self.dismiss(record)
-            limit_s = record.generation.setup.own["stop_timeout"] / 1000 + KILL_AFTER_S
-            if record.dismissed_s and now_s > record.dismissed_s + limit_s:
-                log.warning("child %d (pid %d) does not stop, killed", record.rank, self.pid_of(record))
-                send_signal(self.pid_of(record), signal.SIGKILL)
-
-    def check_beats(self, now_s: float) -> None:
-        """Kill children that are away from their hub for too long, and loaders that do not fork; else feed the watchdog."""
-        stalled = False
-        for record in self.children.values():
-            limit_ms = record.generation.setup.own["stall_timeout" if self.has_started(record) else "start_timeout"]
-            if now_s * 1000 - self.processes.beats[record.row] > limit_ms:
-                log.error("child %d (pid %d) is stalled for %d ms, killed", record.rank, self.pid_of(record), limit_ms)
+            own, pid, since_s = record.generation.setup.own, self.pid_of(record), self.processes.beats[record.row] / 1000
+            limit_s = own["stall_timeout" if self.has_started(record) else "start_timeout"] / 1000
+            if record.dismissed_s and now_s > record.dismissed_s + own["stop_timeout"] / 1000 + KILL_AFTER_S:
+                log.warning("child %d (pid %d) does not stop, killed", record.rank, pid)
+                stuck.append(pid)
+            elif now_s > since_s + limit_s:
+                log.error("child %d (pid %d) is stalled for %g s, killed", record.rank, pid, limit_s)
                 self.server.count("child_stalls")
-                send_signal(self.pid_of(record) or record.generation.pid, signal.SIGKILL)
-                stalled = True
-        if not stalled:
-            self.notifier.feed(self.status())
-
-    def write_status(self) -> None:
-        """Write into the folder of this run how things are, for --status."""
-        places = [str(endpoint.place.address) for endpoint in self.current.endpoints]
-        text = json.dumps([os.getpid(), self.started_s, self.status(), places])
-        if text != self.written:
-            self.written = text
-            with contextlib.suppress(OSError):
-                pathlib.Path(os.path.dirname(self.store.path), "status").write_text(text)
+                stuck.append(pid or record.generation.pid)
+        for pid in stuck:
+            send_signal(pid, signal.SIGKILL)
+        return bool(stuck)
 
     # Sockets.
 
@@ -6295,8 +6188,8 @@ class Supervisor:
 
     def close_unused(self) -> None:
         """Close the sockets that nobody serves any more, and remove their files."""
-        lists = [getattr(user, "endpoints", []) for user in (*self.generations(), *self.children.values())]
-        for endpoint in set(self.endpoints).difference(*lists):
+        users = (*self.generations(), *self.children.values())
+        for endpoint in set(self.endpoints).difference(*(user.endpoints for user in users)):
             endpoint.close(remove=True)
             self.endpoints.remove(endpoint)
 
@@ -6321,7 +6214,8 @@ class Supervisor:
         return fresh
 
     ACTIONS: dict[int, Callable[[Supervisor], None]] = {
-        signal.SIGTERM: handle_term, signal.SIGINT: handle_int, signal.SIGQUIT: handle_int,
+        signal.SIGTERM: lambda self: self.stop(EXIT_OK, signal.SIGTERM),  # children finish what is in hand
+        **dict.fromkeys((signal.SIGINT, signal.SIGQUIT), lambda self: self.stop(EXIT_OK, signal.SIGQUIT)),
         signal.SIGHUP: handle_hup, signal.SIGUSR1: handle_usr1}
 
 
@@ -6330,29 +6224,30 @@ class Loading:
 
     server: Server
 
-    def __init__(self, attendant: Supervisor, control: Any, report: int):
-        self.attendant, self.control, self.report = attendant, control, report
+    def __init__(self, attendant: Supervisor, other_end: Any, control: Any):
+        self.attendant, self.other_end, self.control = attendant, other_end, control
 
-    def live(self) -> None:
+    def live(self) -> int:
         """Load, report, and do what is asked until the attendant is gone."""
         self.leave_attendant()
-        loaded = self.load()
-        with open(self.report, "wb") as report:
-            pickle.dump(loaded, report)
-        gc.collect()
+        report = pickle.dumps(self.load())
+        for start in range(0, len(report), PART_BYTES):
+            self.control.send(report[start:start + PART_BYTES])
+        self.control.shutdown(socket.SHUT_WR)
         gc.freeze()  # what was loaded is never garbage in the children; looking for it would copy its pages
-        verbs: dict[str, Callable] = {"begin": self.begin, "fork": self.fork, "let_go": self.let_go}
-        while not loaded.refused:
-            data, descriptors, _, _ = socket.recv_fds(self.control, 1 << 18, 256)
-            if not data:
-                break
-            verb, arguments = pickle.loads(data)
+        original("signal", "signal")(signal.SIGCHLD, signal.SIG_DFL)  # whatever a plug-in did to it
+        verbs: dict[str, Callable] = {"begin": self.begin, "fork": self.fork, "let_go": let_go_of_stderr}
+        while True:
+            request, descriptors, _, _ = socket.recv_fds(self.control, PART_BYTES << 2, 256, socket.MSG_CMSG_CLOEXEC)
+            if not request:
+                return EXIT_OK
+            verb, arguments = pickle.loads(request)
             verbs[verb](*arguments, *([descriptors] if descriptors else []))
-        os._exit(EXIT_OK)
 
     def leave_attendant(self) -> None:
         """Give up what is the attendant's."""
         attendant = self.attendant
+        self.control.setblocking(True)
         for number in (*attendant.ACTIONS, signal.SIGCHLD):
             handler = signal.SIG_IGN if number in (signal.SIGINT, signal.SIGHUP) else signal.SIG_DFL
             original("signal", "signal")(number, handler)
@@ -6360,75 +6255,59 @@ class Loading:
         signal.set_wakeup_fd(-1)
         libc().prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
-        os.close(attendant.alive_write)
-        for endpoint in attendant.endpoints:
-            endpoint.socket.close()
-        for descriptor in attendant.given.values():
+        for descriptor in (attendant.alive_write, *attendant.given.values()):
             os.close(descriptor)
-        for generation in attendant.generations():
-            generation.control.close()
+        for sock in (self.other_end, *(generation.control for generation in attendant.generations()),
+                     *(endpoint.socket for endpoint in attendant.endpoints)):
+            sock.close()
         set_title("midatagram: loader")
 
-    def load(self) -> Loaded:
-        """Load the configuration; what is wrong with it is in what is returned."""
-        attendant = self.attendant
+    def load(self) -> tuple:
+        """Load the configuration; returns what Supervisor.take_report() reads."""
+        attendant, counters = self.attendant, self.attendant.counters
         try:
             setup = attendant.load()
-            self.server = Server(setup, attendant.counters, attendant.processes, attendant.store, attendant.pair,
-                                 attendant.started_s)
-            self.server.attendant_pid = attendant.server.attendant_pid
-        except StartError as error:
-            return Loaded(f"{error}", error.status)
-        except ConfigError as error:
-            return Loaded(f"{error}", EXIT_CONFIG)
+            self.server = Server(setup, counters, attendant.processes, attendant.store, attendant.pair, attendant.started_s)
+        except (StartError, ConfigError) as error:
+            return (getattr(error, "status", EXIT_CONFIG), f"{error}"), None, (), ()
         except BaseException as error:  # whatever a plug-in does, the server that runs goes on
             log.exception("the configuration cannot be loaded")
-            return Loaded(f"{type(error).__name__}: {error}", EXIT_CONFIG)
-        counters, stats = attendant.counters, setup.registry.stats[0]
-        levels = tuple(counters.column(stat.group, stat.name) for stat in stats if stat.read is None and not stat.resettable)
-        return Loaded(setup=setup._replace(registry=Registry(()), destinations={}), levels=levels,
-                      columns=(counters.columns, counters.room, counters.blocks))
+            return (EXIT_CONFIG, f"{type(error).__name__}: {error}"), None, (), ()
+        self.server.attendant_pid = attendant.server.attendant_pid
+        levels = [stat for stat in setup.registry.stats[0] if stat.read is None and not stat.resettable]
+        return ((), setup._replace(registry=Registry(()), destinations={}),
+                [counters.column(stat.group, stat.name) for stat in levels], (counters.columns, counters.room, counters.blocks))
 
     def begin(self, path: str, lock: list[int]) -> None:
         """At the first start: log, and be the user, as the attendant does by now; hold its lock of the store's folder."""
         self.attendant.prepare(self.server.setup)
+        libc().prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # another user's process has none
         self.server.store.path = path
 
-    def let_go(self) -> None:
-        """The start in the background is over."""
-        self.attendant.starter.close()
-        let_go_of_stderr()
-
     def fork(self, row: int, rank: int, places: list, descriptors: Iterable[int]) -> None:
-        """Fork a child twice: whose parent ends is given to the attendant, which is told its pid in the process table."""
+        """Fork a child twice: whose parent ends is given to the attendant, which reads its pid in the process table."""
         processes = self.attendant.processes
 
-        def between() -> None:
-            try:
-                processes.set(row, pid=forked(lambda: self.be_child(row, rank, places, descriptors)), rank=rank)
-            except OSError as error:
-                self.cannot_fork(row, error)
-            os._exit(EXIT_OK)
+        def between() -> int:
+            processes.set(row, pid=forked(lambda: self.be_child(row, rank, places, descriptors)), rank=rank)
+            return EXIT_OK
 
-        try:
-            original("os", "waitpid")(forked(between), 0)
-        except OSError as error:
-            self.cannot_fork(row, error)
+        status = EXIT_CRASH
+        with contextlib.suppress(OSError):  # logged below
+            status = original("os", "waitpid")(forked(between), 0)[1]
+        if status:
+            log.error("cannot fork child %d", rank)
+            processes.set(row, state=Processes.FREE)
         for descriptor in descriptors:
             os.close(descriptor)
 
-    def cannot_fork(self, row: int, error: OSError) -> None:
-        """Give the row back."""
-        log.error("cannot fork: %s", error)
-        self.attendant.processes.set(row, state=Processes.FREE)
-
-    def be_child(self, row: int, rank: int, places: list, descriptors: Iterable[int]) -> None:
-        """The life of a child; does not return."""
-        status, attendant, server = EXIT_OK, self.attendant, self.server
+    def be_child(self, row: int, rank: int, places: list, descriptors: Iterable[int]) -> int:
+        """The life of a child; returns its exit status."""
+        attendant, server = self.attendant, self.server
         try:
             self.begin_child(row, rank)
-            sockets = map(inherited_socket, descriptors)
-            endpoints = [Endpoint(place, sock, kept) for (place, kept), sock in zip(places, sockets)]
+            endpoints = [Endpoint(place, original("socket", "socket")(fileno=descriptor), kept)
+                         for (place, kept), descriptor in zip(places, descriptors)]
             set_title(f"midatagram: MI Datagram {rank} {places[0][0].address}")
             child = Child(server, endpoints, row, rank)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
@@ -6436,14 +6315,13 @@ class Loading:
             server.call_hooks("child_init")
             child.serve(functools.partial(self.child_serves, row, rank), functools.partial(attendant.tell, rank),
                         attendant.alive_read)
-        except BaseException as error:  # nothing may pass into the loader's code
+        except BaseException as error:  # the attendant is to know
             log.exception("child %d ends", rank)
-            has_started = attendant.processes.get(row, "state") != Processes.STARTING
-            status = EXIT_CRASH if has_started else BOOT_FAILED
-            attendant.tell(rank, "" if has_started else f"{type(error).__name__}: {error}")
-        finally:
-            logging.shutdown()
-            os._exit(status)
+            if attendant.processes.get(row, "state") != Processes.STARTING:
+                return EXIT_CRASH
+            attendant.tell(rank, f"{type(error).__name__}: {error}")
+            return BOOT_FAILED
+        return EXIT_OK
 
     def begin_child(self, row: int, rank: int) -> None:
         """Be the process of that row."""
@@ -6459,22 +6337,10 @@ class Loading:
 
     def child_serves(self, row: int, rank: int) -> None:
         """A child serves from now on."""
-        if self.attendant.starter.waits():
+        if self.attendant.starter >= 0:
             let_go_of_stderr()
         self.attendant.processes.set(row, state=Processes.SERVING)
         self.attendant.tell(rank)
-
-
-def ending(status: int) -> str:
-    """How a process ended, of which waitpid() gives a status."""
-    code = os.waitstatus_to_exitcode(status)
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-
-
-def inherited_socket(descriptor: int) -> Any:
-    """A socket that another process handed over."""
-    os.set_inheritable(descriptor, False)
-    return original("socket", "socket")(fileno=descriptor)
 
 
 def libc() -> Any:
@@ -6528,11 +6394,6 @@ def watch_parent(attendant_pid: int) -> None:
 
     PR_SET_PDEATHSIG sends SIGUSR2, whose handler sets an alarm clock that nothing turns off; sent by others it does nothing.
     """
-    for _ in range(1000):  # until the process between is gone
-        if os.getppid() == attendant_pid:
-            break
-        original("time", "sleep")(0.001)
-
     def handle(number: int, frame: Any) -> None:
         if os.getppid() != attendant_pid:
             signal.setitimer(signal.ITIMER_REAL, ORPHAN_S + 0.3)
@@ -6556,8 +6417,6 @@ def set_title(title: str) -> None:
 # Strategy: systemd is spoken to if its variables say so, and they are handed
 # on to nobody.
 
-EXTEND_S = 10  # by which a start may take longer than its unit says, again and again
-
 
 class Notifier:
     """Tells systemd how we are, if it asked to be told, without waiting for it; see sd_notify(3)."""
@@ -6565,39 +6424,23 @@ class Notifier:
     def __init__(self):
         self.target = os.environ.pop("NOTIFY_SOCKET", "")
         os.environ.pop("WATCHDOG_USEC", None)
-        self.queue: collections.deque[str] = collections.deque(maxlen=16)  # what systemd has no room for yet
-        self.status = ""
+        self.unsent: dict[str, Any] = {}  # for which systemd has had no room
 
-    def send(self, *lines: str) -> None:
-        """Send states as `NAME=VALUE` lines, now or after those that wait."""
-        self.queue.append("\n".join(lines))
+    def send(self, **states: Any) -> None:
+        """Send states, and those that wait and are not out of date."""
+        self.unsent.update(states)
         address = "\0" + self.target[1:] if self.target.startswith("@") else self.target
-        while self.queue:
-            try:
-                if self.target:
-                    with original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-                        sender.setblocking(False)
-                        sender.sendto(encode(self.queue[0]), address)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                log.warning("cannot notify %s: %s", self.target, error)
-            self.queue.popleft()
-
-    def feed(self, status: str) -> None:
-        """Feed the watchdog, and send a status that is another one; what waits goes first."""
-        if status != self.status:
-            self.status = status
-            self.send(f"STATUS={status}")
-        if not self.queue:
-            self.send("WATCHDOG=1")
-        else:
-            self.send(self.queue.pop())
-
-    def extend(self) -> None:
-        """Ask for more time to start."""
-        if not self.queue:
-            self.send(f"EXTEND_TIMEOUT_USEC={EXTEND_S * 1000000}")
+        text = "\n".join(f"{name}={value}" for name, value in self.unsent.items())
+        try:
+            if self.target:
+                with original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                    sender.setblocking(False)
+                    sender.sendto(encode(text), address)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            log.warning("cannot notify %s: %s", self.target, error)
+        self.unsent.clear()
 
 
 def given_descriptors() -> range:
@@ -6771,14 +6614,20 @@ def is_running(options) -> bool:
 
 
 def status_lines(options) -> Iterator[str]:
-    """What the server of this configuration wrote about itself, if we may read it."""
-    place = str(socket_of(options))
-    for path in [path for run in run_places() if run for path in pathlib.Path(run).glob("midatagram-*/status")]:
+    """What the server of this configuration wrote about itself, if we may read it and its user or root must have written it."""
+    address, user = socket_of(options), account_of(options)[0]
+    places, trusted = {*run_places()} - {""}, {0, os.geteuid(), user.pw_uid if user else 0}
+    with contextlib.suppress(OSError):
+        if address.port is None:
+            places.add(os.path.dirname(address.host) or ".")
+            trusted.add(os.stat(address.host).st_uid)
+    for folder in [folder for place in places for folder in pathlib.Path(place).glob("midatagram-*")]:
         with contextlib.suppress(OSError, ValueError):
-            pid, started_s, status, places = json.loads(path.read_text())
-            if place in places and os.path.exists(f"/proc/{pid}"):
-                yield f"pid {pid}, uptime {time.time() - started_s:.0f} s"
-                yield from status.split("; ")
+            if folder.lstat().st_uid in trusted:
+                pid, started_s, status, served = json.loads((folder / "status").read_text())
+                if str(address) in served and os.path.exists(f"/proc/{pid}"):
+                    yield f"pid {pid}, uptime {time.time() - started_s:.0f} s"
+                    yield from status.split("; ")
 
 
 PID_TRIES = 20
@@ -6919,54 +6768,26 @@ def let_go(*descriptors: int) -> None:
     os.close(null)
 
 
-class Starter:
-    """The process that started us in the background and waits for an exit status; -1: there is none."""
+def go_background() -> int:
+    """Fork, away from the terminal; the first process waits, and exits as the start ends.
 
-    def __init__(self):
-        self.descriptor = -1
-
-    def waits(self) -> bool:
-        """Whether it waits."""
-        return self.descriptor >= 0
-
-    def tell(self, status: int) -> None:
-        """Have it end with that exit status."""
-        if self.waits():
-            with contextlib.suppress(BrokenPipeError):  # it did not wait
-                os.write(self.descriptor, bytes([status]))
-            self.close()
-
-    def close(self) -> None:
-        """Do not tell it anything."""
-        os.close(self.descriptor)
-        self.descriptor = -1
-
-    def leave(self) -> None:
-        """Fork twice, away from the terminal; the first process waits, and exits as the start ends.
-
-        stderr stays until then, for what goes wrong.
-        """
-        read, write = os.pipe()
-        fork = original("os", "fork")
-        pid = fork()
-        if pid:
-            os.close(write)
-            status = b""
-            try:  # whatever happens here, the pid file is the server's
-                with contextlib.suppress(ChildProcessError):  # who started us ignores SIGCHLD
-                    original("os", "waitpid")(pid, 0)
-                status = os.read(read, 1)
-            finally:
-                os._exit(status[0] if status else EXIT_CRASH)
-        os.setsid()
-        if fork():
-            os._exit(0)
-        os.close(read)
-        let_go(0, 1)
-        self.descriptor = write
+    Returns the descriptor that is written when the start is over; until then stderr stays, for what goes wrong.
+    """
+    read, write = os.pipe()
+    pid, status = original("os", "fork")(), EXIT_CRASH
+    if pid:
+        os.close(write)
+        try:  # whatever happens here, the pid file is the server's
+            status = 0 if os.read(read, 1) else os.waitstatus_to_exitcode(original("os", "waitpid")(pid, 0)[1])
+        finally:
+            os._exit(status)
+    os.setsid()
+    os.close(read)
+    let_go(0, 1)
+    return write
 
 
-def serve(options, starter: Starter) -> int:
+def serve(options) -> int:
     """Check, open, serve; returns the exit status."""
     if options.status or options.if_not_running:
         running = is_running(options)
@@ -6979,8 +6800,8 @@ def serve(options, starter: Starter) -> int:
         close_inherited()
     load_packages()
     given = given_sockets()
-    if options.background and not options.check:
-        starter.leave()
+    original("signal", "signal")(signal.SIGCHLD, signal.SIG_DFL)  # who started us may ignore it
+    starter = go_background() if options.background and not options.check else -1
     try:
         return start(options, starter, given)
     except StartError as error:  # another one was a little earlier
@@ -6989,7 +6810,7 @@ def serve(options, starter: Starter) -> int:
         raise
 
 
-def start(options, starter: Starter, given: dict) -> int:
+def start(options, starter: int, given: dict) -> int:
     """Load the configuration, open everything, then serve until a signal stops it; returns the exit status."""
     processes, started_s = Processes(), time.time()
     figures = functools.partial(core_stats, processes, started_s)
@@ -7067,29 +6888,29 @@ def tool(name: str) -> Callable[[list[str]], int]:
 def main(argv: list[str]) -> int:
     """Run the command line; returns the exit status."""
     open_standard_streams()
-    starter, status = Starter(), EXIT_CRASH
     try:
-        is_tool = argv and argv[0][:1] not in ("", "-")
-        status = tool(argv[0])(argv[1:]) if is_tool else serve(server_parser().parse_args(argv), starter)
+        if argv and argv[0][:1] not in ("", "-"):
+            return tool(argv[0])(argv[1:])
+        return serve(server_parser().parse_args(argv))
     except (ConfigError, StartError) as error:
         print(f"midatagram: {error}", file=sys.stderr)
-        status = error.status if isinstance(error, StartError) else EXIT_CONFIG
+        return error.status if isinstance(error, StartError) else EXIT_CONFIG
     except KeyboardInterrupt:
-        status = 130
+        return 130
     except BrokenPipeError:
-        pass
+        return EXIT_CRASH
     finally:
         flush_standard_streams()
-        starter.tell(status)
-    return status
 
 
 def __getattr__(name: str) -> Any:
-    """AsyncResult, which a handler returns to answer later: gevent's, imported where it is wanted."""
+    """AsyncResult, which a handler returns to answer later: gevent's; Trial: of the plug-in trial. Imported where wanted."""
     if name == "AsyncResult":
         from gevent.event import AsyncResult
 
         return AsyncResult
+    if name == "Trial":
+        return import_plugin(find_plugin("trial", [BESIDE])).Trial
     raise AttributeError(f"midatagram has no {name}")
 
 

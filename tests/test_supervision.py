@@ -46,16 +46,17 @@ def has_no_hub(pid):
     return len(os.listdir(f"/proc/{pid}/task")) == 1 and not any("eventpoll" in link or "io_uring" in link for link in links)
 
 
-def loader_of(server):
-    """The pid of the process that forks the children, which have its title for a moment."""
-    def loaders():
-        for pid in pathlib.Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                if b"midatagram: loader" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
-                    yield int(pid)
+def loaders_of(server):
+    """The pids of the processes that fork children, and of children that have their title for a moment."""
+    for pid in pathlib.Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if b"midatagram: loader" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
+                yield int(pid)
 
-    wait_for(lambda: len([*loaders()]) == 1, what="one loader")
-    return next(loaders())
+
+def loader_of(server):
+    """The pid of the one process that forks the children."""
+    return wait_for(lambda: len(pids := [*loaders_of(server)]) == 1 and pids, what="one loader")[0]
 
 
 # Reloads
@@ -98,6 +99,10 @@ BAD = {  # what is added to a good plug-in, and what the log says
     "init: hangs with TERM ignored": (body("init(ctx)", DEAF + HANG), "taken back"),
     "init: crashes": (body("init(ctx)", CRASH), "signal SIGSEGV"),
     "init: exits": (body("init(ctx)", "import os\nos._exit(3)"), "exit status 3"),
+    "init: aborts": (body("init(ctx)", "import os\nos.abort()"), "signal SIGABRT"),
+    "init: a signal without a name": (body("init(ctx)", "import os\nos.kill(os.getpid(), 37)"), "signal 37"),
+    "init: an exception that cannot be shown": (
+        body("init(ctx)", "class Odd(Exception):\n    def __str__(self):\n        raise self\nraise Odd"), "refused"),
     "child_init: raises": (body("child_init(ctx)", "raise OSError('no database')"), "OSError: no database"),
     "child_init: Timeout": (body("child_init(ctx)", "import gevent\nraise gevent.Timeout(1)"), "Timeout"),
     "child_init: SystemExit": (body("child_init(ctx)", "raise SystemExit(0)"), "SystemExit"),
@@ -105,6 +110,9 @@ BAD = {  # what is added to a good plug-in, and what the log says
     "child_init: hangs cooperatively": (body("child_init(ctx)", "import time\ntime.sleep(3600)"), "taken back"),
     "child_init: crashes": (body("child_init(ctx)", CRASH), "SIGSEGV"),
     "child_init: exits": (body("child_init(ctx)", "import os\nos._exit(0)"), "exit status 0"),
+    "child_init: aborts": (body("child_init(ctx)", "import os\nos.abort()"), "signal SIGABRT"),
+    "load: hangs": (body("load(ctx)", HANG), "taken back"),
+    "load: raises": (body("load(ctx)", "raise OSError('no table')"), "OSError: no table"),
     "soon: crashes": (AFTER_A_WHILE.format(body("soon(ctx)", CRASH)), "SIGSEGV"),
     "soon: exits": (AFTER_A_WHILE.format(body("soon(ctx)", "import os\nos._exit(1)")), "exit status 1"),
     "soon: kills itself": (AFTER_A_WHILE.format(body("soon(ctx)", "import os\nos.kill(os.getpid(), 9)")), "taken back"),
@@ -148,6 +156,70 @@ def test_a_reload_that_hangs_is_replaced_by_the_next_one(greeter, kind):
     assert greeter.ask(b":greet:\n") == GOOD_DAY
     assert greeter.log.count("replaced by another one") == 1
     assert loader_of(greeter)  # the only one
+
+
+GOOD = {  # what a plug-in may do as it is loaded, and the server serves with it
+    "ignores SIGCHLD": "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+    "blocks signals": "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())",
+    "writes to every descriptor but its report": "import os, stat\nfor number in range(3, 40):\n    try:\n"
+        "        if stat.S_ISFIFO(os.fstat(number).st_mode):\n            os.write(number, b'7 x\\n\\xff9')\n"
+        "    except OSError:\n        pass",
+    "leaves a timer": "import gevent\ngevent.Timeout(1.2).start()",
+    "closes its streams": "import os\nos.closerange(0, 3)",
+}
+
+
+@pytest.mark.parametrize("hook", ["init", "child_init"])
+@pytest.mark.parametrize("kind", GOOD)
+def test_what_is_odd_but_can_serve_serves(greeter, kind, hook):
+    greeter.write_plug_in(NEW_GREETER + body(f"{hook}(ctx)", GOOD[kind]))
+    greeter.signal(signal.SIGHUP)
+    greeter.wait_log("reloaded")
+    wait_for(lambda: greeter.ask(b":greet:\n", 1.0) == GOOD_DAY, what="the new children")
+    before = wait_for_children(greeter, 2)
+    time.sleep(1.5)  # more than the timer
+    assert greeter.children() == before
+    os.kill(before[0], signal.SIGKILL)
+    wait_for(lambda: len(set(greeter.children()) - set(before)) == 1, what="a child in its place")
+    greeter.stop(tracebacks=True)
+
+
+def test_a_candidate_whose_loader_is_killed_while_its_child_starts(greeter):
+    greeter.write_plug_in(NEW_GREETER + BAD["child_init: hangs"][0])
+    before = greeter.children()
+    first = loader_of(greeter)
+    greeter.signal(signal.SIGHUP)
+    wait_for(lambda: greeter.ask(b":ps:\n").count(b"MI Datagram") == 3, what="the child on trial")
+    [second] = set(loaders_of(greeter)) - {first}
+    os.kill(second, signal.SIGKILL)
+    greeter.wait_log("reload refused, the old configuration stays: the process that loads it ended with signal SIGKILL")
+    wait_for(lambda: greeter.children() == before, what="the old children alone")
+    greeter.write_plug_in(NEW_GREETER)
+    reload(greeter)
+
+
+def test_a_reload_mends_a_rank_that_pauses(greeter, plug_in):
+    """The child on trial, of rank 1, does not wait for the pause of rank 1; one that was refused does not stay in its place."""
+    greeter.write(greeter.config_path.read_text() + own("start_timeout", 3000))
+    flag = pathlib.Path(greeter.place + ".flag")
+    greeter.write_plug_in(GREETER + "\nimport os\n" + body(
+        "child_init(ctx)", f"""
+if ctx.server.processes.get(ctx.server.row, "rank") == 1 and os.path.exists({str(flag)!r}):
+    raise OSError("away")"""))
+    reload(greeter)
+    flag.touch()
+    os.kill(greeter.children()[0], signal.SIGKILL)
+    greeter.wait_log("died: exit status 70", times=6)
+    greeter.write_plug_in(NEW_GREETER + AFTER_A_WHILE.format(body("soon(ctx)", "import os\nos._exit(1)")))
+    greeter.signal(signal.SIGHUP)
+    greeter.wait_log("reload taken back")
+    for _ in range(20):
+        assert greeter.ask(b":greet:\n") == HELLO
+    greeter.write_plug_in(NEW_GREETER)
+    greeter.signal(signal.SIGHUP)
+    greeter.wait_log("reloaded", times=2)
+    wait_for_children(greeter, 2)
+    greeter.stop(tracebacks=True)
 
 
 @pytest.mark.parametrize("kind", ["import: hangs", "init: hangs with TERM ignored", "child_init: hangs"])
@@ -270,6 +342,22 @@ def drained(sock):
     return b"\n".join(data)
 
 
+def test_who_waits_for_the_load_of_another_is_not_stalled(start, plug_in, tmp_path):
+    source = GREETER + "\nimport os\nimport time\n" + body("load(ctx)", f"""
+try:
+    os.mkdir({str(tmp_path / "first")!r})
+except FileExistsError:
+    time.sleep(1)
+else:
+    time.sleep(3600)
+ctx.store.put("loads", str(time.time()), "1")""")
+    server = start('loadmodule "greeter.so"\n' + TROUBLE + children_count(3) + own("start_timeout", 1500),
+                   "-p", plug_in("greeter", source), "-p", str(PLUGINS))
+    assert server.statistic("child_stalls") == 1 and server.log.count("stalled") == 1
+    reload(server)
+    server.stop()
+
+
 def test_the_process_that_forks_the_children_is_replaced_when_it_dies(greeter):
     before = greeter.children()
     os.kill(loader_of(greeter), signal.SIGKILL)
@@ -328,6 +416,14 @@ def close_socket(ctx):
 
 
 @mi.command
+def close_all(ctx):
+    \"\"\"Close whatever is open.\"\"\"
+    import os
+    os.closerange(3, 100)
+    return mi.Reply()
+
+
+@mi.command
 def raise_in_greenlet(ctx, name):
     \"\"\"Raise in a greenlet of its own.\"\"\"
     def fail():
@@ -351,6 +447,15 @@ def test_a_child_whose_socket_a_plug_in_closes_is_replaced(start, plug_in, count
     server.wait_log("closed the socket")
     wait_for(lambda: len(pids := server.children()) == count and set(pids) != set(before), what="another child")
     assert server.statistic("child_deaths") == 1
+    server.stop(tracebacks=True)
+
+
+def test_a_child_that_a_plug_in_leaves_without_descriptors_is_replaced(start, plug_in):
+    server = start('loadmodule "odd.so"\n' + TROUBLE + children_count(2) + own("stall_timeout", 1000), "-p",
+                   plug_in("odd", CHILDREN), "-p", str(PLUGINS))
+    before = server.children()
+    server.client().send(b":close_all:\n")
+    wait_for(lambda: len(set(server.children()) - set(before)) == 1 and len(server.children()) == 2, what="another child")
     server.stop(tracebacks=True)
 
 
