@@ -64,6 +64,8 @@ __all__ = [  # what plug-ins may use
     "Memo", "VALUE_BYTES", "open_to_append", "original", "AsyncResult",  # noqa: F822 - see __getattr__()
     # other servers, tests
     "ask", "Trial", "Address", "LIMIT",  # noqa: F822
+    # what a Trial is made of
+    "ConfigReader", "Loader", "Processes", "Counters", "core_stats", "Store", "Server", "Access", "event_pair", "answers_of",
     # files of a plug-in's own format
     "Module", "ConfigError", "ParseError", "read_source", "line_of", "nearest", "BAD_PARAMETER", "WRONG_COUNT",
     # tools: a plug-in with main(argv)
