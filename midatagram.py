@@ -6618,7 +6618,7 @@ def is_running(options) -> bool:
 def status_lines(options) -> Iterator[str]:
     """What the server of this configuration wrote about itself, if we may read it and its user or root must have written it."""
     address, user = socket_of(options), account_of(options)[0]
-    places, trusted = {*run_places()} - {""}, {0, os.geteuid(), user.pw_uid if user else 0}
+    places, trusted = {*run_places(), "/run/midatagram"} - {""}, {0, os.geteuid(), user.pw_uid if user else 0}
     with contextlib.suppress(OSError):
         if address.port is None:
             places.add(os.path.dirname(address.host) or ".")

@@ -76,7 +76,7 @@ class Installed:
 
     def __init__(self, folder):
         self.folder = folder
-        done = subprocess.run([ROOT / "install.sh", "system", "--prefix", folder], capture_output=True, text=True,
+        done = subprocess.run([ROOT / "install.sh", "system", "--prefix", folder, "--systemd"], capture_output=True, text=True,
                               env={**os.environ, "PYTHON": sys.executable}, timeout=60)
         assert done.returncode == 0, done.stderr
         self.printed = done.stdout
@@ -873,6 +873,35 @@ def test_supervisor_starts_stops_and_restarts_it(supervisor, installed):
     pid_when_running(first, second, third)
     log = (installed.folder / "supervisord.log").read_text()
     assert log.count("stopped: midatagram (exit status 0)") == 2
+
+
+def test_supervisor_does_not_retry_a_mistake_in_the_configuration(supervisor, installed):
+    wait_for(installed.serves, 20, what="the server")
+    assert supervisor("stop", "midatagram") == "midatagram: stopped\n"
+    with open(installed.folder / "etc/midatagram/midatagram.conf", "a") as config:
+        config.write("modparam(nonsense")
+    supervisor("start", "midatagram")
+    wait_for(lambda: "EXITED" in supervisor("status"), 20, "its end")
+    log = (installed.folder / "supervisord.log").read_text()
+    assert log.count("exited: midatagram (exit status 78; expected)") == 1
+    time.sleep(2)  # in which supervisord would start it again
+    assert (installed.folder / "supervisord.log").read_text() == log
+
+
+def test_the_unit_checks_first_is_not_restarted_for_mistakes_and_may_write_where_it_must(installed):
+    unit = (installed.folder / "etc/systemd/system/midatagram.service").read_text()
+    values = {}
+    for name, value in re.findall(r"^(\w+)=(.*)$", unit, re.M):
+        values.setdefault(name, []).append(value)
+    start, [check, hup] = values["ExecStart"][0], values["ExecReload"]
+    assert check == start.replace(" -f ", " -c -f ") and hup == "/bin/kill -HUP $MAINPID"
+    assert values["RestartPreventExitStatus"][0].split() == ["2", "73", "77", "78"]
+    writable = [path.removeprefix("-") for path in values["ReadWritePaths"][0].split()]
+    config = (installed.folder / "etc/midatagram/midatagram.conf").read_text()
+    written = re.findall(r'^modparam\("mi_datagram", "socket_name", "(.*)"\)|"log_file", "(.*)"\)', config, re.M)
+    assert written and all(any(path.startswith(f"{folder}/") for folder in writable) for pair in written for path in pair if path)
+    done = subprocess.run(check.split(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # The end of what the first test began

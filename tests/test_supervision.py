@@ -1,8 +1,10 @@
 """Supervision: nothing that a plug-in does, and no series of deaths, ends a server of which a child can serve."""
 
 import contextlib
+import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -495,6 +497,33 @@ def test_status_tells_how_the_server_is(greeter):
     greeter.write_plug_in("def (")
     reload(greeter, "reload refused")
     wait_for(lambda: "the last reload was refused" in run("--status", "-f", greeter.config_path).stdout, what="the refusal")
+
+
+def test_status_of_a_server_that_has_its_folder_beside_its_socket(start, tmp_path):
+    server = start(TROUBLE, "-p", str(PLUGINS), place=str(tmp_path / "mi.sock"), environment={"RUNTIME_DIRECTORY": str(tmp_path)})
+    assert f"pid {server.pid}, " in run("--status", "-f", server.config_path).stdout
+
+
+@pytest.mark.parametrize("kind", ["file", "fifo", "link"])
+def test_status_believes_root_and_the_servers_user_alone(greeter, kind):
+    needs_root()
+    folder, real = pathlib.Path(f"/dev/shm/midatagram-1-{os.getpid()}"), f"/dev/shm/mi-test-{os.getpid()}"
+    folder.mkdir()
+    lie = json.dumps([os.getpid(), 0, "all is well", [greeter.place]])
+    try:
+        if kind == "fifo":
+            os.mkfifo(folder / "status")
+        else:
+            (folder / "status").write_text(lie)
+        if kind == "link":
+            folder.rename(real)
+            folder.symlink_to(real)
+        os.chown(folder, 65534, 65534, follow_symlinks=False)
+        done = run("--status", "-f", greeter.config_path)
+        assert f"pid {greeter.pid}, " in done.stdout and "all is well" not in done.stdout
+    finally:
+        folder.unlink() if kind == "link" else shutil.rmtree(folder)
+        shutil.rmtree(real, ignore_errors=True)
 
 
 def test_a_dead_socket_of_another_user_is_not_alive(tmp_path):
