@@ -34,6 +34,7 @@ if __name__ == "__main__":  # run as a script: plug-ins that import midatagram g
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         del sys.path[0]  # the script's folder: who may write there must not have his modules run, by root for one
 
+import builtins
 import difflib
 import dis
 import functools
@@ -1423,7 +1424,7 @@ class Command:
         """ConfigError where it can be seen that the function answers nothing."""
         if inspect.iscoroutinefunction(self.function):
             raise self.refusal("is an async def, which nobody awaits; write def, gevent lets others have their turn")
-        if self.name != "*" and returns_nothing(self.function.__code__):
+        if self.name != "*" and returns_nothing(self.function):
             raise self.refusal("returns nothing; it must return a Reply")
 
     def signature(self) -> tuple[list, list, str]:
@@ -1520,13 +1521,19 @@ class Command:
         return " ".join(parts + ([f"[{self.rest.upper()}...]"] if self.rest else []))
 
 
-def returns_nothing(code: types.CodeType) -> bool:
-    """Whether a function ends with None wherever it does not raise."""
+def returns_nothing(function: Any) -> bool:
+    """Whether it is sure that a function ends with None unless it raises: all that it names are modules, classes and built-in
+    functions. Others may be there to raise, or to end the process."""
+    code = getattr(function, "__code__", None)
+    if not code or code.co_freevars or any(isinstance(constant, types.CodeType) for constant in code.co_consts) or \
+            code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
+        return False
+    known = {**globals(), **vars(builtins), **function.__globals__}
     steps = list(dis.get_instructions(code))
     ends = [step if step.opname == "RETURN_CONST" else before for before, step in zip(steps, steps[1:])
             if step.opname in ("RETURN_CONST", "RETURN_VALUE")]
-    is_plain = not code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR)
-    return is_plain and bool(ends) and all("CONST" in step.opname and step.argval is None for step in ends)
+    return bool(ends) and all("CONST" in step.opname and step.argval is None for step in ends) and all(
+        isinstance(known.get(name), (type, types.ModuleType, types.BuiltinFunctionType)) for name in code.co_names)
 
 
 def text_of(value) -> str | None:

@@ -479,11 +479,105 @@ def test_what_a_greenlet_raises_ends_no_child(start, plug_in, name):
      "is an async def"),
     ("def nothing(ctx):\n    '''Nothing.'''\n    print('x')\n", "returns nothing"),
     ("def nothing(ctx):\n    '''Nothing.'''\n    if ctx:\n        return\n    return None\n", "returns nothing"),
+    ("def nothing(ctx):\n    '''Nothing.'''\n    reply = mi.Reply(nodes=[mi.Node('x')])\n", "returns nothing"),
+    ("def nothing(ctx, value):\n    '''Nothing.'''\n    if not value:\n        raise mi.Error(400, 'x')\n", "returns nothing"),
 ])
 def test_a_handler_that_cannot_answer_is_refused_by_a_check(tmp_path, source, why):
     (tmp_path / "odd.py").write_text("import midatagram as mi\n\n\n@mi.command\n" + source)
     done = run("-c", "-s", tmp_path / "mi.sock", "-p", tmp_path)
     assert done.returncode == 78 and f"{tmp_path}/odd.py:" in done.stderr and why in done.stderr
+
+
+MAY_ANSWER = """
+import functools
+import gevent
+import os
+import sys
+
+import midatagram as mi
+
+
+def fail():
+    raise mi.Error(400, "no")
+
+
+class Helper:
+    def fail(self):
+        raise mi.Error(400, "no")
+
+
+def answered(function):
+    @functools.wraps(function)
+    def wrapper(ctx):
+        return function(ctx) or mi.Reply()
+    return wrapper
+
+
+@mi.command
+def by_function(ctx):
+    \"\"\"Fail.\"\"\"
+    fail()
+
+
+@mi.command
+def by_method(ctx):
+    \"\"\"Fail.\"\"\"
+    Helper().fail()
+
+
+@mi.command
+def by_inner(ctx):
+    \"\"\"Fail.\"\"\"
+    def inner():
+        raise mi.Error(400, "no")
+    inner()
+
+
+@mi.command
+def by_exit(ctx):
+    \"\"\"Fail.\"\"\"
+    sys.exit()
+
+
+@mi.command
+def by_abort(ctx):
+    \"\"\"End the child.\"\"\"
+    os.abort()
+
+
+@mi.command
+def by_loop(ctx):
+    \"\"\"Never answer.\"\"\"
+    while True:
+        gevent.sleep(1)
+
+
+@mi.command
+@answered
+def by_wrapper(ctx):
+    \"\"\"Answer.\"\"\"
+
+
+@mi.command
+def by_try(ctx):
+    \"\"\"Answer.\"\"\"
+    try:
+        return mi.Reply()
+    finally:
+        print()
+
+
+@mi.command
+def by_choice(ctx, value=""):
+    \"\"\"Answer or fail.\"\"\"
+    return mi.Reply() if value else fail()
+"""
+
+
+def test_a_handler_that_may_answer_or_raise_is_not_refused(tmp_path):
+    (tmp_path / "odd.py").write_text(MAY_ANSWER)
+    done = run("-c", "-s", tmp_path / "mi.sock", "-p", tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 # Who is who
