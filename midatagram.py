@@ -5690,6 +5690,7 @@ class Record:
     def __init__(self, row: int, rank: int, generation: Generation):
         self.row, self.rank, self.generation, self.endpoints = row, rank, generation, generation.endpoints
         self.served_s = self.dismissed_s = 0.0
+        self.is_stalled = False
 
 
 def send_signal(pid: int, number: int) -> None:
@@ -5772,6 +5773,7 @@ class Supervisor:
         while not generation.read_report():
             original("select", "select")([generation.control], [], [])
         if not self.take_report(generation):
+            send_signal(generation.pid, signal.SIGKILL)
             code = os.waitstatus_to_exitcode(original("os", "waitpid")(generation.pid, 0)[1])
             raise StartError(EXIT_CONFIG, f"the configuration cannot be loaded: that process ended with {ending(code)}")
         generation.is_accepted = True
@@ -5797,7 +5799,8 @@ class Supervisor:
         while self.exit_status is None or self.children:
             self.manage()
             self.wait()
-            self.handle_signals()
+            while self.signals:
+                self.ACTIONS[self.signals.popleft()](self)
             self.reap()
             self.tick()
         return self.exit_status
@@ -5828,11 +5831,6 @@ class Supervisor:
         original("signal", "signal")(signal.SIGCHLD, lambda number, frame: None)
         for number in (signal.SIGPIPE, signal.SIGUSR2):
             original("signal", "signal")(number, signal.SIG_IGN)
-
-    def handle_signals(self) -> None:
-        """Do what the queued signals ask for."""
-        while self.signals:
-            self.ACTIONS[self.signals.popleft()](self)
 
     def wait(self) -> None:
         """Sleep until a signal, news, or the next tick."""
@@ -5914,7 +5912,7 @@ class Supervisor:
                 log_notes(candidate.setup)
             if ended:
                 raise StartError(EXIT_CRASH, ended)
-        except StartError as error:
+        except (StartError, OSError) as error:
             self.refuse_reload("refused, the old configuration stays", f"{error}")
 
     def refuse_reload(self, what: str, why: str) -> None:
@@ -6110,7 +6108,7 @@ class Supervisor:
         log.error("child %d (pid %d) died: %s", record.rank, pid, why)
         self.server.count("child_deaths")
         self.server.raise_event("E_MI_CHILD_DIED", {"pid": pid, "reason": why})
-        killed = has_started and code in (-signal.SIGTERM, -signal.SIGKILL)  # from outside
+        killed = code in (-signal.SIGTERM, -signal.SIGKILL) and not record.is_stalled  # from outside
         if not has_started:
             self.troubles[record.rank] = self.troubles.get(record.rank) or f"died: {why}"
         early = not killed and (not record.served_s or time.monotonic() <= record.served_s + EARLY_S)
@@ -6167,6 +6165,7 @@ class Supervisor:
             elif now_s > since_s + limit_s:
                 log.error("child %d (pid %d) is stalled for %g s, killed", record.rank, pid, limit_s)
                 self.server.count("child_stalls")
+                record.is_stalled = True
                 stuck.append(pid or record.generation.pid)
         for pid in stuck:
             send_signal(pid, signal.SIGKILL)
@@ -6216,7 +6215,7 @@ class Supervisor:
             return None
         try:
             fresh = self.opened(endpoint.place, self.current.setup.own)
-        except StartError as error:
+        except (StartError, OSError) as error:
             endpoint.say_once(f"{spot} was deleted and cannot be bound again: {error}")
             return None
         log.warning("%s was deleted; bound again", spot)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import socket
@@ -292,6 +293,44 @@ def test_kills_from_outside_are_no_crash_loop(start, number):
         time.sleep(0.2)
     wait_for_children(server, 3)
     assert server.process.poll() is None
+
+
+def test_kills_of_children_that_start_are_no_crash_loop(start, plug_in):
+    folder = plug_in("slow", "import time\n" + body("child_init(ctx)", "time.sleep(0.3)"))
+    server = start('loadmodule "slow.so"\n' + children_count(2) + own("crash_limit", 3), "-p", folder)
+    children = pathlib.Path(f"/proc/{server.pid}/task/{server.pid}/children")
+    for _ in range(30):
+        for pid in map(int, children.read_text().split()):
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                if b"MI Datagram" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
+    wait_for(lambda: server.ask(b":uptime:\n", 0.5), what="a child that serves")
+    wait_for_children(server, 2)
+    server.stop()
+
+
+def test_a_start_that_hangs_each_time_ends_the_server(start, plug_in):
+    folder = plug_in("hangs", body("child_init(ctx)", HANG))
+    server = start('loadmodule "hangs.so"\n' + own("crash_limit", 2) + own("start_timeout", 500), "-p", folder, ready=False)
+    server.wait_log("none serves, giving up")
+    assert server.process.wait(STOP_S) == 1
+
+
+@pytest.mark.parametrize("hold", ["files", "sockets"])
+def test_a_reload_for_which_there_are_no_descriptors(start, tmp_path, hold):
+    server = start(TROUBLE + children_count(2), "-p", str(PLUGINS))
+    used = len(os.listdir(f"/proc/{server.pid}/fd"))
+    before, good = server.children(), server.config_path.read_text()
+    if hold == "sockets":  # room for the loader, not for all of these
+        server.write(good + "".join(own("listen", f"{tmp_path}/{number}.sock") for number in range(20)))
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (used + (0 if hold == "files" else 8), 1024))
+    reload(server, "reload refused")
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (1024, 1024))
+    assert server.children() == before
+    server.write(good)
+    reload(server)
+    server.stop()
 
 
 def test_one_kill_of_all_ten_children_in_the_first_second(start):
