@@ -6601,9 +6601,9 @@ def ask(place: Address | str, request: bytes, timeout_s: float) -> bytes:
         family, _, _, _, target = preferred(socket.getaddrinfo(place.host, place.port, type=socket.SOCK_DGRAM))
     with socket.socket(family, socket.SOCK_DGRAM) as client:
         client.settimeout(timeout_s)
-        if place.port is None:
-            client.bind("")  # an abstract address leaves no file behind
         client.connect(target)  # so that the kernel reports refusals, and nobody else can answer
+        if place.port is None:
+            client.bind("")  # after that: who has no address yet gets nothing; an abstract one leaves no file
         client.send(request)
         return client.recv(1 << 20)
 
@@ -6885,11 +6885,11 @@ def flush_standard_streams() -> None:
 
 
 def tool(name: str) -> Callable[[list[str]], int]:
-    """main() of the plug-in that `midatagram.py NAME` runs; StartError, ConfigError."""
+    """main() of the plug-in that `midatagram.py NAME` runs; SystemExit for none, ConfigError."""
     path = find_plugin(name, [BESIDE])
     run = getattr(import_plugin(path), "main", None) if path and path.endswith(".py") else None
     if run is None:
-        raise StartError(EXIT_USAGE, f'there is no tool "{name}" in {BESIDE}; see midatagram.py --help')
+        server_parser().error(f'there is no tool "{name}" in {BESIDE}')
     return run
 
 

@@ -409,7 +409,7 @@ def test_events_that_too_many_wait_before_are_counted_as_lost(shouter):
     server = shouter()
     for port in range(1, 251):
         assert server.ask(text("event_subscribe", "E_SHOUT", f"udp:127.0.0.1:{port}")) == b"200 OK\n\n"
-    assert server.ask(text("shout", "1000", "60000"), 30) == b"200 OK\nsent:: 0\n\n"
+    server.ask(text("shout", "1000", "60000"), 30)
     assert server.statistic("events_lost") % 250 == 0
     assert server.statistic("events_lost") > 250 * 100
     memory = pathlib.Path(f"/proc/{server.children()[0]}/status").read_text()

@@ -406,8 +406,8 @@ def test_a_plug_in_with_main_is_a_tool(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (7, "['a', '-c'] 65457\n", "")
     for name in ("plain", "none", "call", "../twice/x"):
         done = run_tool(script, name)
-        assert (done.returncode, done.stderr) == (2, f'midatagram: there is no tool "{name}" in {tmp_path}/plugins; '
-                                                      "see midatagram.py --help\n")
+        assert done.returncode == 2 and done.stderr.startswith("usage: midatagram.py ")
+        assert done.stderr.endswith(f'error: there is no tool "{name}" in {tmp_path}/plugins\n')
     done = run_tool(script, "broken")
     assert done.returncode == 78 and done.stderr.startswith(f"midatagram: {tmp_path}/plugins/broken.py:1: syntax error")
 
