@@ -292,6 +292,9 @@ BLANKS = " \t\n\v\f\r"  # isspace() in the C locale, and nothing else
 INLINE_BLANKS = " \t\v\f\r"
 COLON, QUOTE = b':"'  # to look for one byte as an int is seven times as quick
 NO_NAMES = re.compile("[:\0]")  # either ends the search for the second colon
+ARGUMENT = re.compile(r"""
+    (?:(?P<name>[^":\n]*(?::(?!:)[^":\n]*)*)::)?[ \t\v\f\r]*"(?P<quoted>[^"]*(?:(?<=\\)"[^"]*)*)(?<!\\)"[ \t\v\f\r]*(?:\n|\Z)
+  | (?P<line>[^"\n]*)(?:\n|\Z)""", re.X)
 
 
 def first_line(name: str) -> bytes | None:
@@ -340,49 +343,17 @@ def read_line(line: str) -> tuple:
 
 def quoted_pairs(body: str) -> list[tuple]:
     """Read arguments of which some have quotes."""
-    pairs, at = [], skip(body, 0, BLANKS)
+    pairs, at = [], 0
     while at < len(body):
-        pair, at = read_argument(body, at)
-        pairs.append(pair)
-        at = skip(body, at, BLANKS)
+        match = ARGUMENT.match(body, at)
+        if not match:
+            raise ParseError("a quote that is not around a whole value")
+        if match["quoted"] is not None:
+            pairs.append(((match["name"] or "").strip(BLANKS) or None, match["quoted"].replace('\\"', '"')))
+        elif line := match["line"].strip(BLANKS):
+            pairs.append(read_line(line))
+        at = match.end()
     return pairs
-
-
-def skip(text: str, at: int, blanks: str) -> int:
-    """The first position from `at` on that is not one of `blanks`."""
-    end = len(text)
-    while at < end and text[at] in blanks:
-        at += 1
-    return at
-
-
-def read_argument(body: str, at: int) -> tuple[tuple, int]:
-    """Read the argument that starts at `at`, which is no blank; gives the pair and where it ends."""
-    if body[at] == '"':
-        value, at = read_quoted(body, at)
-        return (None, value), at
-    end = body.find("\n", at)
-    line = body[at:] if end < 0 else body[at:end]
-    head, colons, tail = line.partition("::")
-    if colons and '"' not in head and tail.strip(BLANKS).startswith('"'):
-        value, end_of_quote = read_quoted(body, skip(body, at + len(head) + 2, INLINE_BLANKS))
-        return (head.rstrip(BLANKS) or None, value), end_of_quote
-    if '"' in line:
-        raise ParseError("a quote inside a plain value")
-    return read_line(line.rstrip(BLANKS)), at + len(line)
-
-
-def read_quoted(body: str, at: int) -> tuple[str, int]:
-    """Read the quoted value whose first quote stands at `at`: it ends at the next quote without a backslash."""
-    end = body.find('"', at + 1)
-    while end > 0 and body[end - 1] == "\\":
-        end = body.find('"', end + 1)
-    if end < 0:
-        raise ParseError("no closing quote")
-    after = skip(body, end + 1, INLINE_BLANKS)
-    if after < len(body) and body[after] != "\n":
-        raise ParseError("text behind a closing quote")
-    return body[at + 1:end].replace('\\"', '"'), after
 
 
 # The JSON-RPC dialect of OpenSIPS 3.x is read as its parser, an early cJSON, reads it:
@@ -1078,8 +1049,8 @@ class Rule(NamedTuple):
 
 def access_rule(value) -> Rule:
     """Converter: `COMMAND[, COMMAND]: WHO[, WHO]`, WHO being a network, `uid:NAME` or `gid:NAME`."""
-    commands, colon, who = string(value).partition(":")
-    if not colon or not who.strip():
+    commands, _, who = string(value).partition(":")
+    if not who.strip():
         raise ValueError('takes commands and who may use them: "kill, log_level: 127.0.0.1, uid:root, gid:voip"')
     users, groups = (tuple(account(item[4:]) for item in words(who) if item.startswith(kind)) for kind in ("uid:", "gid:"))
     addresses = [item for item in words(who) if not item.startswith(("uid:", "gid:"))]
@@ -1620,8 +1591,7 @@ class Memo:
         self.most, self.largest = size_bytes // 2, size_bytes // 16  # bytes of a generation, and of a value
         self.young: dict[Any, Any] = {}
         self.old: dict[Any, Any] = {}
-        self.sizes: dict[Any, int] = {}  # of the young ones
-        self.old_sizes: dict[Any, int] = {}
+        self.sizes: dict[Any, int] = {}  # of both
         self.bytes = 0  # of the young ones
 
     def __len__(self) -> int:
@@ -1631,20 +1601,18 @@ class Memo:
         """The value of a key, which is young again from now on; None if there is none."""
         value = self.young.get(key)
         if value is None and key in self.old:
-            value = self.keep(key, self.old[key], self.old_sizes[key])
+            value = self.keep(key, self.old[key], self.sizes[key])
         return value
 
     def keep(self, key: Any, value: Any, size: int) -> Any:
         """Add a value of so many bytes, its key included, unless it is too large; returns it."""
-        if key in self.young or key in self.old:
-            self.forget(key)
+        self.forget(key)
         whole = size + ENTRY_BYTES
         if whole > self.largest:
             return value
         if self.bytes + whole > self.most:
-            self.old, self.old_sizes = dict(self.young), self.sizes
+            self.old, self.sizes, self.bytes = dict(self.young), {key: self.sizes[key] for key in self.young}, 0
             self.young.clear()  # it stays the same dict for those who hold it
-            self.sizes, self.bytes = {}, 0
         self.young[key], self.sizes[key] = value, size
         self.bytes += whole
         return value
@@ -1657,9 +1625,9 @@ class Memo:
     def forget(self, key: Any) -> None:
         """Remove a key, if it is there."""
         if self.young.pop(key, None) is not None:
-            self.bytes -= self.sizes.pop(key) + ENTRY_BYTES
-        if self.old.pop(key, None) is not None:
-            del self.old_sizes[key]
+            self.bytes -= self.sizes[key] + ENTRY_BYTES
+        self.old.pop(key, None)
+        self.sizes.pop(key, None)
 
 
 TEXT_REPLY = re.compile(rb"[0-9]{3}[ \n]")
