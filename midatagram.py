@@ -1668,8 +1668,30 @@ def no_command(ctx):
 NO_COMMAND, NO_REQUEST = Command(Module("", {}), no_command), Request("")
 
 
-class Text:
+class Dialect:
+    """What Answers asks of a dialect, as it is for one without ids and batches."""
+
+    too_long: Callable[[int], Refusal]  # what a reply of so many bytes, which are too many, becomes
+    request_too_long: Callable[[int], Refusal]  # what such a request is answered with
+    join: Callable[[list[bytes]], bytes] = staticmethod(b"".join)  # the reply to a batch
+
+    def is_key_of(self, key: Any, call: Call) -> bool:
+        """Whether all requests with this key mean this call."""
+        return True
+
+    def id_of(self, call: Call) -> bytes:
+        """What stands between the two parts of a shape."""
+        return b""
+
+    def limit(self, call: Call) -> int:
+        """How many bytes the reply may have."""
+        return LIMIT
+
+
+class Text(Dialect):
     """The text dialect of OpenSIPS 2.x, for the commands of a registry."""
+
+    too_long, request_too_long = staticmethod(reply_too_long), staticmethod(request_too_long)
 
     def __init__(self, registry: Registry, indent: str = "\t"):
         self.indent, self.catch_all = indent, registry.catch_all
@@ -1701,38 +1723,22 @@ class Text:
         except Error as error:
             return Call(self, command, request, None, Reply(error.code, error.reason))
 
-    @staticmethod
-    def is_key_of(key: Any, call: Call) -> bool:
-        """Whether all requests with this key mean this call."""
-        return True
-
     def write(self, reply: Reply | Refusal, call: Call) -> str:
         """A reply as text; a `%` template if it is live."""
         return write_text(reply, self.indent)
 
-    def shape(self, reply: Reply, call: Call) -> Template:
+    def shape(self, reply: Reply, call: Call) -> Shape:
         """A live reply as written; a Watched one is the same for all who ask for it."""
         if not isinstance(reply.live, Watched):
             return Shape(reply, self.write(reply, call))
-        if not reply.live.text:
-            reply.live.text = self.write(reply, call)
-        return reply.live
-
-    @staticmethod
-    def id_of(call: Call) -> bytes:
-        """What stands between the two parts of a shape."""
-        return b""
-
-    def limit(self, call: Call) -> int:
-        """How many bytes the reply may have."""
-        return LIMIT
-
-    too_long, request_too_long = staticmethod(reply_too_long), staticmethod(request_too_long)
-    join = staticmethod(b"".join)  # there are no batches
+        reply.live.shape = reply.live.shape or Shape(reply, self.write(reply, call))
+        return reply.live.shape
 
 
-class JsonRpc:
+class JsonRpc(Dialect):
     """The JSON-RPC dialect of OpenSIPS 3.x, for the commands of a registry."""
+
+    too_long, request_too_long = staticmethod(lambda size: NOT_SENDABLE), staticmethod(lambda size: NO_JSON)
 
     PLAIN_ID = re.compile(  # replied with as it is written: an integer of at most 18 digits, or a string without escapes
         rb'"id"[\x01-\x20]*:[\x01-\x20]*(0|-?[1-9][0-9]{0,17}|"[ !#-\[\]-~]*")(?=[\x01-\x20]*[,}])')
@@ -1776,9 +1782,8 @@ class JsonRpc:
             return Call(self, command, request, None, Reply(error.code, error.reason, result=error))
         return Call(self, command, request._replace(values=values, names=names), called)
 
-    @staticmethod
-    def is_key_of(key: tuple, call: Call) -> bool:
-        """Whether all requests with this key mean this call: it is the request's own id that the key leaves out."""
+    def is_key_of(self, key: tuple, call: Call) -> bool:
+        """Whether it is the request's own id that the key leaves out."""
         request, _ = read_envelope(read_json(b'%b"?"%b' % key))
         return request == call.request._replace(id="?", values=(), names=None)
 
@@ -1786,29 +1791,18 @@ class JsonRpc:
         """A reply as JSON, nothing for a notification; a `%` template if it is live."""
         return write_jsonrpc(reply, call.request, call.command.form, self.pretty) if call.request.answered else ""
 
-    def shape(self, reply: Reply, call: Call) -> Template:
+    def shape(self, reply: Reply, call: Call) -> Shape:
         """A live reply as written."""
         template, _, tail = self.write(reply, call._replace(request=call.request._replace(id=LIVE))).rpartition("%s")
         return Shape(reply, template, encode(tail), json_text)
 
-    @staticmethod
-    def id_of(call: Call) -> bytes:
-        """What stands between the two parts of a shape."""
+    def id_of(self, call: Call) -> bytes:
+        """The id as it is written."""
         return encode(json_text(call.request.id))
 
     def limit(self, call: Call) -> int:
-        """How many bytes the reply may have."""
+        """How many bytes the reply may have, which depends on its id."""
         return json_limit(call.request.id, self.pretty)
-
-    @staticmethod
-    def too_long(size: int) -> Refusal:
-        """What a reply of `size` bytes, which is too much, becomes."""
-        return NOT_SENDABLE
-
-    @staticmethod
-    def request_too_long(size: int) -> Refusal:
-        """What a request of `size` bytes is answered with."""
-        return NO_JSON
 
     def join(self, parts: list[bytes]) -> bytes:
         """The reply to a batch, nothing if all its requests are notifications."""
@@ -1819,19 +1813,30 @@ class JsonRpc:
 UNFILLED = object()  # the values of a reply that has none yet; a plug-in's live() may give anything
 
 
-class Template:
-    """A live reply as written: its text around the values, the values of last time, and the bytes with these.
+class Watched:
+    """The live values of a reply in two steps: look() returns a cheap snapshot to compare with that of last time,
+    sums(snapshot) returns the values. `shape` is that of all text replies that have them."""
 
-    Of a JSON-RPC reply it is the text before the id; `tail` is what stands behind that. look() returns a cheap snapshot
-    to compare with that of last time, sums(snapshot) returns the values.
-    """
-
-    text = ""
-    tail, data = b"", b""
-    snapshot = values = UNFILLED
-    write_value: Callable | None = None
     look: Callable[[], Any]
     sums: Callable[[Any], tuple]
+    shape: Shape | None = None
+
+    def __call__(self) -> tuple:
+        return self.sums(self.look())
+
+
+class Shape:
+    """A live reply as written: its text around the values, the values of last time, and the bytes with these.
+
+    Of a JSON-RPC reply it is the text before the id; `tail` is what stands behind that.
+    """
+
+    def __init__(self, reply: Reply, text: str, tail: bytes = b"", write_value: Callable | None = None):
+        self.text, self.tail, self.write_value = text, tail, write_value
+        self.watched = reply.live if isinstance(reply.live, Watched) else None
+        self.look = self.watched.look if self.watched else reply.live
+        self.snapshot = self.values = UNFILLED
+        self.data = b""
 
     def now(self) -> bytes | None:
         """The reply with the values of now. None if they fail or are too long: then the command is to be called, and
@@ -1845,11 +1850,13 @@ class Template:
 
     def fill(self, snapshot: Any) -> bytes:
         """Put the values of a snapshot into the text, if they are others than last time."""
-        values = self.sums(snapshot)
+        values = self.watched.sums(snapshot) if self.watched else tuple(snapshot)
         if values != self.values:
             written = tuple(map(self.write_value, values)) if self.write_value else values
             self.data, self.values = encode(self.text % written), values
-        if self.sums is tuple:
+        if self.watched:
+            self.look = self.watched.look  # there may be more to look at by now
+        else:
             snapshot = values  # a list could become another one behind our back
         self.snapshot = snapshot if len(self.data) <= LIMIT else UNFILLED
         return self.data
@@ -1859,52 +1866,24 @@ class Template:
         return 2 * len(self.text) + len(self.data) + 1000
 
 
-class Watched(Template):
-    """The live values of a reply, in the two steps look() and sums(); with the text of the text replies that have them."""
-
-    def __call__(self) -> tuple:
-        return self.sums(self.look())
-
-
-class Shape(Template):
-    """A live reply whose values are no Watched, or whose text is another one."""
-
-    def __init__(self, reply: Reply, text: str, tail: bytes = b"", write_value: Callable | None = None):
-        self.text, self.tail, self.write_value = text, tail, write_value
-        self.live = reply.live
-        self.look, self.sums = self.live, tuple
-        if isinstance(self.live, Watched):
-            self.look, self.sums = self.live.look, self.sums_of_watched
-
-    def sums_of_watched(self, snapshot: Any) -> tuple:
-        """The values, after which there may be more to look at."""
-        values, self.look = self.live.sums(snapshot), self.live.look
-        return values
-
-
-def not_cached() -> bytes | None:
-    """The reply of now to a request whose reply is not cached."""
-    return None
-
-
 class Cached:
-    """What is cached of a request: the call, and if its reply says so how that is written, whose now() it has, and its
-    first line; and the exchange of last time."""
+    """What is cached of a request: the call, and if its reply says so its shape, whose now() it has, and its first line;
+    and the exchange of last time."""
 
     __slots__ = ("key", "call", "shape", "now", "reply", "exchange", "last_id")
 
     def __init__(self, key: Any, call: Call):
         self.key, self.call = key, call  # the key is None for a whole datagram
-        self.now: Callable[[], bytes | None] = not_cached
-        self.shape = Template()
+        self.now: Callable[[], bytes | None] = lambda: None
+        self.shape: Shape | None = None
         self.reply = Reply()  # without its nodes
         self.last_id = b""
         self.exchange: Exchange | None = None
 
     def now_with(self, request_id: bytes) -> bytes | None:
         """The reply of now with an id, whatever shape the reply has by now."""
-        head = self.shape.now()
-        return None if head is None else head + request_id + self.shape.tail
+        head = self.shape.now() if self.shape else None
+        return head + request_id + self.shape.tail if self.shape and head is not None else None
 
     def exchanged(self, request: bytes, reply: bytes) -> Exchange:
         """The exchange of now, a new one only when the reply is."""
@@ -2017,23 +1996,15 @@ class Answers:
 
     def again(self, data: bytes, cached: Cached, request_id: bytes, caller: Any) -> Answer:
         """Answer a request that is cached, with its id as it is written."""
-        head = cached.shape.now() if cached.shape.data else None
-        if head is None:
-            return self.single(data, with_id(cached.call, request_id), caller, cached)
-        written = head + request_id + cached.shape.tail
-        if request_id and len(written) > LIMIT - NUMBER_ROOM:
-            return self.single(data, with_id(cached.call, request_id), caller, cached)
-        if request_id:
-            if request_id == cached.last_id and len(data) <= KEPT_REQUEST and cached.now is not not_cached:
-                self.cache_bytes_of(data, cached, request_id)
-            cached.last_id = request_id
-        return new(Answer, ([(0, written)], [exchange_of(cached.call, cached.reply, data, written)]))
-
-    def cache_bytes_of(self, data: bytes, cached: Cached, request_id: bytes) -> None:
-        """Cache a whole datagram too: the same bytes again need no look at their id."""
-        whole = Cached(None, with_id(cached.call, request_id))
-        whole.reply, whole.now = cached.reply, functools.partial(cached.now_with, request_id)
-        self.cache.keep(data, whole, 2 * len(data))
+        written, call = cached.now_with(request_id), cached.call
+        if written is None or request_id and len(written) > LIMIT - NUMBER_ROOM:
+            return self.single(data, with_id(call, request_id), caller, cached)
+        if request_id and request_id == cached.last_id and len(data) <= KEPT_REQUEST and not self.wraps(call.request.name):
+            whole = Cached(None, with_id(call, request_id))  # the same bytes again need no look at their id
+            whole.reply, whole.now = cached.reply, functools.partial(cached.now_with, request_id)
+            self.cache.keep(data, whole, 2 * len(data))
+        cached.last_id = request_id
+        return new(Answer, ([(0, written)], [exchange_of(call, cached.reply, data, written)]))
 
     def single(self, data: bytes, call: Call, caller: Any = None, cached: Cached | None = None) -> Answer:
         """Answer a request."""
@@ -2669,20 +2640,14 @@ class Store:
         return self.shared[NEWEST]
 
     def unchanged(self, spaces: tuple, since: int, until_s: float | None) -> Callable[[], tuple]:
-        """The `live` of a reply that holds as long as these spaces are as they were at `since`, and until a moment: no values;
-        LookupError, for which the command is called again, when it holds no longer. Not the first time, as it is written."""
-        versions = [(self.version(space), space) for space in spaces]
-        holds, first = all(0 <= version <= since for version, _ in versions), True
+        """The `live` of a reply that holds as long as these spaces are as they were at `since`, and until a moment; see
+        unless_changed()."""
+        def look() -> list | None:
+            return [self.version(space) for space in spaces] if until_s is None or time.monotonic() < until_s else None
 
-        def live() -> tuple:
-            nonlocal first
-            if not first and not (holds and (until_s is None or time.monotonic() < until_s)
-                                  and all(self.version(space) == version for version, space in versions)):
-                raise LookupError
-            first = False
-            return ()
-
-        return live
+        versions = look()
+        holds = versions is not None and all(0 <= version <= since for version in versions)
+        return unless_changed(look, versions if holds else ())
 
     def remove_fitting(self, space: str, pattern: str) -> None:
         """Forget the keys that fit a pattern as fnmatch.fnmatchcase() reads it, in slices between which others get their turn."""
