@@ -165,6 +165,11 @@ def leaves(values: Iterable, names: Iterable | None = None) -> list[tuple]:
 class Live:
     """The one object LIVE: stands where a cached reply has a value that is read anew each time."""
 
+    MARK = "\ud800"  # it is written as, until the text is made a template; no text that can be sent has one of its own
+
+    def __str__(self) -> str:
+        return self.MARK
+
     def __repr__(self) -> str:
         return "LIVE"
 
@@ -517,10 +522,8 @@ def write_text(reply: Reply | Refusal, indent: str = "\t") -> str:
     """The text dialect's form of a reply; in a live one LIVE values become %s and all else is made safe for `%`."""
     if isinstance(reply, Refusal):
         return f"{reply.code} {reply.reason}\n"
-    nodes, reason = reply.nodes, reply.reason
-    if reply.live is not None:
-        nodes, reason, indent = map(as_template, nodes), safe(reason), safe(indent)
-    return f"{reply.code & 0xFFFFFFFF} {reason}\n{''.join(node_lines(nodes, indent))}\n"
+    text = f"{reply.code & 0xFFFFFFFF} {reply.reason}\n{''.join(node_lines(reply.nodes, indent))}\n"
+    return text if reply.live is None else as_template(text)
 
 
 LINES_AT_ONCE = 100  # lines of a reply that are written before its size is looked at
@@ -560,16 +563,9 @@ def node_lines(nodes: Iterable[Node], indent: str) -> list[str]:
     return lines
 
 
-def safe(text):
-    """Text as a part of a `%` template, with %s for a LIVE value."""
-    return "%s" if text is LIVE else text if text is None else f"{text}".replace("%", "%%")
-
-
-def as_template(node: tuple) -> Node:
-    """A node of a live reply as a part of a `%` template."""
-    name, value, attributes, children = node
-    return Node(safe(name), safe(value), tuple((safe(key), safe(text)) for key, text in attributes),
-                [as_template(child) for child in children])
+def as_template(text: str) -> str:
+    """A live reply as written, as a `%` template with %s for each LIVE value."""
+    return text.replace("%", "%%").replace(Live.MARK, "%s")
 
 
 def write_request(name: str, arguments: Iterable[tuple]) -> bytes:
@@ -610,7 +606,6 @@ def needs_quotes(label: str, value: str) -> bool:
 # go, with a HOLE for every array or object in it, and then the holes are filled,
 # depth first and without recursion.
 
-LIVE_MARK = "\1"  # stands for a LIVE value until the text is made a template; no JSON text has one of its own
 HOLE = "\0"  # no JSON text has one of its own: in a string it is written \u0000
 
 
@@ -673,7 +668,7 @@ class Writers(dict):
 quoted = json.encoder.encode_basestring  # escapes quote, backslash and controls: \b \f \n \r \t, else \u00xx
 WRITERS: dict[type, Callable] = Writers({
     str: quoted, int: int.__repr__, float: json_float, bool: {True: "true", False: "false"}.get,
-    type(None): lambda none: "null", Live: lambda live: LIVE_MARK,
+    type(None): lambda none: "null", Live: str,
     dict: lambda nested: HOLE, list: lambda nested: HOLE, tuple: lambda nested: HOLE})
 
 
@@ -690,7 +685,7 @@ def write_jsonrpc(reply: Reply | Refusal, request: Request, form: JsonForm, pret
     if isinstance(outcome, Error):
         body = {"error": {"code": outcome.code, "message": outcome.reason, **({"data": outcome.data} if outcome.data else {})}}
     text = json_text({"jsonrpc": "2.0", **body, "id": request.id}, pretty)
-    return text if live is None else text.replace("%", "%%").replace(LIVE_MARK, "%s")
+    return text if live is None else as_template(text)
 
 
 def json_outcome(reply: Reply, form: JsonForm):
@@ -1193,7 +1188,9 @@ def around(*names):
 
 
 def every(seconds: float, where: str = "each"):
-    """Run a function of a Context again and again, in each child or in one of them."""
+    """Run a function of a Context again and again, in each child or in one of them; ValueError for another `where`."""
+    if where not in ("each", "one"):
+        raise ValueError(f'where is "each" or "one", not "{where}"')
 
     def tag(function):
         function.mi_every = (seconds, where)
@@ -1382,6 +1379,9 @@ class Command:
         self.rest_converter = tag.converters.get(self.rest)
         self.bind = tag.bind or self.bind_text
         self.recipes = [tuple(recipe) for recipe in tag.json.recipes or self.natural_recipes()]
+        lacking = [name for recipe in self.recipes for name in self.required if self.input and name not in recipe]
+        if lacking:
+            raise self.refusal(f'has a JSON recipe without "{lacking[0]}", which it requires')
 
     def refusal(self, message: str) -> ConfigError:
         """What is wrong with this command."""
@@ -2821,8 +2821,8 @@ def remove_own(path: str, identity: tuple | None) -> None:
 STEPS = 256  # that a path may have, those of its links included
 
 
-def walk(path: str, check: Callable[[int, int], None]) -> int:
-    """Follow a path, through links too; returns an O_PATH descriptor of what it leads to. OSError.
+def walk(path: str, check: Callable[[int, int], None], flags: int = os.O_PATH) -> int:
+    """Follow a path, through links too, and open what it leads to; OSError.
 
     check(folder, step) raises where a step must not be taken. Each is opened in the folder before it, so nobody can
     exchange what was checked.
@@ -2836,7 +2836,7 @@ def walk(path: str, check: Callable[[int, int], None]) -> int:
         at, names = descriptor_of("/"), list(pathlib.Path(path).absolute().parts)
         for _ in range(STEPS):
             if not names:
-                return os.dup(at)
+                return os.open(f"/proc/self/fd/{at}", flags)
             step = descriptor_of(names.pop(0), at)
             check(at, step)
             if S_ISLNK(os.fstat(step).st_mode):
@@ -2856,6 +2856,37 @@ def follow_roots(folder: int, step: int) -> None:
     status = os.fstat(step)
     if os.geteuid() == 0 != status.st_uid and S_ISLNK(status.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, f"{name_of(step)} is a link of uid {status.st_uid}, which root does not follow")
+
+
+def check_unshared(folder: int, step: int, trusted: tuple = (0,)) -> None:
+    """For walk(): refuse a step that others can exchange; PermissionError. A trusted one's folder in /tmp is none."""
+    outer, inner = os.fstat(folder), os.fstat(step)
+    sticky = outer.st_mode & S_ISVTX
+    if outer.st_uid not in trusted or (
+            outer.st_mode & 0o022 and not (sticky and S_ISDIR(inner.st_mode) and inner.st_uid in trusted)):
+        raise exposed("its folder {0}", folder, "move it to another" if sticky else "mend: chown root {0}; chmod go-w {0}")
+
+
+def check_roots(folder: int, step: int) -> None:
+    """For walk() to what root runs: as check_unshared(), and links and files are root's alone. Who owns this script is
+    trusted as root is, who runs it."""
+    inner, trusted = os.fstat(step), (0, os.stat(__file__).st_uid)
+    check_unshared(folder, step, trusted)
+    if S_ISLNK(inner.st_mode) and inner.st_uid not in trusted:
+        raise exposed("its link {0}", step, "mend: chown -h root {0}")
+    if S_ISREG(inner.st_mode) and (inner.st_uid not in trusted or inner.st_mode & 0o022):
+        raise exposed("it", step, "mend: chown root {0}; chmod go-w {0}")
+
+
+def open_roots(path: str, flags: int) -> int:
+    """Open a file that only root can have put where it is, all the way from /; OSError."""
+    return walk(path, check_roots, flags)
+
+
+def exposed(what: str, step: int, mend: str) -> PermissionError:
+    """Why root does not go that way; {0} stands for the path of the step."""
+    text = f"{what} can be written by others than root, who runs this; {mend}".format(name_of(step))
+    return PermissionError(errno.EPERM, text)
 
 
 def run_folder() -> tuple[str, int]:
@@ -3214,25 +3245,20 @@ def syslog_sender(place: str) -> Callable[[bytes], int]:
 
     The socket is one that gevent has not patched, so that the attendant needs no hub.
     """
-    sock = original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM)
-
-    def connect(*kinds: int) -> None:
-        nonlocal sock
-        sock = original("socket", "socket")(socket.AF_UNIX, kinds[0] | socket.SOCK_NONBLOCK)
-        try:
-            sock.connect(place)
-        except OSError as error:
-            if error.errno != errno.EPROTOTYPE or not kinds[1:]:
-                raise
-            connect(*kinds[1:])
+    new_socket = original("socket", "socket")
+    sock = new_socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
     def send(data: bytes) -> int:
+        nonlocal sock
         try:
             return sock.send(data)
         except BlockingIOError:
             raise
         except OSError:  # it is not connected, or the daemon is gone
-            connect(socket.SOCK_DGRAM, socket.SOCK_STREAM)
+            sock = new_socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            if sock.connect_ex(place) == errno.EPROTOTYPE:
+                sock = new_socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+                sock.connect(place)
         return sock.send(data)
 
     return send
@@ -3260,14 +3286,6 @@ def write_in_turn(data: bytes) -> int:
         return os.write(2, data)
     finally:
         fcntl.lockf(2, fcntl.LOCK_UN)
-
-
-def check_unshared(folder: int, step: int) -> None:
-    """For walk(): refuse a step that others than root can exchange; PermissionError. A folder of root's in /tmp is none."""
-    outer, inner = os.fstat(folder), os.fstat(step)
-    sticky = outer.st_mode & S_ISVTX and S_ISDIR(inner.st_mode) and inner.st_uid == 0
-    if outer.st_uid != 0 or (outer.st_mode & 0o022 and not sticky):
-        raise PermissionError(errno.EPERM, f"others than root can write {name_of(folder)}")
 
 
 def open_to_append(path: str, access: int = os.O_WRONLY, mode: int = 0o640) -> int:
@@ -3811,36 +3829,6 @@ def read_source(path: str) -> str:
             return decode(file.read())
     except OSError as error:
         raise ConfigError(path, 0, f"cannot be read by uid {os.geteuid()}: {error.strerror}") from None
-
-
-def open_roots(path: str, flags: int) -> int:
-    """Open a file that only root can have put where it is, all the way from /; ConfigError for another, OSError."""
-    file = walk(path, functools.partial(check_step, path))
-    try:
-        return os.open(f"/proc/self/fd/{file}", flags)
-    finally:
-        os.close(file)
-
-
-def check_step(path: str, folder: int, step: int) -> None:
-    """For walk(): refuse what is not root's, and folders that others can write; ConfigError.
-
-    A sticky folder, as /tmp, will do before the last one: from there nobody can take away a folder of root's. Who owns
-    this script is trusted as root is, who runs it.
-    """
-    outer, inner, trusted = os.fstat(folder), os.fstat(step), (0, os.stat(__file__).st_uid)
-    sticky = outer.st_mode & S_ISVTX
-    if outer.st_uid not in trusted or (outer.st_mode & 0o022 and not (sticky and S_ISDIR(inner.st_mode))):
-        name = name_of(folder)
-        what, mend = f"its folder {name}", "move it to another" if sticky else f"mend: chown root {name}; chmod go-w {name}"
-    elif S_ISLNK(inner.st_mode) and inner.st_uid not in trusted:
-        name = name_of(step)
-        what, mend = f"its link {name}", f"mend: chown -h root {name}"
-    elif S_ISREG(inner.st_mode) and (inner.st_uid not in trusted or inner.st_mode & 0o022):
-        what, mend = "it", f"mend: chown root {name_of(step)}; chmod go-w {name_of(step)}"
-    else:
-        return
-    raise ConfigError(path, 0, f"{what} can be written by others than root, who runs this; {mend}")
 
 
 def line_of(text: str, word: str) -> int:
@@ -4849,10 +4837,13 @@ class Endpoint:
                 return struct.unpack("3i", data)
         return None
 
-    def has_room(self, size: int) -> bool:
-        """Whether a large reply leaves half of the send buffer to others: what clients have not read is charged to it."""
-        unread, = struct.unpack("i", fcntl.ioctl(self.socket, termios.TIOCOUTQ, b"\0\0\0\0"))
-        return unread + size <= self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2
+    def send_fairly(self, data: bytes, client: Any) -> int:
+        """Send, a large reply only if it leaves half of the send buffer, which pays for what clients have not read; OSError."""
+        if self.unix and len(data) > LARGE:
+            unread, = struct.unpack("i", fcntl.ioctl(self.socket, termios.TIOCOUTQ, b"\0\0\0\0"))
+            if unread + len(data) > self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2:
+                raise BlockingIOError(errno.EAGAIN, "other clients need the rest of the send buffer")
+        return self.send(data, client)
 
     def is_lost(self) -> bool:
         """Whether the file of a UNIX socket is no longer ours."""
@@ -4911,8 +4902,7 @@ def bind_unix(place: Place, sock: Any) -> tuple | None:
 
     The folder is locked meanwhile, so that of two servers that start at once one meets the other alive.
     """
-    os.close(walk(os.path.dirname(os.path.abspath(place.spot)), follow_roots))
-    folder = os.open(os.path.dirname(place.spot) or ".", os.O_RDONLY | os.O_DIRECTORY)
+    folder = walk(os.path.dirname(os.path.abspath(place.spot)), follow_roots, os.O_RDONLY | os.O_DIRECTORY)
     mask = os.umask(0)
     try:
         wait_for_lock(folder)
@@ -5061,9 +5051,7 @@ class Peer:
             self.connect()  # the client bound its path anew, or is connected to us now
         if self.socket:
             return self.socket.send(data)
-        if self.endpoint.unix and len(data) > LARGE and not self.endpoint.has_room(len(data)):
-            raise BlockingIOError(errno.EAGAIN, "other clients need the rest of the send buffer")
-        return self.endpoint.send(data, self.client)
+        return self.endpoint.send_fairly(data, self.client)
 
     def watch(self, loop: Any, act: Callable[[Peer], None]) -> None:
         """Call act(peer) when the client has read, or on a timer where the kernel cannot tell."""
@@ -5135,9 +5123,7 @@ class Outbox:
             peer = self.add_peer(endpoint, client)
         try:
             if peer is None:
-                if endpoint.unix and len(data) > LARGE and not endpoint.has_room(len(data)):
-                    raise BlockingIOError(errno.EAGAIN, "other clients need the rest of the send buffer")
-                endpoint.send(data, client)
+                endpoint.send_fairly(data, client)
                 senders[client] = None
             elif peer.waiting:
                 return self.keep(peer, data)
