@@ -377,7 +377,7 @@ JSON_START = re.compile(rb"[\x01-\x20]*[{\[]")  # how a datagram begins that is 
 JSON_BLANKS = "".join(map(chr, range(1, 33)))
 DOUBTFUL = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")  # escapes of a NUL or surrogate: cJSON knows no lone one
 
-BLANKS_HERE = re.compile(r"[\x01-\x20]*")
+
 STRING = (r'"(?P<string>[^"\\]*(?:\\(?:["\\/bfnrt]|u(?!0000|[dD][89a-fA-F])[0-9a-fA-F]{4}'
           r'|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})[^"\\]*)*)')
 SCALAR = re.compile(STRING + r'(?:"|\Z)'  # the closing quote may be missing at the very end
@@ -385,7 +385,8 @@ SCALAR = re.compile(STRING + r'(?:"|\Z)'  # the closing quote may be missing at 
                     r"|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:inf(?:inity)?)))"
                     r"|(?P<word>null|true|false)")
 NAME = re.compile(STRING + r'"[\x01-\x20]*:[\x01-\x20]*')
-ARRAYS, OBJECT = re.compile(r"(?:\[[\x01-\x20]*)+"), re.compile(r"{[\x01-\x20]*")  # what may open at once
+OPENING = re.compile(r"(?:\[[\x01-\x20]*)+|{[\x01-\x20]*")  # what may open at once
+AFTER = re.compile(r"[\x01-\x20]*(?P<mark>[,\]}])[\x01-\x20]*")  # what may follow a value
 CLOSING = {"[": "]", "{": "}"}
 
 
@@ -438,33 +439,29 @@ def read_lenient(text: str):
     levels: list[tuple] = []  # the open arrays and objects: (closing bracket, names, values)
     at = 0
     while True:
-        closing = CLOSING.get(text[at:at + 1])
-        if not closing:
+        opening = OPENING.match(text, at)
+        if not opening:
             value, at = read_scalar(text, at)
         else:
-            count, at = opened(text, at, ARRAYS if closing == "]" else OBJECT)
-            levels += [(closing, [] if closing == "}" else (), []) for _ in range(count)]
-            if not text.startswith(closing, at):
-                at = read_name(text, at, levels[-1])
+            levels += [(CLOSING[mark], [], []) for mark in opening.group() if mark in CLOSING]
+            if not text.startswith(levels[-1][0], opening.end()):
+                at = read_name(text, opening.end(), levels[-1])
                 continue
-            value, at = closed(levels.pop()), at + 1
+            value, at = [] if levels.pop()[0] == "]" else {}, opening.end() + 1
         while levels:  # the value is complete and belongs to the innermost open one, which may be complete in turn
-            levels[-1][2].append(value)
-            _, at = opened(text, at, BLANKS_HERE)
-            if text.startswith(",", at):
-                at = read_name(text, opened(text, at + 1, BLANKS_HERE)[1], levels[-1])
+            closing, names, values = levels[-1]
+            values.append(value)
+            after = AFTER.match(text, at)
+            if not after or after["mark"] not in (closing, ","):
+                raise ParseError(f"neither a comma nor {closing} at {at}")
+            at = after.end()
+            if after["mark"] == ",":
+                at = read_name(text, at, levels[-1])
                 break
-            if not text.startswith(levels[-1][0], at):
-                raise ParseError(f"neither a comma nor {levels[-1][0]} at {at}")
-            value, at = closed(levels.pop()), at + 1
+            levels.pop()
+            value = json_object(list(zip(names, values))) if names else values
         else:
             return value
-
-
-def opened(text: str, at: int, pattern: re.Pattern) -> tuple[int, int]:
-    """How many brackets are where a pattern matches, as it does here, and where that ends."""
-    match = pattern.match(text, at)
-    return (match.group().count(text[at:at + 1]), match.end()) if match else (0, at)
 
 
 def read_name(text: str, at: int, level: tuple) -> int:
@@ -477,12 +474,6 @@ def read_name(text: str, at: int, level: tuple) -> int:
         raise ParseError(f"no name of a member at {at}")
     names.append(SCALARS["string"](match["string"]))
     return match.end()
-
-
-def closed(level: tuple):
-    """The array or object that a level has become."""
-    closing, names, values = level
-    return values if closing == "]" else json_object(list(zip(names, values)))
 
 
 def read_scalar(text: str, at: int) -> tuple[Any, int]:
@@ -786,14 +777,6 @@ def json_member(name: str, items: list, is_array: bool):
 
 LEAST_LIMIT = LIMIT - 100  # bytes; the limit of no reply is below that
 NUMBER_ROOM = 21  # bytes that cJSON wants free before it prints any integer but 0
-
-
-def json_limit(request_id, pretty: bool) -> int:
-    """How many bytes a reply may have: 3.x' buffer has LIMIT with a NUL, and room to print a number for an id."""
-    if isinstance(request_id, str) or not request_id:
-        return LIMIT - 1
-    behind = len(WRITERS[type(request_id)](request_id)) + len("\n}" if pretty else "}")
-    return min(LIMIT - 1, LIMIT - NUMBER_ROOM + behind)
 
 
 ###############################################################################
@@ -1287,7 +1270,8 @@ class Module:
         self.name, self.path = name, path
         rows = {word: self.checked_rows(namespace, word, kind, line_of) for word, kind in self.ROWS}
         self.params = {param.name: param for param in rows["PARAMS"]}
-        reads = {stat.read: self.reader_of(stat.read) for stat in rows["STATS"]}
+        reads = {read: functools.partial(read, Context(self)) if read and inspect.signature(read).parameters else read
+                 for read in [stat.read for stat in rows["STATS"]]}
         self.stats = [stat._replace(group=stat.group or name, read=reads[stat.read]) for stat in rows["STATS"]]
         self.events = rows["EVENTS"]
         functions = [value for value in namespace.values() if callable(value)]
@@ -1303,9 +1287,7 @@ class Module:
         self.row: Any = None  # this process' row of the counters
         self.server: Any = None
 
-    def reader_of(self, read: Callable | None) -> Callable | None:
-        """The function of a statistic, with its Context if it takes one."""
-        return functools.partial(read, Context(self)) if read and inspect.signature(read).parameters else read
+
 
     def checked_rows(self, namespace: dict, word: str, kind: Any, line_of: Callable) -> list:
         """The rows a plug-in lists under `word`, all of one kind and with names of their own."""
@@ -1378,7 +1360,9 @@ class Command:
                            if name != self.rest]
         self.rest_converter = tag.converters.get(self.rest)
         self.bind = tag.bind or self.bind_text
-        self.recipes = [tuple(recipe) for recipe in tag.json.recipes or self.natural_recipes()]
+        optional = [*self.optional, *([self.rest] if self.rest else [])]
+        natural = [(*self.required, *optional[:count]) for count in range(len(optional) + 1)]
+        self.recipes = [tuple(recipe) for recipe in tag.json.recipes or natural]
         lacking = [name for recipe in self.recipes for name in self.required if self.input and name not in recipe]
         if lacking:
             raise self.refusal(f'has a JSON recipe without "{lacking[0]}", which it requires')
@@ -1398,10 +1382,7 @@ class Command:
         self.defaults = {p.name: p.default for p in plain}
         return required, [p.name for p in plain[1 + len(required):]], rest[0] if rest else ""
 
-    def natural_recipes(self) -> list[tuple]:
-        """The recipes of the signature: the required names, then with one optional name more each time, then the rest."""
-        names = [*self.optional, *([self.rest] if self.rest else [])]
-        return [(*self.required, *names[:count]) for count in range(len(names) + 1)]
+
 
     def bind_json(self, params) -> tuple[tuple, tuple, list]:
         """The arguments' values and names, and the values to call the function with, from JSON-RPC params.
@@ -1801,8 +1782,11 @@ class JsonRpc(Dialect):
         return encode(json_text(call.request.id))
 
     def limit(self, call: Call) -> int:
-        """How many bytes the reply may have, which depends on its id."""
-        return json_limit(call.request.id, self.pretty)
+        """How many bytes the reply may have: 3.x' buffer has LIMIT with a NUL, and room to print a number for an id."""
+        request_id = call.request.id
+        if isinstance(request_id, str) or not request_id:
+            return LIMIT - 1
+        return min(LIMIT - 1, LIMIT - NUMBER_ROOM + len(self.id_of(call)) + len("\n}" if self.pretty else "}"))
 
     def join(self, parts: list[bytes]) -> bytes:
         """The reply to a batch, nothing if all its requests are notifications."""
@@ -2044,14 +2028,10 @@ class Answers:
         self.log.error("command %s ran longer than handler_timeout and was ended", call.command.name)
         return self.finish(data, call._replace(refusal=TIMED_OUT), None)
 
-    def repeats(self, key: Any) -> bool:
-        """Whether a key came before, as far as that is known."""
-        mark = hash(key)
-        return self.seen.get(mark) or not self.seen.keep(mark, True, 0)
-
     def remember(self, data: bytes, key: Any, call: Call) -> Cached | None:
         """Cache what a request teaches, from its second time on."""
-        if len(data) > KEPT_REQUEST or not self.repeats(key) or not call.dialect.is_key_of(key, call):
+        repeats = len(data) <= KEPT_REQUEST and (self.seen.get(hash(key)) or not self.seen.keep(hash(key), True, 0))
+        if not repeats or not call.dialect.is_key_of(key, call):
             return None
         return self.cache.keep(key, Cached(key, call), 2 * len(data) + VALUE_BYTES * len(call.request.values))
 
@@ -3441,7 +3421,7 @@ class Events:
     def __init__(self, server: Server, pair: tuple):
         self.server, (self.inlet, self.outlet) = server, pair
         self.queue: collections.deque = collections.deque()  # (name, dialect -> datagram, iterator of subscriptions, bytes)
-        self.waiting_bytes, self.sending = 0, False
+        self.waiting_bytes = 0
         self.senders: dict[int, Any] = {}  # address family -> socket
         self.text: str | None = None
         self.rows: dict[str, list[dict]] = {}  # by event, what the text holds
@@ -3508,10 +3488,9 @@ class Events:
         self.waiting_bytes += size
         rows, datagrams = iter([row for row, _ in addressed]), {row["dialect"]: data for row, data in addressed}
         self.queue.append((name, datagrams, rows, size))
-        if not self.sending and not self.send(EVENT_SLICE_S):
+        if len(self.queue) == 1 and not self.send(EVENT_SLICE_S):  # else those before it are being sent
             import gevent
 
-            self.sending = True
             gevent.spawn(self.go_on)
         return len(addressed)
 
@@ -3539,7 +3518,6 @@ class Events:
         """Send what waits, in slices."""
         while not self.send(EVENT_SLICE_S):
             give_way()
-        self.sending = False
 
     def send(self, limit_s: float) -> bool:
         """Send what waits, for so long; returns whether nothing waits any more."""
@@ -3741,19 +3719,12 @@ class Access:
 
 
 def fits(rule: Rule, uid: int, gid: int) -> bool:
-    """Whether a rule names a user or one of the user's groups."""
+    """Whether a rule, with numbers in place of names, has a user or one of the user's groups."""
     try:
         gids = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
     except KeyError:
         gids = [gid]
-    return uid in numbers_of(rule.users, pwd.getpwnam) or not {*gids}.isdisjoint(numbers_of(rule.groups, grp.getgrnam))
-
-
-def numbers_of(names: Iterable, look_up: Callable) -> Iterator[int]:
-    """The numbers of users or groups; those that were removed since the start have none."""
-    for name in names:
-        with contextlib.suppress(KeyError):
-            yield look_up(name)[2] if isinstance(name, str) else name
+    return uid in rule.users or not {*gids}.isdisjoint(rule.groups)
 
 
 ###############################################################################
@@ -3959,12 +3930,12 @@ class Loader:
         mi, own = self.mi.settings, self.own.settings
         named = [(self.mi.where("trace_bwlist"), "trace_bwlist", mi["trace_bwlist"].names),
                  (self.own.where("disable"), "disable", own["disable"])]
-        for rule, where in zip(own["allow_command"], self.own.lines.get("allow_command", [])):
+        for nth, where in enumerate(self.own.lines.get("allow_command", [])):
+            rule = own["allow_command"][nth]
             named.append((where, "allow_command", rule.commands))
-            for name in rule.users:
-                account_numbers(name, pwd.getpwnam, where, "allow_command")
-            for name in rule.groups:
-                account_numbers(name, grp.getgrnam, where, "allow_command")
+            users, groups = (tuple(account_numbers(name, look_up, where, "allow_command")[0] for name in names)
+                             for names, look_up in ((rule.users, pwd.getpwnam), (rule.groups, grp.getgrnam)))
+            own["allow_command"][nth] = rule._replace(users=users, groups=groups)
         for where, param, name in [(where, param, name) for where, param, names in named for name in names if name not in known]:
             message = f'{param} names the command "{name}", which does not exist{nearest(name, known)}'
             if param != "trace_bwlist" or not self.passed:
@@ -4699,57 +4670,54 @@ class Tracer:
                 self.filled.clear()
             self.filled.wait()
             gevent.sleep(TRACE_PAUSE_S if len(self.queue) < TRACE_BATCH else 0)
-            error = self.connect() or self.write()
-            if error:
+            try:
+                self.bring()
+            except OSError as error:
                 self.fail(error)
                 gevent.sleep(self.pause_s * random.uniform(0.8, 1.2))
                 self.pause_s = min(self.pause_s * 2, TRACE_BACKOFF_S[1])
-            elif time.monotonic() > self.opened_s + TRACE_STEADY_S:
-                self.pause_s = TRACE_BACKOFF_S[0]
+            else:
+                if time.monotonic() > self.opened_s + TRACE_STEADY_S:
+                    self.pause_s = TRACE_BACKOFF_S[0]
 
-    def attempt(self, act: Callable, *values: Any) -> BaseException | None:
-        """Let the destination act; returns what it raises, for whatever a plug-in raises must not stop tracing."""
+    def limited(self, act: Callable, *values: Any) -> None:
+        """Let the destination act; OSError for whatever it raises, which must not stop tracing, and when it takes too long."""
         import gevent
 
         try:
             with gevent.Timeout(TRACE_TIMEOUT_S, False):
-                act(*values)
-                return None
-            return OSError("timed out")
+                return act(*values)
         except gevent.GreenletExit:  # flush() ends the sender
             raise
         except BaseException as error:
-            return error
+            raise OSError(str(error) or repr(error)) from None
+        raise OSError("timed out")
 
-    def connect(self) -> BaseException | None:
-        """Open the destination unless it is open; returns what went wrong."""
-        if self.connected:
-            return None
-        error = self.attempt(self.destination.open)
-        if error is None:
+    def bring(self) -> None:
+        """Open the destination unless it is open, and write a batch; one whose write fails counts as dropped, since it may
+        have arrived in part."""
+        if not self.connected:
+            self.limited(self.destination.open)
             self.log.log(NOTICE, "tracing to %s", self.name)
             if self.opened_s:
                 self.module.row[self.columns["reconnects"]] += 1
             self.opened_s, self.connected, self.complained = time.monotonic(), True, False
             self.module.row[self.columns["connected"]] = 1
-        return error
-
-    def write(self) -> BaseException | None:
-        """Write a batch; one whose write fails counts as dropped, since it may have arrived in part."""
-        error = self.attempt(self.check)
-        if error is None:
-            self.batch, self.queue = self.queue[:TRACE_BATCH], self.queue[TRACE_BATCH:]
-            error = self.attempt(self.destination.write, self.batch)
-            self.count("dropped" if error else "sent", self.batch)
+        self.limited(self.check)
+        self.batch, self.queue, outcome = self.queue[:TRACE_BATCH], self.queue[TRACE_BATCH:], "dropped"
+        try:
+            self.limited(self.destination.write, self.batch)
+            outcome = "sent"
+        finally:
+            self.count(outcome, self.batch)
             self.batch = []
-        return error
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: OSError) -> None:
         """Close after a failure; logged only when it changes the state."""
         self.module.row[self.columns["errors"]] += 1
         if not self.complained:
             what = "is lost" if self.connected else "cannot be reached"
-            self.log.error("tracing destination %s %s: %s", self.name, what, str(error) or repr(error))
+            self.log.error("tracing destination %s %s: %s", self.name, what, error)
             self.complained = True
         self.close()
 
@@ -4757,7 +4725,8 @@ class Tracer:
         """Close the destination."""
         self.connected = False
         self.module.row[self.columns["connected"]] = 0
-        self.attempt(self.destination.close)
+        with contextlib.suppress(OSError):
+            self.limited(self.destination.close)
 
     def flush(self, limit_s: float) -> None:
         """At the end: write what is queued, for at most so long; the rest is dropped."""
@@ -4807,13 +4776,14 @@ class Endpoint:
         """In a child: choose how to receive and send. Both are as a socket's recvfrom and sendto, but that a client
         of a `paired` one is a pair of its address and the datagram's ancillary data."""
         sock = self.socket
-        self.receive, self.send = sock.recvfrom, sock.sendto
         self.address, self.paired = sock.getsockname(), self.wildcard or (self.unix and credentials)
-        if self.paired:
-            if self.unix:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-            self.receive = self.receive_message
-            self.send = self.send_from if self.wildcard else lambda data, client: sock.sendto(data, client[0])
+        self.receive = self.receive_message if self.paired else sock.recvfrom
+        self.send = sock.sendto
+        if self.wildcard:  # reply from the address that was asked
+            self.send = lambda data, client: sock.sendmsg([data], client[1], 0, client[0])
+        elif self.paired:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            self.send = lambda data, client: sock.sendto(data, client[0])
 
     def address_of(self, client: Any) -> Any:
         """The address of a client."""
@@ -4824,10 +4794,7 @@ class Endpoint:
         data, ancillary, _, client = self.socket.recvmsg(size, CREDENTIALS_ROOM if self.unix else ADDRESS_ROOM, flags)
         return data, (client, tuple(ancillary))
 
-    def send_from(self, data: bytes, client: tuple) -> int:
-        """Reply from the address that was asked, of those a wildcard bind has."""
-        address, asked = client
-        return self.socket.sendmsg([data], asked, 0, address)
+
 
     @staticmethod
     def credentials_of(client: Any) -> tuple | None:
