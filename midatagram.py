@@ -1356,9 +1356,7 @@ class Command:
         unknown = [name for name in tag.converters if name not in names and name != self.rest]
         if unknown:
             raise self.refusal(f'has a converter for "{unknown[0]}", which it does not take{nearest(unknown[0], names)}')
-        self.converters = [(names.index(name), converter) for name, converter in tag.converters.items()
-                           if name != self.rest]
-        self.rest_converter = tag.converters.get(self.rest)
+        self.converters = [*map(tag.converters.get, names)], itertools.repeat(tag.converters.get(self.rest))
         self.bind = tag.bind or self.bind_text
         optional = [*self.optional, *([self.rest] if self.rest else [])]
         natural = [(*self.required, *optional[:count]) for count in range(len(optional) + 1)]
@@ -1445,16 +1443,11 @@ class Command:
             raise WRONG_COUNT
         if not (request.names or self.tag.converters):  # a value can be absent only where there is a name
             return request.values
-        values: list = ["" if value is None else value for value in request.values]
+        converters = itertools.chain(*self.converters)
         try:
-            for position, converter in self.converters:
-                if position < count:
-                    values[position] = converter(values[position])
-            if self.rest_converter:
-                values[len(self.names):] = map(self.rest_converter, values[len(self.names):])
+            return [convert(value or "") if convert else value or "" for convert, value in zip(converters, request.values)]
         except ValueError:
             raise BAD_PARAMETER from None
-        return values
 
     def signature_line(self) -> str:
         """The command with its arguments, as help shows it."""
@@ -1467,14 +1460,12 @@ def text_of(value) -> str | None:
     return value if value is None or isinstance(value, str) else json_text(value)
 
 
-class Askable(dict):
-    """What get_statistics can be asked for: a statistic, a group in lower case as `core:`, or `all` -> a number.
+class Statistics(dict):
+    """By what get_statistics can be asked for, a name, a group in any case as `core:`, or `all`: lists of Stat, empty for
+    what is not known."""
 
-    Subscription gives -1 for what is not known, and takes groups in any case.
-    """
-
-    def __missing__(self, name: str) -> int:
-        return self.get(name.lower(), -1) if name.endswith(":") else -1
+    def __missing__(self, name: str) -> list[Stat]:
+        return self.get(name.lower(), []) if name.endswith(":") else []
 
 
 class Registry:
@@ -1486,8 +1477,7 @@ class Registry:
         self.commands: dict[str, Command] = {}
         self.catch_alls: list[Command] = []
         self.wrappers: list[tuple] = []  # (module, function, names of commands or none for all)
-        self.stats: list[list[Stat]] = [[]]  # by the numbers of `askable`; the first are all
-        self.askable = Askable(all=0)
+        self.stats = Statistics(all=[])
         self.events: dict[str, int] = {}
         for module in self.modules:
             self.wrappers += [(module, function, frozenset(function.mi_around)) for function in module.around]
@@ -1522,23 +1512,13 @@ class Registry:
         return Command(Module("", {}), tagged(ask_all, mi_command=tag)) if self.catch_alls else None
 
     def add_stat(self, module: Module, stat: Stat) -> None:
-        """Register a statistic under its group; by name alone the first of that name is found."""
+        """Register a statistic under its group; its name alone means the first of that name."""
         group = f"{stat.group.lower()}:"
-        if any(other.name == stat.name for other in self.find_stats(group)):
+        if any(other.name == stat.name for other in self.stats[group]):
             raise ConfigError(module.path, 0, f'statistic "{stat.group}:{stat.name}" is there already')
-        for name in (group, stat.name):
-            if name not in self.askable:
-                self.askable[name] = len(self.stats)
-                self.stats.append([])
-        self.find_stats(group).append(stat)
-        if not self.find_stats(stat.name):
-            self.find_stats(stat.name).append(stat)
-        self.stats[0].append(stat)
-
-    def find_stats(self, name: str) -> list[Stat]:
-        """The statistics that `name`, `group:` or `all` means; empty when there are none."""
-        number = self.askable[name]
-        return self.stats[number] if number >= 0 else []
+        self.stats["all"].append(stat)
+        self.stats.setdefault(group, []).append(stat)
+        self.stats.setdefault(stat.name, [stat])
 
 
 ###############################################################################
@@ -2377,9 +2357,7 @@ class Counters:
             self.columns[key] = room.pop()
         return self.columns[key]
 
-    def block(self, group: str, name: str) -> int:
-        """The block that holds a statistic."""
-        return self.column(group, name) // (ROWS * BLOCK)
+
 
     def set(self, column: int, value: int) -> None:
         """Make the sum of a column that nobody adds to `value`: in row 0, which all processes write."""
@@ -2984,7 +2962,7 @@ class Server:
     def values_of(self, stats: list[Stat]) -> Callable[[], tuple]:
         """A function that returns the present values of statistics, in their order."""
         counters = self.counters
-        runs = itertools.groupby(stats, lambda stat: stat.read or counters.block(stat.group, stat.name))
+        runs = itertools.groupby(stats, lambda stat: stat.read or counters.column(stat.group, stat.name) // (ROWS * BLOCK))
         parts = [functools.partial(figures_of, source, [stat.name for stat in run]) if callable(source)
                  else Reader(counters, [counters.column(stat.group, stat.name) for stat in run]) for source, run in runs]
         return parts[0] if len(parts) == 1 else lambda: tuple(itertools.chain.from_iterable([part() for part in parts]))
@@ -2994,11 +2972,11 @@ class Server:
 
         once: a statistic asked for twice is shown once, as the members of a JSON object are.
         """
-        key = (once, *map(self.registry.askable.__getitem__, names))
+        known = self.registry.stats
+        key = (once, *[name for name in within_limit(names) if known[name]])
         reply = self.plans.get(key)
         if reply is None:
-            numbers = [number for number in within_limit(key[1:]) if number >= 0]
-            stats = within_limit(itertools.chain.from_iterable(self.registry.stats[number] for number in numbers))
+            stats = within_limit(itertools.chain.from_iterable(map(known.__getitem__, key[1:])))
             if not stats:
                 raise Error(404, "Statistics Not Found")
             stats = list({id(stat): stat for stat in stats}.values()) if once else stats
@@ -3916,7 +3894,8 @@ class Loader:
                 with plugin_code(module.path, f"{function.__name__}: "):
                     for name, destination in function(Context(module)).items():
                         declared[name] = module, destination
-                        module.stats += trace_stats(name, module.name) if destination else []
+                        module.stats += [Stat(f"{name}-{word}", text, module.name, word not in ("depth", "connected"))
+                                         for word, text in TRACE_FIGURES.items() if destination]
         names = self.mi.settings["trace_destination"]
         for name in names:
             if name not in declared:
@@ -4044,7 +4023,7 @@ def get_statistics(ctx, *statistics):
 @command("list_statistics", json=JsonForm(recipes=[(), ("statistics",)]))
 def list_statistics(ctx, *statistics):
     """List all statistics, or those named, and whether each is incremental."""
-    stats_of = ctx.server.registry.find_stats
+    stats_of = ctx.server.registry.stats.__getitem__
     stats = [(f"{stat.group}:{stat.name}", stat) for stat in stats_of("all") if not statistics] or within_limit(
         (f"{stat.group}:{stat.name}" if name.endswith(":") else name, stat)
         for name in within_limit(statistics) if name != "all" for stat in stats_of(name))
@@ -4060,7 +4039,7 @@ def reset_statistics(ctx, *statistics):
     if not statistics:
         raise WRONG_COUNT
     stats = {id(stat): stat for name in within_limit(statistics) if not name.endswith(":") and name != "all"
-             for stat in ctx.server.registry.find_stats(name)}
+             for stat in ctx.server.registry.stats[name]}
     if not stats:
         raise Error(404, "Statistics Not Found")
     return reset(ctx, stats.values())
@@ -4069,7 +4048,7 @@ def reset_statistics(ctx, *statistics):
 @command("reset_all_statistics")
 def reset_all_statistics(ctx):
     """Reset all statistics to 0, except those that cannot be reset."""
-    return reset(ctx, ctx.server.registry.find_stats("all"))
+    return reset(ctx, ctx.server.registry.stats["all"])
 
 
 def reset(ctx, stats: Iterable[Stat]) -> Reply:
@@ -4625,10 +4604,7 @@ TRACE_FIGURES = {
 }
 
 
-def trace_stats(name: str, group: str) -> list[Stat]:
-    """The counters of one destination; the last two figures are levels."""
-    return [Stat(f"{name}-{word}", text, group, resettable=word not in ("depth", "connected"))
-            for word, text in TRACE_FIGURES.items()]
+
 
 
 class Tracer:
@@ -5855,7 +5831,7 @@ class Supervisor:
         """Free what an ended child had; find out whether it should have ended."""
         expected = self.exit_status is not None or record.dismissed_s or (code == 0 and self.leaves(record))
         server = record.generation.server
-        for stat in server.registry.stats[0]:
+        for stat in server.registry.stats["all"]:
             if stat.read is None and not stat.resettable:  # a level, not a counter
                 self.counters.use(record.row)[self.counters.column(stat.group, stat.name)] = 0
         early = not self.has_started(record) or time.monotonic() <= record.served_s + EARLY_S
