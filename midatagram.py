@@ -1183,7 +1183,7 @@ def every(seconds: float, where: str = "each"):
 
 
 def trace_destination(function):
-    """Tag the function of a Context that gives {name: destination} for tracing, see section 17.
+    """Tag the function of a Context that gives {name: destination} for tracing, see section 16.
 
     A destination has open(), write(list of Trace) and close(), which may block and raise OSError; reopen() for SIGUSR1,
     check() before each write and packets_per_trace if it wants. The function opens nothing. A destination of None is
@@ -3731,20 +3731,25 @@ class Setup(NamedTuple):
     globals: dict  # logging lines
     notes: list[tuple[int, str]]  # (logging level, text) to log at the start
     listeners: list[Place]
-    destinations: dict  # name -> (module, destination) of those that are traced to
+    destinations: dict  # name -> function that makes a Tracer, of those that are traced to
 
 
 def load_plugin(path: str) -> Module:
     """A plug-in file as a Module; ConfigError."""
     if path.endswith(".conf"):
-        reader = find_plugin("canned_replies", [BESIDE])
-        if reader is None:
-            raise ConfigError(path, 0, f"to read canned replies, canned_replies.py is needed in {BESIDE}")
-        return import_plugin(reader).read_file(path)
+        return import_beside("canned_replies", "read canned replies", path).read_file(path)
     namespace = import_plugin(path)
     own = {key: value for key, value in vars(namespace).items()
            if not callable(value) or getattr(value, "__module__", namespace.__name__) == namespace.__name__}
     return Module(pathlib.Path(path).stem, own, path, functools.partial(line_of, read_source(path)))
+
+
+def import_beside(name: str, purpose: str, path: str) -> Any:
+    """The namespace of a plug-in beside the script that does a part of its work, for the sake of a file; ConfigError."""
+    place = find_plugin(name, [BESIDE])
+    if place is None:
+        raise ConfigError(path, 0, f"to {purpose}, {name}.py is needed in {BESIDE}")
+    return import_plugin(place)
 
 
 def import_plugin(path: str) -> Any:
@@ -3887,22 +3892,15 @@ class Loader:
         return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations)
 
     def destinations(self) -> dict:
-        """The destinations that trace_destination names: name -> (module, destination)."""
-        declared = {}
-        for module in self.modules.values():
-            for function in module.destinations:
-                with plugin_code(module.path, f"{function.__name__}: "):
-                    for name, destination in function(Context(module)).items():
-                        declared[name] = module, destination
-                        module.stats += [Stat(f"{name}-{word}", text, module.name, word not in ("depth", "connected"))
-                                         for word, text in TRACE_FIGURES.items() if destination]
+        """The destinations that trace_destination names: name -> function that makes a Tracer."""
+        declared = trace_destinations(self.modules.values())
         names = self.mi.settings["trace_destination"]
         for name in names:
             if name not in declared:
                 hint = nearest(name, declared) or ", is its module loaded?"
                 text = f'no tracing destination "{name}"{hint}; commands are not traced to it'
                 self.note(self.mi.where("trace_destination"), text, logging.ERROR)
-        return {name: declared[name] for name in names if name in declared and declared[name][1]}
+        return {name: declared[name] for name in names if declared.get(name)}
 
     def check_names(self, known: list[str]) -> None:
         """Commands and accounts that parameters name must exist; trace_bwlist may name commands of modules passed over."""
@@ -4586,135 +4584,22 @@ def built_in_modules() -> list[Module]:
 ###############################################################################
 # 16. Tracing #################################################################
 ###############################################################################
-# Strategy: what is traced is put into a bounded queue, which costs a reply
-# next to nothing. A greenlet per destination and child writes it in batches.
-# A destination (a plug-in's object) knows how to open, write and close; all
-# that can go wrong with it is handled here, and never reaches a reply.
-
-TRACE_QUEUE = 1000  # traces that wait, per destination and child; further ones are dropped
-TRACE_BATCH = 200  # traces written at once
-TRACE_PAUSE_S = 0.002  # how long a trace may wait for others to be written with it
-TRACE_TIMEOUT_S = 5.0  # for connecting, and for writing a batch
-TRACE_BACKOFF_S = (1.0, 30.0)  # first and longest pause after a failure; the pause doubles, give or take a fifth
-TRACE_STEADY_S = 5.0  # a connection that lasted so long makes the next pause short again
-
-TRACE_FIGURES = {
-    "queued": "packets queued", "sent": "packets sent", "dropped": "packets dropped", "errors": "failed connects and writes",
-    "reconnects": "connects after the first", "depth": "packets in the queue", "connected": "connected children",
-}
+# Strategy: a destination is an object of a plug-in, which knows how to open,
+# write and close. The plug-in tracing, which is loaded for those that declare
+# one, brings traces to it.
 
 
-
-
-
-class Tracer:
-    """Brings traces to one destination; lives in a child."""
-
-    def __init__(self, name: str, module: Module, destination: Any):
-        import gevent.event
-
-        self.name, self.module, self.destination = name, module, destination
-        self.packets = getattr(destination, "packets_per_trace", 1)
-        self.check = getattr(destination, "check", lambda: None)  # raises OSError when a connection is lost already
-        self.queue: list[Trace] = []
-        self.batch: list[Trace] = []  # what is being written
-        self.columns = {word: module.columns[f"{name}-{word}"] for word in TRACE_FIGURES}
-        self.connected = self.complained = False
-        self.opened_s, self.pause_s = 0.0, TRACE_BACKOFF_S[0]
-        self.log, self.filled = log.getChild(module.name), gevent.event.Event()
-        self.sender = gevent.spawn(self.run)
-
-    def count(self, word: str, traces: list[Trace]) -> None:
-        """Count the packets of some traces, and set the level of the queue."""
-        self.module.row[self.columns[word]] += len(traces) * self.packets
-        self.module.row[self.columns["depth"]] = len(self.queue) * self.packets
-
-    def put(self, traces: list[Trace]) -> None:
-        """Queue traces, and drop those for which there is no room."""
-        room = TRACE_QUEUE - len(self.queue)
-        self.queue += traces[:room]
-        self.count("queued", traces[:room])
-        self.count("dropped", traces[room:])
-        self.filled.set()
-
-    def run(self) -> None:
-        """Write what is queued, for ever."""
-        import gevent
-
-        while True:
-            if not self.queue:
-                self.filled.clear()
-            self.filled.wait()
-            gevent.sleep(TRACE_PAUSE_S if len(self.queue) < TRACE_BATCH else 0)
-            try:
-                self.bring()
-            except OSError as error:
-                self.fail(error)
-                gevent.sleep(self.pause_s * random.uniform(0.8, 1.2))
-                self.pause_s = min(self.pause_s * 2, TRACE_BACKOFF_S[1])
-            else:
-                if time.monotonic() > self.opened_s + TRACE_STEADY_S:
-                    self.pause_s = TRACE_BACKOFF_S[0]
-
-    def limited(self, act: Callable, *values: Any) -> None:
-        """Let the destination act; OSError for whatever it raises, which must not stop tracing, and when it takes too long."""
-        import gevent
-
-        try:
-            with gevent.Timeout(TRACE_TIMEOUT_S, False):
-                return act(*values)
-        except gevent.GreenletExit:  # flush() ends the sender
-            raise
-        except BaseException as error:
-            raise OSError(str(error) or repr(error)) from None
-        raise OSError("timed out")
-
-    def bring(self) -> None:
-        """Open the destination unless it is open, and write a batch; one whose write fails counts as dropped, since it may
-        have arrived in part."""
-        if not self.connected:
-            self.limited(self.destination.open)
-            self.log.log(NOTICE, "tracing to %s", self.name)
-            if self.opened_s:
-                self.module.row[self.columns["reconnects"]] += 1
-            self.opened_s, self.connected, self.complained = time.monotonic(), True, False
-            self.module.row[self.columns["connected"]] = 1
-        self.limited(self.check)
-        self.batch, self.queue, outcome = self.queue[:TRACE_BATCH], self.queue[TRACE_BATCH:], "dropped"
-        try:
-            self.limited(self.destination.write, self.batch)
-            outcome = "sent"
-        finally:
-            self.count(outcome, self.batch)
-            self.batch = []
-
-    def fail(self, error: OSError) -> None:
-        """Close after a failure; logged only when it changes the state."""
-        self.module.row[self.columns["errors"]] += 1
-        if not self.complained:
-            what = "is lost" if self.connected else "cannot be reached"
-            self.log.error("tracing destination %s %s: %s", self.name, what, error)
-            self.complained = True
-        self.close()
-
-    def close(self) -> None:
-        """Close the destination."""
-        self.connected = False
-        self.module.row[self.columns["connected"]] = 0
-        with contextlib.suppress(OSError):
-            self.limited(self.destination.close)
-
-    def flush(self, limit_s: float) -> None:
-        """At the end: write what is queued, for at most so long; the rest is dropped."""
-        import gevent
-
-        with gevent.Timeout(limit_s, False):
-            while (self.queue or self.batch) and not self.complained:
-                gevent.sleep(TRACE_PAUSE_S)
-        self.sender.kill()
-        rest, self.queue = self.batch + self.queue, []
-        self.count("dropped", rest)
-        self.close()
+def trace_destinations(modules: Iterable[Module]) -> dict:
+    """The destinations that plug-ins declare, by name: a function that makes a Tracer, or None for one that cannot be
+    traced to. The modules get the statistics of theirs. ConfigError."""
+    declared: dict[str, Callable | None] = {}
+    for module, function in [(one, function) for one in modules for function in one.destinations]:
+        tracing = import_beside("tracing", "trace", module.path)
+        with plugin_code(module.path, f"{function.__name__}: "):
+            for name, destination in function(Context(module)).items():
+                declared[name] = destination and functools.partial(tracing.Tracer, name, module, destination)
+                module.stats += tracing.stats_of(name, module.name) if destination else []
+    return declared
 
 
 ###############################################################################
@@ -5195,7 +5080,7 @@ class Child:
         if own["max_requests"]:
             served = server.counted[server.core["requests"]]  # by others that had this row
             self.last_request = served + max(1, round(own["max_requests"] * random.uniform(0.9, 1.1)))
-        self.tracers = [Tracer(name, *where) for name, where in self.setup.destinations.items()]
+        self.tracers = [trace() for trace in self.setup.destinations.values()]
         self.untraced = {name for name in server.registry.commands if not self.setup.mi["trace_bwlist"].allows(name)}
         self.traces: list[Trace] = []  # until settle()
         self.is_tracing = self.debugging = False  # whether requests are traced or logged; and whether they are logged
