@@ -15,7 +15,7 @@ import threading
 
 import pexpect
 import pytest
-from conftest import PLUGINS, SCRIPT, needs_root
+from conftest import ROOT, SCRIPT, needs_root
 
 PROMPT = "midatagram> "
 TAB, CTRL_C, CTRL_D, UP = "\t", "\x03", "\x04", "\x1b[A"
@@ -421,7 +421,7 @@ def test_a_lone_script_says_what_canned_replies_need(tmp_path):
 
 
 def test_a_lone_plug_in_says_what_tracing_needs(tmp_path):
-    script = copied(tmp_path, trace_file=(PLUGINS / "trace_file.py").read_text())
+    script = copied(tmp_path, trace_file=(ROOT / "plugins/trace_file.py").read_text())
     configuration = tmp_path / "mi.conf"
     configuration.write_text('loadmodule "trace_file.so"\nmodparam("trace_file", "path", "/tmp/trace")\n')
     done = run_tool(script, "-c", "-f", str(configuration), "-s", f"{tmp_path}/s")
