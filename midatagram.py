@@ -1774,9 +1774,6 @@ class JsonRpc(Dialect):
         return b"[%b]" % written if parts else b""
 
 
-UNFILLED = object()  # the values of a reply that has none yet; a plug-in's live() may give anything
-
-
 class Watched:
     """The live values of a reply in two steps: look() returns a cheap snapshot to compare with that of last time,
     sums(snapshot) returns the values. `shape` is that of all text replies that have them."""
@@ -1799,7 +1796,7 @@ class Shape:
         self.text, self.tail, self.write_value = text, tail, write_value
         self.watched = reply.live if isinstance(reply.live, Watched) else None
         self.look = self.watched.look if self.watched else reply.live
-        self.snapshot = self.values = UNFILLED
+        self.snapshot = self.values = object()  # none yet; a plug-in's live() may give anything
         self.data = b""
 
     def now(self) -> bytes | None:
@@ -1822,7 +1819,7 @@ class Shape:
             self.look = self.watched.look  # there may be more to look at by now
         else:
             snapshot = values  # a list could become another one behind our back
-        self.snapshot = snapshot if len(self.data) <= LIMIT else UNFILLED
+        self.snapshot = snapshot if len(self.data) <= LIMIT else object()
         return self.data
 
     def size_bytes(self) -> int:
@@ -2690,18 +2687,17 @@ class Store:
     def write(self, space: str, step: Callable) -> Any:
         """Do a step in one transaction, which gives the space a new version; returns the result of the step.
 
-        If the store is full the step is done anew, and again each time that something which expired could be deleted.
+        If the store is full the step is done anew once what expired is deleted.
         """
         def act(run: Callable) -> Any:
-            full = False
-            while True:
-                try:
-                    return self.transact(run, space, step, full)
-                except sqlite3.OperationalError as error:
-                    if str(error) != FULL or (full and not self.transact(run, "", self.purge_slice, True)):
-                        raise
-                full = True
+            try:
+                return self.transact(run, space, step, False)
+            except sqlite3.OperationalError as error:
+                if str(error) != FULL:
+                    raise
+            while self.transact(run, "", self.purge_slice, True):
                 give_way()
+            return self.transact(run, space, step, True)
 
         return self.attempt(act)
 
