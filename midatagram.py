@@ -1822,9 +1822,7 @@ class Shape:
         self.snapshot = snapshot if len(self.data) <= LIMIT else object()
         return self.data
 
-    def size_bytes(self) -> int:
-        """About what it takes."""
-        return 2 * len(self.text) + len(self.data) + 1000
+
 
 
 class Cached:
@@ -2048,7 +2046,7 @@ class Answers:
             cached.shape, cached.reply = shape, Reply(reply.code, reply.reason)
             if not self.wraps(call.request.name):  # else what is around it is asked each time
                 cached.now = shape.now
-            self.cache.grow(cached.key, shape.size_bytes())
+            self.cache.grow(cached.key, 2 * len(shape.text) + len(shape.data) + 1000)
         return data + dialect.id_of(call) + shape.tail if shape.tail else data
 
     def run(self, call: Call, caller: Any, data: bytes) -> Reply | Refusal:
@@ -2467,6 +2465,7 @@ SLICE_S = 0.005  # for which keys are compared in one transaction
 ROW_BYTES = 100  # of a row in the file, beyond its value and twice its key
 SPACES = 1024  # versions in shared memory; two spaces that share one are read a little more often
 NEWEST, USED, ROOM, FULL_S, FAILED_S, FIRST = range(6)  # before them: the last version, bytes, when the store last failed
+OTHERS = 16  # one part in so many of the store is not for cached values: a full cache refuses no subscriptions
 LOCK_S = 1.0  # for which requests wait for a locked store, all of them at the same time
 READ_BYTES = 4 << 20  # of values that were read, per child
 REMOVED_S = 60  # for which changes() reports a removed key
@@ -2707,7 +2706,7 @@ class Store:
         run("BEGIN EXCLUSIVE")
         try:
             result, growth = step(run, shared[NEWEST] + 1, full)
-            if growth > 0 and not self.has_room(growth):
+            if growth > 0 and not self.has_room(space, growth):
                 raise sqlite3.OperationalError(FULL)
             version = self.begun[slot] = shared[NEWEST] = shared[NEWEST] + 1  # in this order
             shared[USED] += growth
@@ -2721,14 +2720,15 @@ class Store:
             self.committed[slot] = max(version, self.committed[slot])
         return result
 
-    def has_room(self, growth: int) -> bool:
+    def has_room(self, space: str, growth: int) -> bool:
         """Whether there is room for more bytes of keys and values: half of what the file may grow to is for these, since its
         pages are seldom full. A disk that others fill later does not make it less."""
         shared, used = self.shared, self.shared[USED] + growth
         if used > shared[ROOM]:
             disk, ours = os.statvfs(os.path.dirname(self.path)), os.stat(self.path).st_blocks * 512
             shared[ROOM] = max(shared[ROOM], (disk.f_bavail * disk.f_frsize + ours) // 2)
-        return used <= min(shared[ROOM], self.size_bytes // 2)
+        room = min(shared[ROOM], self.size_bytes // 2)
+        return used <= (room - room // OTHERS if space.startswith("cache:") else room)
 
     def failure(self, error: str) -> StoreError:
         """What a request gets for an error, which is logged once for all processes as long as it lasts."""
@@ -3672,7 +3672,7 @@ class Access:
     def __init__(self, own: dict):
         self.networks, self.rules = own["allow_from"], own["allow_command"]
         self.restricted = {name for rule in self.rules for name in rule.commands}
-        self.needs_credentials = bool(self.rules)
+
 
     def allows(self, command: Command, caller: tuple) -> bool:
         """Whether a sender may use a restricted command; a refusal is logged for the audit."""
@@ -5097,7 +5097,7 @@ class Child:
         for watcher, handler, *values in watched:
             watcher.start(handler, *values)
         for endpoint in self.endpoints:
-            endpoint.prepare(self.access.needs_credentials)
+            endpoint.prepare(bool(self.access.rules))
             self.watchers.append((loop.io(endpoint.socket.fileno(), 1), self.burst_of(endpoint)))
         self.sweep()
         self.watch()
