@@ -15,7 +15,7 @@ import threading
 
 import pexpect
 import pytest
-from conftest import SCRIPT, needs_root
+from conftest import ROOT, SCRIPT, needs_root
 
 PROMPT = "midatagram> "
 TAB, CTRL_C, CTRL_D, UP = "\t", "\x03", "\x04", "\x1b[A"
@@ -418,6 +418,15 @@ def test_a_lone_script_says_what_canned_replies_need(tmp_path):
     done = run_tool(script, "-c", "-s", f"{tmp_path}/s", "-p", str(tmp_path))
     assert (done.returncode, done.stderr.count("\n")) == (78, 1)
     assert f"mine.conf: to read canned replies, canned_replies.py is needed in {tmp_path}/plugins" in done.stderr
+
+
+def test_a_lone_plug_in_says_what_tracing_needs(tmp_path):
+    script = copied(tmp_path, trace_file=(ROOT / "plugins/trace_file.py").read_text())
+    configuration = tmp_path / "mi.conf"
+    configuration.write_text('loadmodule "trace_file.so"\nmodparam("trace_file", "path", "/tmp/trace")\n')
+    done = run_tool(script, "-c", "-f", str(configuration), "-s", f"{tmp_path}/s")
+    assert (done.returncode, done.stderr.count("\n")) == (78, 1)
+    assert f"trace_file.py: to trace, tracing.py is needed in {tmp_path}/plugins" in done.stderr
 
 
 def test_root_runs_tools_of_who_owns_the_script():
