@@ -25,6 +25,18 @@ def copy_to(folder):
     return folder
 
 
+def make_venv(folder):
+    """A virtual environment in .venv of a folder with the packages of this Python, as install.sh would have it; its Python."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", folder / ".venv"], check=True)
+    python = folder / ".venv" / "bin" / "python"
+    [libraries] = (folder / ".venv").glob("lib/python3*/site-packages")
+    (libraries / "base.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
+    version = subprocess.run([python, "--version"], capture_output=True, text=True, check=True).stdout
+    pinned = re.findall(r'^#     "(.*)",$', SCRIPT.read_text().partition("# ///\n")[0], re.M)
+    (folder / ".venv" / "midatagram.txt").write_text(version + "\n".join(pinned) + "\n")
+    return python
+
+
 def needs_system_packages():
     """Skip the test where the distribution's packages are not installed; where all must run, fail."""
     for package in ("gevent", "configobj", "setproctitle"):
@@ -142,10 +154,37 @@ def test_the_distributions_packages_are_enough(background, tmp_path):
 @pytest.mark.parametrize("missing", ["gevent", "configobj"])
 def test_a_missing_package_is_named_with_all_three(tmp_path, missing):
     (tmp_path / f"{missing}.py").write_text(f"raise ImportError('none', name='{missing}')\n")
-    done = run("-s", tmp_path / "mi.sock", environment={"PYTHONPATH": str(tmp_path)})
+    (tmp_path / "copy").mkdir()
+    command = [sys.executable, shutil.copy(SCRIPT, tmp_path / "copy"), "-s", tmp_path / "mi.sock"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, env=environment)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert re.search(rf"{missing} is missing; .*pip install gevent configobj setproctitle, or apt install python3-gevent "
                      "python3-configobj python3-setproctitle", done.stderr)
+
+
+def test_without_packages_a_virtual_environment_beside_the_script_is_named(tmp_path):
+    """Whatever the folder in which it is called; and not to who runs that Python, which then lacks something."""
+    (tmp_path / "gevent.py").write_text("raise ImportError('none', name='gevent')\n")
+    copy = tmp_path / "copy"
+    python = make_venv(copy)
+    shutil.copy(SCRIPT, copy)
+    for program, wanted in ((sys.executable, f"gevent is missing; .*: run {python} {copy}/midatagram.py"),
+                            (python, "gevent is missing; .*: pip install gevent configobj setproctitle, or apt .*")):
+        done = subprocess.run([program, "copy/midatagram.py", "-s", "mi.sock"], capture_output=True, text=True, timeout=20,
+                              cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+        assert done.returncode == 1 and re.fullmatch(f"midatagram: {wanted}\n", done.stderr), done.stderr
+
+
+def test_python_OO_serves(background, tmp_path):
+    """It has no docstrings, so help says why it has no text."""
+    place = tmp_path / "mi.sock"
+    background(sys.executable, "-OO", SCRIPT, "-s", place, "-p", ROOT / "plugins")
+    command = [sys.executable, "-OO", SCRIPT, "call", "-s", place]
+    done = subprocess.run([*command, "hello", "Bob"], capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout) == (0, "200 OK\ngreeting:: Hello Bob\n\n")
+    done = subprocess.run([*command, "help", "hello"], capture_output=True, text=True, timeout=20)
+    assert "Help:: hello NAME [TIMES] - python -OO has removed its help." in done.stdout
 
 
 def test_a_missing_setproctitle_is_a_warning(background, tmp_path):
