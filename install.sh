@@ -139,8 +139,9 @@ while pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():  # a process that has e
     time.sleep(0.05)
     try:
         if f"PID={pid} " in mi.ask(place, b":ps:\n", 1.0).decode():
-            sys.exit(print(f"midatagram serves {place}; try it from another terminal, in {here}:\n"
-                           f"    .venv/bin/python midatagram.py call -s {place} {words}", file=stdout))
+            print(f"midatagram serves {place}; try it from another terminal, in {here}:", file=stdout)
+            print(f"    .venv/bin/python midatagram.py call -s {place} {words}", file=stdout)
+            break
     except OSError:
         pass
 END

@@ -200,6 +200,20 @@ def test_an_edited_configuration_stays_when_a_new_version_comes(tmp_path):
     assert conf.read_text().endswith("# third\n") and not new.exists()
 
 
+def test_what_1_0_0_installed_becomes_up_to_date(tmp_path):
+    """It listed nothing: what differs from the new version counts as edited."""
+    prefix = tmp_path / "prefix"
+    lib, conf = prefix / "lib" / "midatagram", prefix / "etc" / "midatagram" / "midatagram.conf"
+    install_sh("system", "--prefix", prefix)
+    (lib / "installed.txt").unlink()
+    (lib / "midatagram.conf.example").touch()
+    (lib / "plugins" / "canned.conf").write_text("# edited\n")
+    printed = install_sh("system", "--prefix", prefix)
+    assert f"kept {conf}\n" in printed and f"kept {lib}/plugins/canned.conf, which has been edited; " in printed
+    assert not (lib / "midatagram.conf.example").exists() and not conf.with_name("midatagram.conf.new").exists()
+    assert (lib / "plugins" / "canned.conf").read_text() == "# edited\n"
+
+
 def test_the_lines_for_logrotate_rotate_the_log(background, tmp_path):
     logrotate, prefix = needs("logrotate"), tmp_path / "prefix"
     printed = install_sh("system", "--prefix", prefix)
