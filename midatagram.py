@@ -291,12 +291,12 @@ SILENCE = Answer([], [])  # for a datagram that is a reply itself
 BLANKS = " \t\n\v\f\r"  # isspace() in the C locale, and nothing else
 INLINE_BLANKS = " \t\v\f\r"
 COLON, QUOTE = b':"'  # to look for one byte as an int is seven times as quick
-NO_NAMES = re.compile("[:\0]")  # either ends the search for the second colon
+NAMES = re.compile(r"[^:\0]*|[^:\0\s]+:[^:\0\s]+")  # of commands; with the module in front, as 4.0 has them
 
 
 def first_line(name: str) -> bytes | None:
     """The first line of the text requests for a command, None for a name that they cannot carry."""
-    return None if NO_NAMES.search(name) else encode(f":{name}:\n")
+    return encode(f":{name}:\n") if NAMES.fullmatch(name) else None
 
 
 def read_first_line(data: bytes) -> bytes:
@@ -522,16 +522,16 @@ ID_TYPES = (str, int, float, type(None))
 
 
 def read_envelope(value) -> tuple[Request, Any]:
-    """A request and its params (list or dict, None when absent or empty) from one JSON value; the name of an invalid
-    request is empty. Members' names are known in any case, like in cJSON."""
+    """A request and its params (list or dict, None when absent or empty, a Refusal when it is invalid) from one JSON
+    value. Members' names are known in any case, like in cJSON."""
     members: dict[str, Any] = {}
     for name, item in value.items() if isinstance(value, dict) else ():
         members.setdefault(name.lower(), item)
     request_id, method, params = members.get("id"), members.get("method"), members.get("params", {})
     if type(request_id) not in ID_TYPES:
-        return Request("", dialect="jsonrpc"), None
+        return Request("", dialect="jsonrpc"), INVALID_REQUEST
     if members.get("jsonrpc") != "2.0" or not isinstance(method, str) or not isinstance(params, (list, dict)):
-        return Request("", dialect="jsonrpc", id=request_id), None
+        return Request("", dialect="jsonrpc", id=request_id), INVALID_REQUEST
     return Request(method, dialect="jsonrpc", id=request_id, answered="id" in members), params or None
 
 
@@ -604,8 +604,8 @@ def as_template(node: tuple) -> Node:
 def write_request(name: str, arguments: Iterable[tuple]) -> bytes:
     """The text request that reads back as this command and these (name, value) pairs; ValueError if none can."""
     request = encode(f":{name}:\n" + "".join(write_argument(*pair) for pair in arguments))
-    if ":" in name or "\0" in name:
-        raise ValueError(f"a command's name cannot hold a colon or NUL: {name!r}")
+    if first_line(name) is None:
+        raise ValueError(f"a command's name cannot hold NUL, and a colon only as MODULE:NAME: {name!r}")
     if len(request) > LIMIT:
         raise ValueError(f"the request has {len(request)} bytes, {LIMIT} is the most")
     return request
@@ -1078,7 +1078,7 @@ class Rule(NamedTuple):
 
 def access_rule(value) -> Rule:
     """Converter: `COMMAND[, COMMAND]: WHO[, WHO]`, WHO being a network, `uid:NAME` or `gid:NAME`."""
-    commands, colon, who = string(value).partition(":")
+    commands, colon, who = string(value).partition(": " if ": " in string(value) else ":")  # a name may hold a colon
     if not colon or not who.strip():
         raise ValueError('takes commands and who may use them: "kill, log_level: 127.0.0.1, uid:root, gid:voip"')
     users, groups = (tuple(account(item[4:]) for item in words(who) if item.startswith(kind)) for kind in ("uid:", "gid:"))
@@ -1182,26 +1182,28 @@ class CommandTag(NamedTuple):
     json: JsonForm
     timed: bool
     converters: dict
+    also: str = ""
 
 
 NO_FORM = JsonForm()
 
 
-def command(name=None, *, input=True, pure=False, help=None, bind=None, json=NO_FORM, timed=True, **converters):
+def command(name=None, *, input=True, pure=False, help=None, bind=None, json=NO_FORM, timed=True, also="",
+            **converters):
     """Make a function an MI command: `@command`, or `@command("name", times=integer(1, 9))`.
 
     The function takes a Context and the arguments; its signature says which are required, its docstring is
     the help. `input=False`: arguments are never read, even malformed ones. `pure=True`: the reply depends on
     the request alone. Keywords that are arguments of the function name their converters. `bind` makes the values
     from a text request's arguments itself; `json` is what differs for JSON-RPC clients. `timed=False`: handler_timeout
-    does not hold. The name "*" makes a catch-all: it is asked, in load order, for names that no command has, and
+    does not hold. `also` is its name in OpenSIPS 4.0, `MODULE:NAME` unless given. The name "*" makes a catch-all: it is asked, in load order, for names that no command has, and
     returns None to pass the request on. A function may return a Reply, a dict or list, or what has get(), which waits.
     """
 
     def tag(function, name=name):
         text = function.__doc__ if help is None else help
         function.mi_command = CommandTag(function.__name__ if name is None else name, text, input, pure, bind, json, timed,
-                                          converters)
+                                          converters, also)
         return function
 
     return tag(name, name.__name__) if callable(name) else tag
@@ -1396,6 +1398,7 @@ class Command:
         tag: CommandTag = function.mi_command
         self.module, self.function, self.tag = module, function, tag
         self.name, self.input, self.pure, self.form, self.timed = tag.name, tag.input, tag.pure, tag.json, tag.timed
+        self.full_name = tag.also or (self.name if ":" in self.name else f"{module.name.removeprefix('proto_')}:{self.name}")
         self.path, self.line = module.path, getattr(function, "mi_line", function.__code__.co_firstlineno)
         if tag.help is None:
             raise self.refusal("needs a docstring, which is its help")
@@ -1526,12 +1529,16 @@ class Askable(dict):
 
 
 class Registry:
-    """All commands, statistics and events of the loaded modules by name; ConfigError for a name used twice."""
+    """All commands, statistics and events of the loaded modules by name; ConfigError for a name used twice.
 
-    def __init__(self, modules: Iterable[Module], switched_off: Iterable[str] = ()):
+    switched_off: commands that are left out, by any of their names; full_names: those of 4.0 are listed, and short ones known.
+    """
+
+    def __init__(self, modules: Iterable[Module], switched_off: Iterable[str] = (), full_names: bool = False):
         self.modules = list(modules)
         self.modules_by_name = {module.name: module for module in self.modules}
-        self.commands: dict[str, Command] = {}
+        self.names: dict[str, Command] = {}  # by all names of each
+        self.ambiguous: dict[str, Refusal] = {}  # short names that several have
         self.catch_alls: list[Command] = []
         self.wrappers: list[tuple] = []  # (module, function, names of commands or none for all)
         self.stats: list[list[Stat]] = [[]]  # by the numbers of `askable`; the first are all
@@ -1543,16 +1550,35 @@ class Registry:
                 if command.name == "*":
                     self.catch_alls.append(command)
                     continue
-                first = self.commands.setdefault(command.name, command)
-                if first is not command:
-                    raise command.refusal(f"is there already: {first.path}:{first.line}")
+                for name in (command.name, command.full_name):
+                    first = self.names.setdefault(name, command)
+                    if first is not command:
+                        raise command.refusal(f"is there already: {first.path}:{first.line}")
             for stat in module.stats:
                 self.add_stat(module, stat)
             for event in module.events:
                 if event.name in self.events:
                     raise ConfigError(module.path, 0, f'event "{event.name}" is there already')
                 self.events[event.name] = len(self.events)
-        self.switched_off = [self.commands.pop(name) for name in switched_off if name in self.commands]
+        self.known = dict(self.names)  # with those that are switched off
+        for command in [self.names[name] for name in switched_off if name in self.names]:
+            self.names.pop(command.name, None), self.names.pop(command.full_name, None)
+        commands = dict.fromkeys(self.names.values())
+        self.commands = {command.full_name if full_names else command.name: command for command in commands}  # as listed
+        if full_names:
+            self.add_short_names()
+
+    def add_short_names(self) -> None:
+        """Know commands by 4.0's names without a module, and refuse those that several commands have."""
+        short: dict[str, list] = {}
+        for command in self.commands.values():
+            short.setdefault(command.full_name.partition(":")[2], []).append(command)
+        for name, (command, *others) in short.items():
+            self.names[name] = command
+            if others:
+                full_names = ", ".join(one.full_name for one in (command, *others))
+                self.ambiguous[name] = NOT_AVAILABLE._replace(error=Error(-32001, "Method ambiguous", f"supported names: {full_names}"))
+                del self.names[name]
 
     @functools.cached_property
     def catch_all(self) -> Command | None:
@@ -1705,7 +1731,7 @@ class Text:
 
     def __init__(self, registry: Registry, indent: str = "\t"):
         self.indent, self.catch_all = indent, registry.catch_all
-        self.lines = {first_line(name): command for name, command in registry.commands.items()}
+        self.lines = {first_line(name): command for name, command in registry.names.items()}
 
     def key(self, data: bytes) -> tuple[bytes, bytes]:
         """What tells a request from others, and its id (none)."""
@@ -1770,7 +1796,8 @@ class JsonRpc:
         rb'"id"[\x01-\x20]*:[\x01-\x20]*(0|-?[1-9][0-9]{0,17}|"[ !#-\[\]-~]*")(?=[\x01-\x20]*[,}])')
 
     def __init__(self, registry: Registry, pretty: bool = False):
-        self.commands, self.catch_all, self.pretty = registry.commands, registry.catch_all, pretty
+        self.commands, self.ambiguous, self.catch_all = registry.names, registry.ambiguous, registry.catch_all
+        self.pretty = pretty
 
     def key(self, data: bytes) -> tuple[Any, bytes]:
         """What tells a request from others, which is what stands around its id, and the id; None if that is not plain."""
@@ -1796,12 +1823,13 @@ class JsonRpc:
         """The call that one request object means."""
         request, params = read_envelope(value)
         command = self.commands.get(request.name, NO_COMMAND)
-        if command is NO_COMMAND and request.name and self.catch_all:
+        if command is NO_COMMAND and request.name not in ("", *self.ambiguous) and self.catch_all:
             items, names = (params.values(), tuple(params)) if isinstance(params, dict) else (params or (), None)
             values = tuple(map(text_of, items))
             return Call(self, self.catch_all, request._replace(values=values, names=names, params=params), values)
         if command is NO_COMMAND:
-            return Call(self, NO_COMMAND, request, None, NOT_AVAILABLE if request.name else INVALID_REQUEST)
+            refusal = params if isinstance(params, Refusal) else self.ambiguous.get(request.name, NOT_AVAILABLE)
+            return Call(self, NO_COMMAND, request, None, refusal)
         try:
             values, names, called = command.bind_json(params)
         except Error as error:
@@ -1987,7 +2015,7 @@ class Answers:
 
     def answer(self, data: bytes, caller: Any = None, cached: Cached | None = None) -> Answer:
         """What a datagram leads to; `cached` is what a child looked up in cache.young, which has no reply of now."""
-        if cached is not None and cached.key is not None and not self.wraps(cached.call.request.name):
+        if cached is not None and cached.key is not None and not self.wraps(cached.call):
             return self.single(data, cached.call, caller, cached)
         dialect = self.dialect_of(data)
         if len(data) > LIMIT:  # of such a request only the first byte is looked at
@@ -2015,16 +2043,16 @@ class Answers:
             self.pause()
         return batch
 
-    def wraps(self, name: str) -> bool:
-        """Whether a function is put around the command of a name."""
-        return any(not names or name in names for _, _, names in self.wrappers)
+    def wraps(self, call: Call) -> bool:
+        """Whether a function is put around a command."""
+        return any(not names or names & {call.request.name, call.command.name} for _, _, names in self.wrappers)
 
     def wrapped(self, data: bytes, calls: Any, caller: Any, proceed: Callable[[], Answer]) -> Answer:
         """What proceed() returns, with the functions around it that want these calls; the first loaded is the outermost."""
         if not self.wrappers:
             return proceed()
         request = calls[0].request if len(calls) == 1 else Request("", dialect="jsonrpc")
-        asked = {call.request.name for call in calls}
+        asked = {name for call in calls for name in (call.request.name, call.command.name)}
         for module, function, names in reversed(self.wrappers):
             if not names or names & asked:
                 proceed = functools.partial(self.wrap, function, Context(module, request, caller, data), proceed)
@@ -2150,7 +2178,7 @@ class Answers:
         data = shape.data if snapshot == shape.snapshot else shape.fill(snapshot)
         if cached and cached.shape is not shape and cached.key is not None and call.command.name not in self.restricted:
             cached.shape, cached.reply = shape, Reply(reply.code, reply.reason)
-            if not self.wraps(call.request.name):  # else what is around it is asked each time
+            if not self.wraps(call):  # else what is around it is asked each time
                 cached.now = shape.now
             self.cache.grow(cached.key, shape.size_bytes())
         return data + dialect.id_of(call) + shape.tail if shape.tail else data
@@ -2158,7 +2186,7 @@ class Answers:
     def run(self, call: Call, caller: Any, data: bytes) -> Reply | Refusal:
         """Call the handler; a refusal that it raises becomes a reply."""
         command = call.command
-        if call.request.name in self.restricted and not self.allowed(command, caller):
+        if command.name in self.restricted and not self.allowed(command, caller):
             return Reply(403, "Forbidden")
         if not command.timed:
             self.untimed()
@@ -2209,6 +2237,19 @@ INCLUDE_DEPTH = 10  # files within files, as in opensips.cfg
 FORMS = {re.split(r"\W", form)[0]: form for form in (
     'loadmodule "NAME.so"', 'mpath="DIRECTORY"', 'modparam("MODULE", "PARAMETER", VALUE)', 'include_file "FILE"',
     'import_file "FILE"', "log_level=VALUE", "log_stderror=VALUE", "stderror_enabled=VALUE", "log_facility=NAME")}
+
+
+class Release(NamedTuple):
+    """What one release of OpenSIPS does differently from others: `version` of it, whether commands are listed under their full
+    names and short ones known, and (module, parameter) -> default."""
+
+    version: str = ""
+    full_names: bool = False
+    defaults: dict = {}
+
+
+RELEASES = {"midatagram": Release(), "2.4": Release("2.4.11"), "3.4": Release("3.4.18"),
+            "4.0": Release("4.0.1", True, {("usrloc", "use_domain"): 1})}
 
 
 class Token(NamedTuple):
@@ -2599,7 +2640,7 @@ class Store:
         DO UPDATE SET value = excluded.value, expires = excluded.expires, version = excluded.version"""
     DELETE = "DELETE FROM item WHERE space = ? AND key = ?"
     CHANGES = "SELECT key, value, expires, version FROM item WHERE space = ? AND version > ? ORDER BY version"
-    KEYS = "SELECT key, value FROM item WHERE space = ? AND key >= ? ORDER BY key LIMIT ?"
+    KEYS = "SELECT key, value, expires FROM item WHERE space = ? AND key >= ? ORDER BY key LIMIT ?"
     EXPIRED = "SELECT space, key, value, iif(value IS NULL, version, 0) FROM item WHERE expires BETWEEN ? AND ? LIMIT ?"
 
     def __init__(self, folder: str, size_bytes: int):
@@ -2716,13 +2757,22 @@ class Store:
 
         return live
 
+    def fitting(self, space: str, pattern: str) -> Iterator[tuple[str, str]]:
+        """The (key, value) pairs whose keys fit a pattern, read in slices as in remove_fitting(); StoreError."""
+        fits, start = re.compile(fnmatch.translate(pattern)).match, b""
+        while rows := self.attempt(operator.methodcaller("__call__", self.KEYS, (encode(space), start, SLICE_ROWS))).fetchall():
+            now_s, start = time.monotonic(), rows[-1][0] + b"\0"
+            yield from [(decode(key), decode(value)) for key, value, expires_s in rows
+                        if value is not None and (expires_s is None or expires_s > now_s) and fits(decode(key))]
+            give_way()
+
     def remove_fitting(self, space: str, pattern: str) -> None:
         """Forget the keys that fit a pattern as fnmatch.fnmatchcase() reads it, in slices between which others get their turn."""
         fits, start = re.compile(fnmatch.translate(pattern)).match, b""  # in linear time, whatever the pattern is
 
         def step(run: Callable, version: int, full: bool) -> tuple:
             until_s, fitting, after = time.monotonic() + SLICE_S, [], None
-            for key, value in run(self.KEYS, (encode(space), start, FEW_ROWS if full else SLICE_ROWS)).fetchall():
+            for key, value, _ in run(self.KEYS, (encode(space), start, FEW_ROWS if full else SLICE_ROWS)).fetchall():
                 after = key + b"\0"
                 if fits(decode(key)):
                     fitting.append((encode(space), key, row_bytes(key, value), version))
@@ -2985,6 +3035,9 @@ MOST_STATISTICS = 4000  # of a request; as many do not fit into a reply
 PLAN_BYTES = 600  # of a statistic in a reply that is cached
 
 
+NO_STATISTICS = Reply(live=CONSTANT, result={})  # of unknown names alone, for JSON-RPC clients
+
+
 def within_limit(items: Iterable) -> list:
     """The items, if they are no more than a request may ask for; Error."""
     items = list(itertools.islice(items, MOST_STATISTICS + 1))
@@ -3055,11 +3108,12 @@ class Server:
         if reply is None:
             numbers = [number for number in within_limit(key[1:]) if number >= 0]
             stats = within_limit(itertools.chain.from_iterable(self.registry.stats[number] for number in numbers))
-            if not stats:
+            if not (stats or once):
                 raise Error(404, "Statistics Not Found")
             stats = list({id(stat): stat for stat in stats}.values()) if once else stats
             nodes = tuple(Node(f"{stat.group}:{stat.name}", LIVE) for stat in stats)
-            reply = self.plans.keep(key, Reply(nodes=nodes, live=self.values_of(stats)), PLAN_BYTES * (len(key) + len(nodes)))
+            reply = Reply(nodes=nodes, live=self.values_of(stats)) if stats else NO_STATISTICS
+            reply = self.plans.keep(key, reply, PLAN_BYTES * (len(key) + len(nodes)))
         return reply
 
     def call_hooks(self, word: str) -> None:
@@ -3471,7 +3525,7 @@ EVENT_QUEUE = 8 << 20  # bytes of events that are not sent to everybody yet, per
 EVENT_SLICE_S, EVENT_FEW = 0.002, 16  # for which events are sent before others get their turn, and datagrams that always are
 EVENT_END_S = 0.1  # for which they are sent when a child ends
 FEW_SUBSCRIBERS = 8  # subscriptions that UDP clients may have per host, whose address may be spoofed
-GONE_AFTER_S = 60  # how long subscribers_list shows a subscription that a JSON-RPC client ended
+GONE_AFTER_S = 60  # how long subscribers_list shows a subscription that a client ended
 
 
 def event_pair() -> tuple:
@@ -3508,7 +3562,7 @@ class Events:
             for row in json.loads(text or "[]"):
                 self.rows.setdefault(row["event"], []).append(row)
         now_s = time.monotonic()
-        return [row for row in self.rows.get(event, ()) if not is_over(row, now_s) and (ended or not row["ended"])]
+        return [row for row in self.rows.get(event, ()) if not is_over(row, now_s) and (ended or not has_ended(row, now_s))]
 
     def subscribe(self, *rows: dict) -> None:
         """Add subscriptions, and remove those that are over; Error when there would be too many, StoreError."""
@@ -3530,6 +3584,13 @@ class Events:
             return json.dumps([*listed.values()]) if listed else None
 
         self.server.store.change(self.SPACE, self.KEY, changed)
+
+    def forget_ended(self, event: str) -> None:
+        """Remove the subscriptions to an event that clients ended; StoreError."""
+        now_s = time.monotonic()
+        if any(has_ended(row, now_s) for row in self.subscribers(event, ended=True)):
+            self.server.store.change(self.SPACE, self.KEY, lambda text: json.dumps(
+                [row for row in json.loads(text or "[]") if row["event"] != event or not has_ended(row, now_s)]))
 
     def hand_over(self, name: str, attributes: dict) -> int:
         """In the attendant: have a child send an event. Returns 0."""
@@ -3631,8 +3692,13 @@ def subscription(row: dict) -> tuple:
 
 
 def is_over(row: dict, now_s: float) -> bool:
-    """Whether a subscription can be removed; one that a JSON-RPC client ended is shown for a while."""
-    return 0 < (GONE_AFTER_S if row["ended"] else row["expire"]) <= now_s - row["since"]
+    """Whether a subscription can be removed; one that a client ended is shown for a while."""
+    return (GONE_AFTER_S if row["ended"] else row["expire"]) <= now_s - row["since"]
+
+
+def has_ended(row: dict, now_s: float) -> bool:
+    """Whether a client ended a subscription; one that did so in text gets the events of that second still, as in 2.4."""
+    return row["ended"] and not (row["dialect"] == "text" and int(now_s) == int(row["since"]))
 
 
 def write_event(name: str, attributes, dialect: str) -> bytes:
@@ -4006,14 +4072,18 @@ class Loader:
         if mi["socket_name"] is None:
             raise ConfigError(self.path, 0, 'no socket: modparam("mi_datagram", "socket_name", "/run/midatagram/mi.sock") '
                                             'or "udp:127.0.0.1:8080" is needed')
+        release = RELEASES[own["imitate"]]
+        for (name, param), value in release.defaults.items():
+            if name in self.modules and param not in self.modules[name].lines:
+                self.modules[name].settings[param] = value
         self.modules["core"].stats += self.core_stats(mi["children_count"])
         for module in self.modules.values():
             if "init" in module.hooks:
                 with plugin_code(module.path, "init: "):
                     module.hooks["init"](Context(module))
         destinations = self.destinations()
-        registry = Registry(self.modules.values(), own["disable"])
-        self.check_names([*registry.commands, *(command.name for command in registry.switched_off)])
+        registry = Registry(self.modules.values(), own["disable"], release.full_names)
+        self.check_names(registry.known)
         return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations)
 
     def destinations(self) -> dict:
@@ -4141,7 +4211,7 @@ def account_numbers(account: str | int | None, look_up: Callable, where: Where, 
 STATISTICS = JsonForm(recipes=[("statistics",)])
 
 
-@command("get_statistics", json=STATISTICS)
+@command("get_statistics", also="statistics:get", json=STATISTICS)
 def get_statistics(ctx, *statistics):
     """Show statistics: each argument is a name, a group such as `core:`, or `all`."""
     if not statistics:
@@ -4149,20 +4219,22 @@ def get_statistics(ctx, *statistics):
     return ctx.server.statistics(statistics, once=ctx.request.dialect == "jsonrpc")
 
 
-@command("list_statistics", json=JsonForm(recipes=[(), ("statistics",)]))
+@command("list_statistics", also="statistics:list", json=JsonForm(recipes=[(), ("statistics",)]))
 def list_statistics(ctx, *statistics):
     """List all statistics, or those named, and whether each is incremental."""
     stats_of = ctx.server.registry.find_stats
     stats = [(f"{stat.group}:{stat.name}", stat) for stat in stats_of("all") if not statistics] or within_limit(
         (f"{stat.group}:{stat.name}" if name.endswith(":") else name, stat)
         for name in within_limit(statistics) if name != "all" for stat in stats_of(name))
+    if not stats and ctx.request.dialect == "jsonrpc":
+        return NO_STATISTICS
     if not stats:
         raise Error(404, "Statistics Not Found")
     shown = dict(stats).items() if ctx.request.dialect == "jsonrpc" else stats
     return Reply(nodes=[Node(name, stat.kind) for name, stat in shown], live=CONSTANT)
 
 
-@command("reset_statistics", json=STATISTICS)
+@command("reset_statistics", also="statistics:reset", json=STATISTICS)
 def reset_statistics(ctx, *statistics):
     """Reset statistics to 0, except those that cannot be reset."""
     if not statistics:
@@ -4174,7 +4246,7 @@ def reset_statistics(ctx, *statistics):
     return reset(ctx, stats.values())
 
 
-@command("reset_all_statistics")
+@command("reset_all_statistics", also="statistics:reset_all")
 def reset_all_statistics(ctx):
     """Reset all statistics to 0, except those that cannot be reset."""
     return reset(ctx, ctx.server.registry.find_stats("all"))
@@ -4200,8 +4272,10 @@ def uptime(ctx):
 @command("version", input=False, json=JsonForm(recipes=[(), ("revision",)], raw=("revision",)))
 def version(ctx):
     """Show the name and version of the server."""
-    machine = os.uname()
-    name = f"midatagram ({__version__} ({machine.machine}/{machine.sysname.lower()}))"
+    machine, own = os.uname(), ctx.server.setup.own
+    imitated = RELEASES[own["imitate"]].version
+    name = own["version_text"] or "{} ({} ({}/{}))".format("OpenSIPS" if imitated else "midatagram", imitated or __version__,
+                                                           machine.machine, machine.sysname.lower())
     revision = (Node("unknown", "unknown"),) if ctx.request.values else ()  # as 3.x built from no repository
     return Reply(nodes=(Node("Server", name), *revision), live=CONSTANT)
 
@@ -4220,12 +4294,17 @@ def command_line_arguments(ctx):
 
 @command("which", input=False, json=JsonForm(recipes=[(), ("command",)], listing=True))
 def which(ctx):
-    """List all commands; over JSON-RPC also the parameters of one command."""
+    """List all commands; over JSON-RPC also the parameters of one command, or the commands of a MODULE: of 4.0."""
+    registry = ctx.server.registry
+    names = list(registry.commands)
     for name in ctx.request.values:
-        if name not in ctx.server.registry.commands:
+        if name in registry.names:
+            return Reply(result=registry.names[name].recipes)
+        names = [command.full_name for command in registry.commands.values() if f"{name}".endswith(":")
+                 and command.full_name.startswith(name)]
+        if not names:
             raise Error(404, "unknown MI command")
-        return Reply(result=ctx.server.registry.commands[name].recipes)
-    return Reply(nodes=[Node(None, name) for name in ctx.server.registry.commands], live=CONSTANT)
+    return Reply(nodes=[Node(None, name) for name in names], live=CONSTANT)
 
 
 PROCESSES = JsonForm(plurals={"Process": ("Processes", "Process")})
@@ -4348,7 +4427,7 @@ def cache_space(ctx, system: str, failure: str) -> Iterator[str]:
         raise Error(500, failure) from None
 
 
-@command("cache_store", json=CACHE, expire=c_integer, bind=in_order(
+@command("cache_store", also="cache:store", json=CACHE, expire=c_integer, bind=in_order(
     [*CACHE_KEY, "Empty value argument", "Empty expires argument"], 3, "Too many parameters"))
 def cache_store(ctx, system, attr, value, expire=0):
     """Store a value in a cache system, for EXPIRE seconds (0: forever)."""
@@ -4357,7 +4436,7 @@ def cache_store(ctx, system, attr, value, expire=0):
     return Reply()
 
 
-@command("cache_fetch", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many arguments"))
+@command("cache_fetch", also="cache:fetch", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many arguments"))
 def cache_fetch(ctx, system, attr):
     """Fetch a value from a cache system."""
     with cache_space(ctx, system, "Cache fetch command failed") as space:
@@ -4368,7 +4447,7 @@ def cache_fetch(ctx, system, attr):
     return Reply(nodes=(Node("key", attr), Node("value", value)), live=unless_changed(peek, value))
 
 
-@command("cache_remove", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many parameters"))
+@command("cache_remove", also="cache:remove", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many parameters"))
 def cache_remove(ctx, system, attr):
     """Remove a value from a cache system."""
     with cache_space(ctx, system, "Cache remove command failed") as space:
@@ -4392,15 +4471,35 @@ LONG_GLOB = Error(400, f"Pattern longer than {GLOB_BYTES} bytes")
 CHUNK = JsonForm(errors={**INTERNAL, LONG_GLOB.reason: invalid_params(LONG_GLOB.reason)})
 
 
-@command("cache_remove_chunk", bind=bind_chunk, json=CHUNK)
+@command("cache_remove_chunk", also="cachedb_local:remove_chunk", bind=bind_chunk, json=CHUNK)
 def cache_remove_chunk(ctx, glob, collection="default"):
     """Remove the values whose keys match a pattern (in text requests COLLECTION comes before GLOB)."""
+    ctx.store.remove_fitting(chunk_space(ctx, glob, collection), glob)
+    return Reply()
+
+
+CHUNK_KEYS = CHUNK._replace(plurals={"key": ("keys", "name")})
+
+
+@command("cache_fetch_chunk", also="cachedb_local:fetch_chunk", json=CHUNK_KEYS)
+def cache_fetch_chunk(ctx, glob, collection="default"):
+    """Fetch the values whose keys match a pattern."""
+    nodes, size = [], 0
+    for key, value in ctx.store.fitting(chunk_space(ctx, glob, collection), glob):
+        nodes.append(Node("key", key, (("value", value),)))
+        size += len(key) + len(value)
+        if size > GIVE_UP:
+            raise TooLong(size)
+    return Reply(nodes=nodes)
+
+
+def chunk_space(ctx, glob: str, collection: str) -> str:
+    """The space of the store that a collection means; Error for an unknown one, and for a pattern that is too long."""
     if collection not in ctx.server.registry.modules_by_name["cachedb_local"].settings["cache_collections"]:
         raise Error(500, "Server Internal Error")
     if len(encode(glob)) > GLOB_BYTES:
         raise LONG_GLOB
-    ctx.store.remove_fitting(f"cache:{collection}", glob)
-    return Reply()
+    return f"cache:{collection}"
 
 
 @every(60, where="one")
@@ -4440,10 +4539,9 @@ def bind_subscription(request: Request) -> list:
 SUBSCRIPTION = JsonForm(errors={BAD_PARAMETER.reason: Error(400, "Bad parameter value"), **INTERNAL}, check=check_cache)
 
 
-@command("event_subscribe", bind=bind_subscription, json=SUBSCRIPTION, expire=c_integer)
+@command("event_subscribe", also="evi:subscribe", bind=bind_subscription, json=SUBSCRIPTION, expire=c_integer)
 def event_subscribe(ctx, event, socket, expire=3600):
-    """Subscribe SOCKET, udp:HOST:PORT or unix:PATH, to an event for EXPIRE seconds (0: forever; over JSON-RPC:
-    unsubscribe)."""
+    """Subscribe SOCKET, udp:HOST:PORT or unix:PATH, to an event for EXPIRE seconds; 0 ends the subscription."""
     if event not in ctx.server.registry.events:
         raise BAD_PARAMETER
     endpoint, _ = ctx.caller or (None, None)
@@ -4459,7 +4557,7 @@ def event_subscribe(ctx, event, socket, expire=3600):
     dialect = ctx.request.dialect
     ctx.server.events.subscribe({
         "event": event, "socket": socket, "expire": expire, "since": time.monotonic(), "dialect": dialect, "family": family,
-        "target": target, "ended": expire == 0 and dialect == "jsonrpc",
+        "target": target, "ended": expire == 0,
         "by": "" if endpoint is None or endpoint.unix else target[0]})
     return Reply()
 
@@ -4498,11 +4596,12 @@ def bind_event(request: Request) -> list:
     return [arguments[0][1], {name or f"param{number}": value or "" for number, (name, value) in enumerate(arguments[1:], 1)}]
 
 
-@command("raise_event", bind=bind_event, json=JsonForm(raw=("params",), errors=INTERNAL))
+@command("raise_event", also="evi:raise", bind=bind_event, json=JsonForm(raw=("params",), errors=INTERNAL))
 def raise_event(ctx, event, params=()):
     """Send an event with its attributes to its subscribers."""
     if event not in ctx.server.registry.events:
         raise Error(404, "Event not registered")
+    ctx.server.events.forget_ended(event)
     if not ctx.server.events.subscribers(event):
         raise Error(480, "Temporarily Unavailable")
     if ctx.request.dialect == "jsonrpc":
@@ -4511,19 +4610,27 @@ def raise_event(ctx, event, params=()):
     return Reply()
 
 
-@command("events_list", input=False, json=JsonForm(plurals={"Event": ("Events", "name")}))
+@command("events_list", also="evi:list", input=False, json=JsonForm(plurals={"Event": ("Events", "name")}))
 def events_list(ctx):
     """List all events."""
     events = ctx.server.registry.events
     return Reply(nodes=[Node("Event", name, (("id", number),)) for name, number in events.items()], live=CONSTANT)
 
 
-@command("subscribers_list", json=JsonForm(errors=INTERNAL))
+def bind_subscribers(request: Request) -> list:
+    """EVENT and SOCKET of a text request; how many there are is checked after the event."""
+    values: list = [value or "" for value in request.values]
+    return values if len(values) < 3 else [values[0], WRONG_COUNT]
+
+
+@command("subscribers_list", also="evi:subscribers", bind=bind_subscribers, json=JsonForm(errors=INTERNAL))
 def subscribers_list(ctx, event=None, socket=None):
     """List the subscribers of all events, of one EVENT, or one SOCKET of it."""
     events, server = ctx.server.registry.events, ctx.server
     if event is not None and event not in events:
         raise Error(404, "Event not published")
+    if socket is WRONG_COUNT:
+        raise WRONG_COUNT
     nodes, members = [], []
     for name in events if event is None else [event]:
         rows = [row for row in server.events.subscribers(name, ended=True) if socket in (None, row["socket"])]
@@ -4539,13 +4646,13 @@ def subscribers_list(ctx, event=None, socket=None):
 
 
 def time_left(row: dict):
-    """How long a subscription lasts, as 3.x shows it: seconds, `expired`, or `never` for one that does not end."""
-    if not row["expire"]:
-        return "expired" if row["ended"] else "never"
+    """How long a subscription lasts, as 3.x shows it: seconds, or `expired`."""
+    if row["ended"]:
+        return "expired"
     return max(0, round(row["since"] + row["expire"] - time.monotonic()))
 
 
-@command("list_tcp_conns", input=False, json=JsonForm(plurals={"Connection": ("Connections", "ID")}))
+@command("list_tcp_conns", also="tcp:list", input=False, json=JsonForm(plurals={"Connection": ("Connections", "ID")}))
 def list_tcp_conns(ctx):
     """List TCP connections; always empty."""
     return Reply(live=CONSTANT)
@@ -4564,15 +4671,16 @@ def show_help(ctx, mi_cmd=""):
     """Show what a command does and which module exports it."""
     if not mi_cmd:
         return Reply(nodes=(Node("Usage", USAGE),), live=CONSTANT, result=f"Usage: {USAGE}")
-    command = ctx.server.registry.commands.get(mi_cmd)
+    command = ctx.server.registry.names.get(mi_cmd)
     if command is None:
         raise Error(404, "unknown MI command")
     text = " ".join(command.help.split())
+    module = command.full_name.partition(":")[0] if RELEASES[ctx.server.setup.own["imitate"]].full_names else command.module.name
     return Reply(nodes=(Node("Help", f"{command.signature_line()} - {text}" if text else "not available for this command"),
-                        Node("Exported by", command.module.name)), live=CONSTANT)
+                        Node("Exported by", module)), live=CONSTANT)
 
 
-@command("list_blacklists", input=False, json=JsonForm(plurals={"List": ("Lists", "name")}))
+@command("list_blacklists", also="blacklists:list", input=False, json=JsonForm(plurals={"List": ("Lists", "name")}))
 def list_blacklists(ctx):
     """List blacklists; always empty."""
     return Reply(live=CONSTANT)
@@ -4674,6 +4782,8 @@ MI_DATAGRAM_EVENTS = [
 MIDATAGRAM_PARAMS = [
     Param("listen", (), listener, "additional socket: ADDRESS[;mode=0660][;user=NAME][;group=NAME]", repeat=True),
     Param("dialect", "auto", one_of("auto", "text", "jsonrpc"), "auto (by the first byte of each request), text or jsonrpc"),
+    Param("imitate", "midatagram", one_of(*RELEASES), "release of OpenSIPS to look like: midatagram (none), 2.4, 3.4 or 4.0"),
+    Param("version_text", None, string, "what version shows, instead of what imitate says"),
     Param("pool_size", 1000, integer(1, 100000), "maximum number of requests in progress, per child"),
     Param("handler_timeout", 10000, integer(1, 86400000), "maximum run time of a command, ms"),
     Param("stall_timeout", 10000, integer(100, 86400000), "how long a child may block its event loop before it is replaced, ms"),
@@ -4704,7 +4814,7 @@ def built_in_modules() -> list[Module]:
                xlog_level, cache_store, cache_fetch, cache_remove, event_subscribe, events_list, subscribers_list,
                raise_event, list_tcp_conns, show_help),
         module("blacklists", list_blacklists),
-        module("cachedb_local", cache_remove_chunk, forget_expired, PARAMS=[
+        module("cachedb_local", cache_remove_chunk, cache_fetch_chunk, forget_expired, PARAMS=[
             Param("cache_collections", ("default",), collections_of, "names of collections, semicolon-separated"),
             Param("cachedb_url", (), cachedb_url, "additional cache system: local:ID:///COLLECTION", repeat=True)]),
         module("mi_datagram", PARAMS=MI_DATAGRAM_PARAMS, STATS=MI_DATAGRAM_STATS, EVENTS=MI_DATAGRAM_EVENTS),
@@ -5334,7 +5444,8 @@ class Child:
             served = server.counted[server.core["requests"]]  # by others that had this row
             self.last_request = served + max(1, round(own["max_requests"] * random.uniform(0.9, 1.1)))
         self.tracers = [Tracer(name, *where) for name, where in self.setup.destinations.items()]
-        self.untraced = {name for name in server.registry.commands if not self.setup.mi["trace_bwlist"].allows(name)}
+        traced = self.setup.mi["trace_bwlist"]
+        self.untraced = {name for name, command in server.registry.names.items() if not traced.allows(command.name)}
         self.traces: list[Trace] = []  # until settle()
         self.is_tracing = self.debugging = False  # whether requests are traced or logged; and whether they are logged
 
