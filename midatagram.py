@@ -993,10 +993,13 @@ class Address(NamedTuple):
 ADDRESS_FORMS = 'a UNIX path as "/run/midatagram/mi.sock" or "udp:HOST:PORT"'
 
 
-def address(value) -> Address:
-    """Converter: an Address as mi_datagram's socket_name has it; `udp:` in lower case, anything else is a path."""
+def address(value, strict: bool = True) -> Address:
+    """Converter: an Address as mi_datagram's socket_name has it; `udp:` in lower case, anything else is a path, but `strict`
+    refuses one that looks like another address. `udp:*:PORT` is all addresses."""
     if not isinstance(value, str) or not value:
         raise ValueError(f"takes {ADDRESS_FORMS}")
+    if strict and (right := right_form(value)):
+        raise ValueError(f"is written {right}, not {value}")
     if not value.startswith("udp:"):
         size = len(encode(value))
         if size > 107:
@@ -1008,15 +1011,21 @@ def address(value) -> Address:
     if not re.fullmatch(r"[0-9]{1,20}", port) or not 1024 <= int(port) <= 65535:
         raise ValueError(f"port must be a number from 1024 to 65535, not {port or 'empty'}: udp:{host}:8080")
     bracketed = re.fullmatch(r"\[(.*)\]", host)
-    return Address(bracketed.group(1) if bracketed else host, int(port))
+    return Address(bracketed.group(1) if bracketed else "0.0.0.0" if host == "*" else host, int(port))
+
+
+def right_form(value) -> str | None:
+    """How to write what looks like another kind of address (UDP:..., HOST:PORT, unix:PATH); None for what does not."""
+    match = re.match(r"(?i)(?:udp|unix|tcp|udp4|udp6):(?=(.*))|([^/:]+|\[[^]/]+\]):[0-9]{1,5}\Z", str(value), re.S)
+    if not match or value.startswith("udp:"):
+        return None
+    return match[1] if value[:5].lower() == "unix:" else f"udp:{match[1] or value}"
 
 
 def odd_scheme(value) -> str | None:
     """The warning for a path that looks like another kind of address."""
-    match = re.match(r"(?i)(udp|unix|tcp|udp4|udp6):", str(value))
-    if match and not value.startswith("udp:"):
-        return f'"{value}" is the path of a UNIX socket; UDP is written udp:HOST:PORT, in lower case'
-    return None
+    right = right_form(value)
+    return f'"{value}" is the path of a UNIX socket; UDP is written udp:HOST:PORT, in lower case: {right}' if right else None
 
 
 class Listener(NamedTuple):
@@ -2236,7 +2245,9 @@ INCLUDE_DEPTH = 10  # files within files, as in opensips.cfg
 # for a string, any value for VALUE, a value or a bare word for NAME.
 FORMS = {re.split(r"\W", form)[0]: form for form in (
     'loadmodule "NAME.so"', 'mpath="DIRECTORY"', 'modparam("MODULE", "PARAMETER", VALUE)', 'include_file "FILE"',
-    'import_file "FILE"', "log_level=VALUE", "log_stderror=VALUE", "stderror_enabled=VALUE", "log_facility=NAME")}
+    'import_file "FILE"', "log_level=VALUE", "log_stderror=VALUE", "stderror_enabled=VALUE", "log_facility=NAME",
+    "syslog_facility=NAME", "stderror_level_filter=VALUE", "syslog_level_filter=VALUE")}
+M4 = re.compile(r"^(?:(?:define|undefine|divert|changequote|s?include|ifdef|ifelse)\(|dnl\b)", re.M)  # what an m4 source has
 
 
 class Release(NamedTuple):
@@ -2301,13 +2312,18 @@ def read_comment(text: str, at: int, path: str, line: int) -> str:
 
 
 def tokens(text: str, path: str) -> Iterator[Token]:
-    """The tokens of a configuration, without blanks and comments; a string ends at a NUL."""
+    """The tokens of a configuration, without blanks and comments; a string ends at a NUL.
+
+    A string over several lines whose closing quote is followed by what opens another one was never closed.
+    """
     at, line = 0, 1
     while match := TOKEN.match(text, at):
         kind, body = str(match.lastgroup), match.group()
         if kind == "comment":
             body = read_comment(text, at, path, line)
         elif kind == "string":
+            if "\n" in body and re.match(r"[\w$/\[]", text[match.end():match.end() + 1]):
+                raise ConfigError(path, line, f"no closing {body[0]} for the string that starts here")
             inner = body[1:-1] if body[0] == "'" else unescape(body[1:-1])
             yield Token(kind, inner.partition("\0")[0], line)
         elif body in ("'", '"'):
@@ -2333,6 +2349,9 @@ class ConfigReader:
         text = self.read_file(path)
         if text is None:
             raise ConfigError(path, 0, "no such file")
+        if m4 := M4.search(text):
+            raise ConfigError(path, text.count("\n", 0, m4.start()) + 1, f'"{m4[0]}" is for m4, and this file its source: '
+                              f"run `m4 {path} > opensips.cfg` and give that")
         self.path, self.at, self.tokens = path, 0, [*tokens(text, path)]
         self.tokens.append(Token("end", "end of file", self.tokens[-1].line if self.tokens else 1))
         while (kind := self.tokens[self.at].kind) != "end":
@@ -2347,8 +2366,18 @@ class ConfigReader:
     def statement(self, form: str) -> None:
         """Read a statement of ours, which has that form."""
         word, _, line = self.tokens[self.at]
+        args = self.arguments(form, form)
+        while word == "mpath" and self.tokens[self.at].kind == ":":
+            args += self.arguments(':"DIRECTORY"', form)
+        if word in ("include_file", "import_file"):
+            self.include(word, args[0], line)
+        else:
+            self.directives.append(Directive(word, tuple(args), self.path, line))
+
+    def arguments(self, part: str, form: str) -> list[Any]:
+        """Read the tokens of a part of a form; the values in it."""
         args: list[Any] = []
-        for wanted in tokens(form, self.path):
+        for wanted in tokens(part, self.path):
             if wanted.value in ("VALUE", "NAME"):
                 args.append(self.value(form, wanted.value == "NAME"))
                 continue
@@ -2357,13 +2386,11 @@ class ConfigReader:
                 raise ConfigError(self.path, token.line, f'expected "{wanted.value}", found "{token.value}"; the form is {form}')
             if token.kind == "string":
                 args.append(token.value)
-        if word in ("include_file", "import_file"):
-            self.include(word, args[0], line)
-        else:
-            self.directives.append(Directive(word, tuple(args), self.path, line))
+        return args
 
     def value(self, form: str, is_name: bool) -> str | Written:
-        """Read a value: text, or an integer with its sign; WORDS are integers, another bare word may only be a name."""
+        """Read a value: text, which may be folded into several strings, or an integer with its sign; WORDS are integers,
+        another bare word may only be a name."""
         token = self.next()
         if token.kind in ("+", "-") and self.tokens[self.at].kind == "number":
             return read_number(token.value + self.next().value, self.path, token.line)
@@ -2371,9 +2398,16 @@ class ConfigReader:
             return read_number(token.value, self.path, token.line)
         if token.kind == "word" and token.value in WORDS:
             return Written(WORDS[token.value], token.value)
-        if token.kind == "string" or (token.kind == "word" and is_name):
+        if token.kind == "string":
+            return "".join([token.value, *self.folded()])
+        if token.kind == "word" and is_name:
             return token.value
         raise ConfigError(self.path, token.line, f'"{token.value}" is neither in quotes nor an integer; the form is {form}')
+
+    def folded(self) -> Iterator[str]:
+        """Read the strings that go on where one ends."""
+        while self.tokens[self.at].kind == "string":
+            yield self.next().value
 
     def include(self, word: str, name: str, line: int) -> None:
         """Read a file in place: as named, else beside the including file; import_file may be missing."""
@@ -3469,8 +3503,12 @@ def start_logging(setup: Setup, processes: Processes, options) -> None:
     elif to_stderr or not os.path.exists("/dev/log"):
         handler = stderr_handler()
     else:
-        facility = logging.handlers.SysLogHandler.facility_names[settings.get("log_facility", "daemon")]
+        name = settings.get("log_facility", settings.get("syslog_facility", "daemon"))
+        facility = logging.handlers.SysLogHandler.facility_names[name]
         handler = LogHandler(syslog_sender("/dev/log"), facility=facility)
+    filtered = settings.get("stderror_level_filter" if handler.on_stderr else "syslog_level_filter", 0)
+    if filtered and not handler.path:  # 0: all that log_level lets through
+        handler.setLevel(LOG_LEVELS[max(-3, min(4, filtered))])
     status = os.fstat(2)
     journal = handler.on_stderr and os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
     handler.setFormatter(LineFormatter(not journal and handler.facility is None, journal))
@@ -3882,6 +3920,7 @@ def numbers_of(names: Iterable, look_up: Callable) -> Iterator[int]:
 SUFFIXES = (".py", ".conf")
 HERE = os.path.dirname(os.path.realpath(__file__))
 BESIDE = os.path.join(HERE, "plugins")
+NAMES_FILE = os.path.join(BESIDE, "opensips.names")
 PLUGIN_PREFIX = "midatagram_plugin_"  # of the names in sys.modules, so that a plug-in hides no other module
 
 Where = tuple[str, int]  # a file and a line of it
@@ -3991,6 +4030,20 @@ def find_plugin(file: str, folders: Iterable[str]) -> str | None:
     return next((path for path in paths if os.path.isfile(path)), None)
 
 
+def opensips_names() -> collections.defaultdict[str, frozenset]:
+    """The modules, words of a configuration and commands that OpenSIPS knows; nothing without the file of them."""
+    names: collections.defaultdict[str, frozenset] = collections.defaultdict(frozenset)
+    with contextlib.suppress(OSError), open(NAMES_FILE, encoding="utf-8") as file:
+        for section in file.read().split("\n[")[1:]:
+            kind, _, listed = section.partition("]")
+            names[kind] = frozenset(listed.split())
+    return names
+
+
+DROPPED = {"socket_name": 'modparam("midatagram", "listen", ...) adds a socket',  # what a second line of these is for
+           "trace_destination": "several destinations stand in one line, with commas between them"}
+
+
 class Loader:
     """Turns directives into a Setup: loads modules, sets their parameters, checks what needs the system.
 
@@ -3999,13 +4052,18 @@ class Loader:
 
     def __init__(self, path: str, folders: list[str], core_stats: Callable[[int], list[Stat]]):
         self.path, self.options, self.core_stats = path, folders, core_stats
-        self.folders = [*folders, BESIDE]
+        self.opensips, self.mpaths = opensips_names(), list[tuple[str, Where]]()
         self.modules = {module.name: module for module in built_in_modules()}
         self.mi, self.own = self.modules["mi_datagram"], self.modules["midatagram"]
         self.loaded: dict[str, Where] = {}
         self.passed: set[str] = set()  # modules without a plug-in
         self.globals: dict[str, Any] = {}
         self.notes: list[tuple[int, str]] = []
+
+    @property
+    def folders(self) -> list[str]:
+        """Where plug-ins are looked for, the folders of mpath among them."""
+        return [*self.options, *[folder for folder, _ in self.mpaths], BESIDE]
 
     def load(self, directives: Iterable[Directive]) -> Setup:
         """Apply all directives in order, then check the whole; ConfigError."""
@@ -4016,9 +4074,9 @@ class Loader:
             elif word == "modparam":
                 self.set_parameter(where, *args)
             elif word == "mpath":
-                self.folders = [*self.options, *args, BESIDE]
+                self.mpaths += [(folder, where) for folder in args]
             elif word == "passed":
-                hint = nearest(args[0], FORMS, 0.85)
+                hint = "" if args[0] in self.opensips["words"] else nearest(args[0], FORMS, 0.85)
                 self.pass_over(where, f"{args[0]}: passed over, it is not for midatagram", hint)
             else:
                 self.globals[word] = logging_global(where, word, *args)
@@ -4037,26 +4095,41 @@ class Loader:
             self.modules[name] = load_plugin(path)
             return
         names = [path.stem for folder in self.folders for suffix in SUFFIXES for path in pathlib.Path(folder).glob(f"*{suffix}")]
-        hint = nearest(name, [*self.modules, *names])
+        hint = nearest(name, {*self.modules, *names, *self.opensips["modules"]})
         if not file.endswith(".so"):
             raise ConfigError(*where, f'no plug-in "{name}" in {", ".join(self.folders)}{hint}')
         self.passed.add(name)
-        self.pass_over(where, f"module {name} has no plug-in here, passed over", hint)
+        if self.opensips and not hint:
+            hint = "; OpenSIPS has no such module either"
+        self.pass_over(where, f"module {name} has no plug-in here, passed over", "" if name in self.opensips["modules"] else hint)
 
     def set_parameter(self, where: Where, pattern: str, name: str, value: Any) -> None:
-        """modparam: the name of the module is a regular expression over the modules loaded so far."""
+        """modparam: the name of the module is a regular expression over the modules loaded so far, or one of ours."""
         match = name_pattern(pattern, where)
-        modules = [module for module in self.modules.values() if match(module.name)]
+        modules = [module for module in self.modules.values() if match(module.name)
+                   and (module.name in (*self.loaded, "mi_datagram", pattern.lower()))]
         for module in modules:
-            advice = module.set(name, value, *where)
-            if advice:
-                self.note(where, advice)
+            self.set_in(module, where, name, value)
         if modules or pattern in self.passed:
             return
         if find_plugin(pattern, self.folders):
             raise ConfigError(*where, f'module {pattern} is not loaded; put loadmodule "{pattern}.so" before')
         self.passed.add(pattern)
-        self.pass_over(where, f"modparam for {pattern}, which has no plug-in here, passed over", nearest(pattern, self.modules))
+        hint = "" if any(map(match, self.opensips["modules"])) else nearest(pattern, {*self.modules, *self.opensips["modules"]})
+        self.pass_over(where, f"modparam for {pattern}, which has no plug-in here, passed over", hint)
+
+    def set_in(self, module: Module, where: Where, name: str, value: Any) -> None:
+        """Set a parameter of a module; a warning where that drops an earlier line."""
+        other = {self.mi: self.own, self.own: self.mi}.get(module)
+        if other and name not in module.params and name in other.params:
+            raise ConfigError(*where, f'{name} is a parameter of {other.name}: modparam("{other.name}", "{name}", ...)')
+        earlier, before = module.where(name), module.settings.get(name)
+        advice = module.set(name, value, *where)
+        if advice:
+            self.note(where, advice)
+        more = DROPPED.get(name) if module is self.mi and where[1] else None
+        if more and before and before != module.settings[name]:
+            self.note(where, "{} drops that of {}:{}; {}".format(name, *earlier, more))
 
     def note(self, where: Where, text: str, level: int = logging.WARNING) -> None:
         """Have something logged once logging works."""
@@ -4077,10 +4150,15 @@ class Loader:
             if name in self.modules and param not in self.modules[name].lines:
                 self.modules[name].settings[param] = value
         self.modules["core"].stats += self.core_stats(mi["children_count"])
+        self.modules["statistics"].stats += [Stat(name, "of scripts", group, resettable) for group, name, resettable
+                                             in dict.fromkeys(self.modules["statistics"].settings["variable"])]
         for module in self.modules.values():
             if "init" in module.hooks:
                 with plugin_code(module.path, "init: "):
                     module.hooks["init"](Context(module))
+        for folder, where in self.mpaths:  # that of OpenSIPS need not be here
+            if not os.path.isdir(folder) and not self.passed & (self.opensips["modules"] or self.passed):
+                self.note(where, f"mpath: there is no folder {folder}", logging.ERROR)
         destinations = self.destinations()
         registry = Registry(self.modules.values(), own["disable"], release.full_names)
         self.check_names(registry.known)
@@ -4103,22 +4181,28 @@ class Loader:
                 self.note(self.mi.where("trace_destination"), text, logging.ERROR)
         return {name: declared[name] for name in names if name in declared and declared[name][1]}
 
-    def check_names(self, known: list[str]) -> None:
-        """Commands and accounts that parameters name must exist; trace_bwlist may name commands of modules passed over."""
+    def check_names(self, known: dict[str, Command]) -> None:
+        """Give the commands that parameters name their registered names, and look up accounts; ConfigError."""
         mi, own = self.mi.settings, self.own.settings
-        named = [(self.mi.where("trace_bwlist"), "trace_bwlist", mi["trace_bwlist"].names),
-                 (self.own.where("disable"), "disable", own["disable"])]
-        for rule, where in zip(own["allow_command"], self.own.lines.get("allow_command", [])):
-            named.append((where, "allow_command", rule.commands))
+        traced = mi["trace_bwlist"]
+        mi["trace_bwlist"] = traced._replace(names=self.registered(known, traced.names, self.mi.where("trace_bwlist"), "trace_bwlist"))
+        self.registered(known, own["disable"], self.own.where("disable"), "disable")
+        for nth, (rule, where) in enumerate(zip(own["allow_command"], self.own.lines.get("allow_command", []))):
+            own["allow_command"][nth] = rule._replace(commands=self.registered(known, rule.commands, where, "allow_command"))
             for name in rule.users:
                 account_numbers(name, pwd.getpwnam, where, "allow_command")
             for name in rule.groups:
                 account_numbers(name, grp.getgrnam, where, "allow_command")
-        for where, param, name in [(where, param, name) for where, param, names in named for name in names if name not in known]:
-            message = f'{param} names the command "{name}", which does not exist{nearest(name, known)}'
-            if param != "trace_bwlist" or not self.passed:
-                raise ConfigError(*where, message)
-            self.note(where, message)
+
+    def registered(self, known: dict[str, Command], names: tuple, where: Where, param: str) -> tuple:
+        """The registered names of commands that a parameter names; a warning for those that only OpenSIPS has. ConfigError."""
+        for name in names:
+            if name in known:
+                continue
+            if self.opensips and name not in self.opensips["commands"]:
+                raise ConfigError(*where, f'{param} names the command "{name}", which does not exist{nearest(name, known)}')
+            self.note(where, f'{param} names the command "{name}"; no plug-in here has it')
+        return tuple([known[name].name if name in known else name for name in names])
 
     def places(self) -> list[Place]:
         """The sockets to open, none twice; a warning for each that other machines can use. ConfigError."""
@@ -4146,13 +4230,13 @@ def name_pattern(pattern: str, where: Where) -> Callable:
 
 def logging_global(where: Where, word: str, value: Any) -> Any:
     """The value of a logging line of opensips.cfg; ConfigError."""
-    if word == "log_facility":
+    if word in ("log_facility", "syslog_facility"):
         name = str(value).removeprefix("LOG_").lower()
         if name in logging.handlers.SysLogHandler.facility_names:
             return name
-        raise ConfigError(*where, f"log_facility takes LOG_DAEMON, LOG_LOCAL0 ..., not {value}")
+        raise ConfigError(*where, f"{word} takes LOG_DAEMON, LOG_LOCAL0 ..., not {value}")
     try:
-        return integer()(value) if word == "log_level" else boolean(value)
+        return integer()(value) if "level" in word else boolean(value)
     except ValueError as error:
         raise ConfigError(*where, f"{word} {error}, not {value}") from None
 
@@ -4418,7 +4502,7 @@ def cache_space(ctx, system: str, failure: str) -> Iterator[str]:
     """The space of the store that a cache system means: `local`, or an id that cachedb_url names. Error for an unknown one,
     and where the store fails."""
     urls = ctx.server.registry.modules_by_name["cachedb_local"].settings["cachedb_url"]
-    collection = {"local": "default", **{f"local:{name}": collection for name, collection in urls}}.get(system)
+    collection = {"local": "default", **dict(urls)}.get(system)
     if collection is None:
         raise Error(500, failure)
     try:
@@ -4511,19 +4595,28 @@ def forget_expired(ctx):
 
 
 def collections_of(value) -> tuple:
-    """Converter: cachedb_local's `name[=size]; name...`; sizes are not needed here."""
-    names = tuple(item.partition("=")[0].strip() for item in string(value).split(";") if item.strip())
+    """Converter: cachedb_local's `name[/r][=size]; name...`; sizes are not needed here, and /r is for clusters."""
+    names = tuple(re.sub(r"\s*(/r\s*)?(=.*)?$", "", item).strip() for item in string(value).split(";") if item.strip())
     if not all(re.fullmatch(r"\w+", name) for name in names):
-        raise ValueError('takes names of collections: "default; c1; c2 = 9"')
+        raise ValueError('takes names of collections: "default; c1; c2 = 9; c3/r"')
     return ("default", *names)
 
 
 def cachedb_url(value) -> tuple:
-    """Converter: cachedb_local's `local:ID:///COLLECTION` to (ID, COLLECTION)."""
-    match = re.fullmatch(r"local:(\w+)://[^/]*/(\w*)", string(value))
+    """Converter: cachedb_local's `local[:ID]://[HOST][/COLLECTION]` to (name of the cache system, COLLECTION)."""
+    match = re.fullmatch(r"(local(?::[\w.-]+)?)://[^/]*(?:/(\w*))?", string(value))
     if not match:
-        raise ValueError('takes "local:ID:///COLLECTION"')
+        raise ValueError('takes "local://", "local:///COLLECTION" or "local:ID:///COLLECTION"')
     return match.group(1), match.group(2) or "default"
+
+
+def script_variable(value) -> tuple:
+    """Converter: a statistic of the module statistics, `[GROUP:]NAME[/no_reset]`, to (GROUP, NAME, whether it can be reset)."""
+    name, *flags = string(value).split("/")
+    group, _, name = name.strip().rpartition(":")
+    if not name or set(flags) - {"no_reset"}:
+        raise ValueError('takes "NAME", "NAME/no_reset" or "GROUP:NAME"')
+    return group or "dynamic", name, not flags
 
 
 def bind_subscription(request: Request) -> list:
@@ -4548,7 +4641,7 @@ def event_subscribe(ctx, event, socket, expire=3600):
     try:
         family, target = event_target(socket, endpoint is None or endpoint.unix)
     except (OSError, ValueError):
-        raise BAD_PARAMETER from None
+        raise Error(400, f"Bad parameter, write {right_form(socket)}") if right_form(socket) else BAD_PARAMETER from None
     if not may_have_events(ctx, family, target):
         endpoint, client = ctx.caller
         ctx.server.count("forbidden")
@@ -4740,7 +4833,8 @@ def core_stats(processes: Processes, started_s: float, children: int) -> list[St
 
 
 MI_DATAGRAM_PARAMS = [
-    Param("socket_name", None, address, "socket to serve: a UNIX path, or udp:HOST:PORT", advice=odd_scheme),
+    Param("socket_name", None, functools.partial(address, strict=False), "socket to serve: a UNIX path, or udp:HOST:PORT",
+          advice=odd_scheme),
     Param("children_count", 1, integer(1, 128), "number of child processes that serve the socket"),
     Param("unix_socket_mode", 0o660, file_mode, "permissions of the UNIX socket, octal", advice=decimal_mode),
     Param("unix_socket_group", None, account, "group that owns the UNIX socket, by name or number"),
@@ -4803,20 +4897,28 @@ MIDATAGRAM_PARAMS = [
 ]
 
 
+NO_EFFECT = "accepted without effect"
+CACHEDB_NUMBERS = [Param(name, 0, integer(), NO_EFFECT) for name in (
+    "cache_table_size", "cache_clean_period", "cluster_id", "enable_restart_persistency", "exec_threshold")]
+
+
 def built_in_modules() -> list[Module]:
     """The modules that are always there, in the order in which OpenSIPS registers their commands."""
     def module(name: str, *functions: Callable, **rows: list) -> Module:
         return Module(name, {**{function.__name__: function for function in functions}, **rows}, __file__)
 
     return [
-        module("statistics", get_statistics, list_statistics, reset_statistics, reset_all_statistics),
+        module("statistics", get_statistics, list_statistics, reset_statistics, reset_all_statistics, PARAMS=[
+            Param("variable", (), script_variable, "a statistic of scripts, which stays 0: [GROUP:]NAME[/no_reset]", repeat=True),
+            Param("stat_groups", None, string, NO_EFFECT), Param("stat_series_profile", None, string, NO_EFFECT)]),
         module("core", uptime, version, working_directory, command_line_arguments, which, list_processes, kill, log_level,
                xlog_level, cache_store, cache_fetch, cache_remove, event_subscribe, events_list, subscribers_list,
                raise_event, list_tcp_conns, show_help),
         module("blacklists", list_blacklists),
         module("cachedb_local", cache_remove_chunk, cache_fetch_chunk, forget_expired, PARAMS=[
             Param("cache_collections", ("default",), collections_of, "names of collections, semicolon-separated"),
-            Param("cachedb_url", (), cachedb_url, "additional cache system: local:ID:///COLLECTION", repeat=True)]),
+            Param("cachedb_url", (), cachedb_url, "cache system, and its collection: local:ID:///COLLECTION; without ID: local",
+                  repeat=True), *CACHEDB_NUMBERS, Param("cluster_persistency", None, string, NO_EFFECT)]),
         module("mi_datagram", PARAMS=MI_DATAGRAM_PARAMS, STATS=MI_DATAGRAM_STATS, EVENTS=MI_DATAGRAM_EVENTS),
         module("midatagram", PARAMS=MIDATAGRAM_PARAMS),
     ]
@@ -6354,8 +6456,17 @@ def log_notes(setup: Setup) -> None:
         log.log(level, "%s", text)
 
 
+@functools.lru_cache(1)
+def standard_input() -> str:
+    """What standard input holds; a reload gets the same."""
+    return decode(sys.stdin.buffer.read())
+
+
 def read_file(path: str) -> str | None:
-    """The text of a configuration file, None if there is none; ConfigError if it cannot be read or trusted."""
+    """The text of a configuration file, `-` for standard input, None if there is none; ConfigError if it cannot be read or
+    trusted."""
+    if path == "-":
+        return standard_input()
     try:
         with open(path, "rb") as file:
             if os.geteuid() == 0 and is_everyones(file.fileno(), os.path.dirname(path) or "."):
@@ -6396,6 +6507,8 @@ def directives_of(options) -> list[Directive]:
                       for folder in folders for name in sorted(os.listdir(folder))
                       if name.endswith(SUFFIXES) and name[0] not in "_."]
     if options.socket:
+        if right := right_form(options.socket):
+            raise ConfigError("-s", 0, f'"{options.socket}": a UDP socket is written udp:HOST:PORT, a path ./{options.socket}: {right}')
         directives.append(Directive("modparam", ("mi_datagram", "socket_name", options.socket), "-s", 0))
     return directives
 
@@ -6419,7 +6532,7 @@ def server_parser() -> argparse.ArgumentParser:
                "Exit status: 0 stopped, 1 crash, 2 usage, 3 not running, 69 address in use, 73 cannot create, "
                "75 already running, 77 permission, 78 configuration.")
     option = parser.add_argument
-    option("-f", dest="file", metavar="FILE", help="configuration (midatagram.conf beside the script, else /etc/midatagram/)")
+    option("-f", dest="file", metavar="FILE", help="configuration, - for standard input (midatagram.conf beside the script, else /etc/midatagram/)")
     option("-s", dest="socket", metavar="SOCKET", help="serve this socket: a UNIX path or udp:HOST:PORT; needs no -f")
     option("-p", dest="plugins", metavar="DIR", action="append", default=[],
            help="a folder of plug-ins, searched before others; without -f all its plug-ins are loaded")
@@ -6653,9 +6766,10 @@ def serve(options) -> int:
     if options.check:
         for level, text in setup.notes:
             print(f"{logging.getLevelName(level)}: {text}")
-        warned = any(level >= logging.WARNING for level, _ in setup.notes)
-        print(f"{setup.path}: OK{', with the warnings above' if warned else ''}")
-        return EXIT_OK
+        worst = max([level for level, _ in setup.notes], default=0)
+        print(f"{setup.path}: {'see the errors above' if worst >= logging.ERROR else 'OK'}"
+              + (", with the warnings above" if worst == logging.WARNING else ""))
+        return EXIT_CONFIG if worst >= logging.ERROR else EXIT_OK
     try:
         return start(options, setup, load, processes, started_s)
     except StartError as error:  # another one was a little earlier
