@@ -132,7 +132,7 @@ class ConfigError(Exception):
 # Strategy: frozen tuples. Text is UTF-8 with surrogateescape, which carries
 # any bytes there and back; bytes exist only at the edges.
 
-LIMIT = 65457  # bytes, the manual's "maximum length" of a request and of a reply
+LIMIT = 65457  # bytes, the manual's "maximum length" of a request and of a reply, which socket_buf_size changes
 GIVE_UP = 4 * LIMIT  # bytes; below it the size error names the exact size of a reply
 
 
@@ -238,14 +238,14 @@ NOT_SENDABLE = Refusal(500, "Internal error")
 INVALID_REQUEST = Refusal(-32600, "Invalid Request", Error(-32600, "Invalid Request"), shows_reply=True)
 
 
-def request_too_long(size: int) -> Refusal:
-    """The answer to a text request of `size` bytes, which is more than LIMIT."""
-    return Refusal(400, f"request of {size} bytes exceeds {LIMIT}")
+def request_too_long(size: int, limit: int = LIMIT) -> Refusal:
+    """The answer to a text request of `size` bytes, which is more than the limit."""
+    return Refusal(400, f"request of {size} bytes exceeds {limit}")
 
 
-def reply_too_long(size: int) -> Refusal:
-    """The answer in place of a text reply of `size` bytes, which is more than LIMIT."""
-    return Refusal(500, f"reply of {'more than ' if size > GIVE_UP else ''}{min(size, GIVE_UP)} bytes exceeds {LIMIT}")
+def reply_too_long(size: int, limit: int = LIMIT) -> Refusal:
+    """The answer in place of a text reply of `size` bytes, which is more than the limit."""
+    return Refusal(500, f"reply of {'more than ' if size > GIVE_UP else ''}{min(size, GIVE_UP)} bytes exceeds {limit}")
 
 
 class Exchange(NamedTuple):
@@ -818,16 +818,16 @@ def json_member(name: str, items: list, is_array: bool):
     return items
 
 
-LEAST_LIMIT = LIMIT - 100  # bytes; the limit of no reply is below that
+LIMIT_ROOM = 100  # bytes; no dialect's limit of a reply is more than that below the limit of all
 NUMBER_ROOM = 21  # bytes that cJSON wants free before it prints any integer but 0
 
 
-def json_limit(request_id, pretty: bool) -> int:
-    """How many bytes a reply may have: 3.x' buffer has LIMIT with a NUL, and room to print a number for an id."""
+def json_limit(request_id, pretty: bool, limit: int = LIMIT) -> int:
+    """How many bytes a reply may have: 3.x' buffer has the limit with a NUL, and room to print a number for an id."""
     if isinstance(request_id, str) or not request_id:
-        return LIMIT - 1
+        return limit - 1
     behind = len(WRITERS[type(request_id)](request_id)) + len("\n}" if pretty else "}")
-    return min(LIMIT - 1, LIMIT - NUMBER_ROOM + behind)
+    return min(limit - 1, limit - NUMBER_ROOM + behind)
 
 
 ###############################################################################
@@ -1738,8 +1738,8 @@ NO_COMMAND, NO_REQUEST = Command(Module("", {}), no_command), Request("")
 class Text:
     """The text dialect of OpenSIPS 2.x, for the commands of a registry."""
 
-    def __init__(self, registry: Registry, indent: str = "\t"):
-        self.indent, self.catch_all = indent, registry.catch_all
+    def __init__(self, registry: Registry, indent: str = "\t", most: int = LIMIT):
+        self.indent, self.most, self.catch_all = indent, most, registry.catch_all
         self.lines = {first_line(name): command for name, command in registry.names.items()}
 
     def key(self, data: bytes) -> tuple[bytes, bytes]:
@@ -1780,9 +1780,9 @@ class Text:
     def shape(self, reply: Reply, call: Call) -> Template:
         """A live reply as written; a Watched one is the same for all who ask for it."""
         if not isinstance(reply.live, Watched):
-            return Shape(reply, self.write(reply, call))
+            return Shape(reply, self.write(reply, call), most=self.most)
         if not reply.live.text:
-            reply.live.text = self.write(reply, call)
+            reply.live.text, reply.live.most = self.write(reply, call), self.most
         return reply.live
 
     @staticmethod
@@ -1792,9 +1792,16 @@ class Text:
 
     def limit(self, call: Call) -> int:
         """How many bytes the reply may have."""
-        return LIMIT
+        return self.most
 
-    too_long, request_too_long = staticmethod(reply_too_long), staticmethod(request_too_long)
+    def too_long(self, size: int) -> Refusal:
+        """What a reply of `size` bytes, which is too much, becomes."""
+        return reply_too_long(size, self.most)
+
+    def request_too_long(self, size: int) -> Refusal:
+        """What a request of `size` bytes is answered with."""
+        return request_too_long(size, self.most)
+
     join = staticmethod(b"".join)  # there are no batches
 
 
@@ -1804,9 +1811,9 @@ class JsonRpc:
     PLAIN_ID = re.compile(  # replied with as it is written: an integer of at most 18 digits, or a string without escapes
         rb'"id"[\x01-\x20]*:[\x01-\x20]*(0|-?[1-9][0-9]{0,17}|"[ !#-\[\]-~]*")(?=[\x01-\x20]*[,}])')
 
-    def __init__(self, registry: Registry, pretty: bool = False):
+    def __init__(self, registry: Registry, pretty: bool = False, most: int = LIMIT):
         self.commands, self.ambiguous, self.catch_all = registry.names, registry.ambiguous, registry.catch_all
-        self.pretty = pretty
+        self.pretty, self.most = pretty, most
 
     def key(self, data: bytes) -> tuple[Any, bytes]:
         """What tells a request from others, which is what stands around its id, and the id; None if that is not plain."""
@@ -1858,7 +1865,7 @@ class JsonRpc:
     def shape(self, reply: Reply, call: Call) -> Template:
         """A live reply as written."""
         template, _, tail = self.write(reply, call._replace(request=call.request._replace(id=LIVE))).rpartition("%s")
-        return Shape(reply, template, encode(tail), json_text)
+        return Shape(reply, template, encode(tail), json_text, self.most)
 
     @staticmethod
     def id_of(call: Call) -> bytes:
@@ -1867,7 +1874,7 @@ class JsonRpc:
 
     def limit(self, call: Call) -> int:
         """How many bytes the reply may have."""
-        return json_limit(call.request.id, self.pretty)
+        return json_limit(call.request.id, self.pretty, self.most)
 
     @staticmethod
     def too_long(size: int) -> Refusal:
@@ -1895,7 +1902,7 @@ class Template:
     to compare with that of last time, sums(snapshot) returns the values.
     """
 
-    text = ""
+    text, most = "", LIMIT
     tail, data = b"", b""
     snapshot = values = UNFILLED
     write_value: Callable | None = None
@@ -1910,7 +1917,7 @@ class Template:
             data = self.data if snapshot == self.snapshot else self.fill(snapshot)
         except Exception:
             return None
-        return data if len(data) <= LIMIT else None
+        return data if len(data) <= self.most else None
 
     def fill(self, snapshot: Any) -> bytes:
         """Put the values of a snapshot into the text, if they are others than last time."""
@@ -1920,7 +1927,7 @@ class Template:
             self.data, self.values = encode(self.text % written), values
         if self.sums is tuple:
             snapshot = values  # a list could become another one behind our back
-        self.snapshot = snapshot if len(self.data) <= LIMIT else UNFILLED
+        self.snapshot = snapshot if len(self.data) <= self.most else UNFILLED
         return self.data
 
     def size_bytes(self) -> int:
@@ -1938,8 +1945,8 @@ class Watched(Template):
 class Shape(Template):
     """A live reply whose values are no Watched, or whose text is another one."""
 
-    def __init__(self, reply: Reply, text: str, tail: bytes = b"", write_value: Callable | None = None):
-        self.text, self.tail, self.write_value = text, tail, write_value
+    def __init__(self, reply: Reply, text: str, tail: bytes = b"", write_value: Callable | None = None, most: int = LIMIT):
+        self.text, self.tail, self.write_value, self.most = text, tail, write_value, most
         self.live = reply.live
         self.look, self.sums = self.live, tuple
         if isinstance(self.live, Watched):
@@ -2002,7 +2009,8 @@ def exchange_of(call: Call, reply: Reply | Refusal, request: bytes, written: byt
 class Answers:
     """Answers datagrams from the commands of a registry.
 
-    log: a logger for what handlers raise; dialect: auto, text or jsonrpc; indent and pretty: how either is written;
+    log: a logger for what handlers raise; dialect: auto, text or jsonrpc; indent and pretty: how either is written; most:
+    bytes of the longest request and reply;
     failed(): called for each built-in error; allowed(command, caller): whether a caller may use a restricted command,
     for the names in `restricted`; pause(): called between the requests of a batch, gives others their turn;
     untimed(): called when handler_timeout does not hold for what follows; spaces: the store, whose newest() and
@@ -2010,12 +2018,12 @@ class Answers:
     """
 
     def __init__(self, registry: Registry, log, dialect: str = "auto", indent: str = "\t", pretty: bool = False,
-                 restricted: Iterable[str] = (), allowed=None, failed: Callable[[], None] = lambda: None,
+                 most: int = LIMIT, restricted: Iterable[str] = (), allowed=None, failed: Callable[[], None] = lambda: None,
                  pause: Callable[[], None] = lambda: None, untimed: Callable[[], None] = lambda: None, spaces: Any = None):
         self.log, self.restricted, self.allowed, self.failed = log, frozenset(restricted), allowed, failed
         self.pause, self.untimed, self.spaces = pause, untimed, spaces
         self.commands, self.wrappers = registry.commands, registry.wrappers
-        text, jsonrpc = Text(registry, indent), JsonRpc(registry, pretty)
+        self.most, text, jsonrpc = most, Text(registry, indent, most), JsonRpc(registry, pretty, most)
         self.dialect_of: Callable[[bytes], Text | JsonRpc] = {
             "auto": lambda data: jsonrpc if JSON_START.match(data) else text,
             "text": lambda data: text, "jsonrpc": lambda data: jsonrpc}[dialect]
@@ -2027,9 +2035,10 @@ class Answers:
         if cached is not None and cached.key is not None and not self.wraps(cached.call):
             return self.single(data, cached.call, caller, cached)
         dialect = self.dialect_of(data)
-        if len(data) > LIMIT:  # of such a request only the first byte is looked at
+        if len(data) > self.most:  # of such a request only the first byte is looked at
             call = Call(dialect, NO_COMMAND, NO_REQUEST, None, dialect.request_too_long(len(data)))
-            return self.wrapped(data[:LIMIT], [call], caller, functools.partial(self.single, data[:LIMIT], call))
+            data = data[:self.most]
+            return self.wrapped(data, [call], caller, functools.partial(self.single, data, call))
         key, request_id = dialect.key(data)
         cached = self.cache.get(key) if key is not None else None
         if cached:
@@ -2090,7 +2099,7 @@ class Answers:
         if head is None:
             return self.single(data, with_id(cached.call, request_id), caller, cached)
         written = head + request_id + cached.shape.tail
-        if request_id and len(written) > LIMIT - NUMBER_ROOM:
+        if request_id and len(written) > self.most - NUMBER_ROOM:
             return self.single(data, with_id(cached.call, request_id), caller, cached)
         if request_id:
             if request_id == cached.last_id and len(data) <= KEPT_REQUEST and cached.now is not not_cached:
@@ -2122,17 +2131,17 @@ class Answers:
             try:
                 if not late:
                     self.pause()
-                if size > LIMIT and call.refusal:  # nobody is going to see it
+                if size > self.most and call.refusal:  # nobody is going to see it
                     continue
                 written, exchange = self.finish(data, call._replace(refusal=TIMED_OUT) if late else call, caller)
             except Interrupted:
                 late, (written, exchange) = True, self.interrupt(data, call)
             exchanges.append(exchange)
             size += len(written)
-            if written and size <= LIMIT:  # a reply that cannot fit is given up while it grows
+            if written and size <= self.most:  # a reply that cannot fit is given up while it grows
                 parts.append(written)
         written = dialect.join(parts)
-        if size > LIMIT or len(written) >= LIMIT:
+        if size > self.most or len(written) >= self.most:
             self.failed()
             written = encode(f"{NOT_SENDABLE.code} {NOT_SENDABLE.reason}")
         return Answer([(0, written)] if written else [], exchanges)
@@ -2160,7 +2169,7 @@ class Answers:
             if reply is None:
                 reply = self.run(call, caller, data)
             written = self.write(reply, call, cached)
-            if len(written) > LEAST_LIMIT and len(written) > dialect.limit(call):
+            if len(written) > self.most - LIMIT_ROOM and len(written) > dialect.limit(call):
                 raise TooLong(len(written))
         except Interrupted:
             raise
@@ -3923,6 +3932,7 @@ BESIDE = os.path.join(HERE, "plugins")
 NAMES_FILE = os.path.join(BESIDE, "opensips.names")
 PLUGIN_PREFIX = "midatagram_plugin_"  # of the names in sys.modules, so that a plug-in hides no other module
 
+UDP_LIMIT = 65507  # bytes of the longest UDP datagram
 Where = tuple[str, int]  # a file and a line of it
 
 
@@ -3937,6 +3947,12 @@ class Setup(NamedTuple):
     notes: list[tuple[int, str]]  # (logging level, text) to log at the start
     listeners: list[Place]
     destinations: dict  # name -> (module, destination) of those that are traced to
+
+    @property
+    def most(self) -> int:
+        """Bytes of the longest request and reply: socket_buf_size, as far as a datagram goes."""
+        udp = any(place.family != socket.AF_UNIX for place in self.listeners)
+        return min(self.mi["socket_buf_size"], UDP_LIMIT if udp else GIVE_UP)
 
 
 def load_plugin(path: str) -> Module:
@@ -4832,6 +4848,12 @@ def core_stats(processes: Processes, started_s: float, children: int) -> list[St
     return [*shmem, uptime, *load, *pkmem]
 
 
+def buffer_size(value) -> int:
+    """Converter: socket_buf_size, LIMIT for what is not above 0, as 4.0 does."""
+    size = integer()(value)
+    return size if size > 0 else LIMIT
+
+
 MI_DATAGRAM_PARAMS = [
     Param("socket_name", None, functools.partial(address, strict=False), "socket to serve: a UNIX path, or udp:HOST:PORT",
           advice=odd_scheme),
@@ -4840,6 +4862,8 @@ MI_DATAGRAM_PARAMS = [
     Param("unix_socket_group", None, account, "group that owns the UNIX socket, by name or number"),
     Param("unix_socket_user", None, account, "user who owns the UNIX socket, by name (sets the group too) or number"),
     Param("socket_timeout", 2000, integer(0, 3600000), "how long to retry a reply, ms"),
+    Param("socket_buf_size", LIMIT, buffer_size, "limit of requests and of replies, bytes",
+          advice=lambda value: None if integer()(value) > 0 else f"socket_buf_size is to be above 0; it is {LIMIT}"),
     Param("pretty_printing", False, boolean, "write JSON-RPC replies over several lines"),
     Param("reply_indent", "\t", string, "indentation per level"),
     Param("trace_destination", (), names_or_none, "tracing destinations, comma-separated"),
@@ -5620,7 +5644,7 @@ class Child:
         receive, known, cached_of = endpoint.receive, self.screen.known, self.answers.cache.young.get
         deliver, counted, busy, now = self.outbox.deliver_of(endpoint), self.server.counted, self.busy, time.monotonic
         requests, received = self.server.core["requests"], self.server.core["bytes_received"]
-        size, flags = LIMIT + 1, socket.MSG_TRUNC  # so a cut datagram comes with its full length
+        size, flags = self.setup.most + 1, socket.MSG_TRUNC  # so a cut datagram comes with its full length
 
         def burst(worker: Any) -> None:
             started_s = self.turn_s = now()
@@ -5819,7 +5843,7 @@ def answers_of(server: Server, access: Access, **callbacks: Any) -> Answers:
     """What answers for a server, in its dialects."""
     setup = server.setup
     return Answers(server.registry, log, setup.own["dialect"], setup.mi["reply_indent"], setup.mi["pretty_printing"],
-                   access.restricted, access.allows, functools.partial(server.count, "errors"), spaces=server.store, **callbacks)
+                   setup.most, access.restricted, access.allows, functools.partial(server.count, "errors"), spaces=server.store, **callbacks)
 
 
 ###############################################################################
