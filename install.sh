@@ -226,7 +226,7 @@ copy_files() {
     install -d -m 0750 -o "$owner" -g "$group" "$logs"
     install -m 0755 "$here/midatagram.py" "$lib"
     install -m 0644 "$here/LICENSE" "$example" "$lib"
-    install -m 0644 "$here"/plugins/*.py "$lib/plugins"
+    install -m 0644 "$here"/plugins/*.py "$here"/plugins/*.names "$lib/plugins"
     for canned in "$here"/plugins/*.conf; do
         keep_or_write "$lib/plugins/${canned##*/}" <"$canned"
     done

@@ -1341,6 +1341,7 @@ class Module:
         self.destinations = [function for function in functions if hasattr(function, "mi_trace_destination")]
         self.hooks = {word: namespace[word] for word in ("init", "load", "child_init", "destroy") if word in namespace}
         self.settings = {param.name: [] if param.repeat else param.default for param in rows["PARAMS"]}
+        self.notes: list[tuple[int, str]] = []  # (line, what is wrong) of what ends no start, but will not work
         self.lines: dict[str, list[tuple[str, int]]] = {}  # parameter -> (path, line) of each of its modparam lines
         self.columns: dict[str, int] = {}  # statistic -> its column of the counters
         self.row: Any = None  # this process' row of the counters
@@ -4109,13 +4110,15 @@ class Loader:
         path = find_plugin(file, self.folders)
         if path:
             self.modules[name] = load_plugin(path)
+            for line, text in self.modules[name].notes:
+                self.note((self.modules[name].path, line), text, logging.ERROR)
             return
         names = [path.stem for folder in self.folders for suffix in SUFFIXES for path in pathlib.Path(folder).glob(f"*{suffix}")]
         hint = nearest(name, {*self.modules, *names, *self.opensips["modules"]})
         if not file.endswith(".so"):
             raise ConfigError(*where, f'no plug-in "{name}" in {", ".join(self.folders)}{hint}')
         self.passed.add(name)
-        if self.opensips and not hint:
+        if self.opensips["modules"] and not hint:
             hint = "; OpenSIPS has no such module either"
         self.pass_over(where, f"module {name} has no plug-in here, passed over", "" if name in self.opensips["modules"] else hint)
 
@@ -4177,6 +4180,11 @@ class Loader:
                 self.note(where, f"mpath: there is no folder {folder}", logging.ERROR)
         destinations = self.destinations()
         registry = Registry(self.modules.values(), own["disable"], release.full_names)
+        for command in registry.commands.values():
+            delay_ms = getattr(command.function, "mi_delay_ms", 0)
+            if command.timed and delay_ms > own["handler_timeout"]:
+                text = f'command "{command.name}" waits {delay_ms} ms, but handler_timeout ends it after {own["handler_timeout"]}'
+                self.note((command.path, command.line), text, logging.ERROR)
         self.check_names(registry.known)
         return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations)
 
@@ -4215,7 +4223,7 @@ class Loader:
         for name in names:
             if name in known:
                 continue
-            if self.opensips and name not in self.opensips["commands"]:
+            if self.opensips["commands"] and name not in self.opensips["commands"]:
                 raise ConfigError(*where, f'{param} names the command "{name}", which does not exist{nearest(name, known)}')
             self.note(where, f'{param} names the command "{name}"; no plug-in here has it')
         return tuple([known[name].name if name in known else name for name in names])
@@ -6474,6 +6482,12 @@ def load_packages() -> None:
         importlib.import_module("setproctitle")
 
 
+def log_file_notes(path: str | None) -> Iterator[tuple[int, str]]:
+    """What -c says of a log file that cannot be opened; it does not make one."""
+    if path and (os.path.isdir(path) or not os.access(path if os.path.exists(path) else os.path.dirname(path) or ".", os.W_OK)):
+        yield logging.ERROR, f"log_file {path} cannot be opened for writing"
+
+
 def log_notes(setup: Setup) -> None:
     """Log what the loader had to say."""
     for level, text in setup.notes:
@@ -6788,6 +6802,7 @@ def serve(options) -> int:
 
     setup = load()
     if options.check:
+        setup.notes.extend(log_file_notes(setup.own["log_file"]))
         for level, text in setup.notes:
             print(f"{logging.getLevelName(level)}: {text}")
         worst = max([level for level, _ in setup.notes], default=0)
