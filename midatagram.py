@@ -1197,16 +1197,16 @@ class CommandTag(NamedTuple):
 NO_FORM = JsonForm()
 
 
-def command(name=None, *, input=True, pure=False, help=None, bind=None, json=NO_FORM, timed=True, also="",
-            **converters):
+def command(name=None, *, input=True, pure=False, help=None, bind=None, json=NO_FORM, timed=True, also="", **converters):
     """Make a function an MI command: `@command`, or `@command("name", times=integer(1, 9))`.
 
     The function takes a Context and the arguments; its signature says which are required, its docstring is
     the help. `input=False`: arguments are never read, even malformed ones. `pure=True`: the reply depends on
     the request alone. Keywords that are arguments of the function name their converters. `bind` makes the values
     from a text request's arguments itself; `json` is what differs for JSON-RPC clients. `timed=False`: handler_timeout
-    does not hold. `also` is its name in OpenSIPS 4.0, `MODULE:NAME` unless given. The name "*" makes a catch-all: it is asked, in load order, for names that no command has, and
-    returns None to pass the request on. A function may return a Reply, a dict or list, or what has get(), which waits.
+    does not hold. `also`: its name in OpenSIPS 4.0, `MODULE:NAME` unless given. The name "*" makes a catch-all: it is asked,
+    in load order, for names that no command has, and returns None to pass the request on. A function may return a Reply,
+    a dict or list, or what has get(), which waits.
     """
 
     def tag(function, name=name):
@@ -1586,8 +1586,8 @@ class Registry:
         for name, (command, *others) in short.items():
             self.names[name] = command
             if others:
-                full_names = ", ".join(one.full_name for one in (command, *others))
-                self.ambiguous[name] = NOT_AVAILABLE._replace(error=Error(-32001, "Method ambiguous", f"supported names: {full_names}"))
+                full_names = f"supported names: {', '.join([one.full_name for one in (command, *others)])}"
+                self.ambiguous[name] = NOT_AVAILABLE._replace(error=Error(-32001, "Method ambiguous", full_names))
                 del self.names[name]
 
     @functools.cached_property
@@ -3768,7 +3768,7 @@ def event_target(place: str, by_name: bool = True) -> tuple[int, Any]:
     """
     if place.startswith("unix:") and 0 < len(encode(place[5:])) <= 107:
         return socket.AF_UNIX, place[5:]
-    match = re.fullmatch("udp:(.{1,255}):([0-9]{1,5})", place, re.S)
+    match = re.fullmatch(r"udp:((?!\*:).{1,255}):([0-9]{1,5})", place, re.S)
     if not match or not 0 < int(match[2]) < 65536:
         raise ValueError(place)
     match[1].encode("idna")  # UnicodeError is a ValueError; the thread that looks names up would log it
@@ -4208,8 +4208,8 @@ class Loader:
     def check_names(self, known: dict[str, Command]) -> None:
         """Give the commands that parameters name their registered names, and look up accounts; ConfigError."""
         mi, own = self.mi.settings, self.own.settings
-        traced = mi["trace_bwlist"]
-        mi["trace_bwlist"] = traced._replace(names=self.registered(known, traced.names, self.mi.where("trace_bwlist"), "trace_bwlist"))
+        traced, where = mi["trace_bwlist"], self.mi.where("trace_bwlist")
+        mi["trace_bwlist"] = traced._replace(names=self.registered(known, traced.names, where, "trace_bwlist"))
         self.registered(known, own["disable"], self.own.where("disable"), "disable")
         for nth, (rule, where) in enumerate(zip(own["allow_command"], self.own.lines.get("allow_command", []))):
             own["allow_command"][nth] = rule._replace(commands=self.registered(known, rule.commands, where, "allow_command"))
@@ -5851,7 +5851,8 @@ def answers_of(server: Server, access: Access, **callbacks: Any) -> Answers:
     """What answers for a server, in its dialects."""
     setup = server.setup
     return Answers(server.registry, log, setup.own["dialect"], setup.mi["reply_indent"], setup.mi["pretty_printing"],
-                   setup.most, access.restricted, access.allows, functools.partial(server.count, "errors"), spaces=server.store, **callbacks)
+                   setup.most, access.restricted, access.allows, functools.partial(server.count, "errors"),
+                   spaces=server.store, **callbacks)
 
 
 ###############################################################################
@@ -6546,7 +6547,7 @@ def directives_of(options) -> list[Directive]:
                       if name.endswith(SUFFIXES) and name[0] not in "_."]
     if options.socket:
         if right := right_form(options.socket):
-            raise ConfigError("-s", 0, f'"{options.socket}": a UDP socket is written udp:HOST:PORT, a path ./{options.socket}: {right}')
+            raise ConfigError("-s", 0, f"a UDP socket is written udp:HOST:PORT, a path ./{options.socket}: {right}")
         directives.append(Directive("modparam", ("mi_datagram", "socket_name", options.socket), "-s", 0))
     return directives
 
@@ -6570,7 +6571,8 @@ def server_parser() -> argparse.ArgumentParser:
                "Exit status: 0 stopped, 1 crash, 2 usage, 3 not running, 69 address in use, 73 cannot create, "
                "75 already running, 77 permission, 78 configuration.")
     option = parser.add_argument
-    option("-f", dest="file", metavar="FILE", help="configuration, - for standard input (midatagram.conf beside the script, else /etc/midatagram/)")
+    option("-f", dest="file", metavar="FILE", help="configuration, - is standard input (midatagram.conf beside the script, "
+           "else /etc/midatagram/)")
     option("-s", dest="socket", metavar="SOCKET", help="serve this socket: a UNIX path or udp:HOST:PORT; needs no -f")
     option("-p", dest="plugins", metavar="DIR", action="append", default=[],
            help="a folder of plug-ins, searched before others; without -f all its plug-ins are loaded")
@@ -6791,6 +6793,8 @@ def serve(options) -> int:
             return EXIT_OK
     if options.background:
         close_inherited()
+    if options.file == "-":
+        standard_input()  # once, whatever process loads the configuration
     load_packages()
     started_s, processes = time.time(), Processes()
     figures = functools.partial(core_stats, processes, started_s)

@@ -71,7 +71,8 @@ def releases():
     for name, release in mi.RELEASES.items():
         version = f"`OpenSIPS ({release.version} (x86_64/linux))`" if release.version else "`midatagram (...)`"
         defaults = ", ".join(f"`{module}:{param}` {value}" for (module, param), value in release.defaults.items())
-        listed, short = ("`cache:store`", "known, or `-32001` if several have it") if release.full_names else ("`cache_store`", "unknown")
+        new = "`cache:store`", "known, or `-32001` if several have it"
+        listed, short = new if release.full_names else ("`cache_store`", "unknown")
         yield f"| `{name}` | {version} | {listed} | {short} | {defaults or 'as ever'} |\n"
 
 

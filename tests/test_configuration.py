@@ -3,11 +3,12 @@
 import logging
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
 import pytest
-from conftest import PLUGINS, ROOT, START_S, free_port, needs_root, run, wait_for
+from conftest import PLUGINS, ROOT, START_S, STOP_S, free_port, needs_root, run, wait_for
 
 import midatagram as mi
 
@@ -247,7 +248,8 @@ def test_a_command_of_opensips_that_no_plugin_has(line, wanted, name):
 
 def test_without_the_list_of_names_a_copied_script_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(mi, "NAMES_FILE", str(tmp_path / "none"))
-    notes, _ = trial('loadmodule "tm.so"\nloadmodule "mi_datagrm.so"\nmodparam("mi_datagram", "trace_bwlist", "w: sip_trace, psx")')
+    notes, _ = trial('loadmodule "tm.so"\nloadmodule "mi_datagrm.so"\n'
+                     'modparam("mi_datagram", "trace_bwlist", "w: sip_trace, psx")')
     assert [note.partition(", passed over")[0] for note in notes] == [
         "WARNING trial:2: module mi_datagrm has no plug-in here",
         'WARNING trial:3: trace_bwlist names the command "sip_trace"; no plug-in here has it',
@@ -268,7 +270,7 @@ def test_cachedb_url_in_all_its_forms(url, system):
 
 def test_variables_of_the_module_statistics():
     with mi.Trial('loadmodule "statistics.so"\nmodparam("statistics", "variable", "calls/no_reset")\n'
-                  'modparam("statistics", "variable", "register_counter")\nmodparam("statistics", "variable", "register_counter")\n'
+                  + 'modparam("statistics", "variable", "register_counter")\n' * 2 +
                   'modparam("statistics", "stat_groups", "packet, method")\nmodparam("statistics", "variable", "packet:udp")\n'
                   'modparam("statistics", "stat_series_profile", "x: algorithm=avg")') as it:
         assert it.ask(b":get_statistics:\ncalls\n") == b"200 OK\ndynamic:calls:: 0\n\n"
@@ -327,11 +329,12 @@ def test_statements_of_newer_releases(text, values):
 
 
 def test_lines_with_a_hash_and_an_exclamation_mark():
-    assert [directive.word for directive in read('#!/usr/sbin/opensips -f\n#!define X 1\nlog_level=3\n#!ifdef X')] == ["log_level"]
+    lines = read('#!/usr/sbin/opensips -f\n#!define X 1\nlog_level=3\n#!ifdef X')
+    assert [directive.word for directive in lines] == ["log_level"]
 
 
 def test_plugins_are_found_in_all_folders_of_mpath(tmp_path):
-    for number, folder in enumerate("abc"):
+    for folder in "abc":
         (tmp_path / folder).mkdir()
         (tmp_path / folder / f"in_{folder}.py").write_text("import midatagram as mi\n")
     notes, it = trial(f'mpath="{tmp_path}/a":"{tmp_path}/b/"\nmpath="{tmp_path}/c/"\n'
@@ -354,7 +357,8 @@ def test_an_m4_source_is_told_to_be_one(m4):
 
 
 @pytest.mark.parametrize("text, line", [
-    ('log_level=3\nmodparam("a", "b", "c)\nmodparam("mi_datagram", "x", "y")\n', 2), ('loadmodule "tm.so\nloadmodule "sl.so"\n', 1),
+    ('log_level=3\nmodparam("a", "b", "c)\nmodparam("mi_datagram", "x", "y")\n', 2),
+    ('loadmodule "tm.so\nloadmodule "sl.so"\n', 1),
     ('mpath="/usr/lib\nmpath="/usr/lib"\n', 1), ('route {\n xlog("a);\n xlog("$ru");\n}\n', 2), ('# a\n\nloadmodule "x\n', 3),
     ("modparam('a', 'b', 'c)\nmodparam('mi_datagram', 'x', 'y')\n", 1), ('route {\n xlog("a);\n xlog("[$ci] b");\n}\n', 2),
 ])
@@ -368,7 +372,8 @@ def test_strings_over_several_lines_are_read():
 
 
 OWN = ["proto_udp", "xlog", "mi_fifo", "sl", "tm", "siptrace", "httpd", "mi_html", "db_mysql", "event_datagram", "cachedb_redis"]
-GLOBALS = ["xlog_level=3", "log_name=\"x\"", "log_stdout=yes", "xlog_buf_size=9", "stderror_log_format=\"json\"", "log_prefix=\"x\"",
+GLOBALS = ["xlog_level=3", "log_name=\"x\"", "log_stdout=yes", "xlog_buf_size=9", "stderror_log_format=\"json\"",
+           "log_prefix=\"x\"",
            "mem_log=1", "memlog=1", "syslog_enabled=yes", "log_event_level_filter=2", "db_default_url=\"x\"", "loose=1"]
 
 
@@ -383,7 +388,8 @@ def test_what_opensips_has_gets_no_advice():
     ('loadmodule "dialg.so"', 'module dialg has no plug-in here, passed over; did you mean "dialog"?'),
     ('loadmodule "qqqqq.so"', "module qqqqq has no plug-in here, passed over; OpenSIPS has no such module either"),
     ("log_levl=3", 'log_levl: passed over, it is not for midatagram; did you mean "log_level"?'),
-    ('modparam("mi_datagrm", "x", 1)', 'modparam for mi_datagrm, which has no plug-in here, passed over; did you mean "mi_datagram"?'),
+    ('modparam("mi_datagrm", "x", 1)',
+     'modparam for mi_datagrm, which has no plug-in here, passed over; did you mean "mi_datagram"?'),
 ])
 def test_what_opensips_has_not_is_warned_of(line, wanted):
     assert trial(line)[0] == [f"WARNING trial:1: {wanted}"]
@@ -420,6 +426,7 @@ def test_an_address_of_another_form_is_refused_everywhere(start, place):
     done = run("call", "-s", place, "uptime")
     assert done.returncode == 2 and right in done.stderr
     server = start()
+    assert server.ask(b":event_subscribe:\nE_MI_STOP\nudp:*:9000\n") == b"400 Bad parameter\n\n"
     for request in (f":event_subscribe:\nE_MI_STOP\n{place}\n",
                     f'{{"jsonrpc":"2.0","method":"event_subscribe","params":["E_MI_STOP","{place}"],"id":1}}'):
         reply = server.ask(request.encode()).decode()
@@ -443,6 +450,19 @@ def test_standard_input_is_a_configuration(tmp_path):
         done = subprocess.run([sys.executable, ROOT / "midatagram.py", "-c", "-f", "-"], input=text % count, text=True,
                               capture_output=True, timeout=20)
         assert done.returncode == status and (done.stdout + done.stderr).startswith(said)
+
+
+def test_a_reload_has_what_standard_input_held(tmp_path):
+    with subprocess.Popen([sys.executable, ROOT / "midatagram.py", "-f", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as server:
+        server.stdin.write(f'modparam("mi_datagram", "socket_name", "{tmp_path}/mi.sock")\n')
+        server.stdin.close()
+        lines = iter(server.stderr.readline, "")
+        assert any("ready:" in line for line in lines)
+        server.send_signal(signal.SIGHUP)
+        assert any("reloaded" in line for line in lines)
+        server.terminate()
+        assert server.wait(STOP_S) == 0
 
 
 CANNED = "[one]\nreply = '''\nA:: 1\n%s'''\n"
