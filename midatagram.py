@@ -1557,13 +1557,7 @@ class Registry:
         for module in self.modules:
             self.wrappers += [(module, function, frozenset(function.mi_around)) for function in module.around]
             for command in module.commands:
-                if command.name == "*":
-                    self.catch_alls.append(command)
-                    continue
-                for name in (command.name, command.full_name):
-                    first = self.names.setdefault(name, command)
-                    if first is not command:
-                        raise command.refusal(f"is there already: {first.path}:{first.line}")
+                self.add_command(command)
             for stat in module.stats:
                 self.add_stat(module, stat)
             for event in module.events:
@@ -1577,6 +1571,15 @@ class Registry:
         self.commands = {command.full_name if full_names else command.name: command for command in commands}  # as listed
         if full_names:
             self.add_short_names()
+
+    def add_command(self, command: Command) -> None:
+        """Register a command under its names, or as a catch-all."""
+        if command.name == "*":
+            return self.catch_alls.append(command)
+        for name in (command.name, command.full_name):
+            first = self.names.setdefault(name, command)
+            if first is not command:
+                raise command.refusal(f"is there already: {first.path}:{first.line}")
 
     def add_short_names(self) -> None:
         """Know commands by 4.0's names without a module, and refuse those that several commands have."""
@@ -4168,25 +4171,32 @@ class Loader:
         for (name, param), value in release.defaults.items():
             if name in self.modules and param not in self.modules[name].lines:
                 self.modules[name].settings[param] = value
+        statistics = self.modules["statistics"]
+        statistics.stats += [Stat(name, "of scripts", group, resettable)
+                             for group, name, resettable in dict.fromkeys(statistics.settings["variable"])]
         self.modules["core"].stats += self.core_stats(mi["children_count"])
-        self.modules["statistics"].stats += [Stat(name, "of scripts", group, resettable) for group, name, resettable
-                                             in dict.fromkeys(self.modules["statistics"].settings["variable"])]
         for module in self.modules.values():
             if "init" in module.hooks:
                 with plugin_code(module.path, "init: "):
                     module.hooks["init"](Context(module))
-        for folder, where in self.mpaths:  # that of OpenSIPS need not be here
-            if not os.path.isdir(folder) and not self.passed & (self.opensips["modules"] or self.passed):
-                self.note(where, f"mpath: there is no folder {folder}", logging.ERROR)
         destinations = self.destinations()
         registry = Registry(self.modules.values(), own["disable"], release.full_names)
+        self.check_names(registry.known)
+        self.note_failures(registry)
+        return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations)
+
+    def note_failures(self, registry: Registry) -> None:
+        """Note what is going to fail: folders of mpath that are missing, unless they are OpenSIPS' own, and commands that wait
+        longer than they may."""
+        for folder, where in self.mpaths:
+            if not os.path.isdir(folder) and not self.passed & (self.opensips["modules"] or self.passed):
+                self.note(where, f"mpath: there is no folder {folder}", logging.ERROR)
+        most_ms = self.own.settings["handler_timeout"]
         for command in registry.commands.values():
             delay_ms = getattr(command.function, "mi_delay_ms", 0)
-            if command.timed and delay_ms > own["handler_timeout"]:
-                text = f'command "{command.name}" waits {delay_ms} ms, but handler_timeout ends it after {own["handler_timeout"]}'
+            if command.timed and delay_ms > most_ms:
+                text = f'command "{command.name}" waits {delay_ms} ms, but handler_timeout ends it after {most_ms}'
                 self.note((command.path, command.line), text, logging.ERROR)
-        self.check_names(registry.known)
-        return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations)
 
     def destinations(self) -> dict:
         """The destinations that trace_destination names: name -> (module, destination)."""
@@ -6485,7 +6495,8 @@ def load_packages() -> None:
 
 def log_file_notes(path: str | None) -> Iterator[tuple[int, str]]:
     """What -c says of a log file that cannot be opened; it does not make one."""
-    if path and (os.path.isdir(path) or not os.access(path if os.path.exists(path) else os.path.dirname(path) or ".", os.W_OK)):
+    place = path if path and os.path.exists(path) else os.path.dirname(path or "") or "."
+    if path and (os.path.isdir(path) or not os.access(place, os.W_OK)):
         yield logging.ERROR, f"log_file {path} cannot be opened for writing"
 
 

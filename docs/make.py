@@ -141,11 +141,11 @@ def commands():
     yield ("An argument in brackets may be left out; `...` stands for any number.\n\n" + COMMAND_NOTES + "\n")
     for module in modules():
         if module.commands:
-            yield f"\n## {module.name}\n\n| command | what it does | JSON-RPC parameters |\n|---|---|---|\n"
+            yield f"\n## {module.name}\n\n| command | what it does | JSON-RPC parameters | in 4.0 |\n|---|---|---|---|\n"
             for command in module.commands:
                 recipes = "; ".join(", ".join(recipe) or "none" for recipe in command.recipes)
                 help = cell(" ".join(command.help.split()))
-                yield f"| `{cell(command.signature_line())}` | {help} | {recipes} |\n"
+                yield f"| `{cell(command.signature_line())}` | {help} | {recipes} | `{command.full_name}` |\n"
 
 
 FILES = {"configuration.md": configuration, "commands.md": commands}
