@@ -245,8 +245,6 @@ def main(argv: list[str]) -> int:
     """`midatagram.py call`: send a request, print the reply; 0 for a success, 1 for an error, 3 for no reply."""
     options = call_parser().parse_intermixed_args(argv)
     place = options.socket or mi.socket_of(options)
-    if place.port is None and re.fullmatch(r"[^/]+:[0-9]+", place.host) and not os.path.exists(place.host):
-        raise mi.StartError(mi.EXIT_USAGE, f"there is no {place}; a UDP socket is written udp:{place}")
     client, words = Client(place, options.timeout, options.json), [options.command, *options.arguments]
     try:
         if options.command is None:
