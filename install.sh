@@ -269,7 +269,7 @@ copy_files() {
     rm -f "$lib/midatagram.conf.example" # 1.0.0 had it there, where `call` would look into it
     put "$lib/midatagram.py" 0755 <"$here/midatagram.py"
     put "$lib/LICENSE" <"$here/LICENSE"
-    for plugin in "$here"/plugins/*.py; do
+    for plugin in "$here"/plugins/*.py "$here"/plugins/*.names; do
         put "$lib/plugins/${plugin##*/}" <"$plugin"
     done
     for canned in "$here"/plugins/*.conf; do

@@ -136,7 +136,7 @@ class ConfigError(Exception):
 # Strategy: frozen tuples. Text is UTF-8 with surrogateescape, which carries
 # any bytes there and back; bytes exist only at the edges.
 
-LIMIT = 65457  # bytes, the manual's "maximum length" of a request and of a reply
+LIMIT = 65457  # bytes, the manual's "maximum length" of a request and of a reply, which socket_buf_size changes
 GIVE_UP = 4 * LIMIT  # bytes; below it the size error names the exact size of a reply
 
 
@@ -247,14 +247,14 @@ NOT_SENDABLE = Refusal(500, "Internal error")
 INVALID_REQUEST = Refusal(-32600, "Invalid Request", Error(-32600, "Invalid Request"), shows_reply=True)
 
 
-def request_too_long(size: int) -> Refusal:
-    """The answer to a text request of `size` bytes, which is more than LIMIT."""
-    return Refusal(400, f"request of {size} bytes exceeds {LIMIT}")
+def request_too_long(size: int, limit: int = LIMIT) -> Refusal:
+    """The answer to a text request of `size` bytes, which is more than the limit."""
+    return Refusal(400, f"request of {size} bytes exceeds {limit}")
 
 
-def reply_too_long(size: int) -> Refusal:
-    """The answer in place of a text reply of `size` bytes, which is more than LIMIT."""
-    return Refusal(500, f"reply of {'more than ' if size > GIVE_UP else ''}{min(size, GIVE_UP)} bytes exceeds {LIMIT}")
+def reply_too_long(size: int, limit: int = LIMIT) -> Refusal:
+    """The answer in place of a text reply of `size` bytes, which is more than the limit."""
+    return Refusal(500, f"reply of {'more than ' if size > GIVE_UP else ''}{min(size, GIVE_UP)} bytes exceeds {limit}")
 
 
 class Exchange(NamedTuple):
@@ -300,7 +300,7 @@ SILENCE = Answer([], [])  # for a datagram that is a reply itself
 BLANKS = " \t\n\v\f\r"  # isspace() in the C locale, and nothing else
 INLINE_BLANKS = " \t\v\f\r"
 COLON, QUOTE = b':"'  # to look for one byte as an int is seven times as quick
-NO_NAMES = re.compile("[:\0]")  # either ends the search for the second colon
+NAMES = re.compile(r"[^:\0]*|[^:\0\s]+:[^:\0\s]+")  # of commands; with the module in front, as 4.0 has them
 ARGUMENT = re.compile(r"""
     (?:(?P<name>[^":\n]*(?::(?!:)[^":\n]*)*)::)?[ \t\v\f\r]*"(?P<quoted>[^"]*(?:(?<=\\)"[^"]*)*)(?<!\\)"[ \t\v\f\r]*(?:\n|\Z)
   | (?P<line>[^"\n]*)(?:\n|\Z)""", re.X)
@@ -308,7 +308,7 @@ ARGUMENT = re.compile(r"""
 
 def first_line(name: str) -> bytes | None:
     """The first line of the text requests for a command, None for a name that they cannot carry."""
-    return None if NO_NAMES.search(name) else encode(f":{name}:\n")
+    return encode(f":{name}:\n") if NAMES.fullmatch(name) else None
 
 
 def read_first_line(data: bytes) -> bytes:
@@ -493,16 +493,16 @@ ID_TYPES = (str, int, float, type(None))
 
 
 def read_envelope(value) -> tuple[Request, Any]:
-    """A request and its params (list or dict, None when absent or empty) from one JSON value; the name of an invalid
-    request is empty. Members' names are known in any case, like in cJSON."""
+    """A request and its params (list or dict, None when absent or empty, a Refusal when it is invalid) from one JSON
+    value. Members' names are known in any case, like in cJSON."""
     members: dict[str, Any] = {}
     for name, item in value.items() if isinstance(value, dict) else ():
         members.setdefault(name.lower(), item)
     request_id, method, params = members.get("id"), members.get("method"), members.get("params", {})
     if type(request_id) not in ID_TYPES:
-        return Request("", dialect="jsonrpc"), None
+        return Request("", dialect="jsonrpc"), INVALID_REQUEST
     if members.get("jsonrpc") != "2.0" or not isinstance(method, str) or not isinstance(params, (list, dict)):
-        return Request("", dialect="jsonrpc", id=request_id), None
+        return Request("", dialect="jsonrpc", id=request_id), INVALID_REQUEST
     return Request(method, dialect="jsonrpc", id=request_id, answered="id" in members), params or None
 
 
@@ -566,8 +566,8 @@ def as_template(text: str) -> str:
 def write_request(name: str, arguments: Iterable[tuple]) -> bytes:
     """The text request that reads back as this command and these (name, value) pairs; ValueError if none can."""
     request = encode(f":{name}:\n" + "".join(write_argument(*pair) for pair in arguments))
-    if ":" in name or "\0" in name:
-        raise ValueError(f"a command's name cannot hold a colon or NUL: {name!r}")
+    if first_line(name) is None:
+        raise ValueError(f"a command's name cannot hold NUL, and a colon only as MODULE:NAME: {name!r}")
     if len(request) > LIMIT:
         raise ValueError(f"the request has {len(request)} bytes, {LIMIT} is the most")
     return request
@@ -779,7 +779,7 @@ def json_member(name: str, items: list, is_array: bool):
     return items
 
 
-LEAST_LIMIT = LIMIT - 100  # bytes; the limit of no reply is below that
+LIMIT_ROOM = 100  # bytes; no dialect's limit of a reply is more than that below the limit of all
 NUMBER_ROOM = 21  # bytes that cJSON wants free before it prints any integer but 0
 
 
@@ -946,10 +946,13 @@ class Address(NamedTuple):
 ADDRESS_FORMS = 'a UNIX path as "/run/midatagram/mi.sock" or "udp:HOST:PORT"'
 
 
-def address(value) -> Address:
-    """Converter: an Address as mi_datagram's socket_name has it; `udp:` in lower case, anything else is a path."""
+def address(value, strict: bool = True) -> Address:
+    """Converter: an Address as mi_datagram's socket_name has it; `udp:` in lower case, anything else is a path, but `strict`
+    refuses one that looks like another address. `udp:*:PORT` is all addresses."""
     if not isinstance(value, str) or not value:
         raise ValueError(f"takes {ADDRESS_FORMS}")
+    if strict and (right := right_form(value)):
+        raise ValueError(f"is written {right}, not {value}")
     if not value.startswith("udp:"):
         size = len(encode(value))
         if size > 107:
@@ -961,15 +964,21 @@ def address(value) -> Address:
     if not re.fullmatch(r"[0-9]{1,20}", port) or not 1024 <= int(port) <= 65535:
         raise ValueError(f"port must be a number from 1024 to 65535, as in OpenSIPS, not {port or 'empty'}: udp:{host}:8080")
     bracketed = re.fullmatch(r"\[(.*)\]", host)
-    return Address(bracketed.group(1) if bracketed else host, int(port))
+    return Address(bracketed.group(1) if bracketed else "0.0.0.0" if host == "*" else host, int(port))
+
+
+def right_form(value) -> str | None:
+    """How to write what looks like another kind of address (UDP:..., HOST:PORT, unix:PATH); None for what does not."""
+    match = re.match(r"(?i)(?:udp|unix|tcp|udp4|udp6):(?=(.*))|([^/:]+|\[[^]/]+\]):[0-9]{1,5}\Z", str(value), re.S)
+    if not match or value.startswith("udp:"):
+        return None
+    return match[1] if value[:5].lower() == "unix:" else f"udp:{match[1] or value}"
 
 
 def odd_scheme(value) -> str | None:
     """The warning for a path that looks like another kind of address."""
-    match = re.match(r"(?i)(udp|unix|tcp|udp4|udp6):", str(value))
-    if match and not value.startswith("udp:"):
-        return f'"{value}" is the path of a UNIX socket; UDP is written udp:HOST:PORT, in lower case'
-    return None
+    right = right_form(value)
+    return f'"{value}" is the path of a UNIX socket; UDP is written udp:HOST:PORT, in lower case: {right}' if right else None
 
 
 class Listener(NamedTuple):
@@ -1031,7 +1040,7 @@ class Rule(NamedTuple):
 
 def access_rule(value) -> Rule:
     """Converter: `COMMAND[, COMMAND]: WHO[, WHO]`, WHO being a network, `uid:NAME` or `gid:NAME`."""
-    commands, _, who = string(value).partition(":")
+    commands, _, who = string(value).partition(": " if ": " in string(value) else ":")  # a name may hold a colon
     if not who.strip():
         raise ValueError('takes commands and who may use them: "kill, log_level: 127.0.0.1, uid:root, gid:voip"')
     users, groups = (tuple(account(item[4:]) for item in words(who) if item.startswith(kind)) for kind in ("uid:", "gid:"))
@@ -1135,26 +1144,28 @@ class CommandTag(NamedTuple):
     json: JsonForm
     timed: bool
     converters: dict
+    also: str = ""
 
 
 NO_FORM = JsonForm()
 
 
-def command(name=None, *, input=True, pure=False, help=None, bind=None, json=NO_FORM, timed=True, **converters):
+def command(name=None, *, input=True, pure=False, help=None, bind=None, json=NO_FORM, timed=True, also="", **converters):
     """Make a function an MI command: `@command`, or `@command("name", times=integer(1, 9))`.
 
     The function takes a Context and the arguments; its signature says which are required, its docstring is
     the help. `input=False`: arguments are never read, even malformed ones. `pure=True`: the reply depends on
     the request alone. Keywords that are arguments of the function name their converters. `bind` makes the values
     from a text request's arguments itself; `json` is what differs for JSON-RPC clients. `timed=False`: handler_timeout
-    does not hold. The name "*" makes a catch-all: it is asked, in load order, for names that no command has, and
-    returns None to pass the request on. A function may return a Reply, a dict or list, or what has get(), which waits.
+    does not hold. `also`: its name in OpenSIPS 4.0, `MODULE:NAME` unless given. The name "*" makes a catch-all: it is asked,
+    in load order, for names that no command has, and returns None to pass the request on. A function may return a Reply,
+    a dict or list, or what has get(), which waits.
     """
 
     def tag(function, name=name):
         text = function.__doc__ if help is None else help
         function.mi_command = CommandTag(function.__name__ if name is None else name, text, input, pure, bind, json, timed,
-                                          converters)
+                                          converters, also)
         return function
 
     return tag(name, name.__name__) if callable(name) else tag
@@ -1286,6 +1297,7 @@ class Module:
         self.destinations = [function for function in functions if hasattr(function, "mi_trace_destination")]
         self.hooks = {word: namespace[word] for word in ("init", "load", "child_init", "destroy") if word in namespace}
         self.settings = {param.name: [] if param.repeat else param.default for param in rows["PARAMS"]}
+        self.notes: list[tuple[int, str]] = []  # (line, what is wrong) of what ends no start, but will not work
         self.lines: dict[str, list[tuple[str, int]]] = {}  # parameter -> (path, line) of each of its modparam lines
         self.columns: dict[str, int] = {}  # statistic -> its column of the counters
         self.row: Any = None  # this process' row of the counters
@@ -1350,6 +1362,7 @@ class Command:
         tag: CommandTag = function.mi_command
         self.module, self.function, self.tag = module, function, tag
         self.name, self.input, self.pure, self.form, self.timed = tag.name, tag.input, tag.pure, tag.json, tag.timed
+        self.full_name = tag.also or (self.name if ":" in self.name else f"{module.name.removeprefix('proto_')}:{self.name}")
         self.path, self.line = module.path, getattr(function, "mi_line", function.__code__.co_firstlineno)
         if tag.help is None and sys.flags.optimize < 2:
             raise self.refusal("needs a docstring, which is its help")
@@ -1495,12 +1508,16 @@ class Statistics(dict):
 
 
 class Registry:
-    """All commands, statistics and events of the loaded modules by name; ConfigError for a name used twice."""
+    """All commands, statistics and events of the loaded modules by name; ConfigError for a name used twice.
 
-    def __init__(self, modules: Iterable[Module], switched_off: Iterable[str] = ()):
+    switched_off: commands that are left out, by any of their names; full_names: those of 4.0 are listed, and short ones known.
+    """
+
+    def __init__(self, modules: Iterable[Module], switched_off: Iterable[str] = (), full_names: bool = False):
         self.modules = list(modules)
         self.modules_by_name = {module.name: module for module in self.modules}
-        self.commands: dict[str, Command] = {}
+        self.names: dict[str, Command] = {}  # by all names of each
+        self.ambiguous: dict[str, Refusal] = {}  # short names that several have
         self.catch_alls: list[Command] = []
         self.wrappers: list[tuple] = []  # (module, function, names of commands or none for all)
         self.stats = Statistics(all=[])
@@ -1508,18 +1525,41 @@ class Registry:
         for module in self.modules:
             self.wrappers += [(module, function, frozenset(function.mi_around)) for function in module.around]
             for command in module.commands:
-                if command.name == "*":
-                    self.catch_alls.append(command)
-                elif (first := self.commands.setdefault(command.name, command)) is not command:
-                    raise command.refusal(f"is there already: {first.path}:{first.line}")
-                command.check_answer()
+                self.add_command(command)
             for stat in module.stats:
                 self.add_stat(module, stat)
             for event in module.events:
                 if event.name in self.events:
                     raise ConfigError(module.path, 0, f'event "{event.name}" is there already')
                 self.events[event.name] = len(self.events)
-        self.switched_off = [self.commands.pop(name) for name in switched_off if name in self.commands]
+        self.known = dict(self.names)  # with those that are switched off
+        for command in [self.names[name] for name in switched_off if name in self.names]:
+            self.names.pop(command.name, None), self.names.pop(command.full_name, None)
+        commands = dict.fromkeys(self.names.values())
+        self.commands = {command.full_name if full_names else command.name: command for command in commands}  # as listed
+        if full_names:
+            self.add_short_names()
+
+    def add_command(self, command: Command) -> None:
+        """Register a command under its names, or as a catch-all."""
+        if command.name == "*":
+            return self.catch_alls.append(command)
+        for name in (command.name, command.full_name):
+            first = self.names.setdefault(name, command)
+            if first is not command:
+                raise command.refusal(f"is there already: {first.path}:{first.line}")
+
+    def add_short_names(self) -> None:
+        """Know commands by 4.0's names without a module, and refuse those that several commands have."""
+        short: dict[str, list] = {}
+        for command in self.commands.values():
+            short.setdefault(command.full_name.partition(":")[2], []).append(command)
+        for name, (command, *others) in short.items():
+            self.names[name] = command
+            if others:
+                full_names = f"supported names: {', '.join([one.full_name for one in (command, *others)])}"
+                self.ambiguous[name] = NOT_AVAILABLE._replace(error=Error(-32001, "Method ambiguous", full_names))
+                del self.names[name]
 
     @functools.cached_property
     def catch_all(self) -> Command | None:
@@ -1660,6 +1700,7 @@ class Dialect:
     too_long: Callable[[int], Refusal]  # what a reply of so many bytes, which are too many, becomes
     request_too_long: Callable[[int], Refusal]  # what such a request is answered with
     join: Callable[[list[bytes]], bytes] = staticmethod(b"".join)  # the reply to a batch
+    most: int  # bytes of a request, and of a reply
 
     def is_key_of(self, key: Any, call: Call) -> bool:
         """Whether all requests with this key mean this call."""
@@ -1671,17 +1712,15 @@ class Dialect:
 
     def limit(self, call: Call) -> int:
         """How many bytes the reply may have."""
-        return LIMIT
+        return self.most
 
 
 class Text(Dialect):
     """The text dialect of OpenSIPS 2.x, for the commands of a registry."""
 
-    too_long, request_too_long = staticmethod(reply_too_long), staticmethod(request_too_long)
-
-    def __init__(self, registry: Registry, indent: str = "\t"):
-        self.indent, self.catch_all = indent, registry.catch_all
-        self.lines = {first_line(name): command for name, command in registry.commands.items()}
+    def __init__(self, registry: Registry, indent: str = "\t", most: int = LIMIT):
+        self.indent, self.most, self.catch_all = indent, most, registry.catch_all
+        self.lines = {first_line(name): command for name, command in registry.names.items()}
 
     def key(self, data: bytes) -> tuple[bytes, bytes]:
         """What tells a request from others, and its id (none)."""
@@ -1716,9 +1755,18 @@ class Text(Dialect):
     def shape(self, reply: Reply, call: Call) -> Shape:
         """A live reply as written; a Watched one is the same for all who ask for it."""
         if not isinstance(reply.live, Watched):
-            return Shape(reply, self.write(reply, call))
-        reply.live.shape = reply.live.shape or Shape(reply, self.write(reply, call))
+            return Shape(reply, self.write(reply, call), most=self.most)
+        reply.live.shape = reply.live.shape or Shape(reply, self.write(reply, call), most=self.most)
         return reply.live.shape
+
+
+    def too_long(self, size: int) -> Refusal:
+        """What a reply of `size` bytes, which is too much, becomes."""
+        return reply_too_long(size, self.most)
+
+    def request_too_long(self, size: int) -> Refusal:
+        """What a request of `size` bytes is answered with."""
+        return request_too_long(size, self.most)
 
 
 class JsonRpc(Dialect):
@@ -1729,8 +1777,9 @@ class JsonRpc(Dialect):
     PLAIN_ID = re.compile(  # replied with as it is written: an integer of at most 18 digits, or a string without escapes
         rb'"id"[\x01-\x20]*:[\x01-\x20]*(0|-?[1-9][0-9]{0,17}|"[ !#-\[\]-~]*")(?=[\x01-\x20]*[,}])')
 
-    def __init__(self, registry: Registry, pretty: bool = False):
-        self.commands, self.catch_all, self.pretty = registry.commands, registry.catch_all, pretty
+    def __init__(self, registry: Registry, pretty: bool = False, most: int = LIMIT):
+        self.commands, self.ambiguous, self.catch_all = registry.names, registry.ambiguous, registry.catch_all
+        self.pretty, self.most = pretty, most
 
     def key(self, data: bytes) -> tuple[Any, bytes]:
         """What tells a request from others, which is what stands around its id, and the id; None if that is not plain."""
@@ -1756,12 +1805,13 @@ class JsonRpc(Dialect):
         """The call that one request object means."""
         request, params = read_envelope(value)
         command = self.commands.get(request.name, NO_COMMAND)
-        if command is NO_COMMAND and request.name and self.catch_all:
+        if command is NO_COMMAND and request.name not in ("", *self.ambiguous) and self.catch_all:
             items, names = (params.values(), tuple(params)) if isinstance(params, dict) else (params or (), None)
             values = tuple(map(text_of, items))
             return Call(self, self.catch_all, request._replace(values=values, names=names, params=params), values)
         if command is NO_COMMAND:
-            return Call(self, NO_COMMAND, request, None, NOT_AVAILABLE if request.name else INVALID_REQUEST)
+            refusal = params if isinstance(params, Refusal) else self.ambiguous.get(request.name, NOT_AVAILABLE)
+            return Call(self, NO_COMMAND, request, None, refusal)
         try:
             values, names, called = command.bind_json(params)
         except Error as error:
@@ -1780,18 +1830,18 @@ class JsonRpc(Dialect):
     def shape(self, reply: Reply, call: Call) -> Shape:
         """A live reply as written."""
         template, _, tail = self.write(reply, call._replace(request=call.request._replace(id=LIVE))).rpartition("%s")
-        return Shape(reply, template, encode(tail), json_text)
+        return Shape(reply, template, encode(tail), json_text, self.most)
 
     def id_of(self, call: Call) -> bytes:
         """The id as it is written."""
         return encode(json_text(call.request.id))
 
     def limit(self, call: Call) -> int:
-        """How many bytes the reply may have: 3.x' buffer has LIMIT with a NUL, and room to print a number for an id."""
+        """How many bytes the reply may have: 3.x' buffer has the limit with a NUL, and room to print a number for an id."""
         request_id = call.request.id
         if isinstance(request_id, str) or not request_id:
-            return LIMIT - 1
-        return min(LIMIT - 1, LIMIT - NUMBER_ROOM + len(self.id_of(call)) + len("\n}" if self.pretty else "}"))
+            return self.most - 1
+        return min(self.most - 1, self.most - NUMBER_ROOM + len(self.id_of(call)) + len("\n}" if self.pretty else "}"))
 
     def join(self, parts: list[bytes]) -> bytes:
         """The reply to a batch, nothing if all its requests are notifications."""
@@ -1817,8 +1867,8 @@ class Shape:
     Of a JSON-RPC reply it is the text before the id; `tail` is what stands behind that.
     """
 
-    def __init__(self, reply: Reply, text: str, tail: bytes = b"", write_value: Callable | None = None):
-        self.text, self.tail, self.write_value = text, tail, write_value
+    def __init__(self, reply: Reply, text: str, tail: bytes = b"", write_value: Callable | None = None, most: int = LIMIT):
+        self.text, self.tail, self.write_value, self.most = text, tail, write_value, most
         self.watched = reply.live if isinstance(reply.live, Watched) else None
         self.look = self.watched.look if self.watched else reply.live
         self.snapshot = self.values = object()  # none yet; a plug-in's live() may give anything
@@ -1832,7 +1882,7 @@ class Shape:
             data = self.data if snapshot == self.snapshot else self.fill(snapshot)
         except Exception:
             return None
-        return data if len(data) <= LIMIT else None
+        return data if len(data) <= self.most else None
 
     def fill(self, snapshot: Any) -> bytes:
         """Put the values of a snapshot into the text, if they are others than last time."""
@@ -1844,7 +1894,7 @@ class Shape:
             self.look = self.watched.look  # there may be more to look at by now
         else:
             snapshot = values  # a list could become another one behind our back
-        self.snapshot = snapshot if len(self.data) <= LIMIT else object()
+        self.snapshot = snapshot if len(self.data) <= self.most else object()
         return self.data
 
 
@@ -1896,7 +1946,8 @@ def exchange_of(call: Call, reply: Reply | Refusal, request: bytes, written: byt
 class Answers:
     """Answers datagrams from the commands of a registry.
 
-    log: a logger for what handlers raise; dialect: auto, text or jsonrpc; indent and pretty: how either is written;
+    log: a logger for what handlers raise; dialect: auto, text or jsonrpc; indent and pretty: how either is written; most:
+    bytes of the longest request and reply;
     failed(): called for each built-in error; allowed(command, caller): whether a caller may use a restricted command,
     for the names in `restricted`; pause(): called between the requests of a batch, gives others their turn;
     untimed(): called when handler_timeout does not hold for what follows; spaces: the store, whose newest() and
@@ -1904,12 +1955,12 @@ class Answers:
     """
 
     def __init__(self, registry: Registry, log, dialect: str = "auto", indent: str = "\t", pretty: bool = False,
-                 restricted: Iterable[str] = (), allowed=None, failed: Callable[[], None] = lambda: None,
+                 most: int = LIMIT, restricted: Iterable[str] = (), allowed=None, failed: Callable[[], None] = lambda: None,
                  pause: Callable[[], None] = lambda: None, untimed: Callable[[], None] = lambda: None, spaces: Any = None):
         self.log, self.restricted, self.allowed, self.failed = log, frozenset(restricted), allowed, failed
         self.pause, self.untimed, self.spaces = pause, untimed, spaces
         self.commands, self.wrappers = registry.commands, registry.wrappers
-        text, jsonrpc = Text(registry, indent), JsonRpc(registry, pretty)
+        self.most, text, jsonrpc = most, Text(registry, indent, most), JsonRpc(registry, pretty, most)
         self.dialect_of: Callable[[bytes], Text | JsonRpc] = {
             "auto": lambda data: jsonrpc if JSON_START.match(data) else text,
             "text": lambda data: text, "jsonrpc": lambda data: jsonrpc}[dialect]
@@ -1918,12 +1969,13 @@ class Answers:
 
     def answer(self, data: bytes, caller: Any = None, cached: Cached | None = None) -> Answer:
         """What a datagram leads to; `cached` is what a child looked up in cache.young, which has no reply of now."""
-        if cached is not None and cached.key is not None and not self.wraps(cached.call.request.name):
+        if cached is not None and cached.key is not None and not self.wraps(cached.call):
             return self.single(data, cached.call, caller, cached)
         dialect = self.dialect_of(data)
-        if len(data) > LIMIT:  # of such a request only the first byte is looked at
+        if len(data) > self.most:  # of such a request only the first byte is looked at
             call = Call(dialect, NO_COMMAND, NO_REQUEST, None, dialect.request_too_long(len(data)))
-            return self.wrapped(data[:LIMIT], [call], caller, functools.partial(self.single, data[:LIMIT], call))
+            data = data[:self.most]
+            return self.wrapped(data, [call], caller, functools.partial(self.single, data, call))
         key, request_id = dialect.key(data)
         cached = self.cache.get(key) if key is not None else None
         if cached:
@@ -1946,16 +1998,16 @@ class Answers:
             self.pause()
         return batch
 
-    def wraps(self, name: str) -> bool:
-        """Whether a function is put around the command of a name."""
-        return any(not names or name in names for _, _, names in self.wrappers)
+    def wraps(self, call: Call) -> bool:
+        """Whether a function is put around a command."""
+        return any(not names or names & {call.request.name, call.command.name} for _, _, names in self.wrappers)
 
     def wrapped(self, data: bytes, calls: Any, caller: Any, proceed: Callable[[], Answer]) -> Answer:
         """What proceed() returns, with the functions around it that want these calls; the first loaded is the outermost."""
         if not self.wrappers:
             return proceed()
         request = calls[0].request if len(calls) == 1 else Request("", dialect="jsonrpc")
-        asked = {call.request.name for call in calls}
+        asked = {name for call in calls for name in (call.request.name, call.command.name)}
         for module, function, names in reversed(self.wrappers):
             if not names or names & asked:
                 proceed = functools.partial(self.wrap, function, Context(module, request, caller, data), proceed)
@@ -1981,9 +2033,9 @@ class Answers:
     def again(self, data: bytes, cached: Cached, request_id: bytes, caller: Any) -> Answer:
         """Answer a request that is cached, with its id as it is written."""
         written, call = cached.now_with(request_id), cached.call
-        if written is None or request_id and len(written) > LIMIT - NUMBER_ROOM:
+        if written is None or request_id and len(written) > self.most - NUMBER_ROOM:
             return self.single(data, with_id(call, request_id), caller, cached)
-        if request_id and request_id == cached.last_id and len(data) <= KEPT_REQUEST and not self.wraps(call.request.name):
+        if request_id and request_id == cached.last_id and len(data) <= KEPT_REQUEST and not self.wraps(call):
             whole = Cached(None, with_id(call, request_id))  # the same bytes again need no look at their id
             whole.reply, whole.now = cached.reply, functools.partial(cached.now_with, request_id)
             self.cache.keep(data, whole, 2 * len(data))
@@ -2008,17 +2060,17 @@ class Answers:
             try:
                 if not late:
                     self.pause()
-                if size > LIMIT and call.refusal:  # nobody is going to see it
+                if size > self.most and call.refusal:  # nobody is going to see it
                     continue
                 written, exchange = self.finish(data, call._replace(refusal=TIMED_OUT) if late else call, caller)
             except Interrupted:
                 late, (written, exchange) = True, self.interrupt(data, call)
             exchanges.append(exchange)
             size += len(written)
-            if written and size <= LIMIT:  # a reply that cannot fit is given up while it grows
+            if written and size <= self.most:  # a reply that cannot fit is given up while it grows
                 parts.append(written)
         written = dialect.join(parts)
-        if size > LIMIT or len(written) >= LIMIT:
+        if size > self.most or len(written) >= self.most:
             self.failed()
             written = encode(f"{NOT_SENDABLE.code} {NOT_SENDABLE.reason}")
         return Answer([(0, written)] if written else [], exchanges)
@@ -2042,7 +2094,7 @@ class Answers:
             if reply is None:
                 reply = self.run(call, caller, data)
             written = self.write(reply, call, cached)
-            if len(written) > LEAST_LIMIT and len(written) > dialect.limit(call):
+            if len(written) > self.most - LIMIT_ROOM and len(written) > dialect.limit(call):
                 raise TooLong(len(written))
         except Interrupted:
             raise
@@ -2069,7 +2121,7 @@ class Answers:
         data = shape.data if snapshot == shape.snapshot else shape.fill(snapshot)
         if cached and cached.shape is not shape and cached.key is not None and call.command.name not in self.restricted:
             cached.shape, cached.reply = shape, Reply(reply.code, reply.reason)
-            if not self.wraps(call.request.name):  # else what is around it is asked each time
+            if not self.wraps(call):  # else what is around it is asked each time
                 cached.now = shape.now
             self.cache.grow(cached.key, 2 * len(shape.text) + len(shape.data) + 1000)
         return data + dialect.id_of(call) + shape.tail if shape.tail else data
@@ -2077,7 +2129,7 @@ class Answers:
     def run(self, call: Call, caller: Any, data: bytes) -> Reply | Refusal:
         """Call the handler; a refusal that it raises becomes a reply."""
         command = call.command
-        if call.request.name in self.restricted and not self.allowed(command, caller):
+        if command.name in self.restricted and not self.allowed(command, caller):
             return Reply(403, "Forbidden")
         if not command.timed:
             self.untimed()
@@ -2127,7 +2179,22 @@ INCLUDE_DEPTH = 10  # files within files, as in opensips.cfg
 # for a string, any value for VALUE, a value or a bare word for NAME.
 FORMS = {re.split(r"\W", form)[0]: form for form in (
     'loadmodule "NAME.so"', 'mpath="DIRECTORY"', 'modparam("MODULE", "PARAMETER", VALUE)', 'include_file "FILE"',
-    'import_file "FILE"', "log_level=VALUE", "log_stderror=VALUE", "stderror_enabled=VALUE", "log_facility=NAME")}
+    'import_file "FILE"', "log_level=VALUE", "log_stderror=VALUE", "stderror_enabled=VALUE", "log_facility=NAME",
+    "syslog_facility=NAME", "stderror_level_filter=VALUE", "syslog_level_filter=VALUE")}
+M4 = re.compile(r"^(?:(?:define|undefine|divert|changequote|s?include|ifdef|ifelse)\(|dnl\b)", re.M)  # what an m4 source has
+
+
+class Release(NamedTuple):
+    """What one release of OpenSIPS does differently from others: `version` of it, whether commands are listed under their full
+    names and short ones known, and (module, parameter) -> default."""
+
+    version: str = ""
+    full_names: bool = False
+    defaults: dict = {}
+
+
+RELEASES = {"midatagram": Release(), "2.4": Release("2.4.11"), "3.4": Release("3.4.18"),
+            "4.0": Release("4.0.1", True, {("usrloc", "use_domain"): 1})}
 
 
 class Token(NamedTuple):
@@ -2181,13 +2248,18 @@ def read_comment(text: str, at: int, path: str, line: int) -> str:
 
 
 def tokens(text: str, path: str) -> Iterator[Token]:
-    """The tokens of a configuration, without blanks and comments; a string ends at a NUL."""
+    """The tokens of a configuration, without blanks and comments; a string ends at a NUL.
+
+    A string over several lines whose closing quote is followed by what opens another one was never closed.
+    """
     at, line = 0, 1
     while match := TOKEN.match(text, at):
         kind, body = str(match.lastgroup), match.group()
         if kind == "comment":
             body = read_comment(text, at, path, line)
         elif kind == "string":
+            if "\n" in body and re.match(r"[\w$/\[]", text[match.end():match.end() + 1]):
+                raise ConfigError(path, line, f"no closing {body[0]} for the string that starts here")
             inner = body[1:-1] if body[0] == "'" else unescape(body[1:-1])
             yield Token(kind, inner.partition("\0")[0], line)
         elif body in ("'", '"'):
@@ -2213,6 +2285,9 @@ class ConfigReader:
         text = self.read_file(path)
         if text is None:
             raise ConfigError(path, 0, "no such file")
+        if m4 := M4.search(text):
+            raise ConfigError(path, text.count("\n", 0, m4.start()) + 1, f'"{m4[0]}" is for m4, and this file its source: '
+                              f"run `m4 {path} > opensips.cfg` and give that")
         self.path, self.at, self.tokens = path, 0, [*tokens(text, path)]
         self.tokens.append(Token("end", "end of file", self.tokens[-1].line if self.tokens else 1))
         while (kind := self.tokens[self.at].kind) != "end":
@@ -2227,8 +2302,18 @@ class ConfigReader:
     def statement(self, form: str) -> None:
         """Read a statement of ours, which has that form."""
         word, _, line = self.tokens[self.at]
+        args = self.arguments(form, form)
+        while word == "mpath" and self.tokens[self.at].kind == ":":
+            args += self.arguments(':"DIRECTORY"', form)
+        if word in ("include_file", "import_file"):
+            self.include(word, args[0], line)
+        else:
+            self.directives.append(Directive(word, tuple(args), self.path, line))
+
+    def arguments(self, part: str, form: str) -> list[Any]:
+        """Read the tokens of a part of a form; the values in it."""
         args: list[Any] = []
-        for wanted in tokens(form, self.path):
+        for wanted in tokens(part, self.path):
             if wanted.value in ("VALUE", "NAME"):
                 args.append(self.value(form, wanted.value == "NAME"))
                 continue
@@ -2237,13 +2322,11 @@ class ConfigReader:
                 raise ConfigError(self.path, token.line, f'expected "{wanted.value}", found "{token.value}"; the form is {form}')
             if token.kind == "string":
                 args.append(token.value)
-        if word in ("include_file", "import_file"):
-            self.include(word, args[0], line)
-        else:
-            self.directives.append(Directive(word, tuple(args), self.path, line))
+        return args
 
     def value(self, form: str, is_name: bool) -> str | Written:
-        """Read a value: text, or an integer with its sign; WORDS are integers, another bare word may only be a name."""
+        """Read a value: text, which may be folded into several strings, or an integer with its sign; WORDS are integers,
+        another bare word may only be a name."""
         token = self.next()
         if token.kind in ("+", "-") and self.tokens[self.at].kind == "number":
             return read_number(token.value + self.next().value, self.path, token.line)
@@ -2251,10 +2334,17 @@ class ConfigReader:
             return read_number(token.value, self.path, token.line)
         if token.kind == "word" and token.value in WORDS:
             return Written(WORDS[token.value], token.value)
-        if token.kind == "string" or (token.kind == "word" and is_name):
+        if token.kind == "string":
+            return "".join([token.value, *self.folded()])
+        if token.kind == "word" and is_name:
             return token.value
         raise ConfigError(self.path, token.line, f'"{token.value}" is neither in quotes nor an integer; '
                           f"the form is {form}{nearest(token.value, WORDS)}")
+
+    def folded(self) -> Iterator[str]:
+        """Read the strings that go on where one ends."""
+        while self.tokens[self.at].kind == "string":
+            yield self.next().value
 
     def include(self, word: str, name: str, line: int) -> None:
         """Read a file in place: as named, else beside the including file; import_file may be missing."""
@@ -2522,7 +2612,7 @@ class Store:
         DO UPDATE SET value = excluded.value, expires = excluded.expires, version = excluded.version"""
     DELETE = "DELETE FROM item WHERE space = ? AND key = ?"
     CHANGES = "SELECT key, value, expires, version FROM item WHERE space = ? AND version > ? ORDER BY version"
-    KEYS = "SELECT key, value FROM item WHERE space = ? AND key >= ? ORDER BY key LIMIT ?"
+    KEYS = "SELECT key, value, expires FROM item WHERE space = ? AND key >= ? ORDER BY key LIMIT ?"
     EXPIRED = "SELECT space, key, value, iif(value IS NULL, version, 0) FROM item WHERE expires BETWEEN ? AND ? LIMIT ?"
 
     def __init__(self, folder: str, size_bytes: int):
@@ -2633,13 +2723,22 @@ class Store:
         holds = versions is not None and all(0 <= version <= since for version in versions)
         return unless_changed(look, versions if holds else ())
 
+    def fitting(self, space: str, pattern: str) -> Iterator[tuple[str, str]]:
+        """The (key, value) pairs whose keys fit a pattern, read in slices as in remove_fitting(); StoreError."""
+        fits, start = re.compile(fnmatch.translate(pattern)).match, b""
+        while rows := self.attempt(operator.methodcaller("__call__", self.KEYS, (encode(space), start, SLICE_ROWS))).fetchall():
+            now_s, start = time.monotonic(), rows[-1][0] + b"\0"
+            yield from [(decode(key), decode(value)) for key, value, expires_s in rows
+                        if value is not None and (expires_s is None or expires_s > now_s) and fits(decode(key))]
+            give_way()
+
     def remove_fitting(self, space: str, pattern: str) -> None:
         """Forget the keys that fit a pattern as fnmatch.fnmatchcase() reads it, in slices between which others get their turn."""
         fits, start = re.compile(fnmatch.translate(pattern)).match, b""  # in linear time, whatever the pattern is
 
         def step(run: Callable, version: int, full: bool) -> tuple:
             until_s, fitting, after = time.monotonic() + SLICE_S, [], None
-            for key, value in run(self.KEYS, (encode(space), start, FEW_ROWS if full else SLICE_ROWS)).fetchall():
+            for key, value, _ in run(self.KEYS, (encode(space), start, FEW_ROWS if full else SLICE_ROWS)).fetchall():
                 after = key + b"\0"
                 if fits(decode(key)):
                     fitting.append((encode(space), key, row_bytes(key, value), version))
@@ -2940,6 +3039,9 @@ MOST_STATISTICS = 4000  # of a request; as many do not fit into a reply
 PLAN_BYTES = 600  # of a statistic in a reply that is cached
 
 
+NO_STATISTICS = Reply(live=CONSTANT, result={})  # of unknown names alone, for JSON-RPC clients
+
+
 def within_limit(items: Iterable) -> list:
     """The items, if they are no more than a request may ask for; Error."""
     items = list(itertools.islice(items, MOST_STATISTICS + 1))
@@ -3010,11 +3112,12 @@ class Server:
         reply = self.plans.get(key)
         if reply is None:
             stats = within_limit(itertools.chain.from_iterable(map(known.__getitem__, key[1:])))
-            if not stats:
+            if not (stats or once):
                 raise Error(404, "Statistics Not Found")
             stats = list({id(stat): stat for stat in stats}.values()) if once else stats
             nodes = tuple(Node(f"{stat.group}:{stat.name}", LIVE) for stat in stats)
-            reply = self.plans.keep(key, Reply(nodes=nodes, live=self.values_of(stats)), PLAN_BYTES * (len(key) + len(nodes)))
+            reply = Reply(nodes=nodes, live=self.values_of(stats)) if stats else NO_STATISTICS
+            reply = self.plans.keep(key, reply, PLAN_BYTES * (len(key) + len(nodes)))
         return reply
 
     def call_hooks(self, word: str) -> None:
@@ -3358,8 +3461,12 @@ def start_logging(setup: Setup, processes: Processes, options) -> None:
     elif to_stderr or not os.path.exists("/dev/log"):
         handler = stderr_handler()
     else:
-        facility = logging.handlers.SysLogHandler.facility_names[settings.get("log_facility", "daemon")]
+        name = settings.get("log_facility", settings.get("syslog_facility", "daemon"))
+        facility = logging.handlers.SysLogHandler.facility_names[name]
         handler = LogHandler(syslog_sender("/dev/log"), facility=facility)
+    filtered = settings.get("stderror_level_filter" if handler.on_stderr else "syslog_level_filter", 0)
+    if filtered and not handler.path:  # 0: all that log_level lets through
+        handler.setLevel(LOG_LEVELS[max(-3, min(4, filtered))])
     status = os.fstat(2)
     journal = handler.on_stderr and os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
     handler.setFormatter(LineFormatter(not journal and handler.facility is None, journal))
@@ -3415,7 +3522,7 @@ EVENT_QUEUE = 8 << 20  # bytes of events that are not sent to everybody yet, per
 EVENT_SLICE_S, EVENT_FEW = 0.002, 16  # for which events are sent before others get their turn, and datagrams that always are
 EVENT_END_S = 0.1  # for which they are sent when a child ends
 FEW_SUBSCRIBERS = 8  # subscriptions that UDP clients may have per host, whose address may be spoofed
-GONE_AFTER_S = 60  # how long subscribers_list shows a subscription that a JSON-RPC client ended
+GONE_AFTER_S = 60  # how long subscribers_list shows a subscription that a client ended
 
 
 def event_pair() -> tuple:
@@ -3452,7 +3559,7 @@ class Events:
             for row in json.loads(text or "[]"):
                 self.rows.setdefault(row["event"], []).append(row)
         now_s = time.monotonic()
-        return [row for row in self.rows.get(event, ()) if not is_over(row, now_s) and (ended or not row["ended"])]
+        return [row for row in self.rows.get(event, ()) if not is_over(row, now_s) and (ended or not has_ended(row, now_s))]
 
     def subscribe(self, *rows: dict) -> None:
         """Add subscriptions, and remove those that are over; Error when there would be too many, StoreError."""
@@ -3474,6 +3581,13 @@ class Events:
             return json.dumps([*listed.values()]) if listed else None
 
         self.server.store.change(self.SPACE, self.KEY, changed)
+
+    def forget_ended(self, event: str) -> None:
+        """Remove the subscriptions to an event that clients ended; StoreError."""
+        now_s = time.monotonic()
+        if any(has_ended(row, now_s) for row in self.subscribers(event, ended=True)):
+            self.server.store.change(self.SPACE, self.KEY, lambda text: json.dumps(
+                [row for row in json.loads(text or "[]") if row["event"] != event or not has_ended(row, now_s)]))
 
     def hand_over(self, name: str, attributes: dict) -> int:
         """In the attendant: have a child send an event. Returns 0."""
@@ -3573,8 +3687,13 @@ def subscription(row: dict) -> tuple:
 
 
 def is_over(row: dict, now_s: float) -> bool:
-    """Whether a subscription can be removed; one that a JSON-RPC client ended is shown for a while."""
-    return 0 < (GONE_AFTER_S if row["ended"] else row["expire"]) <= now_s - row["since"]
+    """Whether a subscription can be removed; one that a client ended is shown for a while."""
+    return (GONE_AFTER_S if row["ended"] else row["expire"]) <= now_s - row["since"]
+
+
+def has_ended(row: dict, now_s: float) -> bool:
+    """Whether a client ended a subscription; one that did so in text gets the events of that second still, as in 2.4."""
+    return row["ended"] and not (row["dialect"] == "text" and int(now_s) == int(row["since"]))
 
 
 def write_event(name: str, attributes, dialect: str) -> bytes:
@@ -3596,7 +3715,7 @@ def event_target(place: str, by_name: bool = True) -> tuple[int, Any]:
     """
     if place.startswith("unix:") and 0 < len(encode(place[5:])) <= 107:
         return socket.AF_UNIX, place[5:]
-    match = re.fullmatch("udp:(.{1,255}):([0-9]{1,5})", place, re.S)
+    match = re.fullmatch(r"udp:((?!\*:).{1,255}):([0-9]{1,5})", place, re.S)
     if not match or not 0 < int(match[2]) < 65536:
         raise ValueError(place)
     match[1].encode("idna")  # UnicodeError is a ValueError; the thread that looks names up would log it
@@ -3751,8 +3870,10 @@ def fits(rule: Rule, uid: int, gid: int) -> bool:
 SUFFIXES = (".py", ".conf")
 HERE = os.path.dirname(os.path.realpath(__file__))
 BESIDE = os.path.join(HERE, "plugins")
+NAMES_FILE = os.path.join(BESIDE, "opensips.names")
 PLUGIN_PREFIX = "midatagram_plugin_"  # of the names in sys.modules, so that a plug-in hides no other module
 
+UDP_LIMIT = 65507  # bytes of the longest UDP datagram
 Where = tuple[str, int]  # a file and a line of it
 
 
@@ -3767,6 +3888,12 @@ class Setup(NamedTuple):
     notes: list[tuple[int, str]]  # (logging level, text) to log at the start
     listeners: list[Place]
     destinations: dict  # name -> function that makes a Tracer, of those that are traced to
+
+    @property
+    def most(self) -> int:
+        """Bytes of the longest request and reply: socket_buf_size, as far as a datagram goes."""
+        udp = any(place.family != socket.AF_UNIX for place in self.listeners)
+        return min(self.mi["socket_buf_size"], UDP_LIMIT if udp else GIVE_UP)
 
 
 def load_plugin(path: str) -> Module:
@@ -3838,6 +3965,20 @@ def find_plugin(file: str, folders: Iterable[str]) -> str | None:
 MOST_SOCKETS = 250  # as many as fit into one message to a loader
 
 
+def opensips_names() -> collections.defaultdict[str, frozenset]:
+    """The modules, words of a configuration and commands that OpenSIPS knows; nothing without the file of them."""
+    names: collections.defaultdict[str, frozenset] = collections.defaultdict(frozenset)
+    with contextlib.suppress(OSError), open(NAMES_FILE, encoding="utf-8") as file:
+        for section in file.read().split("\n[")[1:]:
+            kind, _, listed = section.partition("]")
+            names[kind] = frozenset(listed.split())
+    return names
+
+
+DROPPED = {"socket_name": 'modparam("midatagram", "listen", ...) adds a socket',  # what a second line of these is for
+           "trace_destination": "several destinations stand in one line, with commas between them"}
+
+
 class Loader:
     """Turns directives into a Setup: loads modules, sets their parameters, checks what needs the system.
 
@@ -3846,13 +3987,18 @@ class Loader:
 
     def __init__(self, path: str, folders: list[str], core_stats: Callable[[int], list[Stat]]):
         self.path, self.options, self.core_stats = path, folders, core_stats
-        self.folders = [*folders, BESIDE]
+        self.opensips, self.mpaths = opensips_names(), list[tuple[str, Where]]()
         self.modules = {module.name: module for module in built_in_modules()}
         self.mi, self.own = self.modules["mi_datagram"], self.modules["midatagram"]
         self.loaded: dict[str, Where] = {}
         self.passed: set[str] = set()  # modules without a plug-in
         self.globals: dict[str, Any] = {}
         self.notes: list[tuple[int, str]] = []
+
+    @property
+    def folders(self) -> list[str]:
+        """Where plug-ins are looked for, the folders of mpath among them."""
+        return [*self.options, *[folder for folder, _ in self.mpaths], BESIDE]
 
     def load(self, directives: Iterable[Directive]) -> Setup:
         """Apply all directives in order, then check the whole; ConfigError."""
@@ -3863,9 +4009,9 @@ class Loader:
             elif word == "modparam":
                 self.set_parameter(where, *args)
             elif word == "mpath":
-                self.folders = [*self.options, *args, BESIDE]
+                self.mpaths += [(folder, where) for folder in args]
             elif word == "passed":
-                hint = nearest(args[0], FORMS, 0.85)
+                hint = "" if args[0] in self.opensips["words"] else nearest(args[0], FORMS, 0.85)
                 self.pass_over(where, f"{args[0]}: passed over, it is not for midatagram", hint)
             elif word == "stray":
                 self.note(where, f'stray "{args[0]}", passed over; nothing ends a statement but the next one')
@@ -3884,28 +4030,45 @@ class Loader:
         path = find_plugin(file, self.folders)
         if path:
             self.modules[name] = load_plugin(path)
+            for line, text in self.modules[name].notes:
+                self.note((self.modules[name].path, line), text, logging.ERROR)
             return
         names = [path.stem for folder in self.folders for suffix in SUFFIXES for path in pathlib.Path(folder).glob(f"*{suffix}")]
-        hint = nearest(name, [*self.modules, *names])
+        hint = nearest(name, {*self.modules, *names, *self.opensips["modules"]})
         if not file.endswith(".so"):
             raise ConfigError(*where, f'no plug-in "{name}" in {", ".join(self.folders)}{hint}')
         self.passed.add(name)
-        self.pass_over(where, f"module {name} has no plug-in here, passed over", hint)
+        if self.opensips["modules"] and not hint:
+            hint = "; OpenSIPS has no such module either"
+        self.pass_over(where, f"module {name} has no plug-in here, passed over", "" if name in self.opensips["modules"] else hint)
 
     def set_parameter(self, where: Where, pattern: str, name: str, value: Any) -> None:
-        """modparam: the name of the module is a regular expression over the modules loaded so far."""
+        """modparam: the name of the module is a regular expression over the modules loaded so far, or one of ours."""
         match = name_pattern(pattern, where)
-        modules = [module for module in self.modules.values() if match(module.name)]
+        modules = [module for module in self.modules.values() if match(module.name)
+                   and (module.name in (*self.loaded, "mi_datagram", pattern.lower()))]
         for module in modules:
-            advice = module.set(name, value, *where)
-            if advice:
-                self.note(where, advice)
+            self.set_in(module, where, name, value)
         if modules or pattern in self.passed:
             return
         if find_plugin(pattern, self.folders):
             raise ConfigError(*where, f'module {pattern} is not loaded; put loadmodule "{pattern}.so" before')
         self.passed.add(pattern)
-        self.pass_over(where, f"modparam for {pattern}, which has no plug-in here, passed over", nearest(pattern, self.modules))
+        hint = "" if any(map(match, self.opensips["modules"])) else nearest(pattern, {*self.modules, *self.opensips["modules"]})
+        self.pass_over(where, f"modparam for {pattern}, which has no plug-in here, passed over", hint)
+
+    def set_in(self, module: Module, where: Where, name: str, value: Any) -> None:
+        """Set a parameter of a module; a warning where that drops an earlier line."""
+        other = {self.mi: self.own, self.own: self.mi}.get(module)
+        if other and name not in module.params and name in other.params:
+            raise ConfigError(*where, f'{name} is a parameter of {other.name}: modparam("{other.name}", "{name}", ...)')
+        earlier, before = module.where(name), module.settings.get(name)
+        advice = module.set(name, value, *where)
+        if advice:
+            self.note(where, advice)
+        more = DROPPED.get(name) if module is self.mi and where[1] else None
+        if more and before and before != module.settings[name]:
+            self.note(where, "{} drops that of {}:{}; {}".format(name, *earlier, more))
 
     def note(self, where: Where, text: str, level: int = logging.WARNING) -> None:
         """Have something logged once logging works."""
@@ -3921,15 +4084,36 @@ class Loader:
         if mi["socket_name"] is None:
             raise ConfigError(self.path, 0, 'no socket: modparam("mi_datagram", "socket_name", "/run/midatagram/mi.sock") '
                                             'or "udp:127.0.0.1:8080" is needed')
+        release = RELEASES[own["imitate"]]
+        for (name, param), value in release.defaults.items():
+            if name in self.modules and param not in self.modules[name].lines:
+                self.modules[name].settings[param] = value
+        statistics = self.modules["statistics"]
+        statistics.stats += [Stat(name, "of scripts", group, resettable)
+                             for group, name, resettable in dict.fromkeys(statistics.settings["variable"])]
         self.modules["core"].stats += self.core_stats(mi["children_count"])
         for module in self.modules.values():
             if "init" in module.hooks:
                 with plugin_code(module.path, "init: "):
                     module.hooks["init"](Context(module))
         destinations = self.destinations()
-        registry = Registry(self.modules.values(), own["disable"])
-        self.check_names([*registry.commands, *(command.name for command in registry.switched_off)])
+        registry = Registry(self.modules.values(), own["disable"], release.full_names)
+        self.check_names(registry.known)
+        self.note_failures(registry)
         return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations)
+
+    def note_failures(self, registry: Registry) -> None:
+        """Note what is going to fail: folders of mpath that are missing, unless they are OpenSIPS' own, and commands that wait
+        longer than they may."""
+        for folder, where in self.mpaths:
+            if not os.path.isdir(folder) and not self.passed & (self.opensips["modules"] or self.passed):
+                self.note(where, f"mpath: there is no folder {folder}", logging.ERROR)
+        most_ms = self.own.settings["handler_timeout"]
+        for command in registry.commands.values():
+            delay_ms = getattr(command.function, "mi_delay_ms", 0)
+            if command.timed and delay_ms > most_ms:
+                text = f'command "{command.name}" waits {delay_ms} ms, but handler_timeout ends it after {most_ms}'
+                self.note((command.path, command.line), text, logging.ERROR)
 
     def destinations(self) -> dict:
         """The destinations that trace_destination names: name -> function that makes a Tracer."""
@@ -3942,22 +4126,27 @@ class Loader:
                 self.note(self.mi.where("trace_destination"), text, logging.ERROR)
         return {name: declared[name] for name in names if declared.get(name)}
 
-    def check_names(self, known: list[str]) -> None:
-        """Commands and accounts that parameters name must exist; trace_bwlist may name commands of modules passed over."""
+    def check_names(self, known: dict[str, Command]) -> None:
+        """Give the commands that parameters name their registered names, and look up accounts; ConfigError."""
         mi, own = self.mi.settings, self.own.settings
-        named = [(self.mi.where("trace_bwlist"), "trace_bwlist", mi["trace_bwlist"].names),
-                 (self.own.where("disable"), "disable", own["disable"])]
-        for nth, where in enumerate(self.own.lines.get("allow_command", [])):
-            rule = own["allow_command"][nth]
-            named.append((where, "allow_command", rule.commands))
+        traced, where = mi["trace_bwlist"], self.mi.where("trace_bwlist")
+        mi["trace_bwlist"] = traced._replace(names=self.registered(known, traced.names, where, "trace_bwlist"))
+        self.registered(known, own["disable"], self.own.where("disable"), "disable")
+        for nth, (rule, where) in enumerate(zip(own["allow_command"], self.own.lines.get("allow_command", []))):
             users, groups = (tuple(account_numbers(name, look_up, where, "allow_command")[0] for name in names)
                              for names, look_up in ((rule.users, pwd.getpwnam), (rule.groups, grp.getgrnam)))
-            own["allow_command"][nth] = rule._replace(users=users, groups=groups)
-        for where, param, name in [(where, param, name) for where, param, names in named for name in names if name not in known]:
-            message = f'{param} names the command "{name}", which does not exist{nearest(name, known)}'
-            if param != "trace_bwlist" or not self.passed:
-                raise ConfigError(*where, message)
-            self.note(where, message)
+            commands = self.registered(known, rule.commands, where, "allow_command")
+            own["allow_command"][nth] = Rule(commands, rule.networks, users, groups)
+
+    def registered(self, known: dict[str, Command], names: tuple, where: Where, param: str) -> tuple:
+        """The registered names of commands that a parameter names; a warning for those that only OpenSIPS has. ConfigError."""
+        for name in names:
+            if name in known:
+                continue
+            if self.opensips["commands"] and name not in self.opensips["commands"]:
+                raise ConfigError(*where, f'{param} names the command "{name}", which does not exist{nearest(name, known)}')
+            self.note(where, f'{param} names the command "{name}"; no plug-in here has it')
+        return tuple([known[name].name if name in known else name for name in names])
 
     def places(self) -> list[Place]:
         """The sockets to open, none twice; a warning for each that other machines can use. ConfigError."""
@@ -3987,13 +4176,13 @@ def name_pattern(pattern: str, where: Where) -> Callable:
 
 def logging_global(where: Where, word: str, value: Any) -> Any:
     """The value of a logging line of opensips.cfg; ConfigError."""
-    if word == "log_facility":
+    if word in ("log_facility", "syslog_facility"):
         name = str(value).removeprefix("LOG_").lower()
         if name in logging.handlers.SysLogHandler.facility_names:
             return name
-        raise ConfigError(*where, f"log_facility takes LOG_DAEMON, LOG_LOCAL0 ..., not {value}")
+        raise ConfigError(*where, f"{word} takes LOG_DAEMON, LOG_LOCAL0 ..., not {value}")
     try:
-        return integer()(value) if word == "log_level" else boolean(value)
+        return integer()(value) if "level" in word else boolean(value)
     except ValueError as error:
         raise ConfigError(*where, f"{word} {error}, not {value}") from None
 
@@ -4052,7 +4241,7 @@ def account_numbers(account: str | int | None, look_up: Callable, where: Where, 
 STATISTICS = JsonForm(recipes=[("statistics",)])
 
 
-@command("get_statistics", json=STATISTICS)
+@command("get_statistics", also="statistics:get", json=STATISTICS)
 def get_statistics(ctx, *statistics):
     """Show statistics: each argument is a name, a group such as `core:`, or `all`."""
     if not statistics:
@@ -4060,20 +4249,22 @@ def get_statistics(ctx, *statistics):
     return ctx.server.statistics(statistics, once=ctx.request.dialect == "jsonrpc")
 
 
-@command("list_statistics", json=JsonForm(recipes=[(), ("statistics",)]))
+@command("list_statistics", also="statistics:list", json=JsonForm(recipes=[(), ("statistics",)]))
 def list_statistics(ctx, *statistics):
     """List all statistics, or those named, and whether each is incremental."""
     stats_of = ctx.server.registry.stats.__getitem__
     stats = [(f"{stat.group}:{stat.name}", stat) for stat in stats_of("all") if not statistics] or within_limit(
         (f"{stat.group}:{stat.name}" if name.endswith(":") else name, stat)
         for name in within_limit(statistics) if name != "all" for stat in stats_of(name))
+    if not stats and ctx.request.dialect == "jsonrpc":
+        return NO_STATISTICS
     if not stats:
         raise Error(404, "Statistics Not Found")
     shown = dict(stats).items() if ctx.request.dialect == "jsonrpc" else stats
     return Reply(nodes=[Node(name, stat.kind) for name, stat in shown], live=CONSTANT)
 
 
-@command("reset_statistics", json=STATISTICS)
+@command("reset_statistics", also="statistics:reset", json=STATISTICS)
 def reset_statistics(ctx, *statistics):
     """Reset statistics to 0, except those that cannot be reset."""
     if not statistics:
@@ -4085,7 +4276,7 @@ def reset_statistics(ctx, *statistics):
     return reset(ctx, stats.values())
 
 
-@command("reset_all_statistics")
+@command("reset_all_statistics", also="statistics:reset_all")
 def reset_all_statistics(ctx):
     """Reset all statistics to 0, except those that cannot be reset."""
     return reset(ctx, ctx.server.registry.stats["all"])
@@ -4111,8 +4302,10 @@ def uptime(ctx):
 @command("version", input=False, json=JsonForm(recipes=[(), ("revision",)], raw=("revision",)))
 def version(ctx):
     """Show the name and version of the server."""
-    machine = os.uname()
-    name = f"midatagram ({__version__} ({machine.machine}/{machine.sysname.lower()}))"
+    machine, own = os.uname(), ctx.server.setup.own
+    imitated = RELEASES[own["imitate"]].version
+    name = own["version_text"] or "{} ({} ({}/{}))".format("OpenSIPS" if imitated else "midatagram", imitated or __version__,
+                                                           machine.machine, machine.sysname.lower())
     revision = (Node("unknown", "unknown"),) if ctx.request.values else ()  # as 3.x built from no repository
     return Reply(nodes=(Node("Server", name), *revision), live=CONSTANT)
 
@@ -4131,12 +4324,17 @@ def command_line_arguments(ctx):
 
 @command("which", input=False, json=JsonForm(recipes=[(), ("command",)], listing=True))
 def which(ctx):
-    """List all commands; over JSON-RPC also the parameters of one command."""
+    """List all commands; over JSON-RPC also the parameters of one command, or the commands of a MODULE: of 4.0."""
+    registry = ctx.server.registry
+    names = list(registry.commands)
     for name in ctx.request.values:
-        if name not in ctx.server.registry.commands:
+        if name in registry.names:
+            return Reply(result=registry.names[name].recipes)
+        names = [command.full_name for command in registry.commands.values() if f"{name}".endswith(":")
+                 and command.full_name.startswith(name)]
+        if not names:
             raise Error(404, "unknown MI command")
-        return Reply(result=ctx.server.registry.commands[name].recipes)
-    return Reply(nodes=[Node(None, name) for name in ctx.server.registry.commands], live=CONSTANT)
+    return Reply(nodes=[Node(None, name) for name in names], live=CONSTANT)
 
 
 PROCESSES = JsonForm(plurals={"Process": ("Processes", "Process")})
@@ -4250,7 +4448,7 @@ def cache_space(ctx, system: str, failure: str) -> Iterator[str]:
     """The space of the store that a cache system means: `local`, or an id that cachedb_url names. Error for an unknown one,
     and where the store fails."""
     urls = ctx.server.registry.modules_by_name["cachedb_local"].settings["cachedb_url"]
-    collection = {"local": "default", **{f"local:{name}": collection for name, collection in urls}}.get(system)
+    collection = {"local": "default", **dict(urls)}.get(system)
     if collection is None:
         raise Error(500, failure)
     try:
@@ -4259,7 +4457,7 @@ def cache_space(ctx, system: str, failure: str) -> Iterator[str]:
         raise Error(500, failure) from None
 
 
-@command("cache_store", json=CACHE, expire=c_integer, bind=in_order(
+@command("cache_store", also="cache:store", json=CACHE, expire=c_integer, bind=in_order(
     [*CACHE_KEY, "Empty value argument", "Empty expires argument"], 3, "Too many parameters"))
 def cache_store(ctx, system, attr, value, expire=0):
     """Store a value in a cache system, for EXPIRE seconds (0: forever)."""
@@ -4268,7 +4466,7 @@ def cache_store(ctx, system, attr, value, expire=0):
     return Reply()
 
 
-@command("cache_fetch", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many arguments"))
+@command("cache_fetch", also="cache:fetch", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many arguments"))
 def cache_fetch(ctx, system, attr):
     """Fetch a value from a cache system."""
     with cache_space(ctx, system, "Cache fetch command failed") as space:
@@ -4279,7 +4477,7 @@ def cache_fetch(ctx, system, attr):
     return Reply(nodes=(Node("key", attr), Node("value", value)), live=unless_changed(peek, value))
 
 
-@command("cache_remove", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many parameters"))
+@command("cache_remove", also="cache:remove", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many parameters"))
 def cache_remove(ctx, system, attr):
     """Remove a value from a cache system."""
     with cache_space(ctx, system, "Cache remove command failed") as space:
@@ -4303,15 +4501,35 @@ LONG_GLOB = Error(400, f"Pattern longer than {GLOB_BYTES} bytes")
 CHUNK = JsonForm(errors={**INTERNAL, LONG_GLOB.reason: invalid_params(LONG_GLOB.reason)})
 
 
-@command("cache_remove_chunk", bind=bind_chunk, json=CHUNK)
+@command("cache_remove_chunk", also="cachedb_local:remove_chunk", bind=bind_chunk, json=CHUNK)
 def cache_remove_chunk(ctx, glob, collection="default"):
     """Remove the values whose keys match a pattern (in text requests COLLECTION comes before GLOB)."""
+    ctx.store.remove_fitting(chunk_space(ctx, glob, collection), glob)
+    return Reply()
+
+
+CHUNK_KEYS = CHUNK._replace(plurals={"key": ("keys", "name")})
+
+
+@command("cache_fetch_chunk", also="cachedb_local:fetch_chunk", json=CHUNK_KEYS)
+def cache_fetch_chunk(ctx, glob, collection="default"):
+    """Fetch the values whose keys match a pattern."""
+    nodes, size = [], 0
+    for key, value in ctx.store.fitting(chunk_space(ctx, glob, collection), glob):
+        nodes.append(Node("key", key, (("value", value),)))
+        size += len(key) + len(value)
+        if size > GIVE_UP:
+            raise TooLong(size)
+    return Reply(nodes=nodes)
+
+
+def chunk_space(ctx, glob: str, collection: str) -> str:
+    """The space of the store that a collection means; Error for an unknown one, and for a pattern that is too long."""
     if collection not in ctx.server.registry.modules_by_name["cachedb_local"].settings["cache_collections"]:
         raise Error(500, "Server Internal Error")
     if len(encode(glob)) > GLOB_BYTES:
         raise LONG_GLOB
-    ctx.store.remove_fitting(f"cache:{collection}", glob)
-    return Reply()
+    return f"cache:{collection}"
 
 
 @every(60, where="one")
@@ -4323,19 +4541,28 @@ def forget_expired(ctx):
 
 
 def collections_of(value) -> tuple:
-    """Converter: cachedb_local's `name[=size]; name...`; sizes are not needed here."""
-    names = tuple(item.partition("=")[0].strip() for item in string(value).split(";") if item.strip())
+    """Converter: cachedb_local's `name[/r][=size]; name...`; sizes are not needed here, and /r is for clusters."""
+    names = tuple(re.sub(r"\s*(/r\s*)?(=.*)?$", "", item).strip() for item in string(value).split(";") if item.strip())
     if not all(re.fullmatch(r"\w+", name) for name in names):
-        raise ValueError('takes names of collections: "default; c1; c2 = 9"')
+        raise ValueError('takes names of collections: "default; c1; c2 = 9; c3/r"')
     return ("default", *names)
 
 
 def cachedb_url(value) -> tuple:
-    """Converter: cachedb_local's `local:ID:///COLLECTION` to (ID, COLLECTION)."""
-    match = re.fullmatch(r"local:(\w+)://[^/]*/(\w*)", string(value))
+    """Converter: cachedb_local's `local[:ID]://[HOST][/COLLECTION]` to (name of the cache system, COLLECTION)."""
+    match = re.fullmatch(r"(local(?::[\w.-]+)?)://[^/]*(?:/(\w*))?", string(value))
     if not match:
-        raise ValueError('takes "local:ID:///COLLECTION"')
+        raise ValueError('takes "local://", "local:///COLLECTION" or "local:ID:///COLLECTION"')
     return match.group(1), match.group(2) or "default"
+
+
+def script_variable(value) -> tuple:
+    """Converter: a statistic of the module statistics, `[GROUP:]NAME[/no_reset]`, to (GROUP, NAME, whether it can be reset)."""
+    name, *flags = string(value).split("/")
+    group, _, name = name.strip().rpartition(":")
+    if not name or set(flags) - {"no_reset"}:
+        raise ValueError('takes "NAME", "NAME/no_reset" or "GROUP:NAME"')
+    return group or "dynamic", name, not flags
 
 
 def bind_subscription(request: Request) -> list:
@@ -4351,17 +4578,16 @@ def bind_subscription(request: Request) -> list:
 SUBSCRIPTION = JsonForm(errors={BAD_PARAMETER.reason: Error(400, "Bad parameter value"), **INTERNAL}, check=check_cache)
 
 
-@command("event_subscribe", bind=bind_subscription, json=SUBSCRIPTION, expire=c_integer)
+@command("event_subscribe", also="evi:subscribe", bind=bind_subscription, json=SUBSCRIPTION, expire=c_integer)
 def event_subscribe(ctx, event, socket, expire=3600):
-    """Subscribe SOCKET, udp:HOST:PORT or unix:PATH, to an event for EXPIRE seconds (0: forever; over JSON-RPC:
-    unsubscribe)."""
+    """Subscribe SOCKET, udp:HOST:PORT or unix:PATH, to an event for EXPIRE seconds; 0 ends the subscription."""
     if event not in ctx.server.registry.events:
         raise BAD_PARAMETER
     endpoint, _ = ctx.caller or (None, None)
     try:
         family, target = event_target(socket, endpoint is None or endpoint.unix)
     except (OSError, ValueError):
-        raise BAD_PARAMETER from None
+        raise Error(400, f"Bad parameter, write {right_form(socket)}") if right_form(socket) else BAD_PARAMETER from None
     if not may_have_events(ctx, family, target):
         endpoint, client = ctx.caller
         ctx.server.count("forbidden")
@@ -4370,7 +4596,7 @@ def event_subscribe(ctx, event, socket, expire=3600):
     dialect = ctx.request.dialect
     ctx.server.events.subscribe({
         "event": event, "socket": socket, "expire": expire, "since": time.monotonic(), "dialect": dialect, "family": family,
-        "target": target, "ended": expire == 0 and dialect == "jsonrpc",
+        "target": target, "ended": expire == 0,
         "by": "" if endpoint is None or endpoint.unix else target[0]})
     return Reply()
 
@@ -4409,11 +4635,12 @@ def bind_event(request: Request) -> list:
     return [arguments[0][1], {name or f"param{number}": value or "" for number, (name, value) in enumerate(arguments[1:], 1)}]
 
 
-@command("raise_event", bind=bind_event, json=JsonForm(raw=("params",), errors=INTERNAL))
+@command("raise_event", also="evi:raise", bind=bind_event, json=JsonForm(raw=("params",), errors=INTERNAL))
 def raise_event(ctx, event, params=()):
     """Send an event with its attributes to its subscribers."""
     if event not in ctx.server.registry.events:
         raise Error(404, "Event not registered")
+    ctx.server.events.forget_ended(event)
     if not ctx.server.events.subscribers(event):
         raise Error(480, "Temporarily Unavailable")
     if ctx.request.dialect == "jsonrpc":
@@ -4422,19 +4649,27 @@ def raise_event(ctx, event, params=()):
     return Reply()
 
 
-@command("events_list", input=False, json=JsonForm(plurals={"Event": ("Events", "name")}))
+@command("events_list", also="evi:list", input=False, json=JsonForm(plurals={"Event": ("Events", "name")}))
 def events_list(ctx):
     """List all events."""
     events = ctx.server.registry.events
     return Reply(nodes=[Node("Event", name, (("id", number),)) for name, number in events.items()], live=CONSTANT)
 
 
-@command("subscribers_list", json=JsonForm(errors=INTERNAL))
+def bind_subscribers(request: Request) -> list:
+    """EVENT and SOCKET of a text request; how many there are is checked after the event."""
+    values: list = [value or "" for value in request.values]
+    return values if len(values) < 3 else [values[0], WRONG_COUNT]
+
+
+@command("subscribers_list", also="evi:subscribers", bind=bind_subscribers, json=JsonForm(errors=INTERNAL))
 def subscribers_list(ctx, event=None, socket=None):
     """List the subscribers of all events, of one EVENT, or one SOCKET of it."""
     events, server = ctx.server.registry.events, ctx.server
     if event is not None and event not in events:
         raise Error(404, "Event not published")
+    if socket is WRONG_COUNT:
+        raise WRONG_COUNT
     nodes, members = [], []
     for name in events if event is None else [event]:
         rows = [row for row in server.events.subscribers(name, ended=True) if socket in (None, row["socket"])]
@@ -4450,13 +4685,13 @@ def subscribers_list(ctx, event=None, socket=None):
 
 
 def time_left(row: dict):
-    """How long a subscription lasts, as 3.x shows it: seconds, `expired`, or `never` for one that does not end."""
-    if not row["expire"]:
-        return "expired" if row["ended"] else "never"
+    """How long a subscription lasts, as 3.x shows it: seconds, or `expired`."""
+    if row["ended"]:
+        return "expired"
     return max(0, round(row["since"] + row["expire"] - time.monotonic()))
 
 
-@command("list_tcp_conns", input=False, json=JsonForm(plurals={"Connection": ("Connections", "ID")}))
+@command("list_tcp_conns", also="tcp:list", input=False, json=JsonForm(plurals={"Connection": ("Connections", "ID")}))
 def list_tcp_conns(ctx):
     """List TCP connections; always empty."""
     return Reply(live=CONSTANT)
@@ -4475,15 +4710,16 @@ def show_help(ctx, mi_cmd=""):
     """Show what a command does and which module exports it."""
     if not mi_cmd:
         return Reply(nodes=(Node("Usage", USAGE),), live=CONSTANT, result=f"Usage: {USAGE}")
-    command = ctx.server.registry.commands.get(mi_cmd)
+    command = ctx.server.registry.names.get(mi_cmd)
     if command is None:
         raise Error(404, "unknown MI command")
     text = " ".join(command.help.split())
+    module = command.full_name.partition(":")[0] if RELEASES[ctx.server.setup.own["imitate"]].full_names else command.module.name
     return Reply(nodes=(Node("Help", f"{command.signature_line()} - {text}" if text else "not available for this command"),
-                        Node("Exported by", command.module.name)), live=CONSTANT)
+                        Node("Exported by", module)), live=CONSTANT)
 
 
-@command("list_blacklists", input=False, json=JsonForm(plurals={"List": ("Lists", "name")}))
+@command("list_blacklists", also="blacklists:list", input=False, json=JsonForm(plurals={"List": ("Lists", "name")}))
 def list_blacklists(ctx):
     """List blacklists; always empty."""
     return Reply(live=CONSTANT)
@@ -4542,13 +4778,22 @@ def core_stats(processes: Processes, started_s: float, children: int) -> list[St
     return [*shmem, uptime, *load, *pkmem]
 
 
+def buffer_size(value) -> int:
+    """Converter: socket_buf_size, LIMIT for what is not above 0, as 4.0 does."""
+    size = integer()(value)
+    return size if size > 0 else LIMIT
+
+
 MI_DATAGRAM_PARAMS = [
-    Param("socket_name", None, address, "socket to serve: a UNIX path, or udp:HOST:PORT", advice=odd_scheme),
+    Param("socket_name", None, functools.partial(address, strict=False), "socket to serve: a UNIX path, or udp:HOST:PORT",
+          advice=odd_scheme),
     Param("children_count", 1, integer(1, 128), "number of child processes that serve the socket"),
     Param("unix_socket_mode", 0o660, file_mode, "permissions of the UNIX socket, octal", advice=decimal_mode),
     Param("unix_socket_group", None, account, "group that owns the UNIX socket, by name or number"),
     Param("unix_socket_user", None, account, "user who owns the UNIX socket, by name (sets the group too) or number"),
     Param("socket_timeout", 2000, integer(0, 3600000), "how long to retry a reply, ms"),
+    Param("socket_buf_size", LIMIT, buffer_size, "limit of requests and of replies, bytes",
+          advice=lambda value: None if integer()(value) > 0 else f"socket_buf_size is to be above 0; it is {LIMIT}"),
     Param("pretty_printing", False, boolean, "write JSON-RPC replies over several lines"),
     Param("reply_indent", "\t", string, "indentation per level"),
     Param("trace_destination", (), names_or_none, "tracing destinations, comma-separated"),
@@ -4585,6 +4830,8 @@ MI_DATAGRAM_EVENTS = [
 MIDATAGRAM_PARAMS = [
     Param("listen", (), listener, "additional socket: ADDRESS[;mode=0660][;user=NAME][;group=NAME]", repeat=True),
     Param("dialect", "auto", one_of("auto", "text", "jsonrpc"), "auto (by the first byte of each request), text or jsonrpc"),
+    Param("imitate", "midatagram", one_of(*RELEASES), "release of OpenSIPS to look like: midatagram (none), 2.4, 3.4 or 4.0"),
+    Param("version_text", None, string, "what version shows, instead of what imitate says"),
     Param("pool_size", 1000, integer(1, 100000), "maximum number of requests in progress, per child"),
     Param("handler_timeout", 10000, integer(1, 86400000), "maximum run time of a command, ms"),
     Param("stall_timeout", 10000, integer(100, 86400000), "how long a child may block its event loop before it is replaced, ms"),
@@ -4605,20 +4852,28 @@ MIDATAGRAM_PARAMS = [
 ]
 
 
+NO_EFFECT = "accepted without effect"
+CACHEDB_NUMBERS = [Param(name, 0, integer(), NO_EFFECT) for name in (
+    "cache_table_size", "cache_clean_period", "cluster_id", "enable_restart_persistency", "exec_threshold")]
+
+
 def built_in_modules() -> list[Module]:
     """The modules that are always there, in the order in which OpenSIPS registers their commands."""
     def module(name: str, *functions: Callable, **rows: list) -> Module:
         return Module(name, {**{function.__name__: function for function in functions}, **rows}, __file__)
 
     return [
-        module("statistics", get_statistics, list_statistics, reset_statistics, reset_all_statistics),
+        module("statistics", get_statistics, list_statistics, reset_statistics, reset_all_statistics, PARAMS=[
+            Param("variable", (), script_variable, "a statistic of scripts, which stays 0: [GROUP:]NAME[/no_reset]", repeat=True),
+            Param("stat_groups", None, string, NO_EFFECT), Param("stat_series_profile", None, string, NO_EFFECT)]),
         module("core", uptime, version, working_directory, command_line_arguments, which, list_processes, kill, log_level,
                xlog_level, cache_store, cache_fetch, cache_remove, event_subscribe, events_list, subscribers_list,
                raise_event, list_tcp_conns, show_help),
         module("blacklists", list_blacklists),
-        module("cachedb_local", cache_remove_chunk, forget_expired, PARAMS=[
+        module("cachedb_local", cache_remove_chunk, cache_fetch_chunk, forget_expired, PARAMS=[
             Param("cache_collections", ("default",), collections_of, "names of collections, semicolon-separated"),
-            Param("cachedb_url", (), cachedb_url, "additional cache system: local:ID:///COLLECTION", repeat=True)]),
+            Param("cachedb_url", (), cachedb_url, "cache system, and its collection: local:ID:///COLLECTION; without ID: local",
+                  repeat=True), *CACHEDB_NUMBERS, Param("cluster_persistency", None, string, NO_EFFECT)]),
         module("mi_datagram", PARAMS=MI_DATAGRAM_PARAMS, STATS=MI_DATAGRAM_STATS, EVENTS=MI_DATAGRAM_EVENTS),
         module("midatagram", PARAMS=MIDATAGRAM_PARAMS),
     ]
@@ -5136,7 +5391,8 @@ class Child:
             served = server.counted[server.core["requests"]]  # by others that had this row
             self.last_request = served + max(1, round(own["max_requests"] * random.uniform(0.9, 1.1)))
         self.tracers = [trace() for trace in self.setup.destinations.values()]
-        self.untraced = {name for name in server.registry.commands if not self.setup.mi["trace_bwlist"].allows(name)}
+        traced = self.setup.mi["trace_bwlist"]
+        self.untraced = {name for name, command in server.registry.names.items() if not traced.allows(command.name)}
         self.traces: list[Trace] = []  # until settle()
         self.is_tracing = self.debugging = False  # whether requests are traced or logged; and whether they are logged
 
@@ -5215,7 +5471,7 @@ class Child:
         receive, known, cached_of = endpoint.receive, self.screen.known, self.answers.cache.young.get
         deliver, counted, busy, now = self.outbox.deliver_of(endpoint), self.server.counted, self.busy, time.monotonic
         requests, received = self.server.core["requests"], self.server.core["bytes_received"]
-        size, flags = LIMIT + 1, socket.MSG_TRUNC  # so a cut datagram comes with its full length
+        size, flags = self.setup.most + 1, socket.MSG_TRUNC  # so a cut datagram comes with its full length
 
         def burst(worker: Any) -> None:
             started_s = self.turn_s = now()
@@ -5377,7 +5633,8 @@ def answers_of(server: Server, access: Access, **callbacks: Any) -> Answers:
     """What answers for a server, in its dialects."""
     setup = server.setup
     return Answers(server.registry, log, setup.own["dialect"], setup.mi["reply_indent"], setup.mi["pretty_printing"],
-                   access.restricted, access.allows, functools.partial(server.count, "errors"), spaces=server.store, **callbacks)
+                   setup.most, access.restricted, access.allows, functools.partial(server.count, "errors"),
+                   spaces=server.store, **callbacks)
 
 
 ###############################################################################
@@ -6255,14 +6512,30 @@ def load_packages() -> None:
         importlib.import_module("setproctitle")
 
 
+def log_file_notes(path: str | None) -> Iterator[tuple[int, str]]:
+    """What -c says of a log file that cannot be opened; it does not make one."""
+    place = path if path and os.path.exists(path) else os.path.dirname(path or "") or "."
+    if path and (os.path.isdir(path) or not os.access(place, os.W_OK)):
+        yield logging.ERROR, f"log_file {path} cannot be opened for writing"
+
+
 def log_notes(setup: Setup) -> None:
     """Log what the loader had to say."""
     for level, text in setup.notes:
         log.log(level, "%s", text)
 
 
+@functools.lru_cache(1)
+def standard_input() -> str:
+    """What standard input holds; a reload gets the same."""
+    return decode(sys.stdin.buffer.read())
+
+
 def read_file(path: str) -> str | None:
-    """The text of a configuration file, None if there is none; ConfigError if it cannot be read or trusted."""
+    """The text of a configuration file, `-` for standard input, None if there is none; ConfigError if it cannot be read or
+    trusted."""
+    if path == "-":
+        return standard_input()
     try:
         with open(path, "rb") as file:
             if os.geteuid() == 0 and is_everyones(file.fileno(), os.path.dirname(path) or "."):
@@ -6303,6 +6576,8 @@ def directives_of(options) -> list[Directive]:
                       for folder in folders for name in sorted(os.listdir(folder))
                       if name.endswith(SUFFIXES) and name[0] not in "_."]
     if options.socket:
+        if right := right_form(options.socket):
+            raise ConfigError("-s", 0, f"a UDP socket is written udp:HOST:PORT, a path ./{options.socket}: {right}")
         directives.append(Directive("modparam", ("mi_datagram", "socket_name", options.socket), "-s", 0))
     return directives
 
@@ -6326,7 +6601,8 @@ def server_parser() -> argparse.ArgumentParser:
                "Exit status: 0 stopped, 1 crash, 2 usage, 3 not running, 69 address in use, 73 cannot create, "
                "75 already running, 77 permission, 78 configuration.")
     option = parser.add_argument
-    option("-f", dest="file", metavar="FILE", help="configuration (midatagram.conf beside the script, else /etc/midatagram/)")
+    option("-f", dest="file", metavar="FILE", help="configuration, - is standard input (midatagram.conf beside the script, "
+           "else /etc/midatagram/)")
     option("-s", dest="socket", metavar="SOCKET", help="serve this socket: a UNIX path or udp:HOST:PORT; needs no -f")
     option("-p", dest="plugins", metavar="DIR", action="append", default=[],
            help="a folder of plug-ins, searched before others; without -f all its plug-ins are loaded")
@@ -6558,6 +6834,8 @@ def serve(options) -> int:
             return EXIT_OK
     if options.background:
         close_inherited()
+    if options.file == "-":
+        standard_input()  # once, whatever process loads the configuration
     load_packages()
     given = given_sockets()
     original("signal", "signal")(signal.SIGCHLD, signal.SIG_DFL)  # who started us may ignore it
@@ -6610,11 +6888,13 @@ def start(options, starter: int, given: dict) -> int:
 
 def report(setup: Setup) -> int:
     """Print what a check says of a configuration that could be loaded; returns the exit status."""
+    setup.notes.extend(log_file_notes(setup.own["log_file"]))
     for level, text in setup.notes:
         print(f"{logging.getLevelName(level)}: {text}")
-    warned = any(level >= logging.WARNING for level, _ in setup.notes)
-    print(f"{setup.path}: OK{', with the warnings above' if warned else ''}")
-    return EXIT_OK
+    worst = max([level for level, _ in setup.notes], default=0)
+    print(f"{setup.path}: {'see the errors above' if worst >= logging.ERROR else 'OK'}"
+          + (", with the warnings above" if worst == logging.WARNING else ""))
+    return EXIT_CONFIG if worst >= logging.ERROR else EXIT_OK
 
 
 def open_standard_streams() -> None:

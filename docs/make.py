@@ -24,10 +24,25 @@ fragments: mappings; load: per cent of a CPU).
 Events: `E_MI_CHILD_DIED`, `E_MI_RELOAD`, `E_MI_STOP`, and what plug-ins declare."""
 NOTES = {  # module -> what stands behind its parameters
     "mi_datagram": """\
-`socket_name` is UDP if it starts with `udp:` in lower case; IPv6 with or without brackets; the last line wins. 600 is not
-0600: a mode in decimal gets a warning.""",
+`socket_name` is UDP if it starts with `udp:` in lower case; IPv6 with or without brackets, `udp:*:PORT` for all addresses; the
+last line wins. 600 is not 0600: a mode in decimal gets a warning. A request or reply has no more than 65507 bytes where a socket
+is UDP, whatever `socket_buf_size` says, else 261828.""",
+    "statistics": """\
+There is no script that could change a variable: `get_statistics calls` answers `dynamic:calls:: 0`.""",
     "midatagram": """\
-Logging as in opensips.cfg: `log_level` (3), `log_stderror` or `stderror_enabled`, `log_facility`. In the foreground the log
+What `imitate` changes; `dialect` and all else stay as they are set:
+
+| `imitate` | `version` shows | `which` lists | a short name of 4.0 (`list`) | defaults |
+|---|---|---|---|---|
+%s
+Whatever it is, a command is known by its name of 2.x and 3.x and by its full name of 4.0 (`cache_store`, `cache:store`), and
+`disable`, `allow_command` and `trace_bwlist` hold for it under all its names.
+
+A configuration may be a whole opensips.cfg of any release; `-f -` reads it from standard input. The folders of all `mpath` lines
+are searched for plug-ins, and the list of names in `plugins/opensips.names` tells OpenSIPS' own modules from mistakes.
+
+Logging as in opensips.cfg: `log_level` (3), `log_stderror` or `stderror_enabled`, `log_facility` or `syslog_facility`, and what
+`stderror_level_filter` and `syslog_level_filter` let through of it. In the foreground the log
 goes to stderr (with the journal's priorities under systemd), in the background to syslog, or, where there is none, to stderr
 until all children serve: `-D` lets go of stderr then, and `log_file` is what keeps the log. Where it goes is set at the start;
 a reload changes its level only.
@@ -50,11 +65,25 @@ and values, since the pages of a database are seldom full. When they are full, o
 not for cached values, so that a full cache refuses no subscriptions. Events are sent as far as subscribers have room for
 them; those that they have not are counted (`events_lost`), and nobody waits.""",
 }
+
+
+def releases():
+    """A row for each value of `imitate`."""
+    for name, release in mi.RELEASES.items():
+        version = f"`OpenSIPS ({release.version} (x86_64/linux))`" if release.version else "`midatagram (...)`"
+        defaults = ", ".join(f"`{module}:{param}` {value}" for (module, param), value in release.defaults.items())
+        new = "`cache:store`", "known, or `-32001` if several have it"
+        listed, short = new if release.full_names else ("`cache_store`", "unknown")
+        yield f"| `{name}` | {version} | {listed} | {short} | {defaults or 'as ever'} |\n"
+
+
+NOTES["midatagram"] %= "".join(releases())
 SHOWN = {"unix_socket_mode": "0660", "reply_indent": "TAB"}
 MODULES = {  # name -> what stands before its parameters
     "mi_datagram": "The parameters of OpenSIPS' own module, and `pretty_printing` of 3.x.",
     "midatagram": "Parameters OpenSIPS lacks.",
     "cachedb_local": "The cache of the core.",
+    "statistics": "The parameters of OpenSIPS' own module.",
 }
 
 
@@ -113,11 +142,11 @@ def commands():
     yield ("An argument in brackets may be left out; `...` stands for any number.\n\n" + COMMAND_NOTES + "\n")
     for module in modules():
         if module.commands:
-            yield f"\n## {module.name}\n\n| command | what it does | JSON-RPC parameters |\n|---|---|---|\n"
+            yield f"\n## {module.name}\n\n| command | what it does | JSON-RPC parameters | in 4.0 |\n|---|---|---|---|\n"
             for command in module.commands:
                 recipes = "; ".join(", ".join(recipe) or "none" for recipe in command.recipes)
                 help = cell(" ".join(command.help.split()))
-                yield f"| `{cell(command.signature_line())}` | {help} | {recipes} |\n"
+                yield f"| `{cell(command.signature_line())}` | {help} | {recipes} | `{command.full_name}` |\n"
 
 
 FILES = {"configuration.md": configuration, "commands.md": commands}

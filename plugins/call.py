@@ -323,8 +323,6 @@ def main(argv: list[str]) -> int:
     options = call_parser().parse_intermixed_args(argv[:at])
     words = [word for word in (options.command, *options.arguments) if word is not None] + argv[at:]
     place = place_of(options)
-    if place.port is None and re.fullmatch(r"[^/]+:[0-9]+", place.host) and not os.path.exists(place.host):
-        raise mi.StartError(mi.EXIT_USAGE, f"there is no {place}; a UDP socket is written udp:{place}")
     client = Client(place, options.timeout, options.json, options.quiet)
     try:
         if words in ([], ["--"]):

@@ -7,7 +7,7 @@ command differs from a Python one in nothing.
 import pathlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import configobj
@@ -21,7 +21,7 @@ except ImportError:  # before configobj 5.0.9
 
 CANNED_KEYS = """
 arguments = force_list(default=None)
-code = integer(min=0, max=4294967295, default=200)
+code = integer(min=100, max=999, default=200)
 reason = string(default="OK")
 reply = string(default="")
 json = string(default="")
@@ -55,7 +55,30 @@ def read_file(path: str) -> mi.Module:
         raise mi.ConfigError(path, error.line_number or 0, f"{what}{form}") from None
     check_canned(content, path, text)
     commands = {name: canned_command(content[name], path, text) for name in content.sections}
-    return mi.Module(pathlib.Path(path).stem, commands, path)
+    module = mi.Module(pathlib.Path(path).stem, commands, path)
+    module.notes = [note for name in content.sections for note in doubts(content[name], text)]
+    return module
+
+
+def doubts(section: Any, text: str) -> Iterator[tuple[int, str]]:
+    """What will not work as it is meant: (line, text). Blanks that indent, and cases that an earlier one leaves nothing."""
+    cases = cases_of(section)
+    for case in cases:
+        for line in case["reply"].split("\n"):
+            if re.match("\t* +[^ ]", line):
+                yield (mi.line_of(text, line) or mi.line_of(text, "reply"),
+                       f"{case.name}: a line of the reply is indented with blanks; each level takes one TAB")
+    for nth, late in enumerate(cases):
+        if any(case["arguments"] in (None, late["arguments"]) for case in cases[:nth]):
+            line = mi.line_of(text, f"[[{late.name}") or mi.line_of(text, f"[{late.name}]")
+            yield line, f"{late.name} is never reached: an earlier case fits all that it fits"
+
+
+def cases_of(section: Any) -> list:
+    """The sections of a command's cases; its own keys, if it has any or no cases, are the last one."""
+    cases = [section[name] for name in section.sections]
+    own = set(section.scalars) - set(section.defaults) - {"help"}
+    return cases if cases and not own else [*cases, section]
 
 
 def check_canned(content: Any, path: str, text: str) -> None:
@@ -72,9 +95,7 @@ def check_canned(content: Any, path: str, text: str) -> None:
 
 def canned_command(section: Any, path: str, text: str) -> Callable:
     """The handler of a command: the first case whose patterns fit answers. ConfigError."""
-    cases = [canned_case(section[name], path, text) for name in section.sections]
-    if not cases or set(section.scalars) - set(section.defaults) - {"help"}:  # the command's own keys, after its cases
-        cases.append(canned_case(section, path, text))
+    cases = [canned_case(case, path, text) for case in cases_of(section)]
 
     def answer(ctx, *arguments):
         case = next((case for case in cases if case.fits(arguments)), None)
@@ -88,6 +109,7 @@ def canned_command(section: Any, path: str, text: str) -> Callable:
     function: Any = mi.command(section.name, help=section["help"], pure=not any(case.delay_ms for case in cases),
                        json=mi.JsonForm(nameless=True))(answer)
     function.mi_line = mi.line_of(text, f"[{section.name}]")
+    function.mi_delay_ms = max(case.delay_ms for case in cases)
     return function
 
 

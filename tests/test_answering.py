@@ -398,7 +398,7 @@ BY_NAME, BAD_REST = '{"number":5,"optional":"a","rest":%s}', "Bad type for param
     ("later", "[]", '"result":"OK"'), ("later", '["Error"]', failed(480, "Not now")),
     ("later", '["Failed"]', NULL), ("later", '["x"]', NULL), ("exits", "[]", NULL), ("nothing_live", "[]", NULL),
     ("blind", "[]", '"result":{"arguments":0}'), ("blind", '["a"]', bad_params("Too few or too many parameters")),
-    ("nosuch", "[]", failed(-32601, "Method not found")), ("", "[]", failed(-32600, "Invalid Request")),
+    ("nosuch", "[]", failed(-32601, "Method not found")), ("", "[]", failed(-32601, "Method not found")),
     ("same", "5", failed(-32600, "Invalid Request")), ("same", "null", failed(-32600, "Invalid Request")),
 ])
 def test_answers_to_json(answer, method, params, outcome):

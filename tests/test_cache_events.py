@@ -176,7 +176,7 @@ def test_events_of_the_server_itself(start, listener):
     sock, place = listener
     server = start()
     for event in ("E_MI_CHILD_DIED", "E_MI_RELOAD", "E_MI_STOP"):
-        assert server.ask(text("event_subscribe", event, place, "0")) == b"200 OK\n\n"
+        assert server.ask(text("event_subscribe", event, place, "3600")) == b"200 OK\n\n"
     victim = server.children()[0]
     os.kill(victim, signal.SIGKILL)
     assert sock.recv(999) == f"E_MI_CHILD_DIED\npid::{victim}\nreason::signal SIGKILL\n\n".encode()

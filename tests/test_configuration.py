@@ -1,7 +1,14 @@
 """opensips.cfg as it is written: tokens, directives, and what a mistake is told."""
 
+import logging
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
 import pytest
-from conftest import run
+from conftest import PLUGINS, ROOT, START_S, STOP_S, free_port, needs_root, run, wait_for
 
 import midatagram as mi
 
@@ -185,3 +192,332 @@ def test_a_rule_for_an_unknown_command_is_named_by_its_line(tmp_path):
                     + "\n".join(f'modparam("midatagram", "allow_command", "{rule}")' for rule in rules))
     done = run("-c", "-f", path)
     assert done.returncode == 78 and done.stderr.startswith(f'midatagram: {path}:3: allow_command names the command "kil"')
+
+
+# A whole opensips.cfg, really.
+
+
+def trial(lines, *folders):
+    """What a configuration is: the notes of the start as text, and its Setup."""
+    with mi.Trial(lines, *folders) as it:
+        notes = [f"{logging.getLevelName(level)} {text}" for level, text in it.server.setup.notes]
+        return [note for note in notes if not note.startswith("INFO")], it
+
+
+def known_parameters():
+    """Each parameter that a release gives to a module we stand for: module, parameter, kind."""
+    lines = (pathlib.Path(__file__).parent / "data" / "modparams.tsv").read_text().splitlines()
+    return [line.split("\t") for line in lines if not line.startswith("#")]
+
+
+VALUES = {"cachedb_url": '"local://"', "trace_bwlist": '"b: ps"', "socket_name": '"/run/x.sock"', "variable": '"calls"',
+          "unix_socket_user": '"root"', "unix_socket_group": '"root"', "hep_id": '"[x]127.0.0.1:9060"', "trace_destination": '""',
+          "unix_socket_mode": "0600", "compressed_payload": "0"}
+
+
+@pytest.mark.parametrize("module, name, kind", known_parameters())
+def test_every_parameter_of_every_release_is_accepted(module, name, kind):
+    value = VALUES.get(name, '"default"' if kind == "string" else "1")
+    notes, _ = trial(f'loadmodule "{module}.so"\nmodparam("{module}", "{name}", {value})\n')
+    assert [note for note in notes if "drops that" not in note] == []
+    documented = (ROOT / "docs" / "configuration.md").read_text().partition(f"\n## {module}\n")[2].partition("\n## ")[0]
+    assert f"| `{name}` |" in documented
+
+
+MANUAL = '''
+modparam("mi_datagram", "socket_name", "{path}")
+modparam("mi_datagram", "children_count", 3)
+modparam("mi_datagram", "unix_socket_mode", 0600)
+modparam("mi_datagram", "unix_socket_group", 0)
+modparam("mi_datagram", "unix_socket_group", "root")
+modparam("mi_datagram", "unix_socket_user", 0)
+modparam("mi_datagram", "unix_socket_user", "root")
+modparam("mi_datagram", "socket_timeout", 2000)
+modparam("mi_datagram", "reply_indent", "    ")
+modparam("mi_datagram", "pretty_printing", 1)
+modparam("mi_datagram", "socket_buf_size", 8192)
+modparam("mi_datagram", "trace_bwlist", "b: ps, which")
+modparam("mi_datagram", "trace_bwlist", "w: sip_trace")
+modparam("proto_hep", "trace_destination", "[hep_dest]10.0.0.2;transport=tcp;version=3")
+modparam("mi_datagram", "trace_destination", "hep_dest")
+'''.strip().splitlines()
+
+
+@pytest.mark.parametrize("line", [*MANUAL, 'modparam("mi_datagram", "socket_name", "udp:127.0.0.1:{port}")', "\n".join(MANUAL)])
+def test_the_manuals_own_lines(start, tmp_path, line):
+    needs_root()
+    line = line.replace("{path}", str(tmp_path / "mi.sock")).replace("{port}", str(free_port()))
+    if '"trace_destination"' in line and "[hep_dest]" not in line:
+        line = MANUAL[-2] + "\n" + line
+    place = re.search(r'"(udp:[^"]+)"', line)
+    place = place[1] if place else str(tmp_path / "mi.sock") if "socket_name" in line else None
+    server = start('loadmodule "proto_hep.so"\n' + line, place=place)
+    assert server.ask(b":which:\n").startswith(b"200 OK\n")
+    assert server.log.count("WARNING") == ("sip_trace" in line) and "ERROR" not in server.log
+
+
+@pytest.mark.parametrize("line, wanted", [
+    ('modparam("mi_datagram", "trace_bwlist", "w: %s")', 'WARNING trial:1: trace_bwlist names the command "%s"'),
+    ('modparam("midatagram", "disable", "%s")', 'WARNING trial:1: disable names the command "%s"'),
+    ('modparam("midatagram", "allow_command", "%s: 127.0.0.1")', 'WARNING trial:1: allow_command names the command "%s"'),
+])
+@pytest.mark.parametrize("name", ["sip_trace", "ul_dump", "usrloc:dump", "nh_enable_ping", "mem_shm_dump", "dlg_list"])
+def test_a_command_of_opensips_that_no_plugin_has(line, wanted, name):
+    notes, _ = trial(line % name)
+    assert notes == [f"{wanted % name}; no plug-in here has it"]
+    with pytest.raises(mi.ConfigError, match=f'names the command "{name}x", which does not exist'):
+        trial(line % f"{name}x")
+
+
+def test_without_the_list_of_names_a_copied_script_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(mi, "NAMES_FILE", str(tmp_path / "none"))
+    notes, _ = trial('loadmodule "tm.so"\nloadmodule "mi_datagrm.so"\n'
+                     'modparam("mi_datagram", "trace_bwlist", "w: sip_trace, psx")')
+    assert [note.partition(", passed over")[0] for note in notes] == [
+        "WARNING trial:2: module mi_datagrm has no plug-in here",
+        'WARNING trial:3: trace_bwlist names the command "sip_trace"; no plug-in here has it',
+        'WARNING trial:3: trace_bwlist names the command "psx"; no plug-in here has it']
+
+
+@pytest.mark.parametrize("url, system", [
+    ("local://", "local"), ("local:///c1", "local"), ("local:two:///c1", "local:two"), ("local:two://", "local:two"),
+    ("local:g-1.x://host/c1", "local:g-1.x")])
+def test_cachedb_url_in_all_its_forms(url, system):
+    with mi.Trial('modparam("cachedb_local", "cache_collections", "c1/r; c2/r = 5")\n'
+                  f'modparam("cachedb_local", "cachedb_url", "{url}")') as it:
+        assert it.ask(b":cache_store:\n%s\nk\nv\n" % system.encode()) == b"200 OK\n\n"
+        collection = b"c1" if url.endswith("c1") else b"default"
+        for name in (b"default", b"c1", b"c2"):
+            assert (b"k value=v" in it.ask(b":cache_fetch_chunk:\nk\n%s\n" % name)) == (name == collection)
+
+
+def test_variables_of_the_module_statistics():
+    with mi.Trial('loadmodule "statistics.so"\nmodparam("statistics", "variable", "calls/no_reset")\n'
+                  + 'modparam("statistics", "variable", "register_counter")\n' * 2 +
+                  'modparam("statistics", "stat_groups", "packet, method")\nmodparam("statistics", "variable", "packet:udp")\n'
+                  'modparam("statistics", "stat_series_profile", "x: algorithm=avg")') as it:
+        assert it.ask(b":get_statistics:\ncalls\n") == b"200 OK\ndynamic:calls:: 0\n\n"
+        assert it.ask(b":get_statistics:\ndynamic:\npacket:\n") == \
+            b"200 OK\ndynamic:calls:: 0\ndynamic:register_counter:: 0\npacket:udp:: 0\n\n"
+        assert it.ask(b":list_statistics:\ndynamic:\n") == \
+            b"200 OK\ndynamic:calls:: non-incremental\ndynamic:register_counter:: incremental\n\n"
+        assert it.ask(b":reset_statistics:\nregister_counter\n") == b"200 OK\n\n"
+
+
+@pytest.mark.parametrize("size", [1000, 200000])
+def test_socket_buf_size_limits_requests_and_replies(start, size):
+    server = start(f'loadmodule "mi_echo.so"\nmodparam("mi_datagram", "socket_buf_size", {size})\n', "-p", str(PLUGINS))
+    head = b":count:\n"
+    client = server.client()
+    for _ in range(3):
+        assert b"value_bytes:: %d\n" % (size - len(head)) in client.ask(head + b"x" * (size - len(head)))
+        assert client.ask(head + b"x" * (size + 1 - len(head))) == b"400 request of %d bytes exceeds %d\n" % (size + 1, size)
+        assert len(client.ask(b":big:\n%d\n" % (size - 9))) == size
+        assert client.ask(b":big:\n%d\n" % (size - 8)) == b"500 reply of %d bytes exceeds %d\n" % (size + 1, size)
+        assert len(client.ask(b'{"jsonrpc":"2.0","method":"big","params":["%d"],"id":""}' % (size - 40))) > size - 40
+        assert client.ask(b'{"jsonrpc":"2.0","method":"big","params":["%d"],"id":""}' % size) == b"500 Internal error"
+
+
+@pytest.mark.parametrize("size", ["0", "-5"])
+def test_a_socket_buf_size_that_is_none(size):
+    notes, it = trial(f'modparam("mi_datagram", "socket_buf_size", {size})')
+    assert notes == ["WARNING trial:1: socket_buf_size is to be above 0; it is 65457"] and it.server.setup.most == 65457
+
+
+def test_what_udp_cannot_carry_is_no_limit(start):
+    server = start('modparam("mi_datagram", "socket_buf_size", 200000)\nloadmodule "mi_echo.so"', "-p", str(PLUGINS),
+                   place=f"udp:127.0.0.1:{free_port()}")
+    assert server.ask(b":big:\n70000\n") == b"500 reply of 70009 bytes exceeds 65507\n"
+
+
+def test_patterns_match_modules_loaded_so_far(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.py").write_text('import midatagram as mi\nPARAMS = [mi.Param("children_count", 0, mi.integer())]\n')
+    notes, it = trial('loadmodule "one.so"\nmodparam(".*", "children_count", 2)\nloadmodule "two.so"', str(tmp_path))
+    modules = it.server.registry.modules_by_name
+    assert notes == []
+    assert [modules[name].settings["children_count"] for name in ("mi_datagram", "one", "two")] == [2, 2, 0]
+    with pytest.raises(mi.ConfigError, match='"children_count" not found in module cachedb_local'):
+        trial('loadmodule "cachedb_local.so"\nmodparam("mi_.*|cache.*", "children_count", 2)')
+    assert trial('modparam("MI_Datagram", "children_count", 2)\nmodparam("cachedb_local", "cache_table_size", 9)')[0] == []
+
+
+@pytest.mark.parametrize("text, values", [
+    ('modparam("m", "p", "SELECT *"\n  " FROM t"\n  \' WHERE 1\')', ("m", "p", "SELECT * FROM t WHERE 1")),
+    ('mpath="/a/":"/b/" : "/c"', ("/a/", "/b/", "/c")), ("syslog_facility=LOG_LOCAL3", ("LOG_LOCAL3",)),
+    ("stderror_level_filter=-1", (-1,)), ("syslog_level_filter=3", (3,)),
+])
+def test_statements_of_newer_releases(text, values):
+    assert [directive.args for directive in read(text)] == [values]
+
+
+def test_lines_with_a_hash_and_an_exclamation_mark():
+    lines = read('#!/usr/sbin/opensips -f\n#!define X 1\nlog_level=3\n#!ifdef X')
+    assert [directive.word for directive in lines] == ["log_level"]
+
+
+def test_plugins_are_found_in_all_folders_of_mpath(tmp_path):
+    for folder in "abc":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"in_{folder}.py").write_text("import midatagram as mi\n")
+    notes, it = trial(f'mpath="{tmp_path}/a":"{tmp_path}/b/"\nmpath="{tmp_path}/c/"\n'
+                      + "".join(f'loadmodule "in_{folder}.so"\n' for folder in "abc"))
+    assert notes == [] and {"in_a", "in_b", "in_c"} <= set(it.server.registry.modules_by_name)
+
+
+def test_the_level_filter_of_stderr(start):
+    server = start('log_level=4\nstderror_level_filter=2\nmodparam("mi_datagram", "trace_destination", "nowhere")\n', ready=False)
+    server.wait_log("no tracing destination", START_S)
+    wait_for(lambda: server.ask(b":uptime:\n", 0.5) if pathlib.Path(server.place).exists() else None, START_S)
+    server.stop()
+    assert "INFO" not in server.log and "DEBUG" not in server.log
+
+
+@pytest.mark.parametrize("m4", ["divert(-1)", "define(`X', `1')", "changequote([,])", "dnl a comment", "include(`other.m4')"])
+def test_an_m4_source_is_told_to_be_one(m4):
+    with pytest.raises(mi.ConfigError, match=r"main:2: .* is for m4.*run `m4 main > opensips.cfg`"):
+        read(f"log_level=3\n{m4}\nloadmodule \"tm.so\"")
+
+
+@pytest.mark.parametrize("text, line", [
+    ('log_level=3\nmodparam("a", "b", "c)\nmodparam("mi_datagram", "x", "y")\n', 2),
+    ('loadmodule "tm.so\nloadmodule "sl.so"\n', 1),
+    ('mpath="/usr/lib\nmpath="/usr/lib"\n', 1), ('route {\n xlog("a);\n xlog("$ru");\n}\n', 2), ('# a\n\nloadmodule "x\n', 3),
+    ("modparam('a', 'b', 'c)\nmodparam('mi_datagram', 'x', 'y')\n", 1), ('route {\n xlog("a);\n xlog("[$ci] b");\n}\n', 2),
+])
+def test_an_unclosed_string_is_reported_where_it_opened(text, line):
+    with pytest.raises(mi.ConfigError, match=f"main:{line}: no closing .* for the string that starts here"):
+        read(text)
+
+
+def test_strings_over_several_lines_are_read():
+    assert read('modparam("m", "p", "a\nb")\nmodparam("m", "q", "c\n")')[1].args == ("m", "q", "c\n")
+
+
+OWN = ["proto_udp", "xlog", "mi_fifo", "sl", "tm", "siptrace", "httpd", "mi_html", "db_mysql", "event_datagram", "cachedb_redis"]
+GLOBALS = ["xlog_level=3", "log_name=\"x\"", "log_stdout=yes", "xlog_buf_size=9", "stderror_log_format=\"json\"",
+           "log_prefix=\"x\"",
+           "mem_log=1", "memlog=1", "syslog_enabled=yes", "log_event_level_filter=2", "db_default_url=\"x\"", "loose=1"]
+
+
+def test_what_opensips_has_gets_no_advice():
+    lines = [f'loadmodule "{name}.so"' for name in OWN] + GLOBALS
+    lines += [f'modparam("{name}", "x", 1)' for name in ("auth_db", "usrloc|nathelper", "proto_bin")]
+    assert trial("\n".join(lines))[0] == []
+
+
+@pytest.mark.parametrize("line, wanted", [
+    ('loadmodule "mi_datagrm.so"', 'module mi_datagrm has no plug-in here, passed over; did you mean "mi_datagram"?'),
+    ('loadmodule "dialg.so"', 'module dialg has no plug-in here, passed over; did you mean "dialog"?'),
+    ('loadmodule "qqqqq.so"', "module qqqqq has no plug-in here, passed over; OpenSIPS has no such module either"),
+    ("log_levl=3", 'log_levl: passed over, it is not for midatagram; did you mean "log_level"?'),
+    ('modparam("mi_datagrm", "x", 1)',
+     'modparam for mi_datagrm, which has no plug-in here, passed over; did you mean "mi_datagram"?'),
+])
+def test_what_opensips_has_not_is_warned_of(line, wanted):
+    assert trial(line)[0] == [f"WARNING trial:1: {wanted}"]
+
+
+@pytest.mark.parametrize("lines, wanted", [
+    ('modparam("mi_datagram", "listen", "/x")', 'listen is a parameter of midatagram: modparam("midatagram", "listen", ...)'),
+    ('modparam("midatagram", "children_count", 2)', 'children_count is a parameter of mi_datagram: modparam("mi_datagram", '),
+    ('modparam("midatagram", "listen", "UDP:127.0.0.1:8080")', "listen is written udp:127.0.0.1:8080, not UDP:127.0.0.1:8080"),
+    ('modparam("midatagram", "listen", "127.0.0.1:8080")', "listen is written udp:127.0.0.1:8080"),
+    ('modparam("midatagram", "listen", "unix:/run/x")', "listen is written /run/x"),
+])
+def test_refused_with_the_right_form(lines, wanted):
+    with pytest.raises(mi.ConfigError, match=re.escape(wanted)):
+        trial(lines)
+
+
+@pytest.mark.parametrize("lines, wanted", [
+    ('modparam("mi_datagram", "trace_destination", "a")\nmodparam("mi_datagram", "trace_destination", "b")',
+     "trace_destination drops that of trial:1; several destinations stand in one line"),
+    ('modparam("mi_datagram", "socket_name", "/a")\nmodparam("mi_datagram", "socket_name", "/b")',
+     'socket_name drops that of trial:1; modparam("midatagram", "listen", ...) adds a socket'),
+])
+def test_a_second_line_that_drops_the_first(lines, wanted):
+    assert [note for note in trial(lines)[0] if note.startswith(f"WARNING trial:2: {wanted}")]
+    assert not [note for note in trial(lines.replace("b\"", "a\""))[0] if note.startswith("WARNING trial:2")]
+
+
+@pytest.mark.parametrize("place", ["UDP:127.0.0.1:8080", "127.0.0.1:8080", "localhost:8080"])
+def test_an_address_of_another_form_is_refused_everywhere(start, place):
+    right = f"udp:{place.rpartition('UDP:')[2]}"
+    done = run("-s", place)
+    assert done.returncode == 78 and right in done.stderr and done.stderr.count("\n") == 1
+    done = run("call", "-s", place, "uptime")
+    assert done.returncode == 2 and right in done.stderr
+    server = start()
+    assert server.ask(b":event_subscribe:\nE_MI_STOP\nudp:*:9000\n") == b"400 Bad parameter\n\n"
+    for request in (f":event_subscribe:\nE_MI_STOP\n{place}\n",
+                    f'{{"jsonrpc":"2.0","method":"event_subscribe","params":["E_MI_STOP","{place}"],"id":1}}'):
+        reply = server.ask(request.encode()).decode()
+        assert "400" in reply and right in reply
+    path = server.folder / "odd.conf"
+    path.write_text(f'modparam("mi_datagram", "socket_name", "{place}")\n')
+    done = run("-c", "-f", path)
+    assert done.returncode == 0 and f"in lower case: {right}" in done.stdout
+
+
+def test_a_star_is_all_addresses(start):
+    port = free_port()
+    server = start(f'modparam("mi_datagram", "socket_name", "udp:*:{port}")\n', place=f"udp:127.0.0.2:{port}")
+    assert server.ask(b":uptime:\n").startswith(b"200 OK\n")
+    assert f"udp:0.0.0.0:{port} can be reached from other machines" in server.log
+
+
+def test_standard_input_is_a_configuration(tmp_path):
+    text = f'modparam("mi_datagram", "socket_name", "{tmp_path}/mi.sock")\nmodparam("mi_datagram", "children_count", %s)\n'
+    for count, status, said in (("2", 0, "-: OK\n"), ('"many"', 78, "midatagram: -:2: ")):
+        done = subprocess.run([sys.executable, ROOT / "midatagram.py", "-c", "-f", "-"], input=text % count, text=True,
+                              capture_output=True, timeout=20)
+        assert done.returncode == status and (done.stdout + done.stderr).startswith(said)
+
+
+def test_a_reload_has_what_standard_input_held(tmp_path):
+    with subprocess.Popen([sys.executable, ROOT / "midatagram.py", "-f", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as server:
+        server.stdin.write(f'modparam("mi_datagram", "socket_name", "{tmp_path}/mi.sock")\n')
+        server.stdin.close()
+        lines = iter(server.stderr.readline, "")
+        assert any("ready:" in line for line in lines)
+        server.send_signal(signal.SIGHUP)
+        assert any("reloaded" in line for line in lines)
+        server.terminate()
+        assert server.wait(STOP_S) == 0
+
+
+CANNED = "[one]\nreply = '''\nA:: 1\n%s'''\n"
+
+
+@pytest.mark.parametrize("lines, canned, wanted", [
+    ('modparam("mi_datagram", "trace_destination", "nowhere")', "", 'no tracing destination "nowhere"'),
+    ('mpath="/no/such/folder/"', "", "mpath: there is no folder /no/such/folder/"),
+    ('modparam("midatagram", "log_file", "/no/such/folder/log")', "", "log_file /no/such/folder/log cannot be opened"),
+    ('modparam("midatagram", "log_file", "/")', "", "log_file / cannot be opened"),
+    ("", "[one]\ndelay = 20000\n", 'lab.conf:1: command "one" waits 20000 ms, but handler_timeout ends it after 10000'),
+    ("", "[one]\n[[a]]\nreply = a\n[[b]]\narguments = x,\n", "lab.conf:4: b is never reached"),
+    ("", "[one]\nreply = own\n[[a]]\ncode = 201\n", "lab.conf:1: one is never reached"),
+    ("", "[one]\n[[a]]\narguments = x,\n[[b]]\narguments = x,\n", "lab.conf:4: b is never reached"),
+    ("", CANNED % "    B:: 2\n", "lab.conf:4: one: a line of the reply is indented with blanks"),
+    ("", CANNED % "\t  B:: 2\n", "lab.conf:4: one: a line of the reply is indented with blanks"),
+    ("", "[one]\ncode = 99999\n", "lab.conf:2: one: code: "),
+])
+def test_c_fails_for_what_would_not_work(tmp_path, lines, canned, wanted):
+    path = tmp_path / "lab.cfg"
+    (tmp_path / "lab.conf").write_text(canned)
+    path.write_text(f'modparam("mi_datagram", "socket_name", "{tmp_path}/mi.sock")\nloadmodule "lab.so"\n{lines}\n')
+    done = run("-c", "-f", path, "-p", tmp_path)
+    assert done.returncode == 78 and wanted in done.stdout + done.stderr, done.stdout + done.stderr
+
+
+def test_c_is_content_with_what_works(tmp_path):
+    path = tmp_path / "lab.cfg"
+    (tmp_path / "lab.conf").write_text("[one]\nreply = x\n[[a]]\narguments = x,\n[[b]]\narguments = y,\ndelay = 5\n"
+                                       "[two]\nreply = '''\nA:: 1\n\tB:: 2\n'''\n")
+    path.write_text(f'mpath="/usr/lib/no/opensips/modules/"\nloadmodule "tm.so"\nloadmodule "lab.so"\n'
+                    f'modparam("mi_datagram", "socket_name", "{tmp_path}/mi.sock")\n'
+                    f'modparam("midatagram", "log_file", "{tmp_path}/log")\n')
+    done = run("-c", "-f", path, "-p", tmp_path)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, f"{path}: OK") and not (tmp_path / "log").exists()

@@ -1,5 +1,6 @@
 """Converters: what each takes, the value it gives, and what it says of anything else."""
 
+import functools
 import ipaddress
 
 import pytest
@@ -22,8 +23,10 @@ GOOD = [
     (mi.file_mode, 0o660, 0o660), (mi.file_mode, 0, 0), (mi.file_mode, 0o7777, 0o7777),
     (mi.account, "nobody", "nobody"), (mi.account, "0", 0), (mi.account, 1000, 1000), (mi.account, -1, None),
     (mi.account, "-1", None),
-    (mi.address, "/run/mi.sock", A("/run/mi.sock")), (mi.address, "mi.sock", A("mi.sock")), (mi.address, "UDP:x:1", A("UDP:x:1")),
-    (mi.address, "tcp:127.0.0.1:8080", A("tcp:127.0.0.1:8080")), (mi.address, "@name", A("@name")),
+    (mi.address, "/run/mi.sock", A("/run/mi.sock")), (mi.address, "mi.sock", A("mi.sock")),
+    (mi.address, "./UDP:x:1", A("./UDP:x:1")),
+    (functools.partial(mi.address, strict=False), "UDP:x:1", A("UDP:x:1")), (mi.address, "udp:*:8080", A("0.0.0.0", 8080)),
+    (mi.address, "/run/a:8080", A("/run/a:8080")), (mi.address, "@name", A("@name")),
     (mi.address, "x" * 107, A("x" * 107)), (mi.address, "é" * 53, A("é" * 53)),
     (mi.address, "udp:127.0.0.1:1024", A("127.0.0.1", 1024)), (mi.address, "udp:localhost:65535", A("localhost", 65535)),
     (mi.address, "udp:[::1]:8080", A("::1", 8080)), (mi.address, "udp:::1:8080", A("::1", 8080)),
@@ -40,8 +43,13 @@ GOOD = [
     (mi.trace_list, " B\t:ps , which,", mi.TraceList(False, ("ps", "which"))),
     (mi.trace_list, "b:", mi.TraceList(False, ())), (mi.trace_list, "W:", mi.TraceList(True, ())),
     (mi.c_integer, "-", 0), (mi.c_integer, "+2", 2), (mi.c_integer, "99999999999", 1215752191), (mi.c_integer, "-1", -1),
-    (mi.collections_of, "c1 = 9; c2;", ("default", "c1", "c2")), (mi.cachedb_url, "local:two:///c2", ("two", "c2")),
-    (mi.cachedb_url, "local:two://host/", ("two", "default")),
+    (mi.collections_of, "c1 = 9; c2;", ("default", "c1", "c2")), (mi.cachedb_url, "local:two:///c2", ("local:two", "c2")),
+    (mi.cachedb_url, "local:two://host/", ("local:two", "default")), (mi.cachedb_url, "local://", ("local", "default")),
+    (mi.cachedb_url, "local:///c2", ("local", "c2")), (mi.cachedb_url, "local:my-2://", ("local:my-2", "default")),
+    (mi.collections_of, "c1/r; c2/r = 5; c3 = 4", ("default", "c1", "c2", "c3")),
+    (mi.script_variable, "calls", ("dynamic", "calls", True)),
+    (mi.script_variable, "calls/no_reset", ("dynamic", "calls", False)),
+    (mi.script_variable, "packet:calls", ("packet", "calls", True)),
 ]
 BAD = [
     (mi.string, 7, "takes a string"),
@@ -80,7 +88,12 @@ BAD = [
     *((mi.trace_list, text, "empty name") for text in ("b: ", "b:,ps", "b:ps,,which", "w:ps,,")),
     *((mi.c_integer, text, "takes an integer") for text in ("", "1x", "0x1", "1 2", "1.5", "٣")),
     (mi.collections_of, "a b", "names of collections"), (mi.cachedb_url, "local:two", "local:ID:///COLLECTION"),
-    (mi.cachedb_url, "redis:x:///c", "local:ID"),
+    (mi.cachedb_url, "redis:x:///c", "local:ID"), (mi.script_variable, "x/maybe", "NAME/no_reset"),
+    (mi.script_variable, "", "NAME"),
+    (mi.address, "UDP:127.0.0.1:8080", "is written udp:127.0.0.1:8080"), (mi.address, "tcp:x:1", "is written udp:x:1"),
+    (mi.address, "127.0.0.1:8080", "is written udp:127.0.0.1:8080"), (mi.address, "localhost:80", "is written udp:localhost:80"),
+    (mi.address, "[::1]:8080", "is written udp:[::1]:8080"), (mi.address, "unix:/run/mi", "is written /run/mi"),
+    (mi.listener, "UDP:x:8080", "is written udp:x:8080"), (mi.listener, "10.0.0.1:8080", "is written udp:10.0.0.1:8080"),
 ]
 
 

@@ -76,12 +76,9 @@ WANTED = {
     "env-028": INVALID, "env-029": INVALID, "env-030": INVALID, "env-031": INVALID,
     "size-005": b"400 Parse_error",
     "env-075": b'[' + OK % b"1" + b"," + OK % b"1" + b"]",
-    "stat-002": b'{"jsonrpc":"2.0","error":{"code":404,"message":"Statistics Not Found"},"id":1}',
     "stat-009": b'{"jsonrpc":"2.0","result":{"script:myvar":0},"id":1}',
     "evi-032": b'{"jsonrpc":"2.0","error":{"code":400,"message":"Bad parameter value"},"id":1}',
     "evi-038": b'{"jsonrpc":"2.0","result":"OK","id":1}',
-    **{f"stat-{number:03}": b'{"jsonrpc":"2.0","error":{"code":404,"message":"Statistics Not Found"},"id":1}'
-       for number in (11, 12, 13, 14, 25)},
 }
 WANTED["evi-034"] = WANTED["evi-032"]
 WANTED["evi-035"] = WANTED["evi-032"]

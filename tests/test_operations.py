@@ -474,7 +474,7 @@ def test_a_log_file_that_cannot_be_opened(tmp_path, path, status, why):
     (["-s", "{0}/mi.sock", "-p", "{0}/none"], 78, "-p: there is no folder {0}/none"),
     (["-s", "udp:127.0.0.1:x"], 78, '-s: "udp:127.0.0.1:x": socket_name port must be a number'),
     (["-s", "{0}/mi.sock", "-u", "no_such_user"], 78, "no_such_user"),
-    (["call", "-s", "127.0.0.1:8080", "uptime"], 2, "there is no 127.0.0.1:8080; a UDP socket is written udp:127.0.0.1:8080"),
+    (["-s", "127.0.0.1:8080"], 78, "-s: a UDP socket is written udp:HOST:PORT, a path ./127.0.0.1:8080: udp:127.0.0.1:8080"),
     (["call", "-f", "{0}/pattern", "uptime"], 78, '{0}/pattern:1: "(mi" is not a pattern of module names'),
     (["--status", "-f", "{0}/pattern"], 78, '{0}/pattern:1: "(mi" is not a pattern of module names'),
     (["-c", "-f", "{0}/twice"], 78, "{0}/twice:3: the socket udp:127.0.0.1:8090 is there already, at {0}/twice:2"),
@@ -494,7 +494,7 @@ def test_a_check_tells_what_is_odd(tmp_path):
                                 'modparam("mi_datagram", "trace_destination", "hep_dest")\n'
                                 'modparam("midatagram", "listen", "udp:0.0.0.0:8091")\n')
     done = run("-c", "-f", tmp_path / "c")
-    assert done.returncode == 0 and done.stdout.endswith("c: OK, with the warnings above\n")
+    assert done.returncode == 78 and done.stdout.endswith("c: see the errors above\n")
     for text in ('did you mean "log_level"?', 'did you mean "modparam"?', "can be reached from other machines",
                  'no tracing destination "hep_dest", is its module loaded?'):
         assert text in done.stdout
