@@ -162,7 +162,7 @@ def test_a_reload_that_hangs_is_replaced_by_the_next_one(greeter, kind):
 
 
 GOOD = {  # what a plug-in may do as it is loaded, and the server serves with it
-    "ignores SIGCHLD": "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+    "ignores SIGCHLD": "import midatagram, signal\nmidatagram.original('signal', 'signal')(signal.SIGCHLD, signal.SIG_IGN)",
     "blocks signals": "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())",
     "writes to every descriptor but its report": "import os, stat\nfor number in range(3, 40):\n    try:\n"
         "        if stat.S_ISFIFO(os.fstat(number).st_mode):\n            os.write(number, b'7 x\\n\\xff9')\n"
@@ -213,11 +213,13 @@ if ctx.server.processes.get(ctx.server.row, "rank") == 1 and os.path.exists({str
     flag.touch()
     os.kill(greeter.children()[0], signal.SIGKILL)
     greeter.wait_log("died: exit status 70", times=6)
-    greeter.write_plug_in(NEW_GREETER + AFTER_A_WHILE.format(body("soon(ctx)", "import os\nos._exit(1)")))
+    greeter.write_plug_in(NEW_GREETER)
     greeter.signal(signal.SIGHUP)
-    greeter.wait_log("reload taken back")
-    for _ in range(20):
-        assert greeter.ask(b":greet:\n") == HELLO
+    wait_for(lambda: greeter.ask(b":greet:\n") == GOOD_DAY, what="the child on trial")
+    greeter.write_plug_in("def (")
+    reload(greeter, "reload refused")
+    wait_for(lambda: len(greeter.children()) == 1, what="one child alone")
+    assert greeter.ask(b":greet:\n") == HELLO
     greeter.write_plug_in(NEW_GREETER)
     greeter.signal(signal.SIGHUP)
     greeter.wait_log("reloaded", times=2)
