@@ -184,6 +184,7 @@ def test_what_is_odd_but_can_serve_serves(greeter, kind, hook):
     assert greeter.children() == before
     os.kill(before[0], signal.SIGKILL)
     wait_for(lambda: len(set(greeter.children()) - set(before)) == 1, what="a child in its place")
+    assert "cannot fork" not in greeter.log
     greeter.stop(tracebacks=True)
 
 
