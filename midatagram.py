@@ -6196,8 +6196,8 @@ class Supervisor:
 
     def close_unused(self) -> None:
         """Close the sockets that nobody serves any more, and remove their files."""
-        users = (*self.generations(), *self.children.values())
-        for endpoint in set(self.endpoints).difference(*(user.endpoints for user in users)):
+        used = [*(one.endpoints for one in self.generations()), *(record.endpoints for record in self.children.values())]
+        for endpoint in set(self.endpoints).difference(*used):
             endpoint.close(remove=True)
             self.endpoints.remove(endpoint)
 
@@ -6918,7 +6918,7 @@ def __getattr__(name: str) -> Any:
 
         return AsyncResult
     if name == "Trial":
-        return import_plugin(find_plugin("trial", [BESIDE])).Trial
+        return import_plugin(os.path.join(BESIDE, "trial.py")).Trial
     raise AttributeError(f"midatagram has no {name}")
 
 
