@@ -460,6 +460,20 @@ def close_socket(ctx):
 
 
 @mi.command
+def shut_socket(ctx):
+    \"\"\"Shut what is served, for all children.\"\"\"
+    import os, socket
+    for number in range(3, 100):
+        try:
+            with socket.socket(fileno=os.dup(number)) as sock:
+                if sock.family == socket.AF_UNIX and str(sock.getsockname()).endswith("mi.sock"):
+                    sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+    return mi.Reply()
+
+
+@mi.command
 def close_all(ctx):
     \"\"\"Close whatever is open.\"\"\"
     import os
@@ -491,6 +505,16 @@ def test_a_child_whose_socket_a_plug_in_closes_is_replaced(start, plug_in, count
     server.wait_log("closed the socket")
     wait_for(lambda: len(pids := server.children()) == count and set(pids) != set(before), what="another child")
     assert server.statistic("child_deaths") == 1
+    server.stop(tracebacks=True)
+
+
+def test_a_socket_that_a_plug_in_shuts_for_all_is_bound_again(start, plug_in):
+    server = start('loadmodule "odd.so"\n' + TROUBLE + children_count(2), "-p", plug_in("odd", CHILDREN), "-p", str(PLUGINS))
+    before = server.children()
+    server.client().send(b":shut_socket:\n")
+    server.wait_log("bound again")
+    wait_for(lambda: not any(map(is_alive, before)), what="the end of the children of the old socket")
+    wait_for_children(server, 2)
     server.stop(tracebacks=True)
 
 
