@@ -169,6 +169,11 @@ def leaves(values: Iterable, names: Iterable | None = None) -> list[tuple]:
 class Live:
     """The one object LIVE: stands where a cached reply has a value that is read anew each time."""
 
+    MARK = "\ud800"  # it is written as, until the text is made a template; no text that can be sent has one of its own
+
+    def __str__(self) -> str:
+        return self.MARK
+
     def __repr__(self) -> str:
         return "LIVE"
 
@@ -296,6 +301,9 @@ BLANKS = " \t\n\v\f\r"  # isspace() in the C locale, and nothing else
 INLINE_BLANKS = " \t\v\f\r"
 COLON, QUOTE = b':"'  # to look for one byte as an int is seven times as quick
 NO_NAMES = re.compile("[:\0]")  # either ends the search for the second colon
+ARGUMENT = re.compile(r"""
+    (?:(?P<name>[^":\n]*(?::(?!:)[^":\n]*)*)::)?[ \t\v\f\r]*"(?P<quoted>[^"]*(?:(?<=\\)"[^"]*)*)(?<!\\)"[ \t\v\f\r]*(?:\n|\Z)
+  | (?P<line>[^"\n]*)(?:\n|\Z)""", re.X)
 
 
 def first_line(name: str) -> bytes | None:
@@ -344,49 +352,17 @@ def read_line(line: str) -> tuple:
 
 def quoted_pairs(body: str) -> list[tuple]:
     """Read arguments of which some have quotes."""
-    pairs, at = [], skip(body, 0, BLANKS)
+    pairs, at = [], 0
     while at < len(body):
-        pair, at = read_argument(body, at)
-        pairs.append(pair)
-        at = skip(body, at, BLANKS)
+        match = ARGUMENT.match(body, at)
+        if not match:
+            raise ParseError("a quote that is not around a whole value")
+        if match["quoted"] is not None:
+            pairs.append(((match["name"] or "").strip(BLANKS) or None, match["quoted"].replace('\\"', '"')))
+        elif line := match["line"].strip(BLANKS):
+            pairs.append(read_line(line))
+        at = match.end()
     return pairs
-
-
-def skip(text: str, at: int, blanks: str) -> int:
-    """The first position from `at` on that is not one of `blanks`."""
-    end = len(text)
-    while at < end and text[at] in blanks:
-        at += 1
-    return at
-
-
-def read_argument(body: str, at: int) -> tuple[tuple, int]:
-    """Read the argument that starts at `at`, which is no blank; gives the pair and where it ends."""
-    if body[at] == '"':
-        value, at = read_quoted(body, at)
-        return (None, value), at
-    end = body.find("\n", at)
-    line = body[at:] if end < 0 else body[at:end]
-    head, colons, tail = line.partition("::")
-    if colons and '"' not in head and tail.strip(BLANKS).startswith('"'):
-        value, end_of_quote = read_quoted(body, skip(body, at + len(head) + 2, INLINE_BLANKS))
-        return (head.rstrip(BLANKS) or None, value), end_of_quote
-    if '"' in line:
-        raise ParseError("a quote inside a plain value")
-    return read_line(line.rstrip(BLANKS)), at + len(line)
-
-
-def read_quoted(body: str, at: int) -> tuple[str, int]:
-    """Read the quoted value whose first quote stands at `at`: it ends at the next quote without a backslash."""
-    end = body.find('"', at + 1)
-    while end > 0 and body[end - 1] == "\\":
-        end = body.find('"', end + 1)
-    if end < 0:
-        raise ParseError("no closing quote")
-    after = skip(body, end + 1, INLINE_BLANKS)
-    if after < len(body) and body[after] != "\n":
-        raise ParseError("text behind a closing quote")
-    return body[at + 1:end].replace('\\"', '"'), after
 
 
 # The JSON-RPC dialect of OpenSIPS 3.x is read as its parser, an early cJSON, reads it:
@@ -405,7 +381,7 @@ JSON_START = re.compile(rb"[\x01-\x20]*[{\[]")  # how a datagram begins that is 
 JSON_BLANKS = "".join(map(chr, range(1, 33)))
 DOUBTFUL = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")  # escapes of a NUL or surrogate: cJSON knows no lone one
 
-BLANKS_HERE = re.compile(r"[\x01-\x20]*")
+
 STRING = (r'"(?P<string>[^"\\]*(?:\\(?:["\\/bfnrt]|u(?!0000|[dD][89a-fA-F])[0-9a-fA-F]{4}'
           r'|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})[^"\\]*)*)')
 SCALAR = re.compile(STRING + r'(?:"|\Z)'  # the closing quote may be missing at the very end
@@ -413,7 +389,8 @@ SCALAR = re.compile(STRING + r'(?:"|\Z)'  # the closing quote may be missing at 
                     r"|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:inf(?:inity)?)))"
                     r"|(?P<word>null|true|false)")
 NAME = re.compile(STRING + r'"[\x01-\x20]*:[\x01-\x20]*')
-ARRAYS, OBJECT = re.compile(r"(?:\[[\x01-\x20]*)+"), re.compile(r"{[\x01-\x20]*")  # what may open at once
+OPENING = re.compile(r"(?:\[[\x01-\x20]*)+|{[\x01-\x20]*")  # what may open at once
+AFTER = re.compile(r"[\x01-\x20]*(?P<mark>[,\]}])[\x01-\x20]*")  # what may follow a value
 CLOSING = {"[": "]", "{": "}"}
 
 
@@ -466,33 +443,29 @@ def read_lenient(text: str):
     levels: list[tuple] = []  # the open arrays and objects: (closing bracket, names, values)
     at = 0
     while True:
-        closing = CLOSING.get(text[at:at + 1])
-        if not closing:
+        opening = OPENING.match(text, at)
+        if not opening:
             value, at = read_scalar(text, at)
         else:
-            count, at = opened(text, at, ARRAYS if closing == "]" else OBJECT)
-            levels += [(closing, [] if closing == "}" else (), []) for _ in range(count)]
-            if not text.startswith(closing, at):
-                at = read_name(text, at, levels[-1])
+            levels += [(CLOSING[mark], [], []) for mark in opening.group() if mark in CLOSING]
+            if not text.startswith(levels[-1][0], opening.end()):
+                at = read_name(text, opening.end(), levels[-1])
                 continue
-            value, at = closed(levels.pop()), at + 1
+            value, at = [] if levels.pop()[0] == "]" else {}, opening.end() + 1
         while levels:  # the value is complete and belongs to the innermost open one, which may be complete in turn
-            levels[-1][2].append(value)
-            _, at = opened(text, at, BLANKS_HERE)
-            if text.startswith(",", at):
-                at = read_name(text, opened(text, at + 1, BLANKS_HERE)[1], levels[-1])
+            closing, names, values = levels[-1]
+            values.append(value)
+            after = AFTER.match(text, at)
+            if not after or after["mark"] not in (closing, ","):
+                raise ParseError(f"neither a comma nor {closing} at {at}")
+            at = after.end()
+            if after["mark"] == ",":
+                at = read_name(text, at, levels[-1])
                 break
-            if not text.startswith(levels[-1][0], at):
-                raise ParseError(f"neither a comma nor {levels[-1][0]} at {at}")
-            value, at = closed(levels.pop()), at + 1
+            levels.pop()
+            value = json_object(list(zip(names, values))) if names else values
         else:
             return value
-
-
-def opened(text: str, at: int, pattern: re.Pattern) -> tuple[int, int]:
-    """How many brackets are where a pattern matches, as it does here, and where that ends."""
-    match = pattern.match(text, at)
-    return (match.group().count(text[at:at + 1]), match.end()) if match else (0, at)
 
 
 def read_name(text: str, at: int, level: tuple) -> int:
@@ -505,12 +478,6 @@ def read_name(text: str, at: int, level: tuple) -> int:
         raise ParseError(f"no name of a member at {at}")
     names.append(SCALARS["string"](match["string"]))
     return match.end()
-
-
-def closed(level: tuple):
-    """The array or object that a level has become."""
-    closing, names, values = level
-    return values if closing == "]" else json_object(list(zip(names, values)))
 
 
 def read_scalar(text: str, at: int) -> tuple[Any, int]:
@@ -550,10 +517,8 @@ def write_text(reply: Reply | Refusal, indent: str = "\t") -> str:
     """The text dialect's form of a reply; in a live one LIVE values become %s and all else is made safe for `%`."""
     if isinstance(reply, Refusal):
         return f"{reply.code} {reply.reason}\n"
-    nodes, reason = reply.nodes, reply.reason
-    if reply.live is not None:
-        nodes, reason, indent = map(as_template, nodes), safe(reason), safe(indent)
-    return f"{reply.code & 0xFFFFFFFF} {reason}\n{''.join(node_lines(nodes, indent))}\n"
+    text = f"{reply.code & 0xFFFFFFFF} {reply.reason}\n{''.join(node_lines(reply.nodes, indent))}\n"
+    return text if reply.live is None else as_template(text)
 
 
 LINES_AT_ONCE = 100  # lines of a reply that are written before its size is looked at
@@ -593,16 +558,9 @@ def node_lines(nodes: Iterable[Node], indent: str) -> list[str]:
     return lines
 
 
-def safe(text):
-    """Text as a part of a `%` template, with %s for a LIVE value."""
-    return "%s" if text is LIVE else text if text is None else f"{text}".replace("%", "%%")
-
-
-def as_template(node: tuple) -> Node:
-    """A node of a live reply as a part of a `%` template."""
-    name, value, attributes, children = node
-    return Node(safe(name), safe(value), tuple((safe(key), safe(text)) for key, text in attributes),
-                [as_template(child) for child in children])
+def as_template(text: str) -> str:
+    """A live reply as written, as a `%` template with %s for each LIVE value."""
+    return text.replace("%", "%%").replace(Live.MARK, "%s")
 
 
 def write_request(name: str, arguments: Iterable[tuple]) -> bytes:
@@ -643,7 +601,6 @@ def needs_quotes(label: str, value: str) -> bool:
 # go, with a HOLE for every array or object in it, and then the holes are filled,
 # depth first and without recursion.
 
-LIVE_MARK = "\1"  # stands for a LIVE value until the text is made a template; no JSON text has one of its own
 HOLE = "\0"  # no JSON text has one of its own: in a string it is written \u0000
 
 
@@ -706,7 +663,7 @@ class Writers(dict):
 quoted = json.encoder.encode_basestring  # escapes quote, backslash and controls: \b \f \n \r \t, else \u00xx
 WRITERS: dict[type, Callable] = Writers({
     str: quoted, int: int.__repr__, float: json_float, bool: {True: "true", False: "false"}.get,
-    type(None): lambda none: "null", Live: lambda live: LIVE_MARK,
+    type(None): lambda none: "null", Live: str,
     dict: lambda nested: HOLE, list: lambda nested: HOLE, tuple: lambda nested: HOLE})
 
 
@@ -723,7 +680,7 @@ def write_jsonrpc(reply: Reply | Refusal, request: Request, form: JsonForm, pret
     if isinstance(outcome, Error):
         body = {"error": {"code": outcome.code, "message": outcome.reason, **({"data": outcome.data} if outcome.data else {})}}
     text = json_text({"jsonrpc": "2.0", **body, "id": request.id}, pretty)
-    return text if live is None else text.replace("%", "%%").replace(LIVE_MARK, "%s")
+    return text if live is None else as_template(text)
 
 
 def json_outcome(reply: Reply, form: JsonForm):
@@ -826,14 +783,6 @@ LEAST_LIMIT = LIMIT - 100  # bytes; the limit of no reply is below that
 NUMBER_ROOM = 21  # bytes that cJSON wants free before it prints any integer but 0
 
 
-def json_limit(request_id, pretty: bool) -> int:
-    """How many bytes a reply may have: 3.x' buffer has LIMIT with a NUL, and room to print a number for an id."""
-    if isinstance(request_id, str) or not request_id:
-        return LIMIT - 1
-    behind = len(WRITERS[type(request_id)](request_id)) + len("\n}" if pretty else "}")
-    return min(LIMIT - 1, LIMIT - NUMBER_ROOM + behind)
-
-
 ###############################################################################
 # 5. Converters ###############################################################
 ###############################################################################
@@ -888,7 +837,7 @@ def boolean(value) -> bool:
     """Converter: 0 or 1, or one of OpenSIPS' words (yes no true false on off enable disable)."""
     digit = str(WORDS.get(value, value))
     if digit not in ("0", "1"):
-        raise ValueError("takes yes or no")
+        raise ValueError("takes yes or no (1 or 0)")
     return digit == "1"
 
 
@@ -912,7 +861,7 @@ def nearest(name: Any, names: Iterable[str], cutoff: float = 0.6) -> str:
 def file_mode(value) -> int:
     """Converter: the permission bits of a file, an integer as OpenSIPS takes it (0660 is octal)."""
     if isinstance(value, str):
-        raise ValueError("takes an integer, in octal: 0660")
+        raise ValueError("takes an integer in octal, without quotes: 0660")
     if not 0 <= value <= 0o7777:
         raise ValueError("takes permission bits in octal, 0 to 07777: 0660")
     return int(value)
@@ -1010,7 +959,7 @@ def address(value) -> Address:
     if not colon or not host:
         raise ValueError(f"needs a host and a port: udp:HOST:PORT, not {value}")
     if not re.fullmatch(r"[0-9]{1,20}", port) or not 1024 <= int(port) <= 65535:
-        raise ValueError(f"port must be a number from 1024 to 65535, not {port or 'empty'}: udp:{host}:8080")
+        raise ValueError(f"port must be a number from 1024 to 65535, as in OpenSIPS, not {port or 'empty'}: udp:{host}:8080")
     bracketed = re.fullmatch(r"\[(.*)\]", host)
     return Address(bracketed.group(1) if bracketed else host, int(port))
 
@@ -1082,8 +1031,8 @@ class Rule(NamedTuple):
 
 def access_rule(value) -> Rule:
     """Converter: `COMMAND[, COMMAND]: WHO[, WHO]`, WHO being a network, `uid:NAME` or `gid:NAME`."""
-    commands, colon, who = string(value).partition(":")
-    if not colon or not who.strip():
+    commands, _, who = string(value).partition(":")
+    if not who.strip():
         raise ValueError('takes commands and who may use them: "kill, log_level: 127.0.0.1, uid:root, gid:voip"')
     users, groups = (tuple(account(item[4:]) for item in words(who) if item.startswith(kind)) for kind in ("uid:", "gid:"))
     addresses = [item for item in words(who) if not item.startswith(("uid:", "gid:"))]
@@ -1226,7 +1175,9 @@ def around(*names):
 
 
 def every(seconds: float, where: str = "each"):
-    """Run a function of a Context again and again, in each child or in one of them."""
+    """Run a function of a Context again and again, in each child or in one of them; ValueError for another `where`."""
+    if where not in ("each", "one"):
+        raise ValueError(f'where is "each" or "one", not "{where}"')
 
     def tag(function):
         function.mi_every = (seconds, where)
@@ -1236,7 +1187,7 @@ def every(seconds: float, where: str = "each"):
 
 
 def trace_destination(function):
-    """Tag the function of a Context that gives {name: destination} for tracing, see section 17.
+    """Tag the function of a Context that gives {name: destination} for tracing, see section 16.
 
     A destination has open(), write(list of Trace) and close(), which may block and raise OSError; reopen() for SIGUSR1,
     check() before each write and packets_per_trace if it wants. The function opens nothing. A destination of None is
@@ -1323,7 +1274,8 @@ class Module:
         self.name, self.path = name, path
         rows = {word: self.checked_rows(namespace, word, kind, line_of) for word, kind in self.ROWS}
         self.params = {param.name: param for param in rows["PARAMS"]}
-        reads = {stat.read: self.reader_of(stat.read) for stat in rows["STATS"]}
+        reads = {read: functools.partial(read, Context(self)) if read and inspect.signature(read).parameters else read
+                 for read in [stat.read for stat in rows["STATS"]]}
         self.stats = [stat._replace(group=stat.group or name, read=reads[stat.read]) for stat in rows["STATS"]]
         self.events = rows["EVENTS"]
         functions = [value for value in namespace.values() if callable(value)]
@@ -1339,9 +1291,7 @@ class Module:
         self.row: Any = None  # this process' row of the counters
         self.server: Any = None
 
-    def reader_of(self, read: Callable | None) -> Callable | None:
-        """The function of a statistic, with its Context if it takes one."""
-        return functools.partial(read, Context(self)) if read and inspect.signature(read).parameters else read
+
 
     def checked_rows(self, namespace: dict, word: str, kind: Any, line_of: Callable) -> list:
         """The rows a plug-in lists under `word`, all of one kind and with names of their own."""
@@ -1401,20 +1351,23 @@ class Command:
         self.module, self.function, self.tag = module, function, tag
         self.name, self.input, self.pure, self.form, self.timed = tag.name, tag.input, tag.pure, tag.json, tag.timed
         self.path, self.line = module.path, getattr(function, "mi_line", function.__code__.co_firstlineno)
-        if tag.help is None:
+        if tag.help is None and sys.flags.optimize < 2:
             raise self.refusal("needs a docstring, which is its help")
-        self.help = inspect.cleandoc(tag.help)
+        self.help = inspect.cleandoc(tag.help or "python -OO has removed its help.")
         self.required, self.optional, self.rest = self.signature()
         self.most = None if self.rest else len(self.required) + len(self.optional)
         names = self.names = [*self.required, *self.optional]
         unknown = [name for name in tag.converters if name not in names and name != self.rest]
         if unknown:
             raise self.refusal(f'has a converter for "{unknown[0]}", which it does not take{nearest(unknown[0], names)}')
-        self.converters = [(names.index(name), converter) for name, converter in tag.converters.items()
-                           if name != self.rest]
-        self.rest_converter = tag.converters.get(self.rest)
+        self.converters = [*map(tag.converters.get, names)], itertools.repeat(tag.converters.get(self.rest))
         self.bind = tag.bind or self.bind_text
-        self.recipes = [tuple(recipe) for recipe in tag.json.recipes or self.natural_recipes()]
+        optional = [*self.optional, *([self.rest] if self.rest else [])]
+        natural = [(*self.required, *optional[:count]) for count in range(len(optional) + 1)]
+        self.recipes = [tuple(recipe) for recipe in tag.json.recipes or natural]
+        lacking = [name for recipe in self.recipes for name in self.required if self.input and name not in recipe]
+        if lacking:
+            raise self.refusal(f'has a JSON recipe without "{lacking[0]}", which it requires')
 
     def refusal(self, message: str) -> ConfigError:
         """What is wrong with this command."""
@@ -1438,10 +1391,7 @@ class Command:
         self.defaults = {p.name: p.default for p in plain}
         return required, [p.name for p in plain[1 + len(required):]], rest[0] if rest else ""
 
-    def natural_recipes(self) -> list[tuple]:
-        """The recipes of the signature: the required names, then with one optional name more each time, then the rest."""
-        names = [*self.optional, *([self.rest] if self.rest else [])]
-        return [(*self.required, *names[:count]) for count in range(len(names) + 1)]
+
 
     def bind_json(self, params) -> tuple[tuple, tuple, list]:
         """The arguments' values and names, and the values to call the function with, from JSON-RPC params.
@@ -1504,16 +1454,11 @@ class Command:
             raise WRONG_COUNT
         if not (request.names or self.tag.converters):  # a value can be absent only where there is a name
             return request.values
-        values: list = ["" if value is None else value for value in request.values]
+        converters = itertools.chain(*self.converters)
         try:
-            for position, converter in self.converters:
-                if position < count:
-                    values[position] = converter(values[position])
-            if self.rest_converter:
-                values[len(self.names):] = map(self.rest_converter, values[len(self.names):])
+            return [convert(value or "") if convert else value or "" for convert, value in zip(converters, request.values)]
         except ValueError:
             raise BAD_PARAMETER from None
-        return values
 
     def signature_line(self) -> str:
         """The command with its arguments, as help shows it."""
@@ -1541,14 +1486,12 @@ def text_of(value) -> str | None:
     return value if value is None or isinstance(value, str) else json_text(value)
 
 
-class Askable(dict):
-    """What get_statistics can be asked for: a statistic, a group in lower case as `core:`, or `all` -> a number.
+class Statistics(dict):
+    """By what get_statistics can be asked for, a name, a group in any case as `core:`, or `all`: lists of Stat, empty for
+    what is not known."""
 
-    Subscription gives -1 for what is not known, and takes groups in any case.
-    """
-
-    def __missing__(self, name: str) -> int:
-        return self.get(name.lower(), -1) if name.endswith(":") else -1
+    def __missing__(self, name: str) -> list[Stat]:
+        return self.get(name.lower(), []) if name.endswith(":") else []
 
 
 class Registry:
@@ -1560,8 +1503,7 @@ class Registry:
         self.commands: dict[str, Command] = {}
         self.catch_alls: list[Command] = []
         self.wrappers: list[tuple] = []  # (module, function, names of commands or none for all)
-        self.stats: list[list[Stat]] = [[]]  # by the numbers of `askable`; the first are all
-        self.askable = Askable(all=0)
+        self.stats = Statistics(all=[])
         self.events: dict[str, int] = {}
         for module in self.modules:
             self.wrappers += [(module, function, frozenset(function.mi_around)) for function in module.around]
@@ -1595,23 +1537,13 @@ class Registry:
         return Command(Module("", {}), tagged(ask_all, mi_command=tag)) if self.catch_alls else None
 
     def add_stat(self, module: Module, stat: Stat) -> None:
-        """Register a statistic under its group; by name alone the first of that name is found."""
+        """Register a statistic under its group; its name alone means the first of that name."""
         group = f"{stat.group.lower()}:"
-        if any(other.name == stat.name for other in self.find_stats(group)):
+        if any(other.name == stat.name for other in self.stats[group]):
             raise ConfigError(module.path, 0, f'statistic "{stat.group}:{stat.name}" is there already')
-        for name in (group, stat.name):
-            if name not in self.askable:
-                self.askable[name] = len(self.stats)
-                self.stats.append([])
-        self.find_stats(group).append(stat)
-        if not self.find_stats(stat.name):
-            self.find_stats(stat.name).append(stat)
-        self.stats[0].append(stat)
-
-    def find_stats(self, name: str) -> list[Stat]:
-        """The statistics that `name`, `group:` or `all` means; empty when there are none."""
-        number = self.askable[name]
-        return self.stats[number] if number >= 0 else []
+        self.stats["all"].append(stat)
+        self.stats.setdefault(group, []).append(stat)
+        self.stats.setdefault(stat.name, [stat])
 
 
 ###############################################################################
@@ -1645,8 +1577,7 @@ class Memo:
         self.most, self.largest = size_bytes // 2, size_bytes // 16  # bytes of a generation, and of a value
         self.young: dict[Any, Any] = {}
         self.old: dict[Any, Any] = {}
-        self.sizes: dict[Any, int] = {}  # of the young ones
-        self.old_sizes: dict[Any, int] = {}
+        self.sizes: dict[Any, int] = {}  # of both
         self.bytes = 0  # of the young ones
 
     def __len__(self) -> int:
@@ -1656,20 +1587,18 @@ class Memo:
         """The value of a key, which is young again from now on; None if there is none."""
         value = self.young.get(key)
         if value is None and key in self.old:
-            value = self.keep(key, self.old[key], self.old_sizes[key])
+            value = self.keep(key, self.old[key], self.sizes[key])
         return value
 
     def keep(self, key: Any, value: Any, size: int) -> Any:
         """Add a value of so many bytes, its key included, unless it is too large; returns it."""
-        if key in self.young or key in self.old:
-            self.forget(key)
+        self.forget(key)
         whole = size + ENTRY_BYTES
         if whole > self.largest:
             return value
         if self.bytes + whole > self.most:
-            self.old, self.old_sizes = dict(self.young), self.sizes
+            self.old, self.sizes, self.bytes = dict(self.young), {key: self.sizes[key] for key in self.young}, 0
             self.young.clear()  # it stays the same dict for those who hold it
-            self.sizes, self.bytes = {}, 0
         self.young[key], self.sizes[key] = value, size
         self.bytes += whole
         return value
@@ -1682,9 +1611,9 @@ class Memo:
     def forget(self, key: Any) -> None:
         """Remove a key, if it is there."""
         if self.young.pop(key, None) is not None:
-            self.bytes -= self.sizes.pop(key) + ENTRY_BYTES
-        if self.old.pop(key, None) is not None:
-            del self.old_sizes[key]
+            self.bytes -= self.sizes[key] + ENTRY_BYTES
+        self.old.pop(key, None)
+        self.sizes.pop(key, None)
 
 
 TEXT_REPLY = re.compile(rb"[0-9]{3}[ \n]")
@@ -1725,8 +1654,30 @@ def no_command(ctx):
 NO_COMMAND, NO_REQUEST = Command(Module("", {}), no_command), Request("")
 
 
-class Text:
+class Dialect:
+    """What Answers asks of a dialect, as it is for one without ids and batches."""
+
+    too_long: Callable[[int], Refusal]  # what a reply of so many bytes, which are too many, becomes
+    request_too_long: Callable[[int], Refusal]  # what such a request is answered with
+    join: Callable[[list[bytes]], bytes] = staticmethod(b"".join)  # the reply to a batch
+
+    def is_key_of(self, key: Any, call: Call) -> bool:
+        """Whether all requests with this key mean this call."""
+        return True
+
+    def id_of(self, call: Call) -> bytes:
+        """What stands between the two parts of a shape."""
+        return b""
+
+    def limit(self, call: Call) -> int:
+        """How many bytes the reply may have."""
+        return LIMIT
+
+
+class Text(Dialect):
     """The text dialect of OpenSIPS 2.x, for the commands of a registry."""
+
+    too_long, request_too_long = staticmethod(reply_too_long), staticmethod(request_too_long)
 
     def __init__(self, registry: Registry, indent: str = "\t"):
         self.indent, self.catch_all = indent, registry.catch_all
@@ -1758,38 +1709,22 @@ class Text:
         except Error as error:
             return Call(self, command, request, None, Reply(error.code, error.reason))
 
-    @staticmethod
-    def is_key_of(key: Any, call: Call) -> bool:
-        """Whether all requests with this key mean this call."""
-        return True
-
     def write(self, reply: Reply | Refusal, call: Call) -> str:
         """A reply as text; a `%` template if it is live."""
         return write_text(reply, self.indent)
 
-    def shape(self, reply: Reply, call: Call) -> Template:
+    def shape(self, reply: Reply, call: Call) -> Shape:
         """A live reply as written; a Watched one is the same for all who ask for it."""
         if not isinstance(reply.live, Watched):
             return Shape(reply, self.write(reply, call))
-        if not reply.live.text:
-            reply.live.text = self.write(reply, call)
-        return reply.live
-
-    @staticmethod
-    def id_of(call: Call) -> bytes:
-        """What stands between the two parts of a shape."""
-        return b""
-
-    def limit(self, call: Call) -> int:
-        """How many bytes the reply may have."""
-        return LIMIT
-
-    too_long, request_too_long = staticmethod(reply_too_long), staticmethod(request_too_long)
-    join = staticmethod(b"".join)  # there are no batches
+        reply.live.shape = reply.live.shape or Shape(reply, self.write(reply, call))
+        return reply.live.shape
 
 
-class JsonRpc:
+class JsonRpc(Dialect):
     """The JSON-RPC dialect of OpenSIPS 3.x, for the commands of a registry."""
+
+    too_long, request_too_long = staticmethod(lambda size: NOT_SENDABLE), staticmethod(lambda size: NO_JSON)
 
     PLAIN_ID = re.compile(  # replied with as it is written: an integer of at most 18 digits, or a string without escapes
         rb'"id"[\x01-\x20]*:[\x01-\x20]*(0|-?[1-9][0-9]{0,17}|"[ !#-\[\]-~]*")(?=[\x01-\x20]*[,}])')
@@ -1833,9 +1768,8 @@ class JsonRpc:
             return Call(self, command, request, None, Reply(error.code, error.reason, result=error))
         return Call(self, command, request._replace(values=values, names=names), called)
 
-    @staticmethod
-    def is_key_of(key: tuple, call: Call) -> bool:
-        """Whether all requests with this key mean this call: it is the request's own id that the key leaves out."""
+    def is_key_of(self, key: tuple, call: Call) -> bool:
+        """Whether it is the request's own id that the key leaves out."""
         request, _ = read_envelope(read_json(b'%b"?"%b' % key))
         return request == call.request._replace(id="?", values=(), names=None)
 
@@ -1843,29 +1777,21 @@ class JsonRpc:
         """A reply as JSON, nothing for a notification; a `%` template if it is live."""
         return write_jsonrpc(reply, call.request, call.command.form, self.pretty) if call.request.answered else ""
 
-    def shape(self, reply: Reply, call: Call) -> Template:
+    def shape(self, reply: Reply, call: Call) -> Shape:
         """A live reply as written."""
         template, _, tail = self.write(reply, call._replace(request=call.request._replace(id=LIVE))).rpartition("%s")
         return Shape(reply, template, encode(tail), json_text)
 
-    @staticmethod
-    def id_of(call: Call) -> bytes:
-        """What stands between the two parts of a shape."""
+    def id_of(self, call: Call) -> bytes:
+        """The id as it is written."""
         return encode(json_text(call.request.id))
 
     def limit(self, call: Call) -> int:
-        """How many bytes the reply may have."""
-        return json_limit(call.request.id, self.pretty)
-
-    @staticmethod
-    def too_long(size: int) -> Refusal:
-        """What a reply of `size` bytes, which is too much, becomes."""
-        return NOT_SENDABLE
-
-    @staticmethod
-    def request_too_long(size: int) -> Refusal:
-        """What a request of `size` bytes is answered with."""
-        return NO_JSON
+        """How many bytes the reply may have: 3.x' buffer has LIMIT with a NUL, and room to print a number for an id."""
+        request_id = call.request.id
+        if isinstance(request_id, str) or not request_id:
+            return LIMIT - 1
+        return min(LIMIT - 1, LIMIT - NUMBER_ROOM + len(self.id_of(call)) + len("\n}" if self.pretty else "}"))
 
     def join(self, parts: list[bytes]) -> bytes:
         """The reply to a batch, nothing if all its requests are notifications."""
@@ -1873,22 +1799,30 @@ class JsonRpc:
         return b"[%b]" % written if parts else b""
 
 
-UNFILLED = object()  # the values of a reply that has none yet; a plug-in's live() may give anything
+class Watched:
+    """The live values of a reply in two steps: look() returns a cheap snapshot to compare with that of last time,
+    sums(snapshot) returns the values. `shape` is that of all text replies that have them."""
 
-
-class Template:
-    """A live reply as written: its text around the values, the values of last time, and the bytes with these.
-
-    Of a JSON-RPC reply it is the text before the id; `tail` is what stands behind that. look() returns a cheap snapshot
-    to compare with that of last time, sums(snapshot) returns the values.
-    """
-
-    text = ""
-    tail, data = b"", b""
-    snapshot = values = UNFILLED
-    write_value: Callable | None = None
     look: Callable[[], Any]
     sums: Callable[[Any], tuple]
+    shape: Shape | None = None
+
+    def __call__(self) -> tuple:
+        return self.sums(self.look())
+
+
+class Shape:
+    """A live reply as written: its text around the values, the values of last time, and the bytes with these.
+
+    Of a JSON-RPC reply it is the text before the id; `tail` is what stands behind that.
+    """
+
+    def __init__(self, reply: Reply, text: str, tail: bytes = b"", write_value: Callable | None = None):
+        self.text, self.tail, self.write_value = text, tail, write_value
+        self.watched = reply.live if isinstance(reply.live, Watched) else None
+        self.look = self.watched.look if self.watched else reply.live
+        self.snapshot = self.values = object()  # none yet; a plug-in's live() may give anything
+        self.data = b""
 
     def now(self) -> bytes | None:
         """The reply with the values of now. None if they fail or are too long: then the command is to be called, and
@@ -1902,66 +1836,38 @@ class Template:
 
     def fill(self, snapshot: Any) -> bytes:
         """Put the values of a snapshot into the text, if they are others than last time."""
-        values = self.sums(snapshot)
+        values = self.watched.sums(snapshot) if self.watched else tuple(snapshot)
         if values != self.values:
             written = tuple(map(self.write_value, values)) if self.write_value else values
             self.data, self.values = encode(self.text % written), values
-        if self.sums is tuple:
+        if self.watched:
+            self.look = self.watched.look  # there may be more to look at by now
+        else:
             snapshot = values  # a list could become another one behind our back
-        self.snapshot = snapshot if len(self.data) <= LIMIT else UNFILLED
+        self.snapshot = snapshot if len(self.data) <= LIMIT else object()
         return self.data
 
-    def size_bytes(self) -> int:
-        """About what it takes."""
-        return 2 * len(self.text) + len(self.data) + 1000
 
-
-class Watched(Template):
-    """The live values of a reply, in the two steps look() and sums(); with the text of the text replies that have them."""
-
-    def __call__(self) -> tuple:
-        return self.sums(self.look())
-
-
-class Shape(Template):
-    """A live reply whose values are no Watched, or whose text is another one."""
-
-    def __init__(self, reply: Reply, text: str, tail: bytes = b"", write_value: Callable | None = None):
-        self.text, self.tail, self.write_value = text, tail, write_value
-        self.live = reply.live
-        self.look, self.sums = self.live, tuple
-        if isinstance(self.live, Watched):
-            self.look, self.sums = self.live.look, self.sums_of_watched
-
-    def sums_of_watched(self, snapshot: Any) -> tuple:
-        """The values, after which there may be more to look at."""
-        values, self.look = self.live.sums(snapshot), self.live.look
-        return values
-
-
-def not_cached() -> bytes | None:
-    """The reply of now to a request whose reply is not cached."""
-    return None
 
 
 class Cached:
-    """What is cached of a request: the call, and if its reply says so how that is written, whose now() it has, and its
-    first line; and the exchange of last time."""
+    """What is cached of a request: the call, and if its reply says so its shape, whose now() it has, and its first line;
+    and the exchange of last time."""
 
     __slots__ = ("key", "call", "shape", "now", "reply", "exchange", "last_id")
 
     def __init__(self, key: Any, call: Call):
         self.key, self.call = key, call  # the key is None for a whole datagram
-        self.now: Callable[[], bytes | None] = not_cached
-        self.shape = Template()
+        self.now: Callable[[], bytes | None] = lambda: None
+        self.shape: Shape | None = None
         self.reply = Reply()  # without its nodes
         self.last_id = b""
         self.exchange: Exchange | None = None
 
     def now_with(self, request_id: bytes) -> bytes | None:
         """The reply of now with an id, whatever shape the reply has by now."""
-        head = self.shape.now()
-        return None if head is None else head + request_id + self.shape.tail
+        head = self.shape.now() if self.shape else None
+        return head + request_id + self.shape.tail if self.shape and head is not None else None
 
     def exchanged(self, request: bytes, reply: bytes) -> Exchange:
         """The exchange of now, a new one only when the reply is."""
@@ -2074,23 +1980,15 @@ class Answers:
 
     def again(self, data: bytes, cached: Cached, request_id: bytes, caller: Any) -> Answer:
         """Answer a request that is cached, with its id as it is written."""
-        head = cached.shape.now() if cached.shape.data else None
-        if head is None:
-            return self.single(data, with_id(cached.call, request_id), caller, cached)
-        written = head + request_id + cached.shape.tail
-        if request_id and len(written) > LIMIT - NUMBER_ROOM:
-            return self.single(data, with_id(cached.call, request_id), caller, cached)
-        if request_id:
-            if request_id == cached.last_id and len(data) <= KEPT_REQUEST and cached.now is not not_cached:
-                self.cache_bytes_of(data, cached, request_id)
-            cached.last_id = request_id
-        return new(Answer, ([(0, written)], [exchange_of(cached.call, cached.reply, data, written)]))
-
-    def cache_bytes_of(self, data: bytes, cached: Cached, request_id: bytes) -> None:
-        """Cache a whole datagram too: the same bytes again need no look at their id."""
-        whole = Cached(None, with_id(cached.call, request_id))
-        whole.reply, whole.now = cached.reply, functools.partial(cached.now_with, request_id)
-        self.cache.keep(data, whole, 2 * len(data))
+        written, call = cached.now_with(request_id), cached.call
+        if written is None or request_id and len(written) > LIMIT - NUMBER_ROOM:
+            return self.single(data, with_id(call, request_id), caller, cached)
+        if request_id and request_id == cached.last_id and len(data) <= KEPT_REQUEST and not self.wraps(call.request.name):
+            whole = Cached(None, with_id(call, request_id))  # the same bytes again need no look at their id
+            whole.reply, whole.now = cached.reply, functools.partial(cached.now_with, request_id)
+            self.cache.keep(data, whole, 2 * len(data))
+        cached.last_id = request_id
+        return new(Answer, ([(0, written)], [exchange_of(call, cached.reply, data, written)]))
 
     def single(self, data: bytes, call: Call, caller: Any = None, cached: Cached | None = None) -> Answer:
         """Answer a request."""
@@ -2130,14 +2028,10 @@ class Answers:
         self.log.error("command %s ran longer than handler_timeout and was ended", call.command.name)
         return self.finish(data, call._replace(refusal=TIMED_OUT), None)
 
-    def repeats(self, key: Any) -> bool:
-        """Whether a key came before, as far as that is known."""
-        mark = hash(key)
-        return self.seen.get(mark) or not self.seen.keep(mark, True, 0)
-
     def remember(self, data: bytes, key: Any, call: Call) -> Cached | None:
         """Cache what a request teaches, from its second time on."""
-        if len(data) > KEPT_REQUEST or not self.repeats(key) or not call.dialect.is_key_of(key, call):
+        repeats = len(data) <= KEPT_REQUEST and (self.seen.get(hash(key)) or not self.seen.keep(hash(key), True, 0))
+        if not repeats or not call.dialect.is_key_of(key, call):
             return None
         return self.cache.keep(key, Cached(key, call), 2 * len(data) + VALUE_BYTES * len(call.request.values))
 
@@ -2177,7 +2071,7 @@ class Answers:
             cached.shape, cached.reply = shape, Reply(reply.code, reply.reason)
             if not self.wraps(call.request.name):  # else what is around it is asked each time
                 cached.now = shape.now
-            self.cache.grow(cached.key, shape.size_bytes())
+            self.cache.grow(cached.key, 2 * len(shape.text) + len(shape.data) + 1000)
         return data + dialect.id_of(call) + shape.tail if shape.tail else data
 
     def run(self, call: Call, caller: Any, data: bytes) -> Reply | Refusal:
@@ -2245,7 +2139,8 @@ class Token(NamedTuple):
 
 
 class Directive(NamedTuple):
-    """A statement: `word` is the first word of one of ours, or `passed` for another, whose first word is its argument."""
+    """A statement: `word` is the first word of one of ours, or for another, whose first word is its argument,
+    `passed`, `stray` if that is a mark."""
 
     word: str
     args: tuple
@@ -2270,7 +2165,8 @@ def read_number(text: str, path: str, line: int) -> Written:
     digits = text.lstrip("+-")
     base = 16 if digits.startswith("0x") else 8 if digits.startswith("0") else 10
     if not re.fullmatch(r"0|[1-9][0-9]*|0x[0-9a-fA-F]+|0[0-7]+", digits) or int(digits, base) >= 2**31:
-        raise ConfigError(path, line, f"not an integer: {digits} (decimal 10, octal 0660 or 0x1f, below 2^31)")
+        octal = "; after a first 0, which means octal, come digits from 0 to 7" if re.fullmatch("0[0-9]+", digits) else ""
+        raise ConfigError(path, line, f"not an integer: {digits} (decimal 10, octal 0660 or 0x1f, below 2^31){octal}")
     return Written(int(text, base), text.lstrip("+"))
 
 
@@ -2357,7 +2253,8 @@ class ConfigReader:
             return Written(WORDS[token.value], token.value)
         if token.kind == "string" or (token.kind == "word" and is_name):
             return token.value
-        raise ConfigError(self.path, token.line, f'"{token.value}" is neither in quotes nor an integer; the form is {form}')
+        raise ConfigError(self.path, token.line, f'"{token.value}" is neither in quotes nor an integer; '
+                          f"the form is {form}{nearest(token.value, WORDS)}")
 
     def include(self, word: str, name: str, line: int) -> None:
         """Read a file in place: as named, else beside the including file; import_file may be missing."""
@@ -2382,7 +2279,8 @@ class ConfigReader:
             inside = following.kind != "end" and (depth > 0 or (goes_on and following.kind not in FORMS))
         if depth:
             raise ConfigError(self.path, first.line, f'no closing "}}" for the block that {first.value} starts')
-        self.directives.append(Directive("passed", (first.value,), self.path, first.line))
+        kind = "passed" if first.kind in ("word", "string", "number") else "stray"
+        self.directives.append(Directive(kind, (first.value,), self.path, first.line))
 
 ###############################################################################
 ###############################################################################
@@ -2483,9 +2381,7 @@ class Counters:
             self.columns[key] = room.pop()
         return self.columns[key]
 
-    def block(self, group: str, name: str) -> int:
-        """The block that holds a statistic."""
-        return self.column(group, name) // (ROWS * BLOCK)
+
 
     def set(self, column: int, value: int) -> None:
         """Make the sum of a column that nobody adds to `value`: in row 0, which all processes write."""
@@ -2599,6 +2495,7 @@ SLICE_S = 0.005  # for which keys are compared in one transaction
 ROW_BYTES = 100  # of a row in the file, beyond its value and twice its key
 SPACES = 1024  # versions in shared memory; two spaces that share one are read a little more often
 NEWEST, USED, ROOM, FULL_S, FAILED_S, FIRST = range(6)  # before them: the last version, bytes, when the store last failed
+OTHERS = 16  # one part in so many of the store is not for cached values: a full cache refuses no subscriptions
 LOCK_S = 1.0  # for which requests wait for a locked store, all of them at the same time
 READ_BYTES = 4 << 20  # of values that were read, per child
 REMOVED_S = 60  # for which changes() reports a removed key
@@ -2727,20 +2624,14 @@ class Store:
         return self.shared[NEWEST]
 
     def unchanged(self, spaces: tuple, since: int, until_s: float | None) -> Callable[[], tuple]:
-        """The `live` of a reply that holds as long as these spaces are as they were at `since`, and until a moment: no values;
-        LookupError, for which the command is called again, when it holds no longer. Not the first time, as it is written."""
-        versions = [(self.version(space), space) for space in spaces]
-        holds, first = all(0 <= version <= since for version, _ in versions), True
+        """The `live` of a reply that holds as long as these spaces are as they were at `since`, and until a moment; see
+        unless_changed()."""
+        def look() -> list | None:
+            return [self.version(space) for space in spaces] if until_s is None or time.monotonic() < until_s else None
 
-        def live() -> tuple:
-            nonlocal first
-            if not first and not (holds and (until_s is None or time.monotonic() < until_s)
-                                  and all(self.version(space) == version for version, space in versions)):
-                raise LookupError
-            first = False
-            return ()
-
-        return live
+        versions = look()
+        holds = versions is not None and all(0 <= version <= since for version in versions)
+        return unless_changed(look, versions if holds else ())
 
     def remove_fitting(self, space: str, pattern: str) -> None:
         """Forget the keys that fit a pattern as fnmatch.fnmatchcase() reads it, in slices between which others get their turn."""
@@ -2825,18 +2716,17 @@ class Store:
     def write(self, space: str, step: Callable) -> Any:
         """Do a step in one transaction, which gives the space a new version; returns the result of the step.
 
-        If the store is full the step is done anew, and again each time that something which expired could be deleted.
+        If the store is full the step is done anew once what expired is deleted.
         """
         def act(run: Callable) -> Any:
-            full = False
-            while True:
-                try:
-                    return self.transact(run, space, step, full)
-                except sqlite3.OperationalError as error:
-                    if str(error) != FULL or (full and not self.transact(run, "", self.purge_slice, True)):
-                        raise
-                full = True
+            try:
+                return self.transact(run, space, step, False)
+            except sqlite3.OperationalError as error:
+                if str(error) != FULL:
+                    raise
+            while self.transact(run, "", self.purge_slice, True):
                 give_way()
+            return self.transact(run, space, step, True)
 
         return self.attempt(act)
 
@@ -2846,7 +2736,7 @@ class Store:
         run("BEGIN EXCLUSIVE")
         try:
             result, growth = step(run, shared[NEWEST] + 1, full)
-            if growth > 0 and not self.has_room(growth):
+            if growth > 0 and not self.has_room(space, growth):
                 raise sqlite3.OperationalError(FULL)
             version = self.begun[slot] = shared[NEWEST] = shared[NEWEST] + 1  # in this order
             shared[USED] += growth
@@ -2860,14 +2750,15 @@ class Store:
             self.committed[slot] = max(version, self.committed[slot])
         return result
 
-    def has_room(self, growth: int) -> bool:
+    def has_room(self, space: str, growth: int) -> bool:
         """Whether there is room for more bytes of keys and values: half of what the file may grow to is for these, since its
         pages are seldom full. A disk that others fill later does not make it less."""
         shared, used = self.shared, self.shared[USED] + growth
         if used > shared[ROOM]:
             disk, ours = os.statvfs(os.path.dirname(self.path)), os.stat(self.path).st_blocks * 512
             shared[ROOM] = max(shared[ROOM], (disk.f_bavail * disk.f_frsize + ours) // 2)
-        return used <= min(shared[ROOM], self.size_bytes // 2)
+        room = min(shared[ROOM], self.size_bytes // 2)
+        return used <= (room - room // OTHERS if space.startswith("cache:") else room)
 
     def failure(self, error: str) -> StoreError:
         """What a request gets for an error, which is logged once for all processes as long as it lasts."""
@@ -2914,8 +2805,8 @@ def remove_own(path: str, identity: tuple | None) -> None:
 STEPS = 256  # that a path may have, those of its links included
 
 
-def walk(path: str, check: Callable[[int, int], None]) -> int:
-    """Follow a path, through links too; returns an O_PATH descriptor of what it leads to. OSError.
+def walk(path: str, check: Callable[[int, int], None], flags: int = os.O_PATH) -> int:
+    """Follow a path, through links too, and open what it leads to; OSError.
 
     check(folder, step) raises where a step must not be taken. Each is opened in the folder before it, so nobody can
     exchange what was checked.
@@ -2929,7 +2820,7 @@ def walk(path: str, check: Callable[[int, int], None]) -> int:
         at, names = descriptor_of("/"), list(pathlib.Path(path).absolute().parts)
         for _ in range(STEPS):
             if not names:
-                return os.dup(at)
+                return os.open(f"/proc/self/fd/{at}", flags)
             step = descriptor_of(names.pop(0), at)
             check(at, step)
             if S_ISLNK(os.fstat(step).st_mode):
@@ -2957,6 +2848,37 @@ def run_places() -> Iterator[str]:
     yield "/dev/shm"
     with contextlib.suppress(FileNotFoundError):
         yield tempfile.gettempdir()
+
+
+def check_unshared(folder: int, step: int, trusted: tuple = (0,)) -> None:
+    """For walk(): refuse a step that others can exchange; PermissionError. A trusted one's folder in /tmp is none."""
+    outer, inner = os.fstat(folder), os.fstat(step)
+    sticky = outer.st_mode & S_ISVTX
+    if outer.st_uid not in trusted or (
+            outer.st_mode & 0o022 and not (sticky and S_ISDIR(inner.st_mode) and inner.st_uid in trusted)):
+        raise exposed("its folder {0}", folder, "move it to another" if sticky else "mend: chown root {0}; chmod go-w {0}")
+
+
+def check_roots(folder: int, step: int) -> None:
+    """For walk() to what root runs: as check_unshared(), and links and files are root's alone. Who owns this script is
+    trusted as root is, who runs it."""
+    inner, trusted = os.fstat(step), (0, os.stat(__file__).st_uid)
+    check_unshared(folder, step, trusted)
+    if S_ISLNK(inner.st_mode) and inner.st_uid not in trusted:
+        raise exposed("its link {0}", step, "mend: chown -h root {0}")
+    if S_ISREG(inner.st_mode) and (inner.st_uid not in trusted or inner.st_mode & 0o022):
+        raise exposed("it", step, "mend: chown root {0}; chmod go-w {0}")
+
+
+def open_roots(path: str, flags: int) -> int:
+    """Open a file that only root can have put where it is, all the way from /; OSError."""
+    return walk(path, check_roots, flags)
+
+
+def exposed(what: str, step: int, mend: str) -> PermissionError:
+    """Why root does not go that way; {0} stands for the path of the step."""
+    text = f"{what} can be written by others than root, who runs this; {mend}".format(name_of(step))
+    return PermissionError(errno.EPERM, text)
 
 
 def run_folder() -> tuple[str, int]:
@@ -3073,7 +2995,7 @@ class Server:
     def values_of(self, stats: list[Stat]) -> Callable[[], tuple]:
         """A function that returns the present values of statistics, in their order."""
         counters = self.counters
-        runs = itertools.groupby(stats, lambda stat: stat.read or counters.block(stat.group, stat.name))
+        runs = itertools.groupby(stats, lambda stat: stat.read or counters.column(stat.group, stat.name) // (ROWS * BLOCK))
         parts = [functools.partial(figures_of, source, [stat.name for stat in run]) if callable(source)
                  else Reader(counters, [counters.column(stat.group, stat.name) for stat in run]) for source, run in runs]
         return parts[0] if len(parts) == 1 else lambda: tuple(itertools.chain.from_iterable([part() for part in parts]))
@@ -3083,11 +3005,11 @@ class Server:
 
         once: a statistic asked for twice is shown once, as the members of a JSON object are.
         """
-        key = (once, *map(self.registry.askable.__getitem__, names))
+        known = self.registry.stats
+        key = (once, *[name for name in within_limit(names) if known[name]])
         reply = self.plans.get(key)
         if reply is None:
-            numbers = [number for number in within_limit(key[1:]) if number >= 0]
-            stats = within_limit(itertools.chain.from_iterable(self.registry.stats[number] for number in numbers))
+            stats = within_limit(itertools.chain.from_iterable(map(known.__getitem__, key[1:])))
             if not stats:
                 raise Error(404, "Statistics Not Found")
             stats = list({id(stat): stat for stat in stats}.values()) if once else stats
@@ -3315,25 +3237,20 @@ def syslog_sender(place: str) -> Callable[[bytes], int]:
 
     The socket is one that gevent has not patched, so that the attendant needs no hub.
     """
-    sock = original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM)
-
-    def connect(*kinds: int) -> None:
-        nonlocal sock
-        sock = original("socket", "socket")(socket.AF_UNIX, kinds[0] | socket.SOCK_NONBLOCK)
-        try:
-            sock.connect(place)
-        except OSError as error:
-            if error.errno != errno.EPROTOTYPE or not kinds[1:]:
-                raise
-            connect(*kinds[1:])
+    new_socket = original("socket", "socket")
+    sock = new_socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
     def send(data: bytes) -> int:
+        nonlocal sock
         try:
             return sock.send(data)
         except BlockingIOError:
             raise
         except OSError:  # it is not connected, or the daemon is gone
-            connect(socket.SOCK_DGRAM, socket.SOCK_STREAM)
+            sock = new_socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            if sock.connect_ex(place) == errno.EPROTOTYPE:
+                sock = new_socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+                sock.connect(place)
         return sock.send(data)
 
     return send
@@ -3361,14 +3278,6 @@ def write_in_turn(data: bytes) -> int:
         return os.write(2, data)
     finally:
         fcntl.lockf(2, fcntl.LOCK_UN)
-
-
-def check_unshared(folder: int, step: int) -> None:
-    """For walk(): refuse a step that others than root can exchange; PermissionError. A folder of root's in /tmp is none."""
-    outer, inner = os.fstat(folder), os.fstat(step)
-    sticky = outer.st_mode & S_ISVTX and S_ISDIR(inner.st_mode) and inner.st_uid == 0
-    if outer.st_uid != 0 or (outer.st_mode & 0o022 and not sticky):
-        raise PermissionError(errno.EPERM, f"others than root can write {name_of(folder)}")
 
 
 def open_to_append(path: str, access: int = os.O_WRONLY, mode: int = 0o640) -> int:
@@ -3525,7 +3434,7 @@ class Events:
     def __init__(self, server: Server, pair: tuple):
         self.server, (self.inlet, self.outlet) = server, pair
         self.queue: collections.deque = collections.deque()  # (name, dialect -> datagram, iterator of subscriptions, bytes)
-        self.waiting_bytes, self.sending = 0, False
+        self.waiting_bytes = 0
         self.senders: dict[int, Any] = {}  # address family -> socket
         self.text: str | None = None
         self.rows: dict[str, list[dict]] = {}  # by event, what the text holds
@@ -3592,10 +3501,9 @@ class Events:
         self.waiting_bytes += size
         rows, datagrams = iter([row for row, _ in addressed]), {row["dialect"]: data for row, data in addressed}
         self.queue.append((name, datagrams, rows, size))
-        if not self.sending and not self.send(EVENT_SLICE_S):
+        if len(self.queue) == 1 and not self.send(EVENT_SLICE_S):  # else those before it are being sent
             import gevent
 
-            self.sending = True
             gevent.spawn(self.go_on)
         return len(addressed)
 
@@ -3623,7 +3531,6 @@ class Events:
         """Send what waits, in slices."""
         while not self.send(EVENT_SLICE_S):
             give_way()
-        self.sending = False
 
     def send(self, limit_s: float) -> bool:
         """Send what waits, for so long; returns whether nothing waits any more."""
@@ -3804,7 +3711,7 @@ class Access:
     def __init__(self, own: dict):
         self.networks, self.rules = own["allow_from"], own["allow_command"]
         self.restricted = {name for rule in self.rules for name in rule.commands}
-        self.needs_credentials = bool(self.rules)
+
 
     def allows(self, command: Command, caller: tuple) -> bool:
         """Whether a sender may use a restricted command; a refusal is logged for the audit."""
@@ -3825,19 +3732,12 @@ class Access:
 
 
 def fits(rule: Rule, uid: int, gid: int) -> bool:
-    """Whether a rule names a user or one of the user's groups."""
+    """Whether a rule, with numbers in place of names, has a user or one of the user's groups."""
     try:
         gids = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
     except KeyError:
         gids = [gid]
-    return uid in numbers_of(rule.users, pwd.getpwnam) or not {*gids}.isdisjoint(numbers_of(rule.groups, grp.getgrnam))
-
-
-def numbers_of(names: Iterable, look_up: Callable) -> Iterator[int]:
-    """The numbers of users or groups; those that were removed since the start have none."""
-    for name in names:
-        with contextlib.suppress(KeyError):
-            yield look_up(name)[2] if isinstance(name, str) else name
+    return uid in rule.users or not {*gids}.isdisjoint(rule.groups)
 
 
 ###############################################################################
@@ -3866,20 +3766,25 @@ class Setup(NamedTuple):
     globals: dict  # logging lines
     notes: list[tuple[int, str]]  # (logging level, text) to log at the start
     listeners: list[Place]
-    destinations: dict  # name -> (module, destination) of those that are traced to
+    destinations: dict  # name -> function that makes a Tracer, of those that are traced to
 
 
 def load_plugin(path: str) -> Module:
     """A plug-in file as a Module; ConfigError."""
     if path.endswith(".conf"):
-        reader = find_plugin("canned_replies", [BESIDE])
-        if reader is None:
-            raise ConfigError(path, 0, f"to read canned replies, canned_replies.py is needed in {BESIDE}")
-        return import_plugin(reader).read_file(path)
+        return import_beside("canned_replies", "read canned replies", path).read_file(path)
     namespace = import_plugin(path)
     own = {key: value for key, value in vars(namespace).items()
            if not callable(value) or getattr(value, "__module__", namespace.__name__) == namespace.__name__}
     return Module(pathlib.Path(path).stem, own, path, functools.partial(line_of, read_source(path)))
+
+
+def import_beside(name: str, purpose: str, path: str) -> Any:
+    """The namespace of a plug-in beside the script that does a part of its work, for the sake of a file; ConfigError."""
+    place = find_plugin(name, [BESIDE])
+    if place is None:
+        raise ConfigError(path, 0, f"to {purpose}, {name}.py is needed in {BESIDE}")
+    return import_plugin(place)
 
 
 def import_plugin(path: str) -> Any:
@@ -3913,36 +3818,6 @@ def read_source(path: str) -> str:
             return decode(file.read())
     except OSError as error:
         raise ConfigError(path, 0, f"cannot be read by uid {os.geteuid()}: {error.strerror}") from None
-
-
-def open_roots(path: str, flags: int) -> int:
-    """Open a file that only root can have put where it is, all the way from /; ConfigError for another, OSError."""
-    file = walk(path, functools.partial(check_step, path))
-    try:
-        return os.open(f"/proc/self/fd/{file}", flags)
-    finally:
-        os.close(file)
-
-
-def check_step(path: str, folder: int, step: int) -> None:
-    """For walk(): refuse what is not root's, and folders that others can write; ConfigError.
-
-    A sticky folder, as /tmp, will do before the last one: from there nobody can take away a folder of root's. Who owns
-    this script is trusted as root is, who runs it.
-    """
-    outer, inner, trusted = os.fstat(folder), os.fstat(step), (0, os.stat(__file__).st_uid)
-    sticky = outer.st_mode & S_ISVTX
-    if outer.st_uid not in trusted or (outer.st_mode & 0o022 and not (sticky and S_ISDIR(inner.st_mode))):
-        name = name_of(folder)
-        what, mend = f"its folder {name}", "move it to another" if sticky else f"mend: chown root {name}; chmod go-w {name}"
-    elif S_ISLNK(inner.st_mode) and inner.st_uid not in trusted:
-        name = name_of(step)
-        what, mend = f"its link {name}", f"mend: chown -h root {name}"
-    elif S_ISREG(inner.st_mode) and (inner.st_uid not in trusted or inner.st_mode & 0o022):
-        what, mend = "it", f"mend: chown root {name_of(step)}; chmod go-w {name_of(step)}"
-    else:
-        return
-    raise ConfigError(path, 0, f"{what} can be written by others than root, who runs this; {mend}")
 
 
 def line_of(text: str, word: str) -> int:
@@ -3992,6 +3867,8 @@ class Loader:
             elif word == "passed":
                 hint = nearest(args[0], FORMS, 0.85)
                 self.pass_over(where, f"{args[0]}: passed over, it is not for midatagram", hint)
+            elif word == "stray":
+                self.note(where, f'stray "{args[0]}", passed over; nothing ends a statement but the next one')
             else:
                 self.globals[word] = logging_global(where, word, *args)
         return self.checked()
@@ -4055,33 +3932,27 @@ class Loader:
         return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations)
 
     def destinations(self) -> dict:
-        """The destinations that trace_destination names: name -> (module, destination)."""
-        declared = {}
-        for module in self.modules.values():
-            for function in module.destinations:
-                with plugin_code(module.path, f"{function.__name__}: "):
-                    for name, destination in function(Context(module)).items():
-                        declared[name] = module, destination
-                        module.stats += trace_stats(name, module.name) if destination else []
+        """The destinations that trace_destination names: name -> function that makes a Tracer."""
+        declared = trace_destinations(self.modules.values())
         names = self.mi.settings["trace_destination"]
         for name in names:
             if name not in declared:
                 hint = nearest(name, declared) or ", is its module loaded?"
                 text = f'no tracing destination "{name}"{hint}; commands are not traced to it'
                 self.note(self.mi.where("trace_destination"), text, logging.ERROR)
-        return {name: declared[name] for name in names if name in declared and declared[name][1]}
+        return {name: declared[name] for name in names if declared.get(name)}
 
     def check_names(self, known: list[str]) -> None:
         """Commands and accounts that parameters name must exist; trace_bwlist may name commands of modules passed over."""
         mi, own = self.mi.settings, self.own.settings
         named = [(self.mi.where("trace_bwlist"), "trace_bwlist", mi["trace_bwlist"].names),
                  (self.own.where("disable"), "disable", own["disable"])]
-        for rule, where in zip(own["allow_command"], self.own.lines.get("allow_command", [])):
+        for nth, where in enumerate(self.own.lines.get("allow_command", [])):
+            rule = own["allow_command"][nth]
             named.append((where, "allow_command", rule.commands))
-            for name in rule.users:
-                account_numbers(name, pwd.getpwnam, where, "allow_command")
-            for name in rule.groups:
-                account_numbers(name, grp.getgrnam, where, "allow_command")
+            users, groups = (tuple(account_numbers(name, look_up, where, "allow_command")[0] for name in names)
+                             for names, look_up in ((rule.users, pwd.getpwnam), (rule.groups, grp.getgrnam)))
+            own["allow_command"][nth] = rule._replace(users=users, groups=groups)
         for where, param, name in [(where, param, name) for where, param, names in named for name in names if name not in known]:
             message = f'{param} names the command "{name}", which does not exist{nearest(name, known)}'
             if param != "trace_bwlist" or not self.passed:
@@ -4192,7 +4063,7 @@ def get_statistics(ctx, *statistics):
 @command("list_statistics", json=JsonForm(recipes=[(), ("statistics",)]))
 def list_statistics(ctx, *statistics):
     """List all statistics, or those named, and whether each is incremental."""
-    stats_of = ctx.server.registry.find_stats
+    stats_of = ctx.server.registry.stats.__getitem__
     stats = [(f"{stat.group}:{stat.name}", stat) for stat in stats_of("all") if not statistics] or within_limit(
         (f"{stat.group}:{stat.name}" if name.endswith(":") else name, stat)
         for name in within_limit(statistics) if name != "all" for stat in stats_of(name))
@@ -4208,7 +4079,7 @@ def reset_statistics(ctx, *statistics):
     if not statistics:
         raise WRONG_COUNT
     stats = {id(stat): stat for name in within_limit(statistics) if not name.endswith(":") and name != "all"
-             for stat in ctx.server.registry.find_stats(name)}
+             for stat in ctx.server.registry.stats[name]}
     if not stats:
         raise Error(404, "Statistics Not Found")
     return reset(ctx, stats.values())
@@ -4217,7 +4088,7 @@ def reset_statistics(ctx, *statistics):
 @command("reset_all_statistics")
 def reset_all_statistics(ctx):
     """Reset all statistics to 0, except those that cannot be reset."""
-    return reset(ctx, ctx.server.registry.find_stats("all"))
+    return reset(ctx, ctx.server.registry.stats["all"])
 
 
 def reset(ctx, stats: Iterable[Stat]) -> Reply:
@@ -4756,140 +4627,22 @@ def built_in_modules() -> list[Module]:
 ###############################################################################
 # 16. Tracing #################################################################
 ###############################################################################
-# Strategy: what is traced is put into a bounded queue, which costs a reply
-# next to nothing. A greenlet per destination and child writes it in batches.
-# A destination (a plug-in's object) knows how to open, write and close; all
-# that can go wrong with it is handled here, and never reaches a reply.
-
-TRACE_QUEUE = 1000  # traces that wait, per destination and child; further ones are dropped
-TRACE_BATCH = 200  # traces written at once
-TRACE_PAUSE_S = 0.002  # how long a trace may wait for others to be written with it
-TRACE_TIMEOUT_S = 5.0  # for connecting, and for writing a batch
-TRACE_BACKOFF_S = (1.0, 30.0)  # first and longest pause after a failure; the pause doubles, give or take a fifth
-TRACE_STEADY_S = 5.0  # a connection that lasted so long makes the next pause short again
-
-TRACE_FIGURES = {
-    "queued": "packets queued", "sent": "packets sent", "dropped": "packets dropped", "errors": "failed connects and writes",
-    "reconnects": "connects after the first", "depth": "packets in the queue", "connected": "connected children",
-}
+# Strategy: a destination is an object of a plug-in, which knows how to open,
+# write and close. The plug-in tracing, which is loaded for those that declare
+# one, brings traces to it.
 
 
-def trace_stats(name: str, group: str) -> list[Stat]:
-    """The counters of one destination; the last two figures are levels."""
-    return [Stat(f"{name}-{word}", text, group, resettable=word not in ("depth", "connected"))
-            for word, text in TRACE_FIGURES.items()]
-
-
-class Tracer:
-    """Brings traces to one destination; lives in a child."""
-
-    def __init__(self, name: str, module: Module, destination: Any):
-        import gevent.event
-
-        self.name, self.module, self.destination = name, module, destination
-        self.packets = getattr(destination, "packets_per_trace", 1)
-        self.check = getattr(destination, "check", lambda: None)  # raises OSError when a connection is lost already
-        self.queue: list[Trace] = []
-        self.batch: list[Trace] = []  # what is being written
-        self.columns = {word: module.columns[f"{name}-{word}"] for word in TRACE_FIGURES}
-        self.connected = self.complained = False
-        self.opened_s, self.pause_s = 0.0, TRACE_BACKOFF_S[0]
-        self.log, self.filled = log.getChild(module.name), gevent.event.Event()
-        self.sender = gevent.spawn(self.run)
-
-    def count(self, word: str, traces: list[Trace]) -> None:
-        """Count the packets of some traces, and set the level of the queue."""
-        self.module.row[self.columns[word]] += len(traces) * self.packets
-        self.module.row[self.columns["depth"]] = len(self.queue) * self.packets
-
-    def put(self, traces: list[Trace]) -> None:
-        """Queue traces, and drop those for which there is no room."""
-        room = TRACE_QUEUE - len(self.queue)
-        self.queue += traces[:room]
-        self.count("queued", traces[:room])
-        self.count("dropped", traces[room:])
-        self.filled.set()
-
-    def run(self) -> None:
-        """Write what is queued, for ever."""
-        import gevent
-
-        while True:
-            if not self.queue:
-                self.filled.clear()
-            self.filled.wait()
-            gevent.sleep(TRACE_PAUSE_S if len(self.queue) < TRACE_BATCH else 0)
-            error = self.connect() or self.write()
-            if error:
-                self.fail(error)
-                gevent.sleep(self.pause_s * random.uniform(0.8, 1.2))
-                self.pause_s = min(self.pause_s * 2, TRACE_BACKOFF_S[1])
-            elif time.monotonic() > self.opened_s + TRACE_STEADY_S:
-                self.pause_s = TRACE_BACKOFF_S[0]
-
-    def attempt(self, act: Callable, *values: Any) -> BaseException | None:
-        """Let the destination act; returns what it raises, for whatever a plug-in raises must not stop tracing."""
-        import gevent
-
-        try:
-            with gevent.Timeout(TRACE_TIMEOUT_S, False):
-                act(*values)
-                return None
-            return OSError("timed out")
-        except gevent.GreenletExit:  # flush() ends the sender
-            raise
-        except BaseException as error:
-            return error
-
-    def connect(self) -> BaseException | None:
-        """Open the destination unless it is open; returns what went wrong."""
-        if self.connected:
-            return None
-        error = self.attempt(self.destination.open)
-        if error is None:
-            self.log.log(NOTICE, "tracing to %s", self.name)
-            if self.opened_s:
-                self.module.row[self.columns["reconnects"]] += 1
-            self.opened_s, self.connected, self.complained = time.monotonic(), True, False
-            self.module.row[self.columns["connected"]] = 1
-        return error
-
-    def write(self) -> BaseException | None:
-        """Write a batch; one whose write fails counts as dropped, since it may have arrived in part."""
-        error = self.attempt(self.check)
-        if error is None:
-            self.batch, self.queue = self.queue[:TRACE_BATCH], self.queue[TRACE_BATCH:]
-            error = self.attempt(self.destination.write, self.batch)
-            self.count("dropped" if error else "sent", self.batch)
-            self.batch = []
-        return error
-
-    def fail(self, error: BaseException) -> None:
-        """Close after a failure; logged only when it changes the state."""
-        self.module.row[self.columns["errors"]] += 1
-        if not self.complained:
-            what = "is lost" if self.connected else "cannot be reached"
-            self.log.error("tracing destination %s %s: %s", self.name, what, str(error) or repr(error))
-            self.complained = True
-        self.close()
-
-    def close(self) -> None:
-        """Close the destination."""
-        self.connected = False
-        self.module.row[self.columns["connected"]] = 0
-        self.attempt(self.destination.close)
-
-    def flush(self, limit_s: float) -> None:
-        """At the end: write what is queued, for at most so long; the rest is dropped."""
-        import gevent
-
-        with gevent.Timeout(limit_s, False):
-            while (self.queue or self.batch) and not self.complained:
-                gevent.sleep(TRACE_PAUSE_S)
-        self.sender.kill()
-        rest, self.queue = self.batch + self.queue, []
-        self.count("dropped", rest)
-        self.close()
+def trace_destinations(modules: Iterable[Module]) -> dict:
+    """The destinations that plug-ins declare, by name: a function that makes a Tracer, or None for one that cannot be
+    traced to. The modules get the statistics of theirs. ConfigError."""
+    declared: dict[str, Callable | None] = {}
+    for module, function in [(one, function) for one in modules for function in one.destinations]:
+        tracing = import_beside("tracing", "trace", module.path)
+        with plugin_code(module.path, f"{function.__name__}: "):
+            for name, destination in function(Context(module)).items():
+                declared[name] = destination and functools.partial(tracing.Tracer, name, module, destination)
+                module.stats += tracing.stats_of(name, module.name) if destination else []
+    return declared
 
 
 ###############################################################################
@@ -4930,13 +4683,14 @@ class Endpoint:
         """In a child: choose how to receive and send. Both are as a socket's recvfrom and sendto, but that a client
         of a `paired` one is a pair of its address and the datagram's ancillary data."""
         sock = self.socket
-        self.receive, self.send = sock.recvfrom, sock.sendto
         self.address, self.paired = sock.getsockname(), self.wildcard or (self.unix and credentials)
-        if self.paired:
-            if self.unix:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-            self.receive = self.receive_message
-            self.send = self.send_from if self.wildcard else lambda data, client: sock.sendto(data, client[0])
+        self.receive = self.receive_message if self.paired else sock.recvfrom
+        self.send = sock.sendto
+        if self.wildcard:  # reply from the address that was asked
+            self.send = lambda data, client: sock.sendmsg([data], client[1], 0, client[0])
+        elif self.paired:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            self.send = lambda data, client: sock.sendto(data, client[0])
 
     def is_closed(self) -> bool:
         """In a child: whether somebody closed the socket."""
@@ -4954,10 +4708,7 @@ class Endpoint:
         data, ancillary, _, client = self.socket.recvmsg(size, CREDENTIALS_ROOM if self.unix else ADDRESS_ROOM, flags)
         return data, (client, tuple(ancillary))
 
-    def send_from(self, data: bytes, client: tuple) -> int:
-        """Reply from the address that was asked, of those a wildcard bind has."""
-        address, asked = client
-        return self.socket.sendmsg([data], asked, 0, address)
+
 
     @staticmethod
     def credentials_of(client: Any) -> tuple | None:
@@ -4967,10 +4718,13 @@ class Endpoint:
                 return struct.unpack("3i", data)
         return None
 
-    def has_room(self, size: int) -> bool:
-        """Whether a large reply leaves half of the send buffer to others: what clients have not read is charged to it."""
-        unread, = struct.unpack("i", fcntl.ioctl(self.socket, termios.TIOCOUTQ, b"\0\0\0\0"))
-        return unread + size <= self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2
+    def send_fairly(self, data: bytes, client: Any) -> int:
+        """Send, a large reply only if it leaves half of the send buffer, which pays for what clients have not read; OSError."""
+        if self.unix and len(data) > LARGE:
+            unread, = struct.unpack("i", fcntl.ioctl(self.socket, termios.TIOCOUTQ, b"\0\0\0\0"))
+            if unread + len(data) > self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2:
+                raise BlockingIOError(errno.EAGAIN, "other clients need the rest of the send buffer")
+        return self.send(data, client)
 
     def is_lost(self) -> bool:
         """Whether the file of a UNIX socket is no longer ours; that of a socket which some child shut down for all is removed."""
@@ -5036,8 +4790,7 @@ def bind_unix(place: Place, sock: Any) -> tuple | None:
 
     The folder is locked meanwhile, so that of two servers that start at once one meets the other alive.
     """
-    os.close(walk(os.path.dirname(os.path.abspath(place.spot)), follow_roots))
-    folder = os.open(os.path.dirname(place.spot) or ".", os.O_RDONLY | os.O_DIRECTORY)
+    folder = walk(os.path.dirname(os.path.abspath(place.spot)), follow_roots, os.O_RDONLY | os.O_DIRECTORY)
     mask = os.umask(0)
     try:
         wait_for_lock(folder)
@@ -5189,9 +4942,7 @@ class Peer:
             self.connect()  # the client bound its path anew, or is connected to us now
         if self.socket:
             return self.socket.send(data)
-        if self.endpoint.unix and len(data) > LARGE and not self.endpoint.has_room(len(data)):
-            raise BlockingIOError(errno.EAGAIN, "other clients need the rest of the send buffer")
-        return self.endpoint.send(data, self.client)
+        return self.endpoint.send_fairly(data, self.client)
 
     def watch(self, loop: Any, act: Callable[[Peer], None]) -> None:
         """Call act(peer) when the client has read, or on a timer where the kernel cannot tell."""
@@ -5263,9 +5014,7 @@ class Outbox:
             peer = self.add_peer(endpoint, client)
         try:
             if peer is None:
-                if endpoint.unix and len(data) > LARGE and not endpoint.has_room(len(data)):
-                    raise BlockingIOError(errno.EAGAIN, "other clients need the rest of the send buffer")
-                endpoint.send(data, client)
+                endpoint.send_fairly(data, client)
                 senders[client] = None
             elif peer.waiting:
                 return self.keep(peer, data)
@@ -5396,7 +5145,7 @@ class Child:
         if own["max_requests"]:
             served = server.counted[server.core["requests"]]  # by others that had this row
             self.last_request = served + max(1, round(own["max_requests"] * random.uniform(0.9, 1.1)))
-        self.tracers = [Tracer(name, *where) for name, where in self.setup.destinations.items()]
+        self.tracers = [trace() for trace in self.setup.destinations.values()]
         self.untraced = {name for name in server.registry.commands if not self.setup.mi["trace_bwlist"].allows(name)}
         self.traces: list[Trace] = []  # until settle()
         self.is_tracing = self.debugging = False  # whether requests are traced or logged; and whether they are logged
@@ -5417,7 +5166,7 @@ class Child:
         for watcher, handler, *values in watched:
             watcher.start(handler, *values)
         for endpoint in self.endpoints:
-            endpoint.prepare(self.access.needs_credentials)
+            endpoint.prepare(bool(self.access.rules))
             self.watchers.append((loop.io(endpoint.socket.fileno(), 1), self.burst_of(endpoint)))
         self.sweep()
         self.watch()
@@ -6206,8 +5955,8 @@ class Supervisor:
 
     def close_unused(self) -> None:
         """Close the sockets that nobody serves any more, and remove their files."""
-        used = [*(one.endpoints for one in self.generations()), *(record.endpoints for record in self.children.values())]
-        for endpoint in set(self.endpoints).difference(*used):
+        users: list[Generation | Record] = [*self.generations(), *self.children.values()]
+        for endpoint in set(self.endpoints).difference(*(user.endpoints for user in users)):
             endpoint.close(remove=True)
             self.endpoints.remove(endpoint)
 
@@ -6292,7 +6041,7 @@ class Loading:
             log.exception("the configuration cannot be loaded")
             return (EXIT_CONFIG, f"{type(error).__name__}: {error}"), None, (), ()
         self.server.attendant_pid = attendant.server.attendant_pid
-        levels = [stat for stat in setup.registry.stats[0] if stat.read is None and not stat.resettable]
+        levels = [stat for stat in setup.registry.stats["all"] if stat.read is None and not stat.resettable]
         return ((), setup._replace(registry=Registry(()), destinations={}),
                 [counters.column(stat.group, stat.name) for stat in levels], (counters.columns, counters.room, counters.blocks))
 
@@ -6488,8 +6237,11 @@ def given_sockets() -> dict:
 # anything is opened, and everything is opened before the server goes to the
 # background, so that whoever starts it sees what is wrong.
 
+VENV = os.path.join(HERE, ".venv")  # as install.sh makes it
 PACKAGES = "gevent, configobj and setproctitle are needed: pip install gevent configobj setproctitle, " \
            "or apt install python3-gevent python3-configobj python3-setproctitle"
+if os.path.exists(f"{VENV}/bin/python") and sys.prefix != VENV:
+    PACKAGES = f"install.sh has put all packages into .venv: run {VENV}/bin/python {os.path.realpath(__file__)}"
 
 
 def load_packages() -> None:
@@ -6928,8 +6680,8 @@ def __getattr__(name: str) -> Any:
 
         return AsyncResult
     if name == "Trial":
-        return import_plugin(os.path.join(BESIDE, "trial.py")).Trial
-    raise AttributeError(f"midatagram has no {name}")
+        return import_beside("trial", "test plug-ins", "midatagram.Trial").Trial
+    raise AttributeError(f"midatagram has no {name}{nearest(name, __all__)}")
 
 
 if __name__ == "__main__":

@@ -46,8 +46,9 @@ second name.""",
     "cachedb_local": """\
 A pattern of `cache_remove_chunk` has 256 bytes at most. Half of `store_size` (or of what the file system has free) is for keys
 and values, since the pages of a database are seldom full. When they are full, or their file system is, `cache_store` answers
-`500 Cache store command failed` until something expires or is removed; a log line says so once. Events are sent as far as
-subscribers have room for them; those that they have not are counted (`events_lost`), and nobody waits.""",
+`500 Cache store command failed` until something expires or is removed; a log line says so once. A sixteenth is
+not for cached values, so that a full cache refuses no subscriptions. Events are sent as far as subscribers have room for
+them; those that they have not are counted (`events_lost`), and nobody waits.""",
 }
 SHOWN = {"unix_socket_mode": "0660", "reply_indent": "TAB"}
 MODULES = {  # name -> what stands before its parameters

@@ -274,7 +274,7 @@ def test_a_memo_gives_bytes_back():
     assert memo.get(999) == 1000 and memo.get(500) is None
     for number in range(1000):
         memo.forget(number)
-    assert (memo.bytes, len(memo), memo.sizes, memo.old_sizes) == (0, 0, {}, {})
+    assert (memo.bytes, len(memo), memo.sizes) == (0, 0, {})
 
 
 HARD = [  # datagrams that a pattern or a loop could go back in, or copy again and again: what is repeated between two ends

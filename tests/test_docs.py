@@ -9,6 +9,9 @@ from conftest import ROOT, free_port, needs, run
 
 import midatagram as mi
 
+sys.path.insert(0, str(ROOT / "plugins"))
+import tracing
+
 README = (ROOT / "README.md").read_text()
 SECURITY = (ROOT / "SECURITY.md").read_text()
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
@@ -55,7 +58,7 @@ def test_every_statistic_and_event_is_documented():
             assert f"| `{stat.group}:{stat.name}` | {stat.help} |" in CONFIGURATION
         for event in module.events:
             assert f"| `{event.name}` | {event.help} |" in CONFIGURATION
-    assert ", ".join(mi.TRACE_FIGURES).replace(", connected", " and connected") in README.replace("\n", " ")
+    assert ", ".join(tracing.FIGURES).replace(", connected", " and connected") in README.replace("\n", " ")
 
 
 def test_every_exit_status_is_in_readme_and_help():

@@ -11,6 +11,9 @@ from conftest import PLUGINS, ROOT, run, wait_for
 import midatagram as mi
 
 PYTHON_MISTAKES = [
+    ('import midatagram as mi\n@mi.every(1, where="eech")\ndef f(ctx):\n    pass\n', 2, 'where is "each" or "one", not "eech"'),
+    ('import midatagram as mi\n@mi.command(json=mi.JsonForm([["a"], ["b"]]))\ndef f(ctx, a, b=None):\n    "F."\n', 2,
+     'has a JSON recipe without "a", which it requires'),
     ("import midatagram as mi\ndef f(:\n", 2, "syntax error"), ("x = 1\nx.y\n", 2, "AttributeError"),
     ("raise SystemExit(3)\n", 1, "SystemExit"), ("PARAMS = [1]\n", 1, "PARAMS is a list of midatagram.Param rows"),
     ("import midatagram as mi\n\n\n@mi.command\ndef f(ctx):\n    return mi.Reply()\n", 4, "needs a docstring"),

@@ -483,14 +483,17 @@ def test_a_full_store_answers_errors_until_something_is_removed(start, tmp_path,
 
 
 def test_a_full_store_refuses_subscriptions_and_goes_on_sending_events(start):
-    server = start(SMALL)
+    """But a full cache refuses none."""
+    server = start(f'{SMALL}modparam("midatagram", "max_subscribers", 10000)\n')
     reader = server.client()
     reader.socket.bind("")
     assert server.ask(text("event_subscribe", "E_MI_RELOAD", f"unix:{reader.path}", "0")) == OK
     fill(server, 60000)
     fill(server, 2000)
     fill(server, 1)
-    place = "udp:127.0.0.1:9"
+    place = "udp:127.0.0.1:9999"
+    replies = [server.ask(text("event_subscribe", "E_MI_STOP", f"udp:127.0.0.1:{port}")) for port in range(1000, 1600)]
+    assert replies[0] == OK and set(replies) == {OK, b"500 Server Internal Error\n\n"}
     assert server.ask(text("event_subscribe", "E_MI_RELOAD", place)) == b"500 Server Internal Error\n\n"
     assert server.ask(b'{"jsonrpc":"2.0","method":"event_subscribe","params":["E_MI_RELOAD","%s"],"id":1}' % place.encode()) == \
         b'{"jsonrpc":"2.0","error":{"code":500,"message":"Internal error"},"id":1}'
