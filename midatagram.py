@@ -4658,8 +4658,6 @@ IP_PKTINFO = 8  # linux/in.h; the socket module has it from Python 3.14 on
 SIOCUNIXFILE = 0x89E0  # linux/un.h
 CREDENTIALS_ROOM, ADDRESS_ROOM = socket.CMSG_SPACE(struct.calcsize("3i")), 64  # bytes of ancillary data
 LOCK_TRIES = 100  # a hundredth of a second apart
-
-
 POLLRDHUP = 0x2000  # linux/eventpoll.h
 
 
