@@ -4913,6 +4913,7 @@ IP_PKTINFO = 8  # linux/in.h; the socket module has it from Python 3.14 on
 SIOCUNIXFILE = 0x89E0  # linux/un.h
 CREDENTIALS_ROOM, ADDRESS_ROOM = socket.CMSG_SPACE(struct.calcsize("3i")), 64  # bytes of ancillary data
 LOCK_TRIES = 100  # a hundredth of a second apart
+POLLRDHUP = 0x2000  # linux/eventpoll.h
 
 
 class Endpoint:
@@ -4979,8 +4980,15 @@ class Endpoint:
         return self.send(data, client)
 
     def is_lost(self) -> bool:
-        """Whether the file of a UNIX socket is no longer ours."""
-        return self.unix and not self.kept and identity_of(self.place.spot) != self.identity
+        """Whether the file of a UNIX socket is no longer ours; that of a socket which some child shut down for all is removed."""
+        if not self.unix or self.kept:
+            return False
+        poll = original("select", "poll")()
+        poll.register(self.socket, POLLRDHUP)
+        if any(events & POLLRDHUP for _, events in poll.poll(0)):
+            with contextlib.suppress(OSError):
+                remove_own(self.place.spot, self.identity)
+        return identity_of(self.place.spot) != self.identity
 
     def say_once(self, text: str) -> None:
         """Log a lasting trouble once."""

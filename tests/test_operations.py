@@ -637,6 +637,7 @@ def test_systemd_is_told_ready_when_every_child_serves(start, tmp_path, systemd)
                    environment=systemd.environment, ready=False)
     wait_for((tmp_path / "flag.first").exists, what="a child that serves")
     assert systemd.next(0.7) is None, "READY came before all children served"
+    assert systemd.next(2.0, watchdog=True)["EXTEND_TIMEOUT_USEC"] == "10000000"
     flag.touch()
     told = systemd.next()
     assert told["READY"] == "1"

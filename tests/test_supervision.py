@@ -162,7 +162,7 @@ def test_a_reload_that_hangs_is_replaced_by_the_next_one(greeter, kind):
 
 
 GOOD = {  # what a plug-in may do as it is loaded, and the server serves with it
-    "ignores SIGCHLD": "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+    "ignores SIGCHLD": "import midatagram, signal\nmidatagram.original('signal', 'signal')(signal.SIGCHLD, signal.SIG_IGN)",
     "blocks signals": "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())",
     "writes to every descriptor but its report": "import os, stat\nfor number in range(3, 40):\n    try:\n"
         "        if stat.S_ISFIFO(os.fstat(number).st_mode):\n            os.write(number, b'7 x\\n\\xff9')\n"
@@ -184,6 +184,7 @@ def test_what_is_odd_but_can_serve_serves(greeter, kind, hook):
     assert greeter.children() == before
     os.kill(before[0], signal.SIGKILL)
     wait_for(lambda: len(set(greeter.children()) - set(before)) == 1, what="a child in its place")
+    assert "cannot fork" not in greeter.log
     greeter.stop(tracebacks=True)
 
 
@@ -213,11 +214,13 @@ if ctx.server.processes.get(ctx.server.row, "rank") == 1 and os.path.exists({str
     flag.touch()
     os.kill(greeter.children()[0], signal.SIGKILL)
     greeter.wait_log("died: exit status 70", times=6)
-    greeter.write_plug_in(NEW_GREETER + AFTER_A_WHILE.format(body("soon(ctx)", "import os\nos._exit(1)")))
+    greeter.write_plug_in(NEW_GREETER)
     greeter.signal(signal.SIGHUP)
-    greeter.wait_log("reload taken back")
-    for _ in range(20):
-        assert greeter.ask(b":greet:\n") == HELLO
+    wait_for(lambda: greeter.ask(b":greet:\n") == GOOD_DAY, what="the child on trial")
+    greeter.write_plug_in("def (")
+    reload(greeter, "reload refused")
+    wait_for(lambda: len(greeter.children()) == 1, what="one child alone")
+    assert greeter.ask(b":greet:\n") == HELLO
     greeter.write_plug_in(NEW_GREETER)
     greeter.signal(signal.SIGHUP)
     greeter.wait_log("reloaded", times=2)
@@ -457,6 +460,20 @@ def close_socket(ctx):
 
 
 @mi.command
+def shut_socket(ctx):
+    \"\"\"Shut what is served, for all children.\"\"\"
+    import os, socket
+    for number in range(3, 100):
+        try:
+            with socket.socket(fileno=os.dup(number)) as sock:
+                if sock.family == socket.AF_UNIX and str(sock.getsockname()).endswith("mi.sock"):
+                    sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+    return mi.Reply()
+
+
+@mi.command
 def close_all(ctx):
     \"\"\"Close whatever is open.\"\"\"
     import os
@@ -488,6 +505,16 @@ def test_a_child_whose_socket_a_plug_in_closes_is_replaced(start, plug_in, count
     server.wait_log("closed the socket")
     wait_for(lambda: len(pids := server.children()) == count and set(pids) != set(before), what="another child")
     assert server.statistic("child_deaths") == 1
+    server.stop(tracebacks=True)
+
+
+def test_a_socket_that_a_plug_in_shuts_for_all_is_bound_again(start, plug_in):
+    server = start('loadmodule "odd.so"\n' + TROUBLE + children_count(2), "-p", plug_in("odd", CHILDREN), "-p", str(PLUGINS))
+    before = server.children()
+    server.client().send(b":shut_socket:\n")
+    server.wait_log("bound again")
+    wait_for(lambda: not any(map(is_alive, before)), what="the end of the children of the old socket")
+    wait_for_children(server, 2)
     server.stop(tracebacks=True)
 
 
