@@ -1445,20 +1445,14 @@ class Command:
 
     def json_value(self, name: str, value, alone: bool = False):
         """One JSON value as its argument's converter wants it; an array for *rest, unless it is one `alone`."""
-        converter = self.tag.converters.get(name)
-        integer = getattr(converter, "kind", "") == "integer"
-        if name == self.rest and not alone:
-            value = json_array(value, name, json_int if integer else json_string)
-            return [self.converted(converter, item, name) for item in value]
-        return self.converted(converter, (json_int if integer else json_string)(value, name), name)
-
-    @staticmethod
-    def converted(converter: Callable | None, value, name: str):
-        """A value through a converter; what the converter refuses is a bad type."""
+        converter, is_array = self.tag.converters.get(name), name == self.rest and not alone
+        read = json_int if getattr(converter, "kind", "") == "integer" else json_string
+        items = json_array(value, name, read) if is_array else [read(value, name)]
         try:
-            return converter(value) if converter else value
+            items = [converter(item) for item in items] if converter else items
         except ValueError:
             raise invalid_params(BAD_TYPE % name) from None
+        return items if is_array else items[0]
 
     def bind_text(self, request: Request) -> Iterable:
         """The values to call the function with, from a text request: by position, names are ignored."""
@@ -1756,8 +1750,8 @@ class Text(Dialect):
         """A live reply as written; a Watched one is the same for all who ask for it."""
         if not isinstance(reply.live, Watched):
             return Shape(reply, self.write(reply, call), most=self.most)
-        reply.live.shape = reply.live.shape or Shape(reply, self.write(reply, call), most=self.most)
-        return reply.live.shape
+        reply.live.text, reply.live.most = reply.live.text or self.write(reply, call), self.most
+        return reply.live
 
 
     def too_long(self, size: int) -> Refusal:
@@ -1849,30 +1843,29 @@ class JsonRpc(Dialect):
         return b"[%b]" % written if parts else b""
 
 
-class Watched:
-    """The live values of a reply in two steps: look() returns a cheap snapshot to compare with that of last time,
-    sums(snapshot) returns the values. `shape` is that of all text replies that have them."""
-
-    look: Callable[[], Any]
-    sums: Callable[[Any], tuple]
-    shape: Shape | None = None
-
-    def __call__(self) -> tuple:
-        return self.sums(self.look())
-
-
 class Shape:
     """A live reply as written: its text around the values, the values of last time, and the bytes with these.
 
     Of a JSON-RPC reply it is the text before the id; `tail` is what stands behind that.
     """
 
+    look: Callable[[], Any]  # returns a cheap snapshot to compare with that of last time
+    text, tail, data = "", b"", b""
+    snapshot: Any = object()  # none yet; a plug-in's live() may give anything
+    values: Any = snapshot
+    write_value: Callable | None = None
+    most = LIMIT  # bytes
+
     def __init__(self, reply: Reply, text: str, tail: bytes = b"", write_value: Callable | None = None, most: int = LIMIT):
-        self.text, self.tail, self.write_value, self.most = text, tail, write_value, most
-        self.watched = reply.live if isinstance(reply.live, Watched) else None
-        self.look = self.watched.look if self.watched else reply.live
-        self.snapshot = self.values = object()  # none yet; a plug-in's live() may give anything
-        self.data = b""
+        self.text, self.tail, self.write_value, self.live, self.most = text, tail, write_value, reply.live, most
+        self.look = reply.live.look if isinstance(reply.live, Watched) else reply.live
+
+    def sums(self, snapshot: Any) -> tuple:
+        """The values of a snapshot."""
+        if not isinstance(self.live, Watched):
+            return tuple(snapshot)
+        values, self.look = self.live.sums(snapshot), self.live.look  # there may be more to look at by now
+        return values
 
     def now(self) -> bytes | None:
         """The reply with the values of now. None if they fail or are too long: then the command is to be called, and
@@ -1886,18 +1879,21 @@ class Shape:
 
     def fill(self, snapshot: Any) -> bytes:
         """Put the values of a snapshot into the text, if they are others than last time."""
-        values = self.watched.sums(snapshot) if self.watched else tuple(snapshot)
+        values = self.sums(snapshot)
         if values != self.values:
             written = tuple(map(self.write_value, values)) if self.write_value else values
             self.data, self.values = encode(self.text % written), values
-        if self.watched:
-            self.look = self.watched.look  # there may be more to look at by now
-        else:
-            snapshot = values  # a list could become another one behind our back
-        self.snapshot = snapshot if len(self.data) <= self.most else object()
+        kept = snapshot if isinstance(snapshot, bytes) else values  # a list could become another one behind our back
+        self.snapshot = kept if len(self.data) <= self.most else Shape.snapshot
         return self.data
 
 
+class Watched(Shape):
+    """The live values of a reply in two steps: look() returns bytes, sums() their values. It is itself the shape of the text
+    replies that have them: one that it refers to, and that refers to it, would live until the collector comes."""
+
+    def __call__(self) -> tuple:
+        return self.sums(self.look())
 
 
 class Cached:
