@@ -2,11 +2,13 @@
 
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
-from conftest import free_port, run, wait_for
+from conftest import ROOT, free_port, run, wait_for
 
 import midatagram as mi
 
@@ -620,3 +622,56 @@ def test_cached_replies_keep_their_quick_way(module, is_quick, tmp_path):
 def test_help_names_the_options(lab):
     assert b"lab_verify COMMAND [ARGUMENT...] [times=TIMES] [at_least=AT_LEAST]" in lab.ask(b":help:\nlab_verify\n")
     assert set(COMMANDS) <= set(lab.ask(b":which:\n").decode().split("\n"))
+
+
+###############################################################################
+# docs/lab.md
+###############################################################################
+
+PAGE = (ROOT / "docs" / "lab.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.S | re.M)
+
+
+def test_the_page_from_nothing_to_red_and_back_to_green(start, tmp_path):
+    """The configuration, the client, and what stands behind the prompts, as written but for places."""
+    (configuration, client), places = [text for language, text in BLOCKS if language in ("", "python")][:2], {
+        "/tmp/lab.sock": f"{tmp_path}/lab.sock", "./midatagram.py": f"{sys.executable} {ROOT}/midatagram.py",
+        "python3": sys.executable}
+
+    def placed(text):
+        for written, here in places.items():
+            text = text.replace(written, here)
+        return text
+
+    (tmp_path / "client.py").write_text(client)
+    start(placed(configuration), place=f"{tmp_path}/lab.sock")
+    commands = 0
+    for _, block in (one for one in BLOCKS if one[0] == "sh"):
+        for command, reply in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.M):
+            done = subprocess.run(placed(command), shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=20)
+            assert (done.stdout.rstrip("\n"), done.stderr) == (reply.rstrip("\n"), ""), command
+            commands += 1
+    assert commands == 12
+
+
+def test_the_file_of_the_page(start, tmp_path):
+    file = next(text for language, text in BLOCKS if "[:statistics]" in text)
+    (tmp_path / "page.conf").write_text(file)
+    server = start(THREE + 'loadmodule "page.so"', "-p", str(tmp_path))
+    assert server.statistic("early_dialogs") == 2
+    assert json.loads(server.ask(rpc("login", {"user": "bob"})))["error"] == {"code": 503, "message": "Try again, later"}
+    assert json.loads(server.ask(rpc("login", {"user": "bob"})))["result"]["user"] == "bob"
+
+
+def test_the_page_names_all_that_there_is():
+    module = mi.load_plugin(str(ROOT / "plugins" / "lab.py"))
+    reader = module.namespace.canned
+    for command in module.commands:
+        row = next(line for line in PAGE.splitlines() if line.startswith("| ") and f"`{command.name}" in line)
+        assert command.name == "lab_fault_add" or all(f"`{option}=`" in row for option in command.options)
+    for action in filter(None, reader.ACTIONS):
+        assert re.search(rf"^\| `{action}`", PAGE, re.M)
+    for name in module.namespace.FAULT_OPTIONS:
+        assert f"`{name}=" in PAGE
+    keys = re.findall(r"^(\w+) = ", reader.CANNED_SPEC, re.M)
+    assert len(keys) > 15 and all(re.search(rf"^\| .*`{key}\b.* \| ", PAGE, re.M) for key in keys)
