@@ -474,6 +474,33 @@ def test_the_journal_is_bounded_and_tells_what_is_forgotten(start):
     assert "characters" in journal(lab, command="version")["requests"][0]["raw"]
 
 
+ODD = [b"", b"\0", b":pwd", b":a\0b:\nx\n", b":pwd:\n\xff\xfe\n", b':no:\n"\xff\x01"\n', b"[]", b"[1]", b"[[[[]]]]", b'{"id": 1}',
+       b'{"jsonrpc":"2.0","method":"\\ud800","id":1,"params":["\\ud800", {"a":[null]}, 1.5, true]}', b"[" * 5000, b'"x"', b"-",
+       b'[{"jsonrpc":"2.0","method":"pwd","id":1,"params":["\\udfff"]},{"jsonrpc":"2.0","method":"pwd","id":2}, 7]',
+       b'{"jsonrpc":"2.0","method":"pwd","id":"\\udc80"}', b":no:\n" + b"a\n" * 30000, b":no:\n" + b"\x01" * 60000,
+       b":" + b"n" * 60000 + b":\n", b'{"jsonrpc":"2.0","method":"no","id":1,"params":[%b1]}' % (b"1," * 20000),
+       b"[" + b",".join([rpc("pwd")] * 300) + b"]",
+       b'{"jsonrpc":"2.0","method":"no","id":1,"params":%b}' % (b"[" * 900 + b"]" * 900)]
+
+
+@pytest.mark.parametrize("fault", [None, {"command": "never", "argument": "x", "action": "drop"}])
+def test_odd_requests_get_the_same_replies_and_are_shown(start, fault):
+    plain, lab = start(THREE.replace('loadmodule "lab.so"', "")), start(THREE)
+    if fault:
+        add(lab, **fault)
+    for request in ODD:
+        one, two = plain.ask(request, 1 if request else 0.2), lab.ask(request, 1 if request else 0.2)
+        assert one is two is None or one.replace(b"/s0", b"/s1") == two, request
+        last = journal(lab)
+        while last["left"]:
+            last = journal(lab, since=last["requests"][-1]["number"])
+        assert last["requests"][-1]["outcome"] == "answered" if request else True
+        assert lab.ask(b":lab_journal:\n").startswith(b"200 OK\n")
+        assert lab.ask(text("lab_verify", "never", "a", "b")).startswith(b"417 expected 1, found 0\n")
+        assert json.loads(lab.ask(rpc("lab_verify", ["never"])))["error"]["code"] == 417
+        assert lab.ask(text("lab_verify", "never", *["a"] * 5000)).startswith(b"417 ")
+
+
 def test_since_limit_and_command(lab):
     for request in (b":pwd:\n", b":version:\n", b":pwd:\n", b":which:\n"):
         lab.ask(request)
