@@ -1579,9 +1579,9 @@ class Registry:
                     self.catch_alls.append(command)
                     continue
                 first = self.commands.setdefault(command.name, command)
-                if first is not command and command.tag.replace and not first.tag.replace:
+                if command.tag.replace and not first.tag.replace:
                     self.commands[command.name] = command
-                elif first is not command and not first.tag.replace:
+                elif first is not command and command.tag.replace == first.tag.replace:
                     raise command.refusal(f"is there already: {first.path}:{first.line}")
             for stat in module.stats:
                 self.add_stat(module, stat)
