@@ -133,7 +133,7 @@ class Journal:
             client, raw = mi.decode(data[start:start + name]), data[start + name:at + size]
             entries.append(Entry(number, time_s, client, raw, ms, rule, code, OUTCOMES[outcome]))
             at += size
-        return last - len(entries), entries
+        return entries[0].number - 1 if entries else last, entries
 
 
 def end_of(outcome: str, code: int = 0, ms: float = 0.0, rule: int = 0) -> bytes:

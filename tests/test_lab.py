@@ -1,7 +1,11 @@
 """plugins/lab.py with three real children: each fault as a client sees it, the journal, verification, seed, clock, reset."""
 
+import contextlib
+import itertools
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -508,6 +512,43 @@ def test_since_limit_and_command(lab):
     assert [one[0] for one in outcomes(lab, since=2)] == ["pwd", "which"]
     assert journal(lab, limit=3)["left"] == 1 and len(journal(lab, limit=3)["requests"]) == 3
     assert lab.ask(text("lab_journal", since=9)) == b"200 OK\nforgotten:: 0\nleft:: 0\n\n"
+
+
+def test_the_journal_survives_children_that_are_killed(start):
+    """With the lock in hand as well: what a client has the reply to is there, and the children go on."""
+    lab = start(THREE + 'modparam("lab", "journal_size", 131072)')
+    answered, ends = [], threading.Event()
+
+    def poll():
+        client, own = lab.client(), threading.get_ident()
+        for nth in itertools.count():
+            if ends.is_set():
+                return
+            with contextlib.suppress(TimeoutError):  # nobody reads at the moment
+                if client.ask(f":uptime:\n{own}\n{nth}\n".encode(), 0.2):
+                    answered.append((str(own), str(nth)))
+
+    threads = [threading.Thread(target=poll) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(6):
+        for pid in wait_for(lambda: lab.ask(b":ps:\n", 0.5) and lab.children())[:1]:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.2)
+    ends.set()
+    for thread in threads:
+        thread.join()
+    shown = wait_for(lambda: lab.ask(b":ps:\n", 0.5) and journal(lab))
+    entries = list(shown["requests"])
+    while shown["left"]:
+        shown = journal(lab, since=entries[-1]["number"])
+        entries += shown["requests"]
+    there = {tuple(one["arguments"]) for one in entries if one["outcome"] == "answered" and one["command"] == "uptime"}
+    assert len(answered) > 100 and len(there) > 100
+    for own in {own for own, _ in answered}:
+        mine = [pair for pair in answered if pair[0] == own]
+        first = next(nth for nth, pair in enumerate(mine) if pair in there)
+        assert set(mine[first:]) <= there
 
 
 def test_the_journal_survives_a_reload(lab):
