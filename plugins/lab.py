@@ -205,7 +205,7 @@ def requests_in(ctx: mi.Context) -> list[tuple[bytes, bool]]:
             items = mi.read_json(ctx.data)
     if not isinstance(items, list) or not items:
         return [(ctx.data, ctx.request.answered)]
-    return [(mi.json_text(item).encode("utf-8", "backslashreplace"), mi.read_envelope(item)[0].answered) for item in items]
+    return [(mi.encode(mi.json_text(item)), mi.read_envelope(item)[0].answered) for item in items]
 
 
 def client_of(ctx: mi.Context) -> str:
