@@ -339,7 +339,7 @@ def test_patterns_match_modules_loaded_so_far(tmp_path):
     assert [modules[name].settings["children_count"] for name in ("mi_datagram", "one", "two")] == [2, 2, 0]
     with pytest.raises(mi.ConfigError, match='"children_count" not found in module cachedb_local'):
         trial('loadmodule "cachedb_local.so"\nmodparam("mi_.*|cache.*", "children_count", 2)')
-    assert trial('modparam("MI_Datagram", "children_count", 2)\nmodparam("cachedb_local", "cache_table_size", 9)')[0] == []
+    assert trial('modparam("MI_Datagram", "children_count", 2)\nmodparam("CacheDB_Local", "cache_table_size", 9)')[0] == []
 
 
 @pytest.mark.parametrize("text, values", [

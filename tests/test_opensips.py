@@ -179,6 +179,17 @@ def test_around_holds_under_every_name(tmp_path):
         assert trial.ask(text("core:version"))
 
 
+def test_around_holds_for_what_is_cached(start, tmp_path):
+    plugin(tmp_path, "mute", '@mi.around("version")\ndef mute(ctx, request, proceed):\n    proceed()\n'
+                             '    return mi.Answer([], [])\n')
+    server = start('loadmodule "mute.so"', "-p", str(tmp_path))
+    client = server.client()
+    for _ in range(4):
+        client.send(text("core:version"))
+        client.send(text("version"))
+    assert client.ask(text("pwd")).startswith(b"200 OK\nWD::")
+
+
 # What imitate changes.
 
 
