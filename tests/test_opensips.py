@@ -6,6 +6,7 @@ import platform
 import time
 
 import pytest
+from conftest import run
 from test_recorded import recordings
 
 import midatagram as mi
@@ -188,6 +189,16 @@ def test_around_holds_for_what_is_cached(start, tmp_path):
         client.send(text("core:version"))
         client.send(text("version"))
     assert client.ask(text("pwd")).startswith(b"200 OK\nWD::")
+
+
+def test_the_client_asks_by_every_name(start):
+    server = start()
+    for name in ("uptime", "core:uptime"):
+        for more in ((), ("--json",)):
+            done = run("call", "-s", server.place, *more, name)
+            assert done.returncode == 0 and "Up since" in done.stdout, done.stderr
+    done = run("call", "-s", server.place, "core:nosuch")
+    assert done.returncode == 1 and done.stdout == "500 command not available\n"
 
 
 # What imitate changes.
