@@ -138,7 +138,7 @@ def test_a_plugin_says_its_name_of_4_0(tmp_path):
 
 
 def test_two_commands_with_one_full_name_are_a_mistake(tmp_path):
-    plugin(tmp_path, "twin", '@mi.command(also="core:uptime")\ndef other(ctx):\n    "Other."\n')
+    plugin(tmp_path, "twin", '@mi.command(also="core:uptime")\ndef other(ctx):\n    "Other."\n    return mi.Reply()\n')
     with pytest.raises(mi.ConfigError, match='"other" is there already'):
         mi.Trial('loadmodule "twin.so"', str(tmp_path))
 
