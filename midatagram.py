@@ -1573,13 +1573,14 @@ class Registry:
     def add_command(self, command: Command) -> None:
         """Register a command under its names, or as a catch-all."""
         if command.name == "*":
-            return self.catch_alls.append(command)
-        for name in (command.name, command.full_name):
+            self.catch_alls.append(command)
+        for name in () if command.name == "*" else (command.name, command.full_name):
             first = self.names.setdefault(name, command)
             if first is not command and command.tag.replace == first.tag.replace:
                 raise command.refusal(f"is there already: {first.path}:{first.line}")
             if command.tag.replace and not first.tag.replace:
                 self.names[name] = command
+        command.check_answer()
 
     def add_short_names(self) -> None:
         """Know commands by 4.0's names without a module, and refuse those that several commands have."""

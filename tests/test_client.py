@@ -362,7 +362,7 @@ def test_ctrl_c_ends_the_waiting(tmp_path, terminal):
 
 @pytest.mark.parametrize("typed, shown", [
     ("upt", "uptime "),
-    ("cache_f", "cache_fetch "),
+    ("cache_s", "cache_store "),
     ("help list_b", "help list_blacklists "),
     ("cache_fetch sys", "cache_fetch system="),
     ("event_subscribe E_MI_S", "event_subscribe E_MI_STOP "),

@@ -316,6 +316,7 @@ def test_socket_buf_size_limits_requests_and_replies(start, size):
         assert client.ask(b":big:\n%d\n" % (size - 8)) == b"500 reply of %d bytes exceeds %d\n" % (size + 1, size)
         assert len(client.ask(b'{"jsonrpc":"2.0","method":"big","params":["%d"],"id":""}' % (size - 40))) > size - 40
         assert client.ask(b'{"jsonrpc":"2.0","method":"big","params":["%d"],"id":""}' % size) == b"500 Internal error"
+        assert client.ask(b":get_statistics:\nall\n").endswith(b" bytes exceeds 1000\n") == (size == 1000)  # a live reply
 
 
 @pytest.mark.parametrize("size", ["0", "-5"])
@@ -339,7 +340,7 @@ def test_patterns_match_modules_loaded_so_far(tmp_path):
     assert [modules[name].settings["children_count"] for name in ("mi_datagram", "one", "two")] == [2, 2, 0]
     with pytest.raises(mi.ConfigError, match='"children_count" not found in module cachedb_local'):
         trial('loadmodule "cachedb_local.so"\nmodparam("mi_.*|cache.*", "children_count", 2)')
-    assert trial('modparam("MI_Datagram", "children_count", 2)\nmodparam("cachedb_local", "cache_table_size", 9)')[0] == []
+    assert trial('modparam("MI_Datagram", "children_count", 2)\nmodparam("CacheDB_Local", "cache_table_size", 9)')[0] == []
 
 
 @pytest.mark.parametrize("text, values", [

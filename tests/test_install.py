@@ -93,6 +93,7 @@ def test_install_system_serves_what_it_installed(background, tmp_path):
     background(prefix / "bin" / "midatagram", "-f", prefix / "etc" / "midatagram" / "midatagram.conf")
     done = subprocess.run([prefix / "bin" / "midatagram", "call", "hello", "Bob"], capture_output=True, text=True, timeout=20)
     assert done.stdout == "200 OK\ngreeting:: Hello Bob\n\n", done.stderr
+    assert [*prefix.rglob("opensips.names")]
 
 
 def test_root_installs_nothing_where_others_could_change_it(tmp_path):

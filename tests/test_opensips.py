@@ -6,6 +6,7 @@ import platform
 import time
 
 import pytest
+from conftest import run
 from test_recorded import recordings
 
 import midatagram as mi
@@ -137,7 +138,7 @@ def test_a_plugin_says_its_name_of_4_0(tmp_path):
 
 
 def test_two_commands_with_one_full_name_are_a_mistake(tmp_path):
-    plugin(tmp_path, "twin", '@mi.command(also="core:uptime")\ndef other(ctx):\n    "Other."\n')
+    plugin(tmp_path, "twin", '@mi.command(also="core:uptime")\ndef other(ctx):\n    "Other."\n    return mi.Reply()\n')
     with pytest.raises(mi.ConfigError, match='"other" is there already'):
         mi.Trial('loadmodule "twin.so"', str(tmp_path))
 
@@ -177,6 +178,27 @@ def test_around_holds_under_every_name(tmp_path):
     with mi.Trial('loadmodule "mute.so"', str(tmp_path)) as trial:
         assert [trial.ask(request) for request in (text("pwd"), text("core:pwd"), rpc("core:pwd"))] == [b""] * 3
         assert trial.ask(text("core:version"))
+
+
+def test_around_holds_for_what_is_cached(start, tmp_path):
+    plugin(tmp_path, "mute", '@mi.around("version")\ndef mute(ctx, request, proceed):\n    proceed()\n'
+                             '    return mi.Answer([], [])\n')
+    server = start('loadmodule "mute.so"', "-p", str(tmp_path))
+    client = server.client()
+    for _ in range(4):
+        client.send(text("core:version"))
+        client.send(text("version"))
+    assert client.ask(text("pwd")).startswith(b"200 OK\nWD::")
+
+
+def test_the_client_asks_by_every_name(start):
+    server = start()
+    for name in ("uptime", "core:uptime"):
+        for more in ((), ("--json",)):
+            done = run("call", "-s", server.place, *more, name)
+            assert done.returncode == 0 and "Up since" in done.stdout, done.stderr
+    done = run("call", "-s", server.place, "core:nosuch")
+    assert done.returncode == 1 and done.stdout == "500 command not available\n"
 
 
 # What imitate changes.

@@ -487,7 +487,7 @@ def test_a_full_store_refuses_subscriptions_and_goes_on_sending_events(start):
     server = start(f'{SMALL}modparam("midatagram", "max_subscribers", 10000)\n')
     reader = server.client()
     reader.socket.bind("")
-    assert server.ask(text("event_subscribe", "E_MI_RELOAD", f"unix:{reader.path}", "0")) == OK
+    assert server.ask(text("event_subscribe", "E_MI_RELOAD", f"unix:{reader.path}", "3600")) == OK
     fill(server, 60000)
     fill(server, 2000)
     fill(server, 1)
