@@ -94,7 +94,7 @@ class Error(Exception):
     `data` is the detail that JSON-RPC clients get beside the reason.
     """
 
-    def __init__(self, code: int, reason: str, data: str | None = None):
+    def __init__(self, code: int, reason: str, data: Any = None):
         super().__init__(code, reason)
         self.code, self.reason, self.data = code, reason, data
 

@@ -42,7 +42,7 @@ class Turn(NamedTuple):
     """A match to which a rule applies: its draws, and how often the rule has applied, this time included."""
 
     draws: random.Random
-    count: int
+    nth: int
 
 
 class When(NamedTuple):
@@ -192,7 +192,7 @@ class Asked(NamedTuple):
             return str(int(self.ctx.store.time_s()) + int(word[3:] or 0))
         if word == "random":
             return str(self.turn.draws.randint(*map(int, rest.split(".."))))
-        made = {"date": lambda: time.ctime(self.ctx.store.time_s()), "counter": lambda: str(self.turn.count)}
+        made = {"date": lambda: time.ctime(self.ctx.store.time_s()), "counter": lambda: str(self.turn.nth)}
         return made[word]() if word in made else arguments.get(word) or ""
 
     def fill(self, text: str, as_json: bool = False) -> str:
@@ -247,7 +247,7 @@ class Canned(NamedTuple):
     template: bool
     text: tuple  # code, reason, reply, json
     raw: str | None
-    reply: mi.Reply | None  # if it is always the same
+    reply: mi.Reply  # as it is without a template
 
     @property
     def is_counted(self) -> bool:

@@ -191,7 +191,8 @@ def read_request(ctx: mi.Context, raw: bytes) -> mi.Request:
 def read_json_request(value: Any) -> mi.Request:
     """The same from a JSON value."""
     request, params = mi.read_envelope(value)
-    pairs = list(params.items()) if isinstance(params, dict) else [(None, item) for item in params or ()]
+    pairs = list(params.items()) if isinstance(params, dict) else [
+        (None, item) for item in (params if isinstance(params, list) else ())]
     flat = [(name, item) for name, value in pairs for item in (value if isinstance(value, list) else [value])]
     names = tuple(name for name, _ in flat)
     return request._replace(values=tuple(mi.text_of(item) for _, item in flat), names=names if any(names) else None)
@@ -253,8 +254,8 @@ class Fault(NamedTuple):
     command: str
     argument: str | None
     client: str
-    when: canned.When
-    effect: canned.Effect
+    when: Any  # When of canned_replies
+    effect: Any  # Effect of canned_replies
     reply: mi.Reply
 
     @property
@@ -274,8 +275,8 @@ class Stub(NamedTuple):
     number: int
     command: str
     patterns: list
-    when: canned.When
-    effect: canned.Effect
+    when: Any  # When of canned_replies
+    effect: Any  # Effect of canned_replies
     reply: mi.Reply
 
     @property
@@ -427,13 +428,13 @@ def is_sent(answer: mi.Answer | mi.Reply) -> bool:
     return isinstance(answer, mi.Reply) or bool(answer.datagrams)
 
 
-def stubbed(ctx: mi.Context, request: mi.Request, client: str) -> mi.Reply | None:
+def stubbed(ctx: mi.Context, request: mi.Request, client: str) -> Any:
     """The reply of the first stub for a request."""
     stub, turn = choose(ctx, rules_of(ctx, "reply"), request, client)
     return stub and affected(ctx, stub.reply, stub, turn)
 
 
-def affected(ctx: mi.Context, answer: mi.Answer | mi.Reply, rule: Fault | Stub, turn: canned.Turn) -> mi.Answer | mi.Reply:
+def affected(ctx: mi.Context, answer: mi.Answer | mi.Reply, rule: Fault | Stub, turn: Any) -> mi.Answer | mi.Reply:
     """An answer with the effect of a rule on its datagrams, which of a Reply are not written yet."""
     act = functools.partial(rule.effect.on, ctx, rule.name, turn.draws)
     if isinstance(answer, mi.Answer):
