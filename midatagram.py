@@ -54,7 +54,8 @@ __all__ = [  # what plug-ins may use
     # errors and values
     "Error", "Failed", "Node", "Reply", "LIVE", "CONSTANT", "Request", "Exchange", "Answer", "leaves", "encode", "decode",
     # dialects
-    "read_json", "json_text", "json_tree", "json_nodes", "read_tree", "write_request",
+    "read_json", "json_text", "json_tree", "json_nodes", "read_tree", "write_request", "write_jsonrpc", "text_of",
+    "JSON_START", "read_envelope", "read_first_line", "first_line", "read_arguments",
     # converters
     "string", "integer", "boolean", "one_of", "file_mode", "account", "address", "words", "names_or_none", "networks",
     # declarations
@@ -64,7 +65,7 @@ __all__ = [  # what plug-ins may use
     # other servers, tests
     "ask", "Trial", "Address", "LIMIT",
     # files of a plug-in's own format
-    "Module", "ConfigError", "ParseError", "read_source", "line_of", "nearest", "BAD_PARAMETER", "WRONG_COUNT",
+    "Module", "ConfigError", "ParseError", "import_plugin", "read_source", "line_of", "nearest", "BAD_PARAMETER", "WRONG_COUNT",
     # tools: a plug-in with main(argv)
     "StartError", "EXIT_OK", "EXIT_CRASH", "EXIT_USAGE", "EXIT_NOT_RUNNING", "socket_of",
 ]
@@ -180,7 +181,8 @@ class Reply(NamedTuple):
     the values that stand at the LIVE places of its nodes, in writing order; as long as it returns the same values the
     same bytes are sent. `live=CONSTANT` keeps the reply as it is. `result` is what
     JSON-RPC clients get where the tree does not say it: a JSON value, or an Error. With `depends`, spaces of the store,
-    the reply is sent again until one of them changes in any child, or until `until_s` of the steady clock.
+    the reply is sent again until one of them changes in any child, or until `until_s` of the steady clock. `raw` are the
+    bytes of the datagram, in place of all that.
     """
 
     code: int = 200
@@ -190,6 +192,7 @@ class Reply(NamedTuple):
     result: Any = None
     depends: tuple = ()
     until_s: float | None = None
+    raw: bytes | None = None
 
 
 class Refusal(NamedTuple):
@@ -1157,7 +1160,7 @@ class JsonForm(NamedTuple):
     order: parameters whose types are checked before the others; raw: those that get JSON values as they are.
     check: called with the values by name before the command; plurals: node name -> (name of the array, name of the
     node's own value); renamed: node name -> member name; errors: reason -> Error; listing: values as an array;
-    nameless: params by name are taken in the order in which they come, whatever their names.
+    nameless: params by name are taken in the order in which they come, whatever their names, and an array as its items.
     """
 
     recipes: list | None = None
@@ -1182,26 +1185,29 @@ class CommandTag(NamedTuple):
     json: JsonForm
     timed: bool
     converters: dict
+    replace: bool = False
 
 
 NO_FORM = JsonForm()
 
 
-def command(name=None, *, input=True, pure=False, help=None, bind=None, json=NO_FORM, timed=True, **converters):
+def command(name=None, *, input=True, pure=False, help=None, bind=None, json=NO_FORM, timed=True, replace=False,
+            **converters):
     """Make a function an MI command: `@command`, or `@command("name", times=integer(1, 9))`.
 
     The function takes a Context and the arguments; its signature says which are required, its docstring is
     the help. `input=False`: arguments are never read, even malformed ones. `pure=True`: the reply depends on
     the request alone. Keywords that are arguments of the function name their converters. `bind` makes the values
     from a text request's arguments itself; `json` is what differs for JSON-RPC clients. `timed=False`: handler_timeout
-    does not hold. The name "*" makes a catch-all: it is asked, in load order, for names that no command has, and
-    returns None to pass the request on. A function may return a Reply, a dict or list, or what has get(), which waits.
+    does not hold. `replace=True`: it takes the place of another module's command. The name "*" makes a
+    catch-all: it is asked, in load order, for names that no command has, and returns None to pass the request on. A
+    function may return a Reply, a dict or list, or what has get(), which waits.
     """
 
     def tag(function, name=name):
         text = function.__doc__ if help is None else help
         function.mi_command = CommandTag(function.__name__ if name is None else name, text, input, pure, bind, json, timed,
-                                          converters)
+                                          converters, replace)
         return function
 
     return tag(name, name.__name__) if callable(name) else tag
@@ -1452,7 +1458,10 @@ class Command:
 
     def named_params(self, params) -> tuple[dict, list]:
         """Params by the names of the recipe that fits them; and, for *rest without a recipe, what is beyond those."""
-        params = list(params.values()) if self.form.nameless and isinstance(params, dict) else params or {}
+        params = params or {}
+        if self.form.nameless:
+            given = params.values() if isinstance(params, dict) else params
+            params = [item for value in given for item in (value if isinstance(value, list) else [value])]
         by_position, count = isinstance(params, list), getattr(params, "members", len(params))
         if by_position and self.rest and not self.tag.json.recipes and count > len(self.required):
             names = self.names[:count]
@@ -1544,7 +1553,9 @@ class Registry:
                     self.catch_alls.append(command)
                     continue
                 first = self.commands.setdefault(command.name, command)
-                if first is not command:
+                if first is not command and command.tag.replace and not first.tag.replace:
+                    self.commands[command.name] = command
+                elif first is not command and not first.tag.replace:
                     raise command.refusal(f"is there already: {first.path}:{first.line}")
             for stat in module.stats:
                 self.add_stat(module, stat)
@@ -2141,6 +2152,8 @@ class Answers:
     def write(self, reply: Reply | Refusal, call: Call, cached: Cached | None) -> bytes:
         """A reply as bytes; one that is live, or is made by a pure command, is cached with its request."""
         dialect = call.dialect
+        if isinstance(reply, Reply) and reply.raw is not None and call.request.answered:
+            return reply.raw
         if isinstance(reply, Reply) and reply.live is None and cached and call.command.pure:
             reply = reply._replace(live=CONSTANT)
         if isinstance(reply, Refusal) or reply.live is None or not call.request.answered:
