@@ -156,11 +156,15 @@ def traced(path: str) -> list[Row]:
     """The rows of a file that trace_file wrote; what has no reply there, as an unknown command, is left out. ValueError."""
     rows = []
     with open(path, encoding="ascii") as file:
-        for line in file:
-            trace = json.loads(line)
-            ms = (trace["replied_s"] - trace["requested_s"]) * 1000
-            rows.append(row_of(mi.encode(trace["request"]), mi.encode(trace["reply"] or ""), ms) if trace["command"] else None)
-    return [row for row in rows if row]
+        for number, line in enumerate(filter(str.strip, file), 1):
+            try:
+                trace = json.loads(line)
+                ms = (trace["replied_s"] - trace["requested_s"]) * 1000
+                row = row_of(mi.encode(trace["request"]), mi.encode(trace["reply"] or ""), ms) if trace["command"] else None
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise ValueError(f"{path}:{number}: no line of trace_file") from None
+            rows += [row] if row else []
+    return rows
 
 
 ###############################################################################
@@ -170,9 +174,9 @@ def traced(path: str) -> list[Row]:
 SECRET = r"""(?i:\b[\w.-]*(?:password|passwd|secret|token|ha1|api_?key)[\w.-]*(?:::? ?|=|"\s*:\s*"))"""  # then its value
 USER = r"""(?:\bsips?:|\btel:|\b(?i:aor|username|user)(?:::? ?|=|"\s*:\s*"))"""  # then a user part, perhaps @ and a host
 AORS = re.compile(r"ul_|usrloc:")  # the second argument of these commands is an address of record
-IP = r"(?<![\w:.])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7})(?![\w.]*[\w:])"
+IP = r"(?<![\w:.])(?:\d{1,3}(?:\.\d{1,3}){3}(?!\.?\d)|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:]))"
 NETWORKS = ("192.0.2.", "198.51.100.", "203.0.113.")  # for documentation
-LONG = 5  # characters of a name that is replaced wherever it stands; a shorter number may be something else
+LONG = 5  # digits of a number that is replaced wherever it stands; a shorter one may be something else
 
 
 class Scrubber:
@@ -188,27 +192,36 @@ class Scrubber:
                 texts.append(f"aor:: {row.values[1]}")
         for text in texts:
             self.learn(text)
-        words = [word for word in self.stands_for if word not in self.users or len(word) >= LONG or not word.isdigit()]
+        words = [word for word in self.stands_for if len(word) >= (LONG if word.isdigit() else 3)]
         longest = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)) or r"(?!)"
         self.pattern = re.compile(rf"({SECRET})([^\s\"&;,]+)|({USER})([^\s@\";:,<>&]+)|(?<![\w.])({longest})(?![\w])")
 
     def learn(self, text: str) -> None:
         """Choose what stands for each user part, host, address and secret of a text."""
-        for value in re.findall(rf"{SECRET}([^\s\"&;,]+)", text) + re.findall(r"://[^\s/:@]+:([^\s/@]+)@", text):
+        for value in re.findall(rf"{SECRET}([^\s\"&;,]+)", text):
             self.choose(value, "secret")
-        for user, host in re.findall(rf"{USER}([^\s@\";:,<>&]+)(?:@([\w.-]+))?", text):
-            if not is_address(user):
+        for value, host in re.findall(r"://(?:[^\s/:@]+:([^\s/@]+)@)?([\w.-]+)", text):
+            self.choose(value, "secret")
+            self.choose_host(host)
+        for lead, user, host in re.findall(rf"({USER})([^\s@\";:,<>&]+)(?:@([\w.-]+))?", text):
+            if lead.startswith("sip") and not host:
+                host = user
+            elif not is_address(user):
                 self.users.add(user)
                 self.choose(user, "user")
-            if host and not is_address(host):
-                self.choose(host, "host")
+            self.choose_host(host)
         for place in filter(is_address, re.findall(IP, text)):
             self.choose(place, "address")
+
+    def choose_host(self, host: str) -> None:
+        """Choose what stands for the name of a host."""
+        if re.search(r"[A-Za-z]", host) and "." in host:
+            self.choose(host, "host")
 
     def choose(self, word: str, kind: str) -> None:
         """Choose what stands for a word."""
         kind = "address6" if kind == "address" and ":" in word else kind
-        if word in self.stands_for:
+        if not word or word in self.stands_for:
             return
         number = self.counts[kind] = self.counts.get(kind, 0) + 1
         network, last = divmod(number - 1, 254)
