@@ -304,12 +304,18 @@ def json_form(reply: str, pretty: bool) -> dict[str, str]:
     """The keys for a JSON-RPC reply; ValueError for one that is written otherwise than cJSON writes it, or has what no key
     says; ParseError, AttributeError, KeyError, TypeError for what is no reply."""
     message = mi.read_json(mi.encode(reply))
-    error = message.get("error") or {"code": 200, "message": "OK"}
-    code, reason, result = error["code"], error["message"], message.get("result")
-    written = mi.write_jsonrpc(mi.Reply(code, reason, result=result), mi.Request("", id=message.get("id")), mi.JsonForm(), pretty)
-    if result is None and (code < 0 or code // 100 == 2) or written != reply:
-        raise ValueError("not said by keys")
-    return heading(code, reason) if result is None else {"json": quoted(mi.json_text(result).replace("'", "\\u0027"))}
+    told, data = mi.Reply(result=message.get("result")), message.get("result")
+    if "error" in message:
+        code, reason, data = message["error"]["code"], message["error"]["message"], message["error"].get("data")
+        if type(code) is not int or code // 100 == 2 or not -2**31 <= code < 2**32:
+            raise ValueError("no code of an error")
+        told = mi.Reply(code, reason, result=mi.Error(code, reason, data))
+    elif data is None:
+        raise ValueError("no result")
+    if mi.write_jsonrpc(told, mi.Request("", id=message.get("id")), mi.JsonForm(), pretty) != reply:
+        raise ValueError("written otherwise")
+    value = {} if data is None else {"json": quoted(mi.json_text(data).replace("'", "\\u0027"))}
+    return {**heading(told.code, told.reason), **value}
 
 
 def heading(code: int, reason: str) -> dict[str, str]:
@@ -395,8 +401,8 @@ def merged(forms: dict[str, dict]) -> dict[str, str] | None:
     text, jsonrpc = forms.get("text"), forms.get("jsonrpc")
     if text is None or jsonrpc is None or "raw" in text or "raw" in jsonrpc:
         return None
-    can = text.get("code", "200").startswith("2") if "json" in jsonrpc else heading_of(text) == heading_of(jsonrpc)
-    return {**text, **jsonrpc} if can else None
+    success = text.get("code", "2").startswith("2") and "code" not in jsonrpc
+    return {**text, **jsonrpc} if success or heading_of(text) == heading_of(jsonrpc) else None
 
 
 def heading_of(form: dict) -> tuple:
