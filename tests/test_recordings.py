@@ -5,12 +5,14 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 
 import pytest
-from conftest import PLUGINS, ROOT, Client, free_port, needs, run, wait_for
+from conftest import PLUGINS, ROOT, Client, free_port, needs, needs_root, run, wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -216,6 +218,50 @@ def test_udp_and_a_list_of_requests(start, tmp_path):
     recording = tmp_path / "list.conf"
     assert "3 requests, 6 replies" in record_from(server.place, recording, "--from", tmp_path / "list", "version")
     assert "6 asked, 0 different" in verify_with(server.place, recording)
+
+
+def test_a_server_that_replies_from_another_socket(tmp_path):
+    """As OpenSIPS does over UNIX; a client that connected its socket hears nothing of it."""
+    place, recording = f"{tmp_path}/mi.sock", tmp_path / "other.conf"
+    replies = {b":which:\n": b"200 OK\nwhich\nps\n\n", b":ps:\n": b"200 OK\nProcess::  ID=0\n\n"}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        server.bind(place)
+
+        def serve():
+            while True:
+                request, client = server.recvfrom(65536)
+                if not request:
+                    return
+                other.sendto(replies.get(request, b"500 command not available\n"), client)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            assert "2 requests, 2 replies" in record_from(place, recording)
+            assert "2 asked, 0 different" in verify_with(place, recording)
+        finally:
+            other.sendto(b"", place)
+            thread.join()
+
+
+def test_nobody_but_the_server_and_root_is_believed(tmp_path):
+    needs_root()
+    place = f"{tmp_path}/mi.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(place)
+        os.chmod(place, 0o777)
+
+        def serve():
+            _, client = server.recvfrom(65536)
+            forge = "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); " \
+                    "s.sendto(b'forged', b'\\0' + bytes.fromhex(sys.argv[1]))"
+            subprocess.run(["/usr/bin/python3", "-c", forge, client[1:].hex()], check=True, timeout=20)
+            server.sendto(b"true", client)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert record.ask_unconnected(mi.Address(place), b"x", 20.0) == b"true"
+        thread.join()
 
 
 ###############################################################################
