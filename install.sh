@@ -35,6 +35,10 @@ usage: ./install.sh run [OPTION...]       start the server here, in the foregrou
            --prefix DIR    /usr/local for the whole machine; any other DIR holds a private copy with its
                            configuration and run-time folder
            --systemd       write the systemd units too
+                                          Again, it brings what is installed up to date: an edited configuration
+                                          stays, the new one comes beside it as FILE.new
+       ./install.sh uninstall [--prefix DIR]
+                                          remove what system wrote; what was edited, logs and the user stay
 PYTHON=PROGRAM chooses the Python.
 END
 }
@@ -113,10 +117,33 @@ socket_of() {
 
 do_run() {
     provide_pinned "$venv"
-    socket=$(socket_of "$example")
-    say "midatagram serves $socket; try it from another terminal, in $here:"
-    say "    .venv/bin/python midatagram.py call -s $socket hello world"
+    (announce "$@" 2>/dev/null &)
     exec "$venv/bin/python" "$here/midatagram.py" -f "$example" "$@"
+}
+
+# Print the socket and a line to try once this process, which becomes the server, answers at the socket that the
+# server's options name; nothing if it never does.
+announce() {
+    "$venv/bin/python" -B - $$ "$here" "$example" "$@" <<'END'
+import pathlib, sys, time
+
+pid, here, example, *arguments = sys.argv[1:]
+sys.path.insert(0, here)
+stdout, sys.stdout = sys.stdout, sys.stderr  # where --help would go
+import midatagram as mi
+
+options = mi.server_parser().parse_args(["-f", example, *arguments])
+place = mi.socket_of(options)
+words = "hello world" if options.file == example else "which"
+while pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():  # a process that has ended has none
+    time.sleep(0.05)
+    try:
+        if f"PID={pid} " in mi.ask(place, b":ps:\n", 1.0).decode():
+            sys.exit(print(f"midatagram serves {place}; try it from another terminal, in {here}:\n"
+                           f"    .venv/bin/python midatagram.py call -s {place} {words}", file=stdout))
+    except OSError:
+        pass
+END
 }
 
 do_test() {
@@ -129,6 +156,24 @@ do_test() {
 ### system ####################################################################
 
 do_system() {
+    read_options "$@"
+    have_owner
+    choose_interpreter
+    old=$("$launcher" --version 2>/dev/null) || old=''
+    copy_files
+    if [ "$units_wanted" = yes ] || [ -e "$units/midatagram.service" ]; then
+        write_units
+    fi
+    remove_old
+    mv "$written.new" "$written"
+    "$launcher" -c -f "$etc/midatagram.conf" || die "$etc/midatagram.conf has a mistake, see above"
+    print_lines
+    [ -z "$old" ] || say "
+# This replaced $old: what runs goes on as it was until it is started anew."
+}
+
+# Read the options of system and uninstall, and decide where everything is.
+read_options() {
     prefix=/usr/local units_wanted=no
     while [ $# -gt 0 ]; do
         case $1 in
@@ -139,19 +184,13 @@ do_system() {
                 shift
                 ;;
             --systemd) units_wanted=yes ;;
-            *) die "system has no option $1; ./install.sh lists them" ;;
+            *) die "$verb has no option $1; ./install.sh lists them" ;;
         esac
         shift
     done
     umask 022
     set_places
     check_ground
-    have_owner
-    choose_interpreter
-    copy_files
-    "$launcher" -c -f "$etc/midatagram.conf" || die "$etc/midatagram.conf has a mistake, see above"
-    [ "$units_wanted" = no ] || write_units
-    print_lines
 }
 
 # Decide where everything goes: /usr and /usr/local mean the whole machine, any other prefix a private copy.
@@ -168,6 +207,7 @@ set_places() {
     esac
     lib=$prefix/lib/midatagram launcher=$prefix/bin/midatagram
     etc=$root/etc/midatagram run=$root/run/midatagram units=$root/etc/systemd/system logs=$root/var/log/midatagram
+    written=$lib/installed.txt # the files that system wrote, with their checksums
 }
 
 # As root, go no way that others can change: they could have root write files, and run programs, of their choice.
@@ -224,29 +264,77 @@ copy_files() {
     install -d -m 0755 "$lib/plugins" "${launcher%/*}" "$etc/plugins" "${run%/*}"
     $make_run
     install -d -m 0750 -o "$owner" -g "$group" "$logs"
-    install -m 0755 "$here/midatagram.py" "$lib"
-    install -m 0644 "$here/LICENSE" "$example" "$lib"
-    install -m 0644 "$here"/plugins/*.py "$lib/plugins"
-    for canned in "$here"/plugins/*.conf; do
-        keep_or_write "$lib/plugins/${canned##*/}" <"$canned"
+    : >"$written.new"
+    rm -f "$lib/midatagram.conf.example" # 1.0.0 had it there, where `call` would look into it
+    put "$lib/midatagram.py" 0755 <"$here/midatagram.py"
+    put "$lib/LICENSE" <"$here/LICENSE"
+    for plugin in "$here"/plugins/*.py; do
+        put "$lib/plugins/${plugin##*/}" <"$plugin"
     done
-    adapted_example | keep_or_write "$etc/midatagram.conf"
+    for canned in "$here"/plugins/*.conf; do
+        put_unless_edited "$lib/plugins/${canned##*/}" <"$canned"
+    done
+    adapted_example | put "$etc/midatagram.conf.example"
+    adapted_example | put_unless_edited "$etc/midatagram.conf"
     # Without -f the script looks beside itself, then in /etc/midatagram: by this link a private copy finds its own.
     [ -z "$root" ] || [ -e "$lib/midatagram.conf" ] || ln -s "$etc/midatagram.conf" "$lib"
-    printf "#!/bin/sh\nexec '%s' '%s' \"\$@\"\n" "$interpreter" "$lib/midatagram.py" >"$launcher"
-    chmod 0755 "$launcher"
+    printf "#!/bin/sh\nexec '%s' '%s' \"\$@\"\n" "$interpreter" "$lib/midatagram.py" | put "$launcher" 0755
     say "wrote $lib, $launcher"
 }
 
-# Write standard input to the file $1, unless there is one: what a person may have edited is never touched.
-keep_or_write() {
-    if [ -e "$1" ]; then
-        cat >/dev/null
+# Write standard input to the file $1.new with the mode $2, or 0644, and list it as written.
+write_new() {
+    cat >"$1.new"
+    chmod "${2:-0644}" "$1.new"
+    list_line "$1" "$1.new" >>"$written.new"
+}
+
+# Write standard input to the file $1 with the mode $2, or 0644.
+put() {
+    write_new "$@"
+    mv "$1.new" "$1"
+}
+
+# The same, but what a person has edited stays, and the new file is put beside it.
+put_unless_edited() {
+    write_new "$1"
+    if [ ! -e "$1" ] || is_as_written "$1"; then
+        mv "$1.new" "$1"
+        say "wrote $1"
+    elif cmp -s "$1.new" "$1"; then
+        rm "$1.new"
         say "kept $1"
     else
-        cat >"$1"
-        say "wrote $1"
+        say "kept $1, which has been edited; the new one is $1.new"
     fi
+}
+
+# Print the line of the list for the file $1 with the content of the file $2.
+list_line() {
+    sum=$(sha256sum <"$2")
+    say "${sum%% *} $1"
+}
+
+# Whether the file $1 is as system wrote it last.
+is_as_written() {
+    grep -qxF "$(list_line "$1" "$1")" "$written" 2>/dev/null
+}
+
+# Remove the files that were written, are as they were, and are not written any more.
+remove_old() {
+    [ -e "$written" ] || return 0
+    while read -r _ file; do
+        if [ ! -e "$file" ] || cut -d' ' -f2- "$written.new" | grep -qxF "$file"; then
+            continue
+        fi
+        rm -f "$file.new"
+        if is_as_written "$file"; then
+            rm "$file"
+            say "removed $file"
+        else
+            say "kept $file, which has been edited"
+        fi
+    done <"$written"
 }
 
 # Print the example with the socket in the run-time folder and in the owner's hands.
@@ -260,9 +348,9 @@ adapted_example() {
 # Write the units. They are made anew each time: changes belong into `systemctl edit`.
 write_units() {
     install -d -m 0755 "$units"
-    service_unit >"$units/midatagram.service"
+    service_unit | put "$units/midatagram.service"
     address=$(listen_address "$(socket_of "$etc/midatagram.conf")")
-    socket_unit >"$units/midatagram.socket"
+    socket_unit | put "$units/midatagram.socket"
     say "wrote $units/midatagram.service and .socket"
 }
 
@@ -386,6 +474,22 @@ autorestart=unexpected
 stopwaitsecs=10
 redirect_stderr=true
 
+# logrotate: /etc/logrotate.d/midatagram, for log_file and trace_file there
+$logs/*.log $logs/*.jsonl {
+    su $owner $group
+    weekly
+    rotate 8
+    compress
+    delaycompress
+    missingok
+    notifempty
+    nocreate
+    sharedscripts
+    postrotate
+        kill -USR1 \$($launcher call -f $etc/midatagram.conf ps | sed -n 's/^Process::  ID=0 PID=\([0-9]*\).*/\1/p')
+    endscript
+}
+
 # systemd: ./install.sh system --systemd writes $units/midatagram.service and .socket
 ${root:+systemctl link $units/midatagram.service $units/midatagram.socket
 }systemctl daemon-reload
@@ -395,8 +499,28 @@ systemctl enable --now midatagram.socket
 END
 }
 
+### uninstall #################################################################
+
+do_uninstall() {
+    read_options "$@"
+    [ -e "$written" ] || die "$prefix has nothing that system wrote: there is no $written"
+    ! "$launcher" --status -f "$etc/midatagram.conf" >/dev/null 2>&1 ||
+        die "the server runs; take its lines out of crontab and supervisor and stop it first" \
+            "(systemd: systemctl disable --now midatagram.socket midatagram.service)"
+    : >"$written.new"
+    remove_old
+    rm -rf "$lib/.venv" "$written" "$written.new" "$run.pid" "$run/midatagram.sock"
+    [ ! -L "$lib/midatagram.conf" ] || rm "$lib/midatagram.conf"
+    rmdir "$lib/plugins" "$lib" "$etc/plugins" "$etc" "$logs" "$run" 2>/dev/null || :
+    for folder in "$lib" "$etc" "$logs"; do
+        [ ! -d "$folder" ] || say "kept $folder, which is not empty"
+    done
+    [ -n "$root" ] || say "kept the user $owner; userdel $owner removes it"
+    [ -z "$root" ] || (cd "$root" && rmdir -p lib bin etc/systemd/system etc var/log run 2>/dev/null; rmdir "$root" 2>/dev/null) || :
+}
+
 case ${1:-} in
-    run | test | system)
+    run | test | system | uninstall)
         verb=$1
         shift
         "do_$verb" "$@"

@@ -888,7 +888,7 @@ def boolean(value) -> bool:
     """Converter: 0 or 1, or one of OpenSIPS' words (yes no true false on off enable disable)."""
     digit = str(WORDS.get(value, value))
     if digit not in ("0", "1"):
-        raise ValueError("takes yes or no")
+        raise ValueError("takes yes or no (1 or 0)")
     return digit == "1"
 
 
@@ -912,7 +912,7 @@ def nearest(name: Any, names: Iterable[str], cutoff: float = 0.6) -> str:
 def file_mode(value) -> int:
     """Converter: the permission bits of a file, an integer as OpenSIPS takes it (0660 is octal)."""
     if isinstance(value, str):
-        raise ValueError("takes an integer, in octal: 0660")
+        raise ValueError("takes an integer in octal, without quotes: 0660")
     if not 0 <= value <= 0o7777:
         raise ValueError("takes permission bits in octal, 0 to 07777: 0660")
     return int(value)
@@ -1010,7 +1010,7 @@ def address(value) -> Address:
     if not colon or not host:
         raise ValueError(f"needs a host and a port: udp:HOST:PORT, not {value}")
     if not re.fullmatch(r"[0-9]{1,20}", port) or not 1024 <= int(port) <= 65535:
-        raise ValueError(f"port must be a number from 1024 to 65535, not {port or 'empty'}: udp:{host}:8080")
+        raise ValueError(f"port must be a number from 1024 to 65535, as in OpenSIPS, not {port or 'empty'}: udp:{host}:8080")
     bracketed = re.fullmatch(r"\[(.*)\]", host)
     return Address(bracketed.group(1) if bracketed else host, int(port))
 
@@ -1407,9 +1407,9 @@ class Command:
         self.module, self.function, self.tag = module, function, tag
         self.name, self.input, self.pure, self.form, self.timed = tag.name, tag.input, tag.pure, tag.json, tag.timed
         self.path, self.line = module.path, getattr(function, "mi_line", function.__code__.co_firstlineno)
-        if tag.help is None:
+        if tag.help is None and sys.flags.optimize < 2:
             raise self.refusal("needs a docstring, which is its help")
-        self.help = inspect.cleandoc(tag.help)
+        self.help = inspect.cleandoc(tag.help or "python -OO has removed its help.")
         self.required, self.optional, self.rest = self.signature()
         self.most = None if self.rest else len(self.required) + len(self.optional)
         names = self.names = [*self.required, *self.optional]
@@ -2267,7 +2267,8 @@ class Token(NamedTuple):
 
 
 class Directive(NamedTuple):
-    """A statement: `word` is the first word of one of ours, or `passed` for another, whose first word is its argument."""
+    """A statement: `word` is the first word of one of ours, or for another, whose first word is its argument,
+    `passed`, `stray` if that is a mark."""
 
     word: str
     args: tuple
@@ -2292,7 +2293,8 @@ def read_number(text: str, path: str, line: int) -> Written:
     digits = text.lstrip("+-")
     base = 16 if digits.startswith("0x") else 8 if digits.startswith("0") else 10
     if not re.fullmatch(r"0|[1-9][0-9]*|0x[0-9a-fA-F]+|0[0-7]+", digits) or int(digits, base) >= 2**31:
-        raise ConfigError(path, line, f"not an integer: {digits} (decimal 10, octal 0660 or 0x1f, below 2^31)")
+        octal = "; after a first 0, which means octal, come digits from 0 to 7" if re.fullmatch("0[0-9]+", digits) else ""
+        raise ConfigError(path, line, f"not an integer: {digits} (decimal 10, octal 0660 or 0x1f, below 2^31){octal}")
     return Written(int(text, base), text.lstrip("+"))
 
 
@@ -2379,7 +2381,8 @@ class ConfigReader:
             return Written(WORDS[token.value], token.value)
         if token.kind == "string" or (token.kind == "word" and is_name):
             return token.value
-        raise ConfigError(self.path, token.line, f'"{token.value}" is neither in quotes nor an integer; the form is {form}')
+        raise ConfigError(self.path, token.line, f'"{token.value}" is neither in quotes nor an integer; '
+                          f"the form is {form}{nearest(token.value, WORDS)}")
 
     def include(self, word: str, name: str, line: int) -> None:
         """Read a file in place: as named, else beside the including file; import_file may be missing."""
@@ -2404,7 +2407,8 @@ class ConfigReader:
             inside = following.kind != "end" and (depth > 0 or (goes_on and following.kind not in FORMS))
         if depth:
             raise ConfigError(self.path, first.line, f'no closing "}}" for the block that {first.value} starts')
-        self.directives.append(Directive("passed", (first.value,), self.path, first.line))
+        kind = "passed" if first.kind in ("word", "string", "number") else "stray"
+        self.directives.append(Directive(kind, (first.value,), self.path, first.line))
 
 ###############################################################################
 ###############################################################################
@@ -4017,6 +4021,8 @@ class Loader:
             elif word == "passed":
                 hint = nearest(args[0], FORMS, 0.85)
                 self.pass_over(where, f"{args[0]}: passed over, it is not for midatagram", hint)
+            elif word == "stray":
+                self.note(where, f'stray "{args[0]}", passed over; nothing ends a statement but the next one')
             else:
                 self.globals[word] = logging_global(where, word, *args)
         return self.checked()
@@ -6293,8 +6299,11 @@ def given_sockets() -> dict:
 # anything is opened, and everything is opened before the server goes to the
 # background, so that whoever starts it sees what is wrong.
 
+VENV = os.path.join(HERE, ".venv")  # as install.sh makes it
 PACKAGES = "gevent, configobj and setproctitle are needed: pip install gevent configobj setproctitle, " \
            "or apt install python3-gevent python3-configobj python3-setproctitle"
+if os.path.exists(f"{VENV}/bin/python") and sys.prefix != VENV:
+    PACKAGES = f"install.sh has put all packages into .venv: run {VENV}/bin/python {os.path.realpath(__file__)}"
 
 
 def load_packages() -> None:
@@ -6713,7 +6722,7 @@ def __getattr__(name: str) -> Any:
         from gevent.event import AsyncResult
 
         return AsyncResult
-    raise AttributeError(f"midatagram has no {name}")
+    raise AttributeError(f"midatagram has no {name}{nearest(name, __all__)}")
 
 
 if __name__ == "__main__":

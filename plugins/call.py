@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -22,44 +23,67 @@ from typing import Any
 
 import midatagram as mi
 
+HERE = os.path.dirname(os.path.dirname(__file__))  # the script's folder
+CONFIGURATIONS = (f"{HERE}/midatagram.conf", f"{HERE}/midatagram.conf.example", "/etc/midatagram/midatagram.conf")
+ENDS = ("quit", "exit")  # lines that end the input
+
+# The parameters of OpenSIPS' commands that are arrays: the command's names, the parameter's place and name.
+ARRAYS = {name: where for names, *where in (
+    ("get_statistics list_statistics reset_statistics statistics:get statistics:list statistics:reset", 0, "statistics"),
+    ("raise_event evi:raise", 1, "params"),
+    ("fs_subscribe fs_unsubscribe freeswitch_scripting:subscribe freeswitch_scripting:unsubscribe", 1, "events"),
+    ("dlg_push_var dialog:push_var", 2, "DID"),
+    ("trace_start tracer:start", 2, "filter"),
+    ("cluster_broadcast_mi clusterer:broadcast_mi", 2, "cmd_params"),
+    ("b2b_trigger_scenario b2b_logic:trigger_scenario", 3, "scenario_params"),
+    ("dfks_set_feature presence_dfks:set_feature", 4, "values"),
+) for name in names.split()}
+
 
 class Client:
-    """Asks one server in one dialect, and prints its replies."""
+    """Asks one server in one dialect, and prints its replies unless `quiet`."""
 
-    def __init__(self, place: mi.Address, timeout_s: float, json_rpc: bool):
-        self.place, self.timeout_s, self.json_rpc = place, timeout_s, json_rpc
+    def __init__(self, place: mi.Address, timeout_s: float, json_rpc: bool, quiet: bool = False):
+        self.place, self.timeout_s, self.json_rpc, self.quiet = place, timeout_s, json_rpc, quiet
 
     def ask(self, words: list[str], most_s: float = inf) -> tuple[str, bool]:
-        """The reply to COMMAND [ARG...] as it is shown, and whether it is a success. OSError, ValueError.
+        """The reply to COMMAND [ARG...] [-- ARG...] as it is shown, and whether it is a success. OSError, ValueError.
 
         most_s: wait no longer than this, even if the time-out is longer.
         """
-        arguments = [split_argument(word) for word in words[1:]]
-        request = (json_request if self.json_rpc else mi.write_request)(words[0], arguments)
+        at = words.index("--") if "--" in words else len(words)
+        plain, literal = words[:at], words[at + 1:]
+        name = (plain or literal).pop(0)
+        request = (json_request if self.json_rpc else text_request)(name, plain, literal)
         reply = mi.decode(mi.ask(self.place, request, min(self.timeout_s, most_s)))
         return shown_json(reply) if self.json_rpc else (reply, re.match(r"2\d\d ", reply) is not None)
 
     def run(self, command: list[str] | str) -> int:
         """Send a command, its words or a line quoted as in a shell; print the reply, or one line for none; return the status."""
         try:
-            words = shlex.split(command) if isinstance(command, str) else command
-            if not words:
+            words = words_of(command) if isinstance(command, str) else command
+            if words in ([], ["--"]):
                 return mi.EXIT_OK
             text, success = self.ask(words)
         except OSError as error:
-            print(f"midatagram: no reply from {self.place}: {error.strerror or error}", file=sys.stderr, flush=True)
-            return mi.EXIT_NOT_RUNNING
+            return self.no_reply(error)
         except ValueError as error:
             print(f"midatagram: {error}", file=sys.stderr, flush=True)
             return mi.EXIT_USAGE
-        show(text)
+        if not self.quiet:
+            show(text)
         return mi.EXIT_OK if success else mi.EXIT_CRASH
+
+    def no_reply(self, error: OSError) -> int:
+        """Print why no reply came; return the status."""
+        print(f"midatagram: no reply from {self.place}: {error.strerror or error}", file=sys.stderr, flush=True)
+        return mi.EXIT_NOT_RUNNING
 
     def run_lines(self, lines: Iterable[bytes]) -> int:
         """Run lines up to the last one or `quit`; return the status of the last that failed."""
         status = mi.EXIT_OK
-        for line in itertools.takewhile(lambda line: line.strip() != b"quit", lines):
-            status = self.run(mi.decode(line)) or status
+        for line in itertools.takewhile(lambda line: line.strip() not in ENDS, map(mi.decode, lines)):
+            status = self.run(line) or status
         return status
 
     def repeat(self, words: list[str], count: float, pause_s: float) -> int:
@@ -97,22 +121,42 @@ def summary(sent: int, times_ms: list[float]) -> str:
     return text
 
 
-def split_argument(text: str) -> tuple[str | None, str | None]:
+def split_argument(text: str) -> tuple[str | None, str]:
     """`name=value` of the command line as (name, value); other text is a value alone."""
     match = re.fullmatch(r"([A-Za-z_][\w.-]*)=(.*)", text, re.S)
     return (match.group(1), match.group(2)) if match else (None, text)
 
 
-def json_request(name: str, arguments: list[tuple]) -> bytes:
-    """The JSON-RPC request for a command; params by name when all arguments have one. ValueError if it is too long."""
-    params: Any = [json_argument(value if key is None else f"{key}={value}") for key, value in arguments]
-    if arguments and all(key is not None for key, _ in arguments):
+def words_of(line: str) -> list[str]:
+    """The words of a line, which are quoted as in a shell; none of a comment. ValueError."""
+    return [] if line.lstrip().startswith("#") else shlex.split(line)
+
+
+def text_request(name: str, words: list[str], literal: list[str]) -> bytes:
+    """The text request for a command with the arguments `words`, and `literal`, which are values as they are. ValueError."""
+    return mi.write_request(name, [*map(split_argument, words), *((None, word) for word in literal)])
+
+
+def json_request(name: str, words: list[str], literal: list[str]) -> bytes:
+    """The JSON-RPC request for that; params by name when all arguments have one. ValueError if it is too long."""
+    arguments = [split_argument(word) for word in words]
+    params: Any = [*map(json_argument, words), *literal]
+    if not literal and all(key is not None for key, _ in arguments):
         params = {key: json_argument(value) for key, value in arguments}
-    message = {"jsonrpc": "2.0", "id": 1, "method": name, **({"params": params} if arguments else {})}
+    message = {"jsonrpc": "2.0", "id": 1, "method": name, **({"params": wrapped(name, params)} if params else {})}
     request = mi.encode(json.dumps(message, ensure_ascii=False))
     if len(request) > mi.LIMIT:
         raise ValueError(f"the request has {len(request)} bytes, {mi.LIMIT} is the most")
     return request
+
+
+def wrapped(command: str, params: Any) -> Any:
+    """The params of a command, with words as an array where OpenSIPS takes nothing else."""
+    at, name = ARRAYS.get(command, (len(params), None))
+    if isinstance(params, dict):
+        return {key: shlex.split(value) if key == name and isinstance(value, str) else value for key, value in params.items()}
+    words = params[at:]
+    return [*params[:at], words] if words and all(isinstance(word, str) for word in words) else params
 
 
 def json_argument(text: str):
@@ -176,6 +220,7 @@ class Prompt(cmd.Cmd):
 
     def run(self) -> int:
         """Answer what is typed until `quit` or Ctrl-D; Ctrl-C drops a line, or ends the wait for a reply."""
+        self.greet()
         while True:
             try:
                 self.cmdloop()
@@ -183,18 +228,35 @@ class Prompt(cmd.Cmd):
             except KeyboardInterrupt:
                 print()
 
+    def greet(self) -> None:
+        """Print which server answers, or that none does."""
+        try:
+            text, _ = self.client.ask(["version"], COMPLETION_S)
+        except OSError as error:
+            self.client.no_reply(error)
+            return
+        server = re.search(r'(?m)Server"?::? "?(.+?)"?$', text)
+        print(f"{server.group(1) if server else 'a server'} at {self.client.place}\n"
+              "help or ? lists the commands, help COMMAND shows one, TAB completes, exit or Ctrl-D leaves")
+
+    def list_commands(self) -> None:
+        """Print the commands of the server in columns."""
+        names = self.listed(*COMMAND_NAMES)
+        self.columnize(names, shutil.get_terminal_size().columns) if names else self.client.run("which")
+
     def onecmd(self, line: str) -> bool:
         """Run a line; True ends the prompt. The history is written at once, for a lost connection ends the process."""
         if line == "EOF":
             print()
-        if line.strip() in ("quit", "EOF"):
+        line = re.sub(r"^\s*\?", "help ", line).strip()
+        if line in (*ENDS, "EOF"):
             return True
         with contextlib.suppress(ImportError, OSError):
             import readline
 
             readline.write_history_file(history_file())
         try:
-            self.client.run(line)
+            self.list_commands() if line == "help" else self.client.run(line)
         except KeyboardInterrupt:
             print("\nmidatagram: interrupted", file=sys.stderr, flush=True)
         self.listed.cache_clear()
@@ -221,7 +283,7 @@ class Prompt(cmd.Cmd):
         """All that may follow the text of a line."""
         words = before.split()
         if not words:
-            return [f"{name} " for name in [*self.listed(*COMMAND_NAMES), "quit"]]
+            return [f"{name} " for name in [*self.listed(*COMMAND_NAMES), *ENDS]]
         if before.endswith("="):
             return self.values(words[-1][:-1])
         parameters = self.parameters(words[0])
@@ -241,15 +303,31 @@ class Prompt(cmd.Cmd):
     completedefault = complete_help = completenames
 
 
+def place_of(options: argparse.Namespace) -> mi.Address:
+    """The socket of -s or -f, else that of the first of CONFIGURATIONS whose server answers, else of the first; StartError."""
+    if options.socket or options.file:
+        return options.socket or mi.socket_of(options)
+    first = None
+    for path in filter(os.path.exists, CONFIGURATIONS):
+        place = mi.socket_of(argparse.Namespace(file=path, socket=None))
+        with contextlib.suppress(OSError):
+            mi.ask(place, mi.write_request("version", ()), COMPLETION_S)
+            return place
+        first = first or place
+    return first or mi.socket_of(options)
+
+
 def main(argv: list[str]) -> int:
     """`midatagram.py call`: send a request, print the reply; 0 for a success, 1 for an error, 3 for no reply."""
-    options = call_parser().parse_intermixed_args(argv)
-    place = options.socket or mi.socket_of(options)
+    at = argv.index("--") if "--" in argv else len(argv)
+    options = call_parser().parse_intermixed_args(argv[:at])
+    words = [word for word in (options.command, *options.arguments) if word is not None] + argv[at:]
+    place = place_of(options)
     if place.port is None and re.fullmatch(r"[^/]+:[0-9]+", place.host) and not os.path.exists(place.host):
         raise mi.StartError(mi.EXIT_USAGE, f"there is no {place}; a UDP socket is written udp:{place}")
-    client, words = Client(place, options.timeout, options.json), [options.command, *options.arguments]
+    client = Client(place, options.timeout, options.json, options.quiet)
     try:
-        if options.command is None:
+        if words in ([], ["--"]):
             return Prompt(client).run() if sys.stdin.isatty() and sys.stdout.isatty() else client.run_lines(sys.stdin.buffer)
         if options.count or options.every:
             return client.repeat(words, options.count or inf, options.every or 1.0)
@@ -287,12 +365,16 @@ def call_parser() -> argparse.ArgumentParser:
         epilog="exit status: 0 for a 2xx reply or a result, 1 for another reply, 2 usage, 3 no reply; "
                "with --repeat: 0 when no reply was lost; of several lines: that of the last one that failed")
     option = parser.add_argument
-    option("-f", dest="file", metavar="FILE", help="configuration that names the socket")
+    option("-f", dest="file", metavar="FILE", help="configuration that names the socket (midatagram.conf beside the script, "
+           "else midatagram.conf.example there, else that of /etc/midatagram; the first whose server answers)")
     option("-s", dest="socket", metavar="SOCKET", type=argument(mi.address), help="a UNIX path or udp:HOST:PORT")
     option("-t", dest="timeout", metavar="SECONDS", type=argument(seconds), default=5.0, help="how long to wait for a reply (5)")
-    option("--json", action="store_true", help="speak JSON-RPC; an ARG that is a JSON array or object is sent as one")
+    option("--json", action="store_true", help="speak JSON-RPC; an ARG that is a JSON array or object is sent as one, "
+           "and what OpenSIPS takes as an array only, as statistics, is made one")
     option("--repeat", dest="count", metavar="N", type=argument(mi.integer(1)), help="send it N times, then print a summary")
     option("--every", metavar="S", type=argument(seconds), help="seconds between two requests (1); without --repeat until Ctrl-C")
+    option("--quiet", action="store_true", help="print no replies; with --repeat only the summary")
     option("command", metavar="COMMAND", nargs="?", help="the MI command")
-    option("arguments", metavar="ARG", nargs="*", help="its arguments; NAME=VALUE is sent under that name (text: NAME::VALUE)")
+    option("arguments", metavar="ARG", nargs="*", help="its arguments; NAME=VALUE is sent under that name "
+           "(text: NAME::VALUE); behind -- each is a value as it is written")
     return parser

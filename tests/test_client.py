@@ -1,6 +1,7 @@
 """The client, `midatagram.py call`: both dialects, lines from a pipe, --repeat, and the prompt in a real terminal."""
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -16,6 +17,8 @@ import threading
 import pexpect
 import pytest
 from conftest import SCRIPT, needs_root
+
+import midatagram as mi
 
 PROMPT = "midatagram> "
 TAB, CTRL_C, CTRL_D, UP = "\t", "\x03", "\x04", "\x1b[A"
@@ -133,6 +136,9 @@ def test_without_a_command_lines_are_read_whatever_the_options(server):
     (["f", "a", "b c"], b":f:\na\nb c\n"),
     (["f", "x=1", "y="], b':f:\nx::1\ny::""\n'),
     (["f", " a"], b':f:\n" a"\n'),
+    (["f", "a=b", "--", "c=d", "-x", "--json", "--", "e="], b':f:\na::b\nc=d\n-x\n--json\n--\ne=\n'),
+    (["--", "f", "-x", "a::b"], b':f:\n-x\n"a::b"\n'),
+    (["--", "-f"], b":-f:\n"),
 ])
 def test_arguments_in_text(tmp_path, words, sent):
     got = []
@@ -177,8 +183,34 @@ def test_json_error_is_printed_and_gives_status_1(server):
     (['["core:"]'], [["core:"]]),
     (['statistics=["core:"]'], {"statistics": ["core:"]}),
     (["[no", "{"], ["[no", "{"]),
+    (["[1]", "--", "[1]", "a=b"], [[1], "[1]", "a=b"]),
+    (["x=1", "--"], {"x": "1"}),
 ])
 def test_json_params(tmp_path, words, params):
+    check_params(tmp_path, "f", words, params)
+
+
+@pytest.mark.parametrize("command, words, params", [
+    ("get_statistics", ["core:"], [["core:"]]), ("get_statistics", ["core:", "shmem:"], [["core:", "shmem:"]]),
+    ("statistics:get", ["statistics=core: shmem:"], {"statistics": ["core:", "shmem:"]}),
+    ("get_statistics", ['["core:"]'], [["core:"]]), ("get_statistics", ['statistics=["a b"]'], {"statistics": ["a b"]}),
+    ("list_statistics", [], None), ("reset_statistics", ["--", "a=b"], [["a=b"]]),
+    ("raise_event", ["E_X"], ["E_X"]), ("raise_event", ["E_X", "a", "b"], ["E_X", ["a", "b"]]),
+    ("raise_event", ["E_X", '{"a": "b"}'], ["E_X", {"a": "b"}]), ("evi:raise", ["event=E_X", "params=a"],
+                                                                  {"event": "E_X", "params": ["a"]}),
+    ("dlg_push_var", ["name", "value", "1", "2"], ["name", "value", ["1", "2"]]),
+    ("b2b_trigger_scenario", ["s", "1", "2", "3"], ["s", "1", "2", ["3"]]),
+])
+def test_what_opensips_takes_as_an_array_only_is_one(tmp_path, command, words, params):
+    check_params(tmp_path, command, words, params)
+
+
+def test_statistics_over_json(server):
+    assert json.loads(call(server.place, "--json", "get_statistics", "core:").stdout)["core:timestamp"] >= 0
+
+
+def check_params(tmp_path, command, words, params):
+    """The client must send a command with these words as that request."""
     got = []
 
     def answer(request, _, client):
@@ -186,9 +218,9 @@ def test_json_params(tmp_path, words, params):
         return [(b'{"jsonrpc":"2.0","result":"\xc3\xa9","id":1}', client)]
 
     with stand_in(tmp_path / "s", answer) as place:
-        done = call(place, "--json", "f", *words)
+        done = call(place, "--json", command, *words)
     assert (done.returncode, done.stdout) == (0, '"é"\n')
-    assert got[0]["method"] == "f" and got[0]["jsonrpc"] == "2.0" and "id" in got[0] and got[0].get("params") == params
+    assert got[0]["method"] == command and got[0]["jsonrpc"] == "2.0" and "id" in got[0] and got[0].get("params") == params
 
 
 def test_a_reply_that_is_not_json_is_printed_as_received(tmp_path):
@@ -207,6 +239,13 @@ def test_repeat_ends_with_a_summary(server):
     figures = re.search(r"p50 ([\d.]+), p99 ([\d.]+), min ([\d.]+), max ([\d.]+)", done.stdout)
     p50, p99, least, most = map(float, figures.groups())
     assert 0 < least <= p50 <= p99 <= most
+
+
+def test_quiet_leaves_the_summary(server):
+    done = call(server.place, "--quiet", "--repeat", "5", "--every", "0.01", "uptime")
+    assert done.returncode == 0 and re.fullmatch("--- 5 sent, 5 received, .*\n--- ms: .*\n", done.stdout)
+    done = call(server.place, "nosuch", "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
 
 
 def test_a_late_reply_is_not_the_next_ones(tmp_path):
@@ -243,6 +282,7 @@ def test_lines_of_a_pipe_are_commands(server):
 
 
 @pytest.mark.parametrize("lines, status", [
+    ("# nosuch\n  #nosuch 'it\nuptime\n", 0), ("uptime\nexit\nnosuch\n", 0), ("--\nuptime -- -x=y\n", 0),
     ("nosuch\nuptime\n", 1), ("uptime 'open\nuptime\n", 2), ("uptime\nquit\nnosuch\n", 0), ("", 0)])
 def test_the_status_of_several_lines(server, lines, status):
     assert call(server.place, lines=lines).returncode == status
@@ -260,6 +300,34 @@ def test_prompt_answers_and_quits(server, terminal):
     child.expect_exact("cache_store SYSTEM ATTR VALUE [EXPIRE]")
     child.expect_exact(PROMPT)
     child.sendline("quit")
+    assert end_of(child) == 0
+
+
+@pytest.mark.parametrize("dialect", [(), ("--json",)])
+def test_prompt_says_who_answers(server, terminal, dialect):
+    child = terminal(server.place, *dialect)
+    assert f"midatagram ({mi.__version__} (x86_64/linux)) at {server.place}" in child.before.replace(os.uname().machine, "x86_64")
+
+
+@pytest.mark.parametrize("typed", ["help", " ? ", "?"])
+@pytest.mark.parametrize("dialect", [(), ("--json",)])
+def test_help_alone_lists_the_commands(server, terminal, dialect, typed):
+    child = terminal(server.place, *dialect)
+    child.sendline(typed)
+    child.expect_exact(PROMPT)
+    names = server.ask(b":which:\n").decode().split()[2:]
+    assert set(names) <= set(child.before.split()) and child.before.count("\n") < len(names)
+
+
+def test_prompt_knows_exit_and_comments(server, terminal):
+    child = terminal(server.place)
+    child.sendline("# what 'follows")
+    child.expect_exact(PROMPT)
+    assert child.before.count("\n") == 1
+    child.sendline("?which")
+    child.expect_exact("Help:: which")
+    child.expect_exact(PROMPT)
+    child.sendline(" exit ")
     assert end_of(child) == 0
 
 
@@ -281,7 +349,7 @@ def test_ctrl_c_drops_the_line(server, terminal):
 
 def test_ctrl_c_ends_the_waiting(tmp_path, terminal):
     asked = threading.Event()
-    with stand_in(tmp_path / "s", lambda *_: asked.set() or []) as place:
+    with stand_in(tmp_path / "s", lambda request, *_: request == b":uptime:\n" and asked.set() or []) as place:
         child = terminal(place, "-t", "60")
         child.sendline("uptime")
         assert asked.wait(10)
@@ -360,6 +428,7 @@ def test_history_that_cannot_be_written_is_no_matter(server, terminal, tmp_path)
 
 def test_unreachable_server_gives_one_line_and_the_prompt_goes_on(tmp_path, terminal):
     child = terminal(tmp_path / "nobody")
+    assert child.before.endswith(f"no reply from {tmp_path}/nobody: No such file or directory\r\n")
     for _ in range(2):
         child.sendline("uptime")
         child.expect_exact("no reply from")
@@ -381,6 +450,28 @@ def test_a_quote_left_open_gives_one_line(server, terminal):
     child.sendline("uptime 'open")
     child.expect_exact("No closing quotation")
     child.expect_exact(PROMPT)
+
+
+# Without -s --------------------------------------------------------------------
+
+
+def test_call_without_s_finds_what_runs_beside_it(start, tmp_path):
+    script = copied(tmp_path)
+    shutil.copy(SCRIPT.parent / "plugins" / "call.py", tmp_path / "plugins")
+    asking = functools.partial(run_tool, script, "call", "whose")
+    for name, file in (("example", "midatagram.conf.example"), ("own", "midatagram.conf")):
+        (tmp_path / f"{name}.py").write_text(f'import midatagram as mi\n@mi.command\ndef whose(ctx):\n    "W."\n'
+                                             f'    return mi.Reply(200, "{name}")\n')
+        (tmp_path / file).write_text(f'modparam("mi_datagram", "socket_name", "{tmp_path}/{name}.sock")\n')
+    done = asking()
+    assert done.returncode == 3 and f"no reply from {tmp_path}/own.sock" in done.stderr
+    example = start(f'loadmodule "{tmp_path}/example.py"', place=f"{tmp_path}/example.sock")
+    assert asking().stdout == "200 example\n\n"
+    start(f'loadmodule "{tmp_path}/own.py"', place=f"{tmp_path}/own.sock")
+    assert asking().stdout == "200 own\n\n"
+    assert asking("-f", f"{tmp_path}/midatagram.conf.example").stdout == "200 example\n\n"
+    example.stop()
+    assert asking("-f", f"{tmp_path}/midatagram.conf.example").returncode == 3
 
 
 # Tools: plug-ins that `midatagram.py NAME` runs.

@@ -51,7 +51,10 @@ def test_values(written, value):
 
 
 @pytest.mark.parametrize("text, line, wanted", [
-    ('modparam("m", "p", 0890)', 1, "not an integer"), ('modparam("m", "p", 4294967296)', 1, "below 2^31"),
+    ('modparam("m", "p", 0890)', 1, "not an integer"),
+    ('modparam("m", "p", 0988)', 1, "below 2^31); after a first 0, which means octal, come digits from 0 to 7"),
+    ('modparam("m", "p", Yes)', 1, 'did you mean "yes"?'), ('modparam("m":"p":1)', 1, 'expected ",", found ":"'),
+    ('log_level: 3', 1, 'expected "=", found ":"'), ('modparam("m", "p", 4294967296)', 1, "below 2^31"),
     ('\nmodparam("m", "p" 1)', 2, 'expected ","'), ('modparam("m", "p", word)', 1, "neither in quotes nor an integer"),
     ('loadmodule "x', 1, "no closing"), ("/* never\nclosed", 1, "no closing */"), ("\n\nroute {\n {\n}", 3, "no closing"),
     ("log_level 3", 1, "the form is log_level=VALUE"), ("log_stderror=maybe", 1, "neither in quotes nor an integer"),
@@ -83,6 +86,23 @@ def test_a_whole_opensips_cfg(start, tmp_path):
     assert server.log.count("tm") >= 1 and "modparam for tm" not in server.log
 
 
+@pytest.mark.parametrize("written, mark", [
+    ("{}?;", ";"), ("{};", ";"), ("{}:", ":"), ("{}\n: what\nlog_level=3", ":"), ("{}\n)", ")"), ("{}, 5", ","), ("{}}", None),
+])
+def test_a_stray_mark_is_named(tmp_path, written, mark):
+    """As in OpenSIPS a question mark is a blank, and any other mark a mistake, which harms nobody here."""
+    path = tmp_path / "stray.cfg"
+    path.write_text(written.replace("{}", f'modparam("mi_datagram", "socket_name", "{tmp_path}/mi.sock")'))
+    done = run("-c", "-f", path)
+    line = 1 + written.startswith("{}\n")
+    if mark is None:
+        assert done.returncode == 78 and done.stderr.endswith(':1: a "}" without its "{"\n')
+    else:
+        assert (done.returncode, done.stdout) == (
+            0, f'WARNING: {path}:{line}: stray "{mark}", passed over; nothing ends a statement but the next one\n'
+               f"{path}: OK, with the warnings above\n")
+
+
 @pytest.mark.parametrize("text, line, wanted", [
     ('modparam("mi_datagram", "sokcet_name", "/tmp/x")', 1, 'did you mean "socket_name"?'),
     ('loadmodule "hello.so"\nmodparam("hello", "x", 1)', 2, 'parameter "x" not found in module hello; it has greeting'),
@@ -91,10 +111,13 @@ def test_a_whole_opensips_cfg(start, tmp_path):
     ('modparam("mi_datagram", "children_count", 0x0)', 1, '"children_count", 0x0): children_count takes'),
     ('modparam("mi_datagram", "children_count", 0)', 1, "from 1"),
     ('modparam("mi_datagram", "socket_name", 7)', 1, "udp:HOST:PORT"),
-    ('modparam("mi_datagram", "socket_name", "udp:127.0.0.1:80")', 1, "from 1024 to 65535"),
+    ('modparam("mi_datagram", "socket_name", "udp:127.0.0.1:80")', 1, "from 1024 to 65535, as in OpenSIPS"),
     ('modparam("mi_datagram", "socket_name", "udp:127.0.0.1")', 1, "needs a host and a port"),
     (f'modparam("mi_datagram", "socket_name", "/{"x" * 107}")', 1, "108 bytes"),
-    ('modparam("mi_datagram", "unix_socket_mode", "rw")', 1, "in octal: 0660"),
+    ('modparam("mi_datagram", "unix_socket_mode", "rw")', 1, "in octal, without quotes: 0660"),
+    ('modparam("mi_datagram", "unix_socket_mode", "0660")', 1, "in octal, without quotes: 0660"),
+    ('modparam("mi_datagram", "pretty_printing", "maybe")', 1, "pretty_printing takes yes or no (1 or 0)"),
+    ('modparam("mi_datagram", "pretty_printing", 2)', 1, "pretty_printing takes yes or no (1 or 0)"),
     ('modparam("mi_datagram", "trace_bwlist", "x: ps")', 1, '"w: NAME, NAME"'),
     ('modparam("mi_datagram", "trace_bwlist", "b: nosuch")', 1, 'names the command "nosuch"'),
     ('modparam("midatagram", "allow_from", "10.0.0.0/33")', 1, "takes networks"),
@@ -131,8 +154,8 @@ def test_c_checks_what_only_the_system_knows(tmp_path, line, wanted):
 def test_a_mistake_on_the_command_line_shows_no_modparam():
     done = run("-s", "udp:127.0.0.1:80")
     assert (done.returncode, done.stderr) == (
-        78, 'midatagram: -s: "udp:127.0.0.1:80": socket_name port must be a number from 1024 to 65535, not 80: '
-            'udp:127.0.0.1:8080\n')
+        78, 'midatagram: -s: "udp:127.0.0.1:80": socket_name port must be a number from 1024 to 65535, as in OpenSIPS, '
+            'not 80: udp:127.0.0.1:8080\n')
 
 
 def test_no_socket_is_a_mistake(tmp_path):

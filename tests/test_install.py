@@ -1,5 +1,6 @@
 """The ways in which it is installed and run: install.sh, the distribution's packages, uv, a user who is not root."""
 
+import functools
 import os
 import pathlib
 import re
@@ -11,11 +12,14 @@ import sys
 import pytest
 from conftest import NO_SKIP, ROOT, SCRIPT, free_port, needs, needs_root, run, wait_for
 
+import midatagram as mi
+
 SYSTEM_PYTHON = "/usr/bin/python3"
 
 
 def copy_to(folder):
     """The project as a new user has it: what is under version control, no virtual environment."""
+    folder.mkdir(exist_ok=True)
     names = ["midatagram.py", "midatagram.conf.example", "plugins", "install.sh", "LICENSE", "README.md", "pyproject.toml"]
     for name in names:
         source = ROOT / name
@@ -23,6 +27,18 @@ def copy_to(folder):
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o755 if path.is_dir() or path.suffix in (".sh", ".py") else 0o644)
     return folder
+
+
+def make_venv(folder):
+    """A virtual environment in .venv of a folder with the packages of this Python, as install.sh would have it; its Python."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", folder / ".venv"], check=True)
+    python = folder / ".venv" / "bin" / "python"
+    [libraries] = (folder / ".venv").glob("lib/python3*/site-packages")
+    (libraries / "base.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
+    version = subprocess.run([python, "--version"], capture_output=True, text=True, check=True).stdout
+    pinned = re.findall(r'^#     "(.*)",$', SCRIPT.read_text().partition("# ///\n")[0], re.M)
+    (folder / ".venv" / "midatagram.txt").write_text(version + "\n".join(pinned) + "\n")
+    return python
 
 
 def needs_system_packages():
@@ -95,6 +111,146 @@ def test_root_installs_nothing_where_others_could_change_it(tmp_path):
         assert re.fullmatch(rf"install.sh: others than root can write {tmp_path}/(theirs|link); mend: .*\n", done.stderr)
 
 
+def install_sh(*arguments, script=ROOT / "install.sh", status=0, **environment):
+    """Run install.sh to its end, which must be with that status; gives what it printed."""
+    done = subprocess.run(["sh", script, *arguments], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "PYTHON": sys.executable, **environment})
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def all_in(folder):
+    """The paths of all that is in a folder, with the text of files."""
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_uninstall_removes_what_system_wrote(tmp_path):
+    """And neither what was there before, nor what somebody edited or added, nor logs."""
+    prefix = tmp_path / "prefix"
+    install_sh("system", "--prefix", prefix, "--systemd")
+    assert "removed" in install_sh("uninstall", "--prefix", prefix) and not prefix.exists()
+    (prefix / "lib" / "other").mkdir(parents=True)
+    install_sh("system", "--prefix", prefix)
+    logs, plugins, etc = prefix / "var/log/midatagram", prefix / "lib/midatagram/plugins", prefix / "etc/midatagram"
+    mine = {logs / "midatagram.log": "a line\n", plugins / "mine.py": "X = 1\n", plugins / "hello.py": "# edited\n",
+            etc / "midatagram.conf": "# edited\n"}
+    for path, text in mine.items():
+        path.write_text(text)
+    printed = install_sh("uninstall", "--prefix", prefix)
+    assert all_in(prefix) == {str(path.relative_to(prefix)): text for path, text in mine.items()}
+    assert (prefix / "lib" / "other").is_dir() and not (prefix / "bin").exists() and not (prefix / "run").exists()
+    for kept in (plugins / "hello.py", etc / "midatagram.conf", logs):
+        assert f"kept {kept}, which" in printed
+    assert "there is no" in install_sh("uninstall", "--prefix", prefix, status=1)
+
+
+def test_uninstall_leaves_what_runs(background, tmp_path):
+    prefix = tmp_path / "prefix"
+    install_sh("system", "--prefix", prefix)
+    before = all_in(prefix)
+    process = background(prefix / "bin" / "midatagram")
+    assert "the server runs; " in install_sh("uninstall", "--prefix", prefix, status=1)
+    assert all_in(prefix) == before
+    process.terminate()
+    process.wait(10)
+    install_sh("uninstall", "--prefix", prefix)
+    assert not prefix.exists()
+
+
+def test_system_brings_up_to_date_what_is_installed(background, tmp_path):
+    """What nobody edited becomes the new version's, its plug-ins that are no more go, and what runs goes on."""
+    copy, prefix = copy_to(tmp_path / "copy"), tmp_path / "prefix"
+    lib, conf = prefix / "lib" / "midatagram", prefix / "etc" / "midatagram" / "midatagram.conf"
+    old_plugin, canned, example = copy / "plugins" / "old.py", copy / "plugins" / "canned.conf", copy / "midatagram.conf.example"
+    old_plugin.write_text("X = 1\n")
+    install = functools.partial(install_sh, "system", "--prefix", prefix, script=copy / "install.sh")
+    assert "replaced" not in install("--systemd")
+    background(prefix / "bin" / "midatagram")
+    (lib / "plugins" / "mine.py").write_text("X = 1\n")
+    old_plugin.unlink()
+    canned.write_text(canned.read_text() + "[newer]\nreply = yes\n")
+    example.write_text(example.read_text() + "# newer\n")
+    (copy / "plugins" / "hello.py").write_text((copy / "plugins" / "hello.py").read_text() + "# newer\n")
+    (prefix / "etc/systemd/system/midatagram.service").write_text("# of another version\n")
+    assert "This replaced midatagram 1" in install()
+    for path in (lib / "plugins" / "hello.py", conf):
+        assert path.read_text().endswith("# newer\n")
+    assert "[newer]" in (lib / "plugins" / "canned.conf").read_text() and (lib / "plugins" / "mine.py").exists()
+    assert not (lib / "plugins" / "old.py").exists() and not list(prefix.rglob("*.new"))
+    assert "ExecStart=" in (prefix / "etc/systemd/system/midatagram.service").read_text()
+    done = subprocess.run([prefix / "bin" / "midatagram", "call", "hello", "Bob"], capture_output=True, text=True, timeout=20)
+    assert done.stdout == "200 OK\ngreeting:: Hello Bob\n\n"
+
+
+def test_an_edited_configuration_stays_when_a_new_version_comes(tmp_path):
+    copy, prefix = copy_to(tmp_path / "copy"), tmp_path / "prefix"
+    conf, example = prefix / "etc" / "midatagram" / "midatagram.conf", copy / "midatagram.conf.example"
+    new = conf.with_name("midatagram.conf.new")
+    install = functools.partial(install_sh, "system", "--prefix", prefix, script=copy / "install.sh")
+    install()
+    edited = conf.read_text() + "# edited\n"
+    for round_ in ("first", "second"):
+        conf.write_text(edited)
+        example.write_text(f"{example.read_text()}# {round_}\n")
+        assert f"kept {conf}, which has been edited; the new one is {new}\n" in install()
+        assert conf.read_text() == edited and new.read_text().endswith(f"# {round_}\n")
+    new.rename(conf)  # as the new one, it is nobody's edition
+    example.write_text(f"{example.read_text()}# third\n")
+    assert f"wrote {conf}\n" in install()
+    assert conf.read_text().endswith("# third\n") and not new.exists()
+
+
+def test_the_lines_for_logrotate_rotate_the_log(background, tmp_path):
+    logrotate, prefix = needs("logrotate"), tmp_path / "prefix"
+    printed = install_sh("system", "--prefix", prefix)
+    snippet = tmp_path / "snippet"
+    snippet.write_text(printed.partition("# logrotate: ")[2].partition("\n")[2].partition("\n\n")[0] + "\n")
+    snippet.chmod(0o644)
+    conf, log = prefix / "etc/midatagram/midatagram.conf", prefix / "var/log/midatagram/midatagram.log"
+    conf.write_text(conf.read_text() + f'modparam("midatagram", "log_file", "{log}")\n')
+    process = subprocess.Popen([prefix / "bin" / "midatagram"])
+    try:
+        wait_for(lambda: log.exists() and "ready:" in log.read_text(), what="the log")
+        subprocess.run([logrotate, "--force", "--state", tmp_path / "state", snippet], check=True, timeout=30)
+        assert "ready:" in log.with_name("midatagram.log.1").read_text()
+        wait_for(log.exists, what="the new log")
+    finally:
+        process.terminate()
+        process.wait(10)
+    assert "stopping" in log.read_text()
+
+
+def announced(copy, *arguments, served=True):
+    """What `./install.sh run ARGUMENTS...` prints to stdout until it serves and is stopped, or ends by itself."""
+    process = subprocess.Popen(["sh", copy / "install.sh", "run", *map(str, arguments)], stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL, text=True, stdin=subprocess.DEVNULL)
+    lines = [process.stdout.readline(), process.stdout.readline()] if served else []
+    process.terminate() if served else None
+    return "".join(lines) + process.communicate(timeout=30)[0]
+
+
+def test_run_announces_the_socket_that_it_serves(tmp_path):
+    copy, place = copy_to(tmp_path / "copy"), f"udp:127.0.0.1:{free_port()}"
+    make_venv(copy)
+    mine = tmp_path / "mine.conf"
+    mine.write_text(f'modparam("mi_datagram", "socket_name", "{tmp_path}/mine.sock")\n')
+    for arguments, socket, words in (
+            (["-s", tmp_path / "x"], tmp_path / "x", "hello world"), ([f"-ds{place}"], place, "hello world"),
+            (["-f", mine], tmp_path / "mine.sock", "which")):
+        assert announced(copy, *arguments) == (f"midatagram serves {socket}; try it from another terminal, in {copy}:\n"
+                                               f"    .venv/bin/python midatagram.py call -s {socket} {words}\n")
+
+
+def test_run_announces_nothing_that_it_does_not_serve(background, tmp_path):
+    """Also where another server answers at that socket."""
+    copy = copy_to(tmp_path / "copy")
+    make_venv(copy)
+    background(sys.executable, SCRIPT, "-s", tmp_path / "taken")
+    for arguments in (["-s", tmp_path / "taken"], ["-s", "udp:127.0.0.1:80"], ["-f", tmp_path / "none"], ["--nosuch"]):
+        assert announced(copy, *arguments, served=False) == ""
+    assert announced(copy, "--version", served=False) == f"midatagram {mi.__version__}\n"
+
+
 # The whole machine, as those in this namespace see it: what is installed goes when they end.
 WHOLE = """
 set -e
@@ -109,6 +265,11 @@ find /usr/local /etc/midatagram /etc/systemd/system/midatagram.* /run /var/log !
 trap 'kill $(cat /run/midatagram.pid)' EXIT
 /usr/local/bin/midatagram -c
 setpriv --reuid nobody --regid nogroup --clear-groups /usr/local/bin/midatagram --status -P /run/midatagram.pid
+trap - EXIT
+kill $(cat /run/midatagram.pid)
+while /usr/local/bin/midatagram --status -P /run/midatagram.pid >&2; do sleep 0.1; done
+sh "$2/install.sh" uninstall >&2
+find /usr/local /etc /run /var/log -name '*midatagram*' >"$1/left"
 """
 
 
@@ -130,6 +291,7 @@ def test_nobody_else_can_write_where_root_installs(tmp_path):
     assert others["/run/midatagram.pid"][0] == 0o600 and "/etc/midatagram/midatagram.conf" in others
     assert {path: found for path, found in others.items() if found[0] & 0o022 or found[1] != "root:root"} == {}
     assert "midatagram.conf: OK" in done.stdout and done.stdout.endswith("running\n")
+    assert (tmp_path / "left").read_text() == "" and "kept the user midatagram; " in done.stderr
 
 
 def test_the_distributions_packages_are_enough(background, tmp_path):
@@ -142,10 +304,37 @@ def test_the_distributions_packages_are_enough(background, tmp_path):
 @pytest.mark.parametrize("missing", ["gevent", "configobj"])
 def test_a_missing_package_is_named_with_all_three(tmp_path, missing):
     (tmp_path / f"{missing}.py").write_text(f"raise ImportError('none', name='{missing}')\n")
-    done = run("-s", tmp_path / "mi.sock", environment={"PYTHONPATH": str(tmp_path)})
+    (tmp_path / "copy").mkdir()
+    command = [sys.executable, shutil.copy(SCRIPT, tmp_path / "copy"), "-s", tmp_path / "mi.sock"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, env=environment)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert re.search(rf"{missing} is missing; .*pip install gevent configobj setproctitle, or apt install python3-gevent "
                      "python3-configobj python3-setproctitle", done.stderr)
+
+
+def test_without_packages_a_virtual_environment_beside_the_script_is_named(tmp_path):
+    """Whatever the folder in which it is called; and not to who runs that Python, which then lacks something."""
+    (tmp_path / "gevent.py").write_text("raise ImportError('none', name='gevent')\n")
+    copy = tmp_path / "copy"
+    python = make_venv(copy)
+    shutil.copy(SCRIPT, copy)
+    for program, wanted in ((sys.executable, f"gevent is missing; .*: run {python} {copy}/midatagram.py"),
+                            (python, "gevent is missing; .*: pip install gevent configobj setproctitle, or apt .*")):
+        done = subprocess.run([program, "copy/midatagram.py", "-s", "mi.sock"], capture_output=True, text=True, timeout=20,
+                              cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+        assert done.returncode == 1 and re.fullmatch(f"midatagram: {wanted}\n", done.stderr), done.stderr
+
+
+def test_python_OO_serves(background, tmp_path):
+    """It has no docstrings, so help says why it has no text."""
+    place = tmp_path / "mi.sock"
+    background(sys.executable, "-OO", SCRIPT, "-s", place, "-p", ROOT / "plugins")
+    command = [sys.executable, "-OO", SCRIPT, "call", "-s", place]
+    done = subprocess.run([*command, "hello", "Bob"], capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout) == (0, "200 OK\ngreeting:: Hello Bob\n\n")
+    done = subprocess.run([*command, "help", "hello"], capture_output=True, text=True, timeout=20)
+    assert "Help:: hello NAME [TIMES] - python -OO has removed its help." in done.stdout
 
 
 def test_a_missing_setproctitle_is_a_warning(background, tmp_path):

@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from conftest import ROOT, wait_for
+from conftest import ROOT, run, wait_for
 
 import midatagram as mi
 
@@ -488,3 +488,12 @@ def test_trees_go_there_and_back():
 def test_a_trial_tells_what_is_wrong_with_a_plug_in(trial):
     with pytest.raises(mi.ConfigError, match="needs a docstring"):
         trial('loadmodule "bad.so"', bad="@mi.command\ndef bad(ctx):\n    pass\n")
+
+
+@pytest.mark.parametrize("written, meant", [("int", "integer"), ("str", "string"), ("bool", "boolean"), ("Trials", "Trial")])
+def test_a_name_that_midatagram_lacks_is_put_right(tmp_path, written, meant):
+    path = tmp_path / "wrong.py"
+    path.write_text(f"import midatagram as mi\n\nX = mi.{written}\n")
+    done = run("-c", "-s", tmp_path / "mi.sock", "-p", tmp_path)
+    assert (done.returncode, done.stderr) == (
+        78, f'midatagram: {path}:3: AttributeError: midatagram has no {written}; did you mean "{meant}"?\n')
