@@ -23,7 +23,7 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import midatagram as mi
@@ -41,7 +41,7 @@ CHANGING = (
 DUMPING = r"^(?:mem|mod|pkg|shm|rpm|dbt|db_text).*(?:dump|mem|check)"  # these write to the log or to files
 CHANGES = re.compile(rf"(?:^|[_.:])(?:{'|'.join(CHANGING.split())}|(?:un)?set[a-z]{{0,2}})(?:$|[_.:])|{DUMPING}")
 READING = {"uac_registrant:list"}  # in spite of its name
-ARGUMENTS = {"get_statistics": "all", "statistics:get": "all"}  # of commands that say nothing without one
+ARGUMENTS = {"get_statistics": "all", "statistics:get": "all", "stats.get_statistics": "all"}  # of commands that say nothing without one
 PROBE_S = 2.0  # a server that speaks a dialect answers `which` sooner
 
 
@@ -137,8 +137,7 @@ class Live:
 def written(dialect: str, words: list[str]) -> bytes | None:
     """The request for COMMAND [ARG...]; None if it cannot be written in that dialect."""
     with contextlib.suppress(ValueError):
-        arguments = [call.split_argument(word) for word in words[1:]]
-        return (mi.write_request if dialect == "text" else call.json_request)(words[0], arguments)
+        return call.request_of(words, dialect == "jsonrpc")
     return None
 
 
@@ -568,29 +567,16 @@ def main(argv: list[str]) -> int:
 def live_rows(options: argparse.Namespace) -> tuple[list[Row], list[str]]:
     """The rows of a live server, and comments on them. OSError, ValueError, StartError."""
     lines = [*options.requests, *(lines_of(options.source) if options.source else [])]
-    server = Live(place_of(options), options.timeout)
-    requests, left_out = ([shlex.split(line) for line in lines], list[str]()) if lines else server.harmless()
+    server = Live(call.place_of(options), options.timeout)
+    requests, left_out = ([call.words_of(line) for line in lines], list[str]()) if lines else server.harmless()
     comments = [f"Not asked, since they may change something: {', '.join(left_out)}"] if left_out else []
     return list(server.rows([words for words in requests if words], options.rounds, options.every)), comments
 
 
 def lines_of(path: str) -> list[str]:
-    """The lines of a file, or with - of standard input, without comments. OSError."""
+    """The lines of a file, or with - of standard input. OSError."""
     with contextlib.nullcontext(sys.stdin) if path == "-" else open(path, errors="surrogateescape") as file:
-        return [line for line in file.read().splitlines() if line.strip() and not line.lstrip().startswith("#")]
-
-
-def place_of(options: argparse.Namespace) -> mi.Address:
-    """The socket of -s, else that of the configuration."""
-    return options.socket or mi.socket_of(options)
-
-
-def add_server(option: Callable) -> None:
-    """Add the options that name a server."""
-    option("-f", dest="file", metavar="FILE", help="configuration that names the socket")
-    option("-s", dest="socket", metavar="SOCKET", type=call.argument(mi.address), help="a UNIX path or udp:HOST:PORT")
-    option("-t", dest="timeout", metavar="SECONDS", type=call.argument(call.seconds), default=5.0,
-           help="how long to wait for a reply (5)")
+        return file.read().splitlines()
 
 
 def record_parser() -> argparse.ArgumentParser:
@@ -599,7 +585,7 @@ def record_parser() -> argparse.ArgumentParser:
         "midatagram.py record", description="Write a file of canned replies with what a server answers, in the dialects in which "
         "it answers.", epilog="exit status: 0 the file is written and read back, 1 it is not, 2 usage, 3 no reply")
     option = parser.add_argument
-    add_server(option)
+    call.add_server(option)
     option("-o", dest="output", metavar="FILE.conf", required=True, help="the file to write")
     option("--from", dest="source", metavar="LIST", help="a file with a REQUEST a line; - for standard input")
     option("--repeat", dest="rounds", metavar="N", type=call.argument(mi.integer(1)), default=1,

@@ -91,7 +91,7 @@ def main(argv: list[str]) -> int:
     """`midatagram.py verify`: 0 if the server answers as the file does, 1 if it does not."""
     options = verify_parser().parse_args(argv)
     asked, passed = questions(options.recording)
-    server = record.Live(record.place_of(options), options.timeout)
+    server = record.Live(record.call.place_of(options), options.timeout)
     different = count = 0
     with record.replaying(options.recording) as trial:
         for question in asked:
@@ -131,6 +131,6 @@ def verify_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "midatagram.py verify", description="Ask a server what a file of canned replies answers, and print what differs.",
         epilog="exit status: 0 the same, 1 something differs, 2 usage, 3 no reply, 78 the file is no file of canned replies")
-    record.add_server(parser.add_argument)
+    record.call.add_server(parser.add_argument)
     parser.add_argument("recording", metavar="FILE.conf", help="the file of canned replies")
     return parser
