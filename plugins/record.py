@@ -85,11 +85,11 @@ class Live:
     """A server that is asked in the dialects in which it answers; `names`: dialect -> what it lists. StartError if none."""
 
     def __init__(self, place: mi.Address, timeout_s: float):
-        self.place, self.timeout_s = place, timeout_s
+        self.place, self.timeout_s, self.why = place, timeout_s, "it answers neither text nor JSON-RPC"
         listed = {dialect: self.list_names(dialect) for dialect in ("text", "jsonrpc")}
         self.names = {dialect: names for dialect, names in listed.items() if names is not None}
         if not self.names:
-            raise mi.StartError(mi.EXIT_NOT_RUNNING, f"no reply from {place}")
+            raise mi.StartError(mi.EXIT_NOT_RUNNING, f"no reply from {place}: {self.why}")
 
     def send(self, request: bytes, most_s: float = 1e6) -> tuple[bytes, float]:
         """The reply to a request, and how many ms it took; OSError for none."""
@@ -103,7 +103,8 @@ class Live:
         for command in ("which", "system.listMethods") if dialect == "jsonrpc" else ("which",):
             try:
                 reply = mi.decode(self.send(request_for(dialect, command, ()), PROBE_S)[0])
-            except OSError:
+            except OSError as error:
+                self.why = error.strerror or str(error)
                 return None
             if dialect == "text":
                 return reply.split("\n")[1:-2] if re.match(r"\d+ [^\n]*\n", reply) else None
@@ -193,7 +194,7 @@ def traced(path: str) -> list[Row]:
 SECRET = r"""(?i:\b[\w.-]*(?:password|passwd|secret|token|ha1|api_?key)[\w.-]*(?:::? ?|=|"\s*:\s*"))"""  # then its value
 USER = r"""(?:\bsips?:|\btel:|\b(?i:aor|username|user)(?:::? ?|=|"\s*:\s*"))"""  # then a user part, perhaps @ and a host
 AORS = re.compile(r"ul_|usrloc:")  # the second argument of these commands is an address of record
-IP = r"(?<![\w:.])(?:\d{1,3}(?:\.\d{1,3}){3}(?!\.?\d)|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:]))"
+IP = r"(?<![\w.])(?:\d{1,3}(?:\.\d{1,3}){3}(?!\.?\d)|(?<!:)[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:]))"
 NETWORKS = ("192.0.2.", "198.51.100.", "203.0.113.")  # for documentation
 LONG = 5  # digits of a number that is replaced wherever it stands; a shorter one may be something else
 

@@ -336,6 +336,7 @@ Domain:: location hash_size=512
 	AOR:: alice
 		Contact:: sip:alice@203.0.114.9:5060;transport=udp Q=1
 		Received:: sip:10.1.2.3:42817
+		Socket:: udp:203.0.114.9:5060
 		Path:: <sip:edge.provider.net:5060;lr>
 	AOR:: 100
 		Contact:: <sip:100@[2a00:1450::17]:5060>
@@ -487,12 +488,33 @@ def test_exit_statuses_and_one_line_each(start, tmp_path):
         assert run(tool).returncode == 2 and run(tool, "--help").returncode == 0
 
 
+BY_HAND = """
+[a]
+reply = x
+[b]
+    [[1]]
+    arguments = 'x.y', 'a|b'
+    reply = y
+    [[2]]
+    arguments = 'sip:a@b.c'
+    reply = z
+    [[3]]
+    action = drop
+    arguments = 'x'
+    # varies: value
+    # varies: result[1]
+    [[4]]
+    arguments = 'now'
+    template = yes
+    reply = ${random 1..999999}
+"""
+
+
 def test_verify_of_a_file_by_hand_asks_what_is_certain(start, tmp_path):
-    (tmp_path / "hand.conf").write_text("[a]\nreply = x\n[b]\n    [[1]]\n    arguments = 'x.y', 'a|b'\n    reply = y\n"
-                                        "    [[2]]\n    arguments = 'sip:a@b.c'\n    reply = z\n")
+    (tmp_path / "hand.conf").write_text(BY_HAND)
     server = start('loadmodule "hand.so"', "-p", str(tmp_path))
     assert verify_with(server.place, tmp_path / "hand.conf") == (
-        "4 asked, 0 different; 1 cases fit more than one request and are not asked\n")
+        "6 asked, 0 different; 2 cases fit more than one request, or apply by chance, and are not asked\n")
     (tmp_path / "hand.conf").write_text("[a]\nreply = y\n")
     assert "a (text)\n  value: y in the file, x from the server\n" in verify_with(server.place, tmp_path / "hand.conf", 1)
 
