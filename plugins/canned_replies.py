@@ -358,7 +358,10 @@ def forget_counts(ctx: mi.Context) -> None:
 
 
 def check_canned(content: Any, source: Source) -> None:
-    """Check the values of a ConfigObj against its specification, then its keys; ConfigError."""
+    """Check the sections of a ConfigObj, their values against its specification, then their keys; ConfigError."""
+    for name in content.sections:
+        if name.startswith(":"):
+            raise source.mistake(f"[{name}", f'"{name}" is none of {", ".join(OTHER_SECTIONS)}')
     results = content.validate(Validator(), preserve_errors=True)
     for sections, key, problem in configobj.flatten_errors(content, results):
         form = "; the form is code = NUMBER" if key == "code" else ""
@@ -368,9 +371,6 @@ def check_canned(content: Any, source: Source) -> None:
     for sections, name in configobj.get_extra_values(content):
         kind, keys = "section" if sections else "command", content.configspec["__many__"].scalars
         raise source.mistake(name, f'"{name}" is no key of a {kind}; keys are {", ".join(keys)}{mi.nearest(name, keys)}')
-    for name in content.sections:
-        if name.startswith(":"):
-            raise source.mistake(f"[{name}", f'"{name}" is none of {", ".join(OTHER_SECTIONS)}')
 
 
 def canned_command(section: Any, source: Source) -> Callable:

@@ -41,7 +41,7 @@ CHANGING = (
 DUMPING = r"^(?:mem|mod|pkg|shm|rpm|dbt|db_text).*(?:dump|mem|check)"  # these write to the log or to files
 CHANGES = re.compile(rf"(?:^|[_.:])(?:{'|'.join(CHANGING.split())}|(?:un)?set[a-z]{{0,2}})(?:$|[_.:])|{DUMPING}")
 READING = {"uac_registrant:list"}  # in spite of its name
-ARGUMENTS = {"get_statistics": "all", "statistics:get": "all", "stats.get_statistics": "all"}  # of commands that say nothing without one
+ARGUMENTS = dict.fromkeys(("get_statistics", "statistics:get", "stats.get_statistics"), "all")  # they say nothing without
 PROBE_S = 2.0  # a server that speaks a dialect answers `which` sooner
 
 
@@ -396,16 +396,16 @@ def cases_of(rows: Iterable[Row], pretty: bool) -> dict[str, list[Case]]:
         asked.setdefault((row.name, row.values), {}).setdefault(row.dialect, []).append(row)
     cases: dict[str, list[Case]] = {}
     for (name, values), by_dialect in asked.items():
-        arguments = ", ".join(f"'{literal(value)}'" for value in values) or ","
+        arguments = {"arguments": ", ".join(f"'{literal(value)}'" for value in values)} if values else {"no_arguments": "yes"}
         runs = {dialect: runs_of(same, pretty) for dialect, same in by_dialect.items()}
         both = merged({dialect: found[0][0] for dialect, found in runs.items() if len(found) == 1})
         if both is not None:
             every = [row for same in by_dialect.values() for row in same]
             comments = [comment for same in by_dialect.values() for comment in as_asked(same[0])]
-            found = [Case({"arguments": arguments, **delay_of(every), **both}, comments)]
+            found = [Case({**arguments, **delay_of(every), **both}, comments)]
         else:
             found = [case for dialect, run in runs.items()
-                     for case in sequence({"arguments": arguments, "dialect": dialect}, run)]
+                     for case in sequence({**arguments, "dialect": dialect}, run)]
         cases.setdefault(name, []).extend(found)
     return cases
 

@@ -30,7 +30,7 @@ class Question(NamedTuple):
 
 
 def questions(path: str) -> tuple[list[Question], int]:
-    """The requests of a file, each as often as its case says, and how many cases fit others too or apply only at times. ConfigError."""
+    """The requests of a file, each as often as its case says, and how many cases are no such. ConfigError."""
     try:
         with open(path, "rb") as file:
             content = configobj.ConfigObj(mi.decode(file.read()).split("\n"), interpolation=False, raise_errors=True)
