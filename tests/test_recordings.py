@@ -293,6 +293,25 @@ def test_verify_passes_over_what_varied(tmp_path, turns):
     assert re.match(r"turn 100 \(text\)\n  turn: 9 in the file, 11 from the server\nturn 100 \(jsonrpc\)", printed)
 
 
+def test_verify_reaches_the_last_of_a_sequence(start, tmp_path, turns):
+    recording = tmp_path / "turns.conf"
+    record_from(turns.place, recording, "--repeat", "3", "--every", "0.01", "slow_turn")
+    text = recording.read_text()
+    assert "times = 2\n" in text
+    server = start(f'loadmodule "{recording}"')
+    recording.write_text("same:: y".join(text.rsplit("same:: x", 1)))
+    assert verify_with(server.place, recording, 1) == (
+        "slow_turn (text)\n  same: y in the file, x from the server\n5 asked, 1 different\n")
+
+
+def test_verify_asks_by_name_what_was_asked_by_name(tmp_path, turns):
+    recording = tmp_path / "named.conf"
+    record_from(turns.place, recording, "pair second=b first=a", "list_statistics core:", "pair c d")
+    text = recording.read_text()
+    assert text.count("# asked: ") == 3 and ":pair:\\nsecond::b\\nfirst::a\\n" in text
+    assert verify_with(turns.place, recording) == "6 asked, 0 different\n"
+
+
 ###############################################################################
 # Traces
 ###############################################################################

@@ -14,6 +14,18 @@ def turn(ctx, most="9"):
 
 
 @mi.command
+def slow_turn(ctx):
+    """Count, four times as slowly."""
+    return mi.Reply(nodes=[mi.Node("turn", next(COUNTS) // 4), mi.Node("same", "x")])
+
+
+@mi.command
+def pair(ctx, first, second):
+    """Show two arguments."""
+    return mi.Reply(nodes=[mi.Node("first", first), mi.Node("second", second)])
+
+
+@mi.command
 def odd(ctx, what):
     """Answer oddly."""
     return {
@@ -26,5 +38,5 @@ def odd(ctx, what):
         "null": mi.Reply(result={"a": [None, 1.5, "x'''", {}]}),
         "data": mi.Reply(500, "no", result=mi.Error(500, "no", "because ${id} it's so")),
         "negative": mi.Reply(400, "no", result=mi.Error(-32602, "Invalid params")),
-        "200": mi.Reply(200, "Already", result=mi.Error(200, "Already")),
+        "200": mi.Reply(200, "Already", result=mi.Error(200, "Already ${id} $${now} $$${x y}")),
     }[what]
