@@ -434,7 +434,7 @@ def sequence(keys: dict[str, str], runs: list[tuple[dict, list[Row]]]) -> Iterat
     """A case for each reply of a request, in turn; the last one stays."""
     places = [values_of(row.reply) for _, same in runs for row in same[:1]]
     names = list(dict.fromkeys(itertools.chain.from_iterable(places)))
-    varies = [f"varies: {name}" for name in names if len({found.get(name) for found in places}) > 1]
+    varies = [f"varies: {escaped(name)}" for name in names if len({found.get(name) for found in places}) > 1]
     comments = [*as_asked(runs[0][1][0]), *varies]
     for number, (form, same) in enumerate(runs, 1):
         times = {} if number == len(runs) else {"times": f"{len(same)}"}

@@ -49,7 +49,7 @@ def questions(path: str) -> tuple[list[Question], int]:
                 continue
             words, dialects = (name, *values), (section["dialect"],) if "dialect" in section else ("text", "jsonrpc")
             question = known.setdefault((words, dialects), Question(words, requests_of(words, dialects, comments), set()))
-            question.varies.update(line.partition("varies: ")[2] for line in comments)
+            question.varies.update(mi.decode(record.unescaped(line.partition("varies: ")[2])) for line in comments)
             asked += int(section.get("times", 1)) * [question]
     return asked, passed
 

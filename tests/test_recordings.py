@@ -450,7 +450,7 @@ JSON_REPLIES = st.builds(lambda result, spaced: mi.encode(
 VALUES = UTF8.filter(lambda text: not ("\\" in text[-1:] or "\0" in text))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(st.sampled_from(["one", "two.three"]), st.lists(VALUES, max_size=2),
                           st.tuples(st.just("text"), TEXT_REPLIES) | st.tuples(st.just("jsonrpc"), JSON_REPLIES),
                           st.just(0.0)), min_size=1, max_size=6))
