@@ -497,7 +497,7 @@ def write_cases(cases: dict[str, list[Case]], comments: Iterable[str]) -> str:
     """The text of a file of canned replies."""
     lines = [f"# {comment}" for comment in comments]
     for name, own in cases.items():
-        lines += ["", f"[{name if re.fullmatch(r'[!-Z^-~]+', name) else quoted(name)}]", "replace = yes"]
+        lines += ["", f"[{name if re.fullmatch(r'[A-Za-z0-9_.:-]+', name) else quoted(name)}]", "replace = yes"]
         for number, case in enumerate(own, 1):
             lines += ["", *(f"    # {comment}" for comment in case.comments), f"    [[{number}]]"]
             lines += [f"    {key} = {value}" for key, value in case.keys.items()]
@@ -534,6 +534,8 @@ def write_checked(path: str, text: str, rows: list[Row], pretty: bool) -> None:
             raise mi.StartError(mi.EXIT_CRASH, f"{path} is not written, since these would be answered otherwise than they were: "
                                 f"{', '.join(dict.fromkeys(wrong))}")
         os.replace(new, path)
+    except mi.ConfigError as error:
+        raise mi.StartError(mi.EXIT_CRASH, f"{path} is not written, for it could not be read back: {error}") from None
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(new)

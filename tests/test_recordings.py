@@ -451,7 +451,7 @@ VALUES = UTF8.filter(lambda text: not ("\\" in text[-1:] or "\0" in text))
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.tuples(st.sampled_from(["one", "two.three"]), st.lists(VALUES, max_size=2),
+@given(st.lists(st.tuples(st.sampled_from(["one", "two.three", "a[b]", "c d", "'", "#"]), st.lists(VALUES, max_size=2),
                           st.tuples(st.just("text"), TEXT_REPLIES) | st.tuples(st.just("jsonrpc"), JSON_REPLIES),
                           st.just(0.0)), min_size=1, max_size=6))
 def test_any_reply_is_read_back_to_the_byte(exchanges):
