@@ -108,9 +108,12 @@ class Live:
                 return None
             if dialect == "text":
                 return reply.split("\n")[1:-2] if re.match(r"\d+ [^\n]*\n", reply) else None
-            message = json.loads(reply) if reply.startswith("{") else None
-            if message is None or isinstance(message.get("result"), list):
-                return message and message["result"]
+            try:
+                message = json.loads(reply)
+            except ValueError:
+                return None
+            if isinstance(message, dict) and isinstance(message.get("result"), list):
+                return message["result"]
         return []
 
     def harmless(self) -> tuple[list[list[str]], list[str]]:
