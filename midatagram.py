@@ -54,8 +54,8 @@ __all__ = [  # what plug-ins may use
     # errors and values
     "Error", "Failed", "Node", "Reply", "LIVE", "CONSTANT", "Request", "Exchange", "Answer", "leaves", "encode", "decode",
     # dialects
-    "read_json", "json_text", "json_tree", "json_nodes", "read_tree", "write_request", "write_jsonrpc", "text_of",
-    "JSON_START", "read_envelope", "read_first_line", "first_line", "read_arguments",
+    "first_line", "read_first_line", "read_arguments", "JSON_START", "read_envelope", "text_of", "shown_address",
+    "read_json", "json_text", "json_tree", "json_nodes", "read_tree", "write_request", "write_jsonrpc",
     # converters
     "string", "integer", "boolean", "one_of", "file_mode", "account", "address", "words", "names_or_none", "networks",
     # declarations
@@ -2689,6 +2689,10 @@ class Store:
     def time_s(self) -> float:
         """The time of day, seconds since the epoch, moved as well; for what replies show."""
         return time.time() + self.shared[MOVED_S]
+
+    def move_clock(self, seconds: int) -> None:
+        """Move both clocks so far from what they really are, in all processes."""
+        self.shared[MOVED_S] = seconds
 
     def get(self, space: str, key: str, patient: bool = True) -> str | None:
         """The value of a key, None if there is none or it expired. `patient`: wait for a locked store."""
@@ -5519,25 +5523,22 @@ class Child:
         for delay_s, reply in answer.datagrams:
             if delay_s:
                 self.hub.loop.update_now()  # else it counts from when this burst began
-                wait, after_s = (delay_s, 0) if callable(delay_s) else (None, delay_s)
-                self.send_later(after_s, self.post, wait, endpoint, reply, client)
+                self.send_later(0 if callable(delay_s) else delay_s, self.post, delay_s, endpoint, reply, client)
             else:
                 deliver(reply, client)
 
-    def post(self, wait: Callable[[], Any] | None, endpoint: Endpoint, reply: bytes, client: Any) -> None:
-        """Send a reply later, when wait() returns."""
-        if wait:
-            wait()
+    def post(self, delay_s: Any, endpoint: Endpoint, reply: bytes, client: Any) -> None:
+        """Send a reply whose delay is over, or when it returns."""
+        if callable(delay_s):
+            delay_s()
         self.outbox.post(endpoint, reply, client)
 
     def may_send(self, data: bytes, requested_s: float, endpoint: Endpoint, client: Any, cached: Any, reply: bytes) -> bool:
         """Whether a cached reply may go out, which is traced: not if what is around it is to be asked."""
         exchange = cached.exchanged(data, reply)
-        for ctx, may_send, names in self.around:
-            if not names or exchange.command in names:
-                trace = Trace(requested_s, time.time(), endpoint.address_of(client), endpoint.address, exchange)
-                if not may_send(ctx, trace):
-                    return False
+        trace = Trace(requested_s, time.time(), endpoint.address_of(client), endpoint.address, exchange)
+        if not all(may_send(ctx, trace) for ctx, may_send, names in self.around if not names or exchange.command in names):
+            return False
         self.trace(requested_s, endpoint, client, [exchange])
         return True
 

@@ -205,7 +205,7 @@ def requests_in(ctx: mi.Context) -> list[tuple[bytes, bool]]:
             items = mi.read_json(ctx.data)
     if not isinstance(items, list) or not items:
         return [(ctx.data, ctx.request.answered)]
-    return [(mi.json_text(item).encode("utf-8", "backslashreplace"), mi.read_envelope(item)[0].answered) for item in items]
+    return [(mi.encode(mi.json_text(item)), mi.read_envelope(item)[0].answered) for item in items]
 
 
 def client_of(ctx: mi.Context) -> str:
@@ -632,7 +632,7 @@ def lab_seed(ctx, number):
 def lab_clock(ctx, seconds):
     """Move the lab's clock by SECONDS: expiries, and times in replies."""
     moved_s = int(ctx.store.change(canned.SETTINGS, "clock", lambda moved: str(int(moved or 0) + seconds)))
-    ctx.store.shared[mi.MOVED_S] = moved_s  # which all processes read
+    ctx.store.move_clock(moved_s)
     return mi.Reply(nodes=[mi.Node("moved", moved_s)])
 
 
@@ -640,11 +640,11 @@ def lab_clock(ctx, seconds):
 def lab_reset(ctx):
     """Go back to the start: forget faults, replies, journal, counters, cached values; faults of the configuration are back,
     modules have what their tables say. Subscriptions stay."""
-    ctx.store.shared[mi.MOVED_S] = 0
+    ctx.store.move_clock(0)
     for space in ctx.store.spaces():
         if space != ctx.server.events.SPACE:
             ctx.store.remove_fitting(space, "*")
-    mi.reset(ctx, ctx.server.registry.find_stats("all"))
+    ctx.module("statistics").reset_all_statistics(ctx)
     journal_of(ctx.server).clear()
     ctx.server.call_hooks("load")
     return mi.Reply()

@@ -410,15 +410,16 @@ def test_every_kind_of_request_is_in_the_journal(lab):
     lab.ask(rpc("nothing", {"a": 1, "b": ["x", "y"]}))
     lab.ask(b"{not json")
     lab.ask(b":version:\n", 0.2)
-    lab.ask(b"[%b,%b]" % (rpc("pwd"), rpc("pwd", number=None)))
+    lab.ask(b"[%b,%b]" % (rpc("pwd", ["?"]).replace(b"?", b"\xff"), rpc("pwd", number=None)))
     keys = "dialect", "command", "arguments", "outcome", "code"
     assert [tuple(one[key] for key in keys) for one in journal(lab)["requests"]] == [
         ("text", "pwd", [], "answered", 200), ("text", "no_such", ["a b", "name=c"], "answered", 500),
         ("text", "", [], "answered", 500), ("text", "help", [], "answered", 400),
         ("jsonrpc", "pwd", [], "notification", 200), ("jsonrpc", "nothing", ["a=1", "b=x", "b=y"], "answered", 500),
         ("jsonrpc", "", [], "answered", 400), ("text", "version", [], "drop", 200),
-        ("jsonrpc", "pwd", [], "answered", 200), ("jsonrpc", "pwd", [], "notification", 200)]
+        ("jsonrpc", "pwd", ["\\udcff"], "answered", -32602), ("jsonrpc", "pwd", [], "notification", 200)]
     raws = [one["raw"] for one in journal(lab)["requests"]]
+    assert raws[-2] == '{"jsonrpc":"2.0","method":"pwd","id":1,"params":["\\xff"]}'
     assert raws[2] == "malformed \\xff\\n" and raws[3] == ':help:\\nbroken"quote\\n'
 
 

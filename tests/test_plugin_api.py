@@ -641,8 +641,8 @@ def test_the_clocks_of_the_store_can_be_moved(trial):
     store = trial("").server.store
     now_s, time_s = store.now_s(), store.time_s()
     store.put("space", "key", "value", 60)
-    store.shared[mi.MOVED_S] = 59
+    store.move_clock(59)
     assert store.get("space", "key") == "value" and 59 <= store.now_s() - now_s < 60 and 59 <= store.time_s() - time_s < 60
-    store.shared[mi.MOVED_S] = 60
+    store.move_clock(60)
     assert store.get("space", "key") is None and store.items("space") == []
     assert store.spaces() == ["space"]
