@@ -57,7 +57,7 @@ __all__ = [  # what plug-ins may use
     "Error", "Failed", "Node", "Reply", "LIVE", "CONSTANT", "Request", "Exchange", "Answer", "leaves", "encode", "decode",
     # dialects
     "first_line", "read_first_line", "read_arguments", "JSON_START", "read_envelope", "text_of", "shown_address",
-    "read_json", "json_text", "json_tree", "json_nodes", "read_tree", "write_request",
+    "read_json", "json_text", "json_tree", "json_nodes", "read_tree", "write_request", "write_jsonrpc",
     # converters
     "string", "integer", "boolean", "one_of", "file_mode", "account", "address", "words", "names_or_none", "networks",
     # declarations
@@ -1123,7 +1123,7 @@ class JsonForm(NamedTuple):
     order: parameters whose types are checked before the others; raw: those that get JSON values as they are.
     check: called with the values by name before the command; plurals: node name -> (name of the array, name of the
     node's own value); renamed: node name -> member name; errors: reason -> Error; listing: values as an array;
-    nameless: params by name are taken in the order in which they come, whatever their names.
+    nameless: params by name are taken in the order in which they come, whatever their names, and an array as its items.
     """
 
     recipes: list | None = None
@@ -1441,7 +1441,10 @@ class Command:
 
     def named_params(self, params) -> tuple[dict, list]:
         """Params by the names of the recipe that fits them; and, for *rest without a recipe, what is beyond those."""
-        params = list(params.values()) if self.form.nameless and isinstance(params, dict) else params or {}
+        params = params or {}
+        if self.form.nameless:
+            given = params.values() if isinstance(params, dict) else params
+            params = [item for value in given for item in (value if isinstance(value, list) else [value])]
         by_position, count = isinstance(params, list), getattr(params, "members", len(params))
         if by_position and self.rest and not self.tag.json.recipes and count > len(self.required):
             names = self.names[:count]

@@ -51,11 +51,7 @@ class Client:
 
         most_s: wait no longer than this, even if the time-out is longer.
         """
-        at = words.index("--") if "--" in words else len(words)
-        plain, literal = words[:at], words[at + 1:]
-        name = (plain or literal).pop(0)
-        request = (json_request if self.json_rpc else text_request)(name, plain, literal)
-        reply = mi.decode(mi.ask(self.place, request, min(self.timeout_s, most_s)))
+        reply = mi.decode(mi.ask(self.place, request_of(words, self.json_rpc), min(self.timeout_s, most_s)))
         return shown_json(reply) if self.json_rpc else (reply, re.match(r"2\d\d ", reply) is not None)
 
     def run(self, command: list[str] | str) -> int:
@@ -130,6 +126,14 @@ def split_argument(text: str) -> tuple[str | None, str]:
 def words_of(line: str) -> list[str]:
     """The words of a line, which are quoted as in a shell; none of a comment. ValueError."""
     return [] if line.lstrip().startswith("#") else shlex.split(line)
+
+
+def request_of(words: list[str], json_rpc: bool) -> bytes:
+    """The request for COMMAND [ARG...] [-- ARG...] in one dialect; ValueError if it cannot be written."""
+    at = words.index("--") if "--" in words else len(words)
+    plain, literal = words[:at], words[at + 1:]
+    name = (plain or literal).pop(0)
+    return (json_request if json_rpc else text_request)(name, plain, literal)
 
 
 def text_request(name: str, words: list[str], literal: list[str]) -> bytes:
@@ -355,6 +359,14 @@ def seconds(text: str) -> float:
     return float(text)
 
 
+def add_server(option: Callable) -> None:
+    """Add the options that name a server."""
+    option("-f", dest="file", metavar="FILE", help="configuration that names the socket (midatagram.conf beside the script, "
+           "else midatagram.conf.example there, else that of /etc/midatagram; the first whose server answers)")
+    option("-s", dest="socket", metavar="SOCKET", type=argument(mi.address), help="a UNIX path or udp:HOST:PORT")
+    option("-t", dest="timeout", metavar="SECONDS", type=argument(seconds), default=5.0, help="how long to wait for a reply (5)")
+
+
 def call_parser() -> argparse.ArgumentParser:
     """The command line of `call`."""
     parser = argparse.ArgumentParser(
@@ -363,10 +375,7 @@ def call_parser() -> argparse.ArgumentParser:
         epilog="exit status: 0 for a 2xx reply or a result, 1 for another reply, 2 usage, 3 no reply; "
                "with --repeat: 0 when no reply was lost; of several lines: that of the last one that failed")
     option = parser.add_argument
-    option("-f", dest="file", metavar="FILE", help="configuration that names the socket (midatagram.conf beside the script, "
-           "else midatagram.conf.example there, else that of /etc/midatagram; the first whose server answers)")
-    option("-s", dest="socket", metavar="SOCKET", type=argument(mi.address), help="a UNIX path or udp:HOST:PORT")
-    option("-t", dest="timeout", metavar="SECONDS", type=argument(seconds), default=5.0, help="how long to wait for a reply (5)")
+    add_server(option)
     option("--json", action="store_true", help="speak JSON-RPC; an ARG that is a JSON array or object is sent as one, "
            "and what OpenSIPS takes as an array only, as statistics, is made one")
     option("--repeat", dest="count", metavar="N", type=argument(mi.integer(1)), help="send it N times, then print a summary")

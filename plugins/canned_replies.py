@@ -237,10 +237,12 @@ def reply_of(code: int, reason: str, body: str, json: str, send: Callable | None
 
 
 class Canned(NamedTuple):
-    """One canned reply: the patterns of its arguments (None: any arguments), when it applies, and what is sent."""
+    """One canned reply: the patterns of its arguments (None: any arguments), its dialect (None: both), when it applies, and
+    what is sent."""
 
     name: str
     patterns: list[re.Pattern] | None
+    dialect: str | None
     when: When
     effect: Effect
     delay_ms: tuple[int, int]
@@ -259,10 +261,11 @@ class Canned(NamedTuple):
         """Whether the reply depends on the request alone."""
         return not self.is_counted and not self.delay_ms[1]
 
-    def fits(self, values: tuple) -> bool:
-        """Whether the arguments match the patterns, one each."""
-        return self.patterns is None or (len(values) == len(self.patterns) and all(
-            pattern.fullmatch(value) for pattern, value in zip(self.patterns, values)))
+    def fits(self, request: mi.Request, values: tuple) -> bool:
+        """Whether the request has its dialect, and the arguments match the patterns, one each."""
+        return self.dialect in (None, request.dialect) and (
+            self.patterns is None or (len(values) == len(self.patterns) and all(
+                pattern.fullmatch(value) for pattern, value in zip(self.patterns, values))))
 
     def turn(self, ctx: mi.Context) -> Turn | None:
         """Whether it applies to a request that it fits."""
@@ -300,6 +303,7 @@ def unescape(text: str) -> str:
 CANNED_KEYS = """
 arguments = force_list(default=None)
 no_arguments = boolean(default=False)
+dialect = option("text", "jsonrpc", default=None)
 code = integer(min=-2147483648, max=999, default=200)
 reason = string(default="OK")
 reply = string(default="")
@@ -407,7 +411,7 @@ def canned_command(section: Any, source: Source) -> Callable:
     def answer(ctx, *arguments):
         values, fitting = in_order(ctx.request, arguments, names), False
         for case in cases:
-            if case.fits(values):
+            if case.fits(ctx.request, values):
                 fitting, turn = True, case.turn(ctx)
                 if turn:
                     return case.answer(ctx, values, names, turn)
@@ -469,7 +473,8 @@ def canned_case(section: Any, source: Source, name: str) -> Canned:
     raw = None if section["raw"] is None else unescape(section["raw"])
     if raw is not None and len(mi.encode(raw)) > mi.LIMIT:
         raise source.mistake("raw", f"raw of {section.name}: {len(mi.encode(raw))} bytes, {mi.LIMIT} is the most")
-    return Canned(f"{source.stem}:{name}", patterns, when, effect, delay_ms, section["template"], text, raw, reply)
+    return Canned(f"{source.stem}:{name}", patterns, section["dialect"], when, effect, delay_ms, section["template"], text, raw,
+                  reply)
 
 
 def convert(source: Source, section: Any, key: str, converter: Callable) -> Any:

@@ -32,7 +32,8 @@ CANNED_MISTAKES = [
     ("[one]\ncode = many\n", 2, "code"), ("[one]\nreply = a\nrepyl = b\n", 3, 'did you mean "reply"?'), ("[one\n", 1, ""),
     ("[one]\narguments = '('\n", 2, "not a pattern"), ("[one]\ndelay = -1\n", 2, "delay"), ("top = 1\n[one]\n", 1, "top"),
     ("[one]\njson = '{'\n", 2, "not JSON"), ("[one]\n[one]\n", 2, "Duplicate"), ("[one]\nreply = x\nreply = y\n", 3, "Duplicate"),
-    ("[one]\nreply = '''\nx\n", 2, ""), ("[ps]\nreply = x\n", 1, "is there already"),
+    ("[one]\nreply = '''\nx\n", 2, ""), ("[one]\ndelay = 9..3\n", 2, "delay"), ("[one]\ntimes = 0\n", 2, "times"),
+    ("[one]\ndialect = xml\n", 2, "dialect"), ("[ps]\nreply = x\n", 1, "is there already"),
 ]
 
 
@@ -107,6 +108,46 @@ reason = 50% of %s
     for request in (b":four:\nlate\n", b":four:\n"):
         assert server.ask(request) == b"200 50% of %s\n\n"
     assert server.ask(b":help:\none\n") == b"200 OK\nHelp:: one [ARGUMENTS...] - One of them.\nExported by:: lab\n\n"
+
+
+def test_a_case_for_one_dialect_some_times_and_whole_datagrams(start, tmp_path):
+    (tmp_path / "lab.conf").write_text(r"""
+[turns]
+    [[first]]
+    times = 2
+    delay = 1..2
+    reply = first
+    [[then]]
+    reply = then
+[both]
+    [[one]]
+    dialect = text
+    raw = 'a\x00\xff\r\n\t\x5c${id}'
+    [[other]]
+    dialect = jsonrpc
+    template = yes
+    raw = '{"id":${id},"more":"$${id}"}'
+""")
+    server = start('modparam("mi_datagram", "children_count", 3)\nloadmodule "lab.so"', "-p", str(tmp_path))
+    assert [server.ask(b":turns:\n") for _ in range(4)] == [b"200 OK\n%b\n\n" % word for word in
+                                                          (b"first", b"first", b"then", b"then")]
+    assert server.ask(b":both:\n") == b"a\0\xff\r\n\t\\${id}"
+    for request_id in (b"7", b'"x"', b"null"):
+        request = b'{"jsonrpc":"2.0","method":"both","id":%b}' % request_id
+        assert server.ask(request) == b'{"id":%b,"more":"${id}"}' % request_id
+    assert server.ask(b'{"jsonrpc":"2.0","method":"both"}', timeout_s=0.3) is None
+
+
+def test_a_canned_reply_stands_in_for_a_command_and_takes_arrays_as_their_items(start, tmp_path):
+    (tmp_path / "lab.conf").write_text("[get_statistics]\nreplace = yes\narguments = 'core:', 'x'\nreply = canned\n"
+                                       "[ps]\nreplace = yes\nreply = none\n")
+    for order in ("hello lab", "lab hello"):
+        server = start("".join(f'loadmodule "{name}.so"\n' for name in order.split()), "-p", str(tmp_path))
+        assert server.ask(b":get_statistics:\ncore:\nx\n") == b"200 OK\ncanned\n\n"
+        assert server.ask(b":ps:\n") == b"200 OK\nnone\n\n"
+        for params in (b'[["core:","x"]]', b'{"statistics":["core:","x"]}', b'["core:","x"]'):
+            request = b'{"jsonrpc":"2.0","method":"get_statistics","params":%b,"id":1}' % params
+            assert server.ask(request) == b'{"jsonrpc":"2.0","result":["canned"],"id":1}'
 
 
 ODD = '''
