@@ -3930,7 +3930,7 @@ def fits(rule: Rule, uid: int, gid: int) -> bool:
 
 SUFFIXES = (".py", ".conf")
 HERE = os.path.dirname(os.path.realpath(__file__))
-BESIDE = os.path.join(HERE, "plugins")
+BESIDE = os.path.join(HERE, "plugins" if os.path.isdir(os.path.join(HERE, "plugins")) else "midatagram_plugins")  # as pip has it
 NAMES_FILE = os.path.join(BESIDE, "opensips.names")
 PLUGIN_PREFIX = "midatagram_plugin_"  # of the names in sys.modules, so that a plug-in hides no other module
 
@@ -7011,8 +7011,9 @@ def tool(name: str) -> Callable[[list[str]], int]:
     return run
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
     open_standard_streams()
     try:
         if argv and argv[0][:1] not in ("", "-"):
@@ -7041,4 +7042,4 @@ def __getattr__(name: str) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

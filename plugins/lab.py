@@ -666,3 +666,8 @@ PARAMS = [
              "bytes of the journal of requests; the oldest are forgotten"),
     mi.Param("seed", 0, mi.integer(0, 1 << 62), "what faults with a probability or a range draw from"),
 ]
+
+
+def main(argv: list[str]) -> int:
+    """`midatagram.py lab`: run a command beside a lab."""
+    return mi.import_plugin(str(pathlib.Path(__file__).with_name("lab_process.py"))).main(argv)
