@@ -49,7 +49,7 @@ class Lab:
 
     def __enter__(self) -> Lab:
         self.folder = tempfile.mkdtemp(prefix="mi-lab-")
-        self.address = os.path.join(self.folder, "mi.sock")
+        self.address = os.path.join(self.folder, "socket")
         try:
             for _ in range(PORT_TRIES):  # another program may get the port first
                 status = self.start()
@@ -82,7 +82,7 @@ class Lab:
         options = [word for folder in self.folders for word in ("-p", folder)]
         with open(os.path.join(self.folder, "log"), "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, mi.__file__, "-f", str(path), "-s", self.address, *options],
+                [sys.executable, str(HERE.parent / "midatagram.py"), "-f", str(path), "-s", self.address, *options],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)  # Ctrl-C is for the test
         deadline_s = time.monotonic() + START_S
         while time.monotonic() < deadline_s and self.process.poll() is None:
@@ -110,14 +110,14 @@ class Lab:
 
     # What a test does with it.
 
-    def ask(self, request: str | bytes, *values: Any, **named: Any) -> Any:
+    def ask(self, request: str | bytes, /, *values: Any, **named: Any) -> Any:
         """Send a command as text and return the reply; bytes are sent as they are, and the reply is bytes. TimeoutError."""
         if isinstance(request, bytes):
             return mi.ask(self.address, request, REPLY_S)
         arguments = [(None, f"{value}") for value in values] + [(name, f"{value}") for name, value in named.items()]
         return mi.decode(mi.ask(self.address, mi.write_request(request, arguments), REPLY_S))
 
-    def json(self, method: str, **params: Any) -> Any:
+    def json(self, method: str, /, **params: Any) -> Any:
         """The result of a command over JSON-RPC; mi.Error for an error. TimeoutError."""
         request = {"jsonrpc": "2.0", "id": 1, "method": method, **({"params": params} if params else {})}
         reply = json.loads(mi.ask(self.address, json.dumps(request).encode(), REPLY_S))
@@ -125,7 +125,7 @@ class Lab:
             raise mi.Error(reply["error"]["code"], reply["error"]["message"], reply["error"].get("data"))
         return reply["result"]
 
-    def run(self, command: str, *values: Any, **named: Any) -> str:
+    def run(self, command: str, /, *values: Any, **named: Any) -> str:
         """Send a command of lab.so and return the reply; AssertionError for an error."""
         reply = self.ask(command, *values, **named)
         assert reply.startswith("200 "), f"{command}: {reply}"
@@ -135,7 +135,7 @@ class Lab:
         """Forget faults, replies, the journal and what modules know."""
         self.run("lab_reset")
 
-    def reply(self, command: str, *arguments: Any, **options: Any) -> None:
+    def reply(self, command: str, /, *arguments: Any, **options: Any) -> None:
         """Have a command answered so: reply= json= code= reason= times= ms=; see lab_reply."""
         self.run("lab_reply", command, *arguments, **options)
 
@@ -147,7 +147,7 @@ class Lab:
         """What clients sent, and what became of it; see lab_journal."""
         return self.run("lab_journal", **options)
 
-    def verify(self, command: str, *arguments: Any, **options: Any) -> None:
+    def verify(self, command: str, /, *arguments: Any, **options: Any) -> None:
         """Check that a command came: times= at_least= at_most=; AssertionError that says what came instead."""
         reply = self.ask("lab_verify", command, *arguments, **options)
         assert reply.startswith("200 "), f"verify {command} {' '.join(map(str, arguments))}: {reply}"

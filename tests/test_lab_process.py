@@ -103,7 +103,7 @@ def test_a_red_test_shows_the_journal(exporter):
     """A mistake in the client: its test fails, and says what the client sent; mended, it passes again."""
     source = exporter / "exporter.py"
     good = source.read_text()
-    source.write_text(good.replace("\\\\nall\\\\n", "\\\\nal\\\\n"))
+    source.write_text(good.replace("\\nall\\n", "\\nal\\n"))
     assert source.read_text() != good
     done = run_pytest(exporter, "-k", "reads_statistics")
     assert done.returncode == 1 and "MI journal" in done.stdout, done.stdout
