@@ -60,7 +60,7 @@ __all__ = [  # what plug-ins may use
     # declarations
     "Param", "Stat", "Event", "JsonForm", "command", "around", "every", "trace_destination", "Trace", "Context",
     # what is remembered, files, and the standard library as it was before gevent
-    "Memo", "VALUE_BYTES", "open_to_append", "original", "AsyncResult",  # noqa: F822 - see __getattr__()
+    "Memo", "VALUE_BYTES", "open_to_append", "original", "shared", "AsyncResult",  # noqa: F822 - see __getattr__()
     # other servers, tests
     "ask", "Trial", "Address", "LIMIT",
     # files of a plug-in's own format
@@ -598,7 +598,7 @@ def as_template(node: tuple) -> Node:
     """A node of a live reply as a part of a `%` template."""
     name, value, attributes, children = node
     return Node(safe(name), safe(value), tuple((safe(key), safe(text)) for key, text in attributes),
-                [as_template(child) for child in children])
+                children and map(as_template, children))  # as they are written: what is too long is given up
 
 
 def write_request(name: str, arguments: Iterable[tuple]) -> bytes:
@@ -1157,7 +1157,8 @@ class JsonForm(NamedTuple):
     order: parameters whose types are checked before the others; raw: those that get JSON values as they are.
     check: called with the values by name before the command; plurals: node name -> (name of the array, name of the
     node's own value); renamed: node name -> member name; errors: reason -> Error; listing: values as an array;
-    nameless: params by name are taken in the order in which they come, whatever their names.
+    nameless: params by name are taken in the order in which they come, whatever their names; options: params that may be
+    added by name to those of a recipe.
     """
 
     recipes: list | None = None
@@ -1169,6 +1170,7 @@ class JsonForm(NamedTuple):
     errors: dict = {}
     listing: bool = False
     nameless: bool = False
+    options: tuple = ()
 
 
 class CommandTag(NamedTuple):
@@ -1453,7 +1455,8 @@ class Command:
     def named_params(self, params) -> tuple[dict, list]:
         """Params by the names of the recipe that fits them; and, for *rest without a recipe, what is beyond those."""
         params = list(params.values()) if self.form.nameless and isinstance(params, dict) else params or {}
-        by_position, count = isinstance(params, list), getattr(params, "members", len(params))
+        options = {name: params[name] for name in self.form.options if isinstance(params, dict) and name in params}
+        by_position, count = isinstance(params, list), getattr(params, "members", len(params)) - len(options)
         if by_position and self.rest and not self.tag.json.recipes and count > len(self.required):
             names = self.names[:count]
             return dict(zip(names, params)), params[len(names):]
@@ -1466,7 +1469,7 @@ class Command:
             return dict(zip(fitting[0], params)), []
         for recipe in fitting:
             if all(name in params for name in recipe):
-                return {name: params[name] for name in recipe}, []
+                return {**{name: params[name] for name in recipe}, **options}, []
         raise invalid_params("Named parameters do not match")
 
     def json_value(self, name: str, value, alone: bool = False):
@@ -3638,13 +3641,15 @@ def is_over(row: dict, now_s: float) -> bool:
 def write_event(name: str, attributes, dialect: str) -> bytes:
     """An event as a datagram, with attributes by name, or a list of values without.
 
-    Text: `NAME`, `attribute::value` lines and an empty line. JSON-RPC: a notification.
+    Text: `NAME`, `attribute::value` lines and an empty line; attributes with a field `text` have others. JSON-RPC: a notification.
     """
     if dialect == "jsonrpc":
         params = {"params": attributes} if attributes else {}
         return encode(json_text({"jsonrpc": "2.0", "method": name, **params}))
+    attributes = getattr(attributes, "text", attributes)
     pairs = attributes.items() if isinstance(attributes, dict) else [(None, value) for value in attributes]
-    return encode(f"{name}\n{''.join(write_argument(key, f'{value}') for key, value in pairs)}\n")
+    lines = [write_argument(key, None if key and value is None else f"{value}") for key, value in pairs]
+    return encode(f"{name}\n{''.join(lines)}\n")
 
 
 def event_target(place: str, by_name: bool = True) -> tuple[int, Any]:
@@ -3837,14 +3842,19 @@ class Setup(NamedTuple):
 def load_plugin(path: str) -> Module:
     """A plug-in file as a Module; ConfigError."""
     if path.endswith(".conf"):
-        reader = find_plugin("canned_replies", [BESIDE])
-        if reader is None:
-            raise ConfigError(path, 0, f"to read canned replies, canned_replies.py is needed in {BESIDE}")
-        return import_plugin(reader).read_file(path)
+        return shared("canned_replies", path).read_file(path)
     namespace = import_plugin(path)
     own = {key: value for key, value in vars(namespace).items()
            if not callable(value) or getattr(value, "__module__", namespace.__name__) == namespace.__name__}
     return Module(pathlib.Path(path).stem, own, path, functools.partial(line_of, read_source(path)))
+
+
+def shared(name: str, path: str = "") -> Any:
+    """The namespace of a file beside this script's own plug-ins, for what several of them share; ConfigError, in `path`."""
+    file = find_plugin(name, [BESIDE])
+    if file is None:
+        raise ConfigError(path, 0, f"{name}.py is needed in {BESIDE}")
+    return import_plugin(file)
 
 
 def import_plugin(path: str) -> Any:
@@ -4007,7 +4017,10 @@ class Loader:
             raise ConfigError(self.path, 0, 'no socket: modparam("mi_datagram", "socket_name", "/run/midatagram/mi.sock") '
                                             'or "udp:127.0.0.1:8080" is needed')
         self.modules["core"].stats += self.core_stats(mi["children_count"])
+        self.modules["statistics"].stats += self.modules["statistics"].settings["variable"][::-1]
         for module in self.modules.values():
+            if own["db_url"] and "db_url" in module.settings:
+                module.settings["db_url"] = own["db_url"]
             if "init" in module.hooks:
                 with plugin_code(module.path, "init: "):
                     module.hooks["init"](Context(module))
@@ -4339,7 +4352,7 @@ def cache_space(ctx, system: str, failure: str) -> Iterator[str]:
     """The space of the store that a cache system means: `local`, or an id that cachedb_url names. Error for an unknown one,
     and where the store fails."""
     urls = ctx.server.registry.modules_by_name["cachedb_local"].settings["cachedb_url"]
-    collection = {"local": "default", **{f"local:{name}": collection for name, collection in urls}}.get(system)
+    collection = {"local": "default", **{f"local:{name}".rstrip(":"): collection for name, collection in urls}}.get(system)
     if collection is None:
         raise Error(500, failure)
     try:
@@ -4420,11 +4433,17 @@ def collections_of(value) -> tuple:
 
 
 def cachedb_url(value) -> tuple:
-    """Converter: cachedb_local's `local:ID:///COLLECTION` to (ID, COLLECTION)."""
-    match = re.fullmatch(r"local:(\w+)://[^/]*/(\w*)", string(value))
+    """Converter: cachedb_local's `local:ID:///COLLECTION`, or `local:///COLLECTION`, to (ID or nothing, COLLECTION)."""
+    match = re.fullmatch(r"local:(?:(\w+):)?//[^/]*/(\w*)", string(value))
     if not match:
         raise ValueError('takes "local:ID:///COLLECTION"')
-    return match.group(1), match.group(2) or "default"
+    return match.group(1) or "", match.group(2) or "default"
+
+
+def script_variable(value) -> Stat:
+    """Converter: a `variable` of the module statistics to what get_statistics shows."""
+    name, _, option = string(value).partition("/")
+    return Stat(name, "variable of the routing script", "script", option != "no_reset")
 
 
 def bind_subscription(request: Request) -> list:
@@ -4687,6 +4706,7 @@ MIDATAGRAM_PARAMS = [
     Param("disable", (), words, "commands to disable, comma-separated: kill, log_level"),
     Param("log_file", None, string, "log to this file instead of stderr or syslog; SIGUSR1 reopens it"),
     Param("store_size", 64 << 20, integer(1 << 20), "store size limit (cached values, subscriptions, plug-in data), bytes"),
+    Param("db_url", "", string, "database of all modules, whatever they name themselves: text://DIRECTORY or sqlite://FILE"),
     Param("max_subscribers", 256, integer(0), "maximum number of event subscriptions"),
     Param("event_targets", (), networks, "networks that UDP clients may subscribe, besides their own host"),
     Param("crash_limit", 10, integer(1), "exit after this number of children in a row died within 1 s of their start"),
@@ -4699,7 +4719,10 @@ def built_in_modules() -> list[Module]:
         return Module(name, {**{function.__name__: function for function in functions}, **rows}, __file__)
 
     return [
-        module("statistics", get_statistics, list_statistics, reset_statistics, reset_all_statistics),
+        module("statistics", get_statistics, list_statistics, reset_statistics, reset_all_statistics, PARAMS=[
+            Param("variable", (), script_variable, "a statistic of the routing script; NAME/no_reset is not reset", repeat=True),
+            Param("stat_groups", "", string, "accepted without effect"),
+            Param("stat_series_profile", (), string, "accepted without effect", repeat=True)]),
         module("core", uptime, version, working_directory, command_line_arguments, which, list_processes, kill, log_level,
                xlog_level, cache_store, cache_fetch, cache_remove, event_subscribe, events_list, subscribers_list,
                raise_event, list_tcp_conns, show_help),

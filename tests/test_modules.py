@@ -1,0 +1,142 @@
+"""What real servers answered to the commands of OpenSIPS' modules, asked again in the order of the recordings."""
+
+import json
+import re
+
+import pytest
+from conftest import wait_for
+from test_recorded import DATA, expand, shape
+
+import midatagram as mi
+
+FOLDER = DATA / "modules"
+TEXT = ("usrloc", "registrar", "dispatcher")  # groups of text.jsonl whose modules are here
+JSON = ("ul", "ds", "par")
+COMMANDS = ("ul_", "ds_")  # of the rows that were recorded on a fresh server, and of groups of several modules
+LEFT_OUT: dict[str, str] = {  # id -> why
+    "par-050": "asks for drouting",
+}
+
+
+def rows_of(name):
+    """The rows of a file, with their request and reply as bytes."""
+    with open(FOLDER / name, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return [{**row, "request": expand(row.get("request")), "reply": expand(row.get("reply"))} for row in rows]
+
+
+def configuration(name, **values):
+    """The settings of a recording server, and lab commands."""
+    text = (FOLDER / name).read_text()
+    for mark, value in {"DIR": FOLDER, "SOCK": "unused", "PP": 0, **values}.items():
+        text = text.replace(f"@{mark}@", str(value))
+    return f'{text}\nloadmodule "lab_sip.so"\n'
+
+
+def is_asked(row):
+    """Whether a request is for a module that is here."""
+    return any(command.encode() in row["request"] for command in COMMANDS)
+
+
+def differs(row, reply):
+    """What is wrong with a reply, None for nothing."""
+    wanted = row["reply"]
+    if row.get("compare") == "shape":
+        right = shape(reply) == shape(wanted)
+    elif row.get("reply_re"):
+        right = re.fullmatch(row["reply_re"].encode("latin-1"), reply)
+    else:
+        right = stable(reply) == stable(wanted)
+    return None if right else f"{row['id']}: {row['request']!r}\n     is {reply!r}\n not {wanted!r}"
+
+
+def stable(reply):
+    """A reply without the last 14 bits of ContactIDs, which are random, and without seconds that passed."""
+    reply = re.sub(rb"(?<=ContactID:: )\d+", lambda match: b"%d" % (int(match[0]) >> 14), reply)
+    return re.sub(rb"Expires:: 35\d\d\n", b"Expires:: 3600\n", reply)
+
+
+def before(trial, row):
+    """Bring about what a row wants before it."""
+    many = {"usrloc-053": 60, "usrloc-056": 400, "usrloc-055": 400}.get(row["id"], 0)
+    for number in range(many):
+        trial.ask(b":ul_add:\nlocation\nu%03d\nsip:u%03d@10.0.0.9\n0\n0.5\n0\n0\n0\n1\n" % (number, number))
+    if row["id"] == "registrar-002":
+        trial.ask(b":lab_register:\nlocation\nreggie\nsip:reggie@127.0.0.1:5171\nexpires::600\nuser_agent::corpus UA\n"
+                  b"callid::regcid1\nsocket::udp:127.0.0.1:5170\n")
+
+
+@pytest.mark.parametrize("group", [*TEXT, "auto"])
+def test_text(group):
+    rows = [row for row in rows_of("text.jsonl") if row["module"] == group or (group, row["module"]) == ("usrloc", "registrar")]
+    rows = [row for row in rows if row["id"] not in LEFT_OUT and (group != "auto" or is_asked(row))]
+    wrong = []
+    with mi.Trial(configuration("24.cfg")) as trial:
+        if group == "auto":  # the tables as the rows before left them
+            trial.ask(b":ds_set_state:\na\n2\nsip:127.0.0.3\n")
+            trial.ask(b":ds_set_state:\ni\n1\nsip:127.0.0.1:5171\n")
+        for row in rows:
+            before(trial, row)
+            wrong.append(differs(row, trial.ask(row["request"])))
+    assert rows and [text for text in wrong if text] == []
+
+
+@pytest.mark.parametrize("group", JSON)
+def test_jsonrpc(group):
+    rows = [row for row in rows_of("jsonrpc.jsonl") if row["id"].startswith(f"{group}-") and is_asked(row)]
+    rows = [row for row in rows if row["id"] not in LEFT_OUT]
+    with mi.Trial(f'{configuration("34.cfg")}\nmodparam("midatagram", "dialect", "jsonrpc")') as trial:
+        wrong = [differs(row, trial.ask(row["request"])) for row in rows]
+    assert rows and [text for text in wrong if text] == []
+
+
+###############################################################################
+# Events, and the statistics after them
+###############################################################################
+
+
+def timeless(event):
+    """An event without the moment of an expiry."""
+    return re.sub(rb'(expires(?:::|":))[1-9]\d+', rb"\1T", event)
+
+
+def subscribed(server, dialect, *events):
+    """A UDP client that gets events in a dialect."""
+    listener = server.client("udp:127.0.0.1:9")
+    listener.socket.bind(("127.0.0.1", 0))
+    target = "udp:127.0.0.1:%d" % listener.socket.getsockname()[1]
+    for event in events:
+        request = f":event_subscribe:\n{event}\n{target}\n".encode()
+        if dialect == "jsonrpc":
+            request = json.dumps({"jsonrpc": "2.0", "method": "event_subscribe", "params": [event, target], "id": 1}).encode()
+        assert b"OK" in server.ask(request)
+    return listener
+
+
+def test_events(start):
+    """In the form of each subscriber's dialect, whichever asks."""
+    wanted = {dialect: [row for row in rows_of(f"events{version}.jsonl") if is_asked(row)]
+              for dialect, version in (("text", 24), ("jsonrpc", 34))}
+    for dialect, rows in wanted.items():
+        server = start(configuration(f"{'24' if dialect == 'text' else '34'}.cfg", SOCK="{socket}"))
+        names = ["E_UL_AOR_INSERT", "E_UL_AOR_DELETE", "E_UL_CONTACT_INSERT", "E_UL_CONTACT_UPDATE", "E_UL_CONTACT_DELETE",
+                 "E_DISPATCHER_STATUS"]
+        listener = subscribed(server, dialect, *names)
+        client = server.client()
+        for row in rows:
+            if "before the timer" in row["note"]:
+                wait_for(lambda: b"expired" in client.ask(row["request"]), 5, "the contact to expire")
+            if "upper case" in row["note"] or row is rows[-1]:
+                break  # from here on rows are missing that change states
+            reply = client.ask(row["request"])
+            if row["reply"] and b"Expires" not in row["reply"]:
+                assert reply == row["reply"], row["note"]
+            for event in row["events"]:
+                assert timeless(listener.receive()) == timeless(event.encode("latin-1")), row["note"]
+            if row.get("stats_request"):
+                request = f":get_statistics:\n{row['stats_request']}\n".encode()
+                if dialect == "jsonrpc":
+                    request = json.dumps({"jsonrpc": "2.0", "method": "get_statistics", "id": 1,
+                                          "params": [[row["stats_request"]]]}).encode()
+                assert client.ask(request) == row["stats_after"].encode("latin-1"), row["note"]
+        assert listener.receive(0.1) is None
