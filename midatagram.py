@@ -1336,6 +1336,7 @@ class Module:
         self.columns: dict[str, int] = {}  # statistic -> its column of the counters
         self.row: Any = None  # this process' row of the counters
         self.server: Any = None
+        self.db_url = ""  # the database of all modules, in place of their own
 
     def reader_of(self, read: Callable | None) -> Callable | None:
         """The function of a statistic, with its Context if it takes one."""
@@ -4019,8 +4020,7 @@ class Loader:
         self.modules["core"].stats += self.core_stats(mi["children_count"])
         self.modules["statistics"].stats += self.modules["statistics"].settings["variable"][::-1]
         for module in self.modules.values():
-            if own["db_url"] and "db_url" in module.settings:
-                module.settings["db_url"] = own["db_url"]
+            module.db_url = own["db_url"]
             if "init" in module.hooks:
                 with plugin_code(module.path, "init: "):
                     module.hooks["init"](Context(module))

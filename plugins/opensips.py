@@ -317,18 +317,22 @@ def typed(where: str, columns: tuple, values: Iterable) -> dict:
     return row
 
 
-def check_tables(ctx: Any, wanted: Iterable[Table]) -> None:
-    """Refuse to start with tables that cannot be read; for init()."""
-    for table in wanted if can_read(ctx.param("db_url")) else ():
+def url_of(ctx: Any, own: str = "") -> str:
+    """The database to read: midatagram's db_url, else the one given, else the module's."""
+    return ctx.own.db_url or own or ctx.param("db_url")
+
+
+def check_tables(ctx: Any, *wanted: tuple[str, Table]) -> None:
+    """Refuse to start with tables, each with its database, that cannot be read; for init()."""
+    for url, table in wanted:
         try:
-            read_table(ctx.param("db_url"), table)
+            read_table(url, table) if can_read(url) else None
         except TableError as error:
             ctx.refuse("db_url", f"{error}")
 
 
-def rows_of(ctx: Any, table: Table, url: str = "") -> list[dict]:
+def rows_of(ctx: Any, url: str, table: Table) -> list[dict]:
     """The rows of a table, none of a database that cannot be read here; TableError. For load(), and for commands that reload."""
-    url = url or ctx.param("db_url")
     if can_read(url):
         return read_table(url, table)
     ctx.log.warning('table %s of %s is taken as empty; modparam("midatagram", "db_url", "text://DIRECTORY") names a dump of it',

@@ -319,7 +319,8 @@ def init(ctx):
     ctx.own.stats[1:] = [stat._replace(group="usrloc", read=ctx.own.stats[0].read if stat.read else None)
                          for name in tables(ctx) for stat in table_stats(name)]
     expire.mi_every = (ctx.param("timer_interval"), "one")
-    opensips.check_tables(ctx, [LOCATION.named(ctx, name) for name in tables(ctx)] if db_mode(ctx) else [])
+    if db_mode(ctx):
+        opensips.check_tables(ctx, *[(opensips.url_of(ctx), LOCATION.named(ctx, name)) for name in tables(ctx)])
 
 
 def load(ctx):
@@ -328,7 +329,7 @@ def load(ctx):
         return
     for name in tables(ctx):
         records: dict[str, Record] = {}
-        for row in opensips.rows_of(ctx, LOCATION.named(ctx, name)):
+        for row in opensips.rows_of(ctx, opensips.url_of(ctx), LOCATION.named(ctx, name)):
             aor = f'{row["username"]}@{row["domain"] or ""}' if ctx.param("use_domain") else row["username"] or ""
             records.setdefault(aor, Record()).contacts.append(contact_of(row))
         for aor, record in records.items():
