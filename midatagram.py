@@ -699,9 +699,13 @@ class Writers(dict):
         raise TypeError(f"no JSON for a {kind.__name__}")
 
 
+class JsonText(str):
+    """A JSON value that is written already, without blanks."""
+
+
 quoted = json.encoder.encode_basestring  # escapes quote, backslash and controls: \b \f \n \r \t, else \u00xx
 WRITERS: dict[type, Callable] = Writers({
-    str: quoted, int: int.__repr__, float: json_float, bool: {True: "true", False: "false"}.get,
+    str: quoted, JsonText: str.__str__, int: int.__repr__, float: json_float, bool: {True: "true", False: "false"}.get,
     type(None): lambda none: "null", Live: lambda live: LIVE_MARK,
     dict: lambda nested: HOLE, list: lambda nested: HOLE, tuple: lambda nested: HOLE})
 

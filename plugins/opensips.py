@@ -4,6 +4,7 @@ A plug-in loads it with mi.shared("opensips"). It has no commands and no state o
 """
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import re
@@ -21,6 +22,7 @@ forms = mi.shared("opensips_forms")
 # Most lists of OpenSIPS walk a hash table, bucket by bucket.
 
 
+@functools.lru_cache(4096)
 def core_hash(data: bytes) -> int:
     """OpenSIPS' hash of a string: 32-bit sums over groups of four bytes, which are taken as signed, and over what is left."""
     signed, total = memoryview(data).cast("b").tolist(), 0

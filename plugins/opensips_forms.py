@@ -6,6 +6,7 @@ to_json() the JSON value of a tree.
 """
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -47,6 +48,7 @@ class Form(NamedTuple):
     options: str = ""
 
 
+@functools.lru_cache(1000)
 def split(mark: str) -> tuple[str, str, bool]:
     """The names that a mark has in the tree and in JSON, and whether it is a number there."""
     label, _, member = mark.rpartition("=")

@@ -6,6 +6,7 @@ is done by register(), for lab commands.
 from __future__ import annotations
 
 import bisect
+import itertools
 import json
 import random
 import re
@@ -16,7 +17,7 @@ import midatagram as mi
 
 opensips = mi.shared("opensips")
 
-SPACE, LABELS = "usrloc", "usrloc_labels"
+SPACE = "usrloc"
 MI_CALLID, MI_AGENT = "dfjrewr12386fd6-343@opensips.mi", "OpenSIPS MI Server"
 UNSET_Q, ALL_METHODS, DELETED = -1, 2**32 - 1, 10
 NEW, SYNC, DIRTY = "CS_NEW", "CS_SYNC", "CS_DIRTY"
@@ -25,13 +26,18 @@ LOCATION = opensips.table("location", [1013], """contact_id# username=user_colum
 PRESETS = {"single-instance-sql-write-through": 1, "single-instance-sql-write-back": 2, "sql-only-cluster": 3}
 
 
+def table_names(value) -> tuple:
+    """Converter: names, semicolon-separated."""
+    return tuple(name.strip() for name in mi.string(value).split(";") if name.strip())
+
+
 def hash_bits(value) -> int:
     """Converter: the number of bits that a hash table of OpenSIPS has buckets for."""
     return mi.integer(1, 24)(value)
 
 
 PARAMS = [
-    mi.Param("tables", "location", mi.string, "tables that the routing script saves to, semicolon-separated"),
+    mi.Param("tables", ("location",), table_names, "tables that the routing script saves to, semicolon-separated"),
     mi.Param("use_domain", False, mi.boolean, "whether an AOR has a domain"),
     mi.Param("hash_size", 9, hash_bits, "the number of buckets of the table as a power of two: 9 is 512"),
     mi.Param("timer_interval", 60, mi.integer(1), "how often contacts that expired are removed, seconds"),
@@ -60,7 +66,7 @@ def figures(ctx):
     """The statistics that count what there is."""
     view = ctx.view(SPACE, take_in)
     names = {"registered_users": sum(len(domain.records) for domain in view.values())}
-    for name in tables(ctx):
+    for name in ctx.param("tables"):
         domain = view.get(name) or Domain()
         names.update({f"{name}-users": len(domain.records), f"{name}-contacts": domain.contacts})
     return names
@@ -150,20 +156,29 @@ class Record:
         """What to show for the expiry of each contact."""
         return [time_left(contact.expires, now_s) for contact in self.contacts]
 
-    def text(self, aor: str, indent: str, margin: str, now_s: int) -> str:
-        """The AOR as 2.4 writes it, with a margin before all lines but the first."""
-        parts = self.written.get(margin)
+    def write(self, kind: str, aor: str, now_s: int, make: Any, mark: str) -> str:
+        """The AOR in a kind of writing: make(object) writes it once with a mark for each expiry, which is then filled in."""
+        parts = self.written.get(kind)
         if parts is None:
-            tree = opensips.forms.FORMS["ul_show_contact"].tree
-            lines = mi.node_lines(opensips.forms.to_nodes(tree, self.shown(aor, ["\0"] * len(self.contacts))), indent)
-            parts = self.written[margin] = margin.join(lines)[:-1].split("\0")
+            times = ["\0"] * len(self.contacts) if self.timed else self.times(now_s)
+            parts = self.written[kind] = make(self.shown(aor, times)).split(mark)
         if len(parts) == 1:
             return parts[0]
-        times = self.times(now_s)
-        text = parts[0] + "".join([f"{time}{part}" for time, part in zip(times, parts[1:])])
-        if not self.timed:
-            self.written[margin] = [text]
-        return text
+        words = [json.dumps(word) if kind == "json" else f"{word}" for word in self.times(now_s)]
+        return "".join(itertools.chain(*zip(parts, words), parts[-1:]))
+
+    def text(self, aor: str, indent: str, margin: str, now_s: int) -> str:
+        """The AOR as 2.4 writes it, with a margin before all lines but the first."""
+        return self.write(margin, aor, now_s, lambda item: margin.join(tree_lines(item, indent))[:-1], "\0")
+
+    def json(self, aor: str, now_s: int) -> str:
+        """The AOR as 3.4 writes it."""
+        return self.write("json", aor, now_s, mi.json_text, '"\\u0000"')
+
+
+def tree_lines(item: dict, indent: str) -> list[str]:
+    """The lines of an AOR in 2.4's tree."""
+    return mi.node_lines(opensips.forms.to_nodes(opensips.forms.FORMS["ul_show_contact"].tree, item), indent)
 
 
 def time_left(expires: int, now_s: int) -> int | str:
@@ -174,52 +189,36 @@ def time_left(expires: int, now_s: int) -> int | str:
 
 
 class Domain:
-    """A table as a child sees it: records by AOR, and their order once it is wanted."""
+    """A table as a child sees it: records by AOR, their order, and the next label of each bucket."""
 
     def __init__(self):
         self.records: dict[str, Record] = {}
         self.contacts = 0
-        self.order: list[tuple] | None = None
-        self.mask = 0
+        self.order: list[tuple] = []  # bucket, bytes and text of each AOR
+        self.labels: dict[int, int] = {}
 
-    def put(self, aor: str, value: str | None) -> None:
+    def put(self, aor: str, value: str | None, bits: int) -> None:
         """Take in what an AOR has now."""
         old = self.records.pop(aor, None)
         self.contacts -= len(old.contacts) if old else 0
+        data = mi.encode(aor)
+        place = opensips.core_hash(data) & 2**bits - 1, data, aor
         if value is not None:
             self.records[aor] = record = Record(value)
             self.contacts += len(record.contacts)
-        if self.order is None or (old is None) == (value is None):
+            self.labels[place[0]] = max(self.labels.get(place[0], 0), record.label + 1)
+        if (old is None) == (value is None):
             return
-        place = self.place(aor)
-        at = bisect.bisect_left(self.order, place)
         if value is None:
-            del self.order[at]
+            del self.order[bisect.bisect_left(self.order, place)]
         else:
-            self.order.insert(at, place)
-
-    def place(self, aor: str) -> tuple:
-        """Where an AOR stands: its bucket, and its bytes within that."""
-        data = mi.encode(aor)
-        return opensips.core_hash(data) & self.mask, data, aor
-
-    def in_order(self, bits: int) -> list[str]:
-        """The AORs in the order in which the original's table has them."""
-        if self.order is None:
-            self.mask = 2**bits - 1
-            self.order = sorted(map(self.place, self.records))
-        return [aor for _, _, aor in self.order]
+            bisect.insort(self.order, place)
 
 
 def take_in(view: dict, key: str, value: str | None) -> None:
-    """Keep one AOR in a view, which is {table: Domain}."""
+    """Keep one AOR in a view, which is {table: Domain}; init() gives this function the number of bits of the hash."""
     table, _, aor = key.partition("\n")
-    view.setdefault(table, Domain()).put(aor, value)
-
-
-def tables(ctx) -> list[str]:
-    """The names of the tables."""
-    return [name.strip() for name in ctx.param("tables").split(";") if name.strip()]
+    view.setdefault(table, Domain()).put(aor, value, getattr(take_in, "bits", 9))
 
 
 def db_mode(ctx) -> int:
@@ -228,20 +227,12 @@ def db_mode(ctx) -> int:
     return PRESETS.get(preset, 0) if preset else ctx.param("db_mode")
 
 
-def next_label(ctx, table: str, bucket: int, least: int = 0) -> int:
-    """A running number for a new AOR in a bucket."""
-    return int(ctx.store.change(LABELS, f"{table}\n{bucket}", lambda last: str(max(int(last or -1) + 1, least))) or 0)
-
-
-class Unlabelled(Exception):
-    """An AOR was removed meanwhile: its successor needs a label."""
-
-
 def edit(ctx, table: str, aor: str, alter: Any, creates: bool = False) -> None:
     """Have alter(record, happened) change an AOR in one step, then raise the events that it lists in `happened`: names of
     E_UL_CONTACT_..., and the contact. Without `creates` it is called for an AOR that exists only."""
-    key, happened, label = f"{table}\n{aor}", [], None
-    bucket = opensips.core_hash(mi.encode(aor)) & 2**ctx.param("hash_size") - 1
+    happened: list = []
+    domain = ctx.view(SPACE, take_in).get(table) or Domain()
+    label = domain.labels.get(bucket_of(ctx, aor), 0)
 
     def step(value: str | None) -> str | None:
         happened.clear()
@@ -249,8 +240,6 @@ def edit(ctx, table: str, aor: str, alter: Any, creates: bool = False) -> None:
         if value is None and not creates:
             return None
         if value is None:
-            if label is None:
-                raise Unlabelled
             record.label, record.following = label, random.getrandbits(14)
             happened.append(("AOR_INSERT", None))
         alter(record, happened)
@@ -258,17 +247,15 @@ def edit(ctx, table: str, aor: str, alter: Any, creates: bool = False) -> None:
             happened.append(("AOR_DELETE", None))
         return record.value()
 
-    domain = ctx.view(SPACE, take_in).get(table)
-    if creates and not (domain and aor in domain.records):
-        label = next_label(ctx, table, bucket)
-    try:
-        ctx.store.change(SPACE, key, step)
-    except Unlabelled:
-        label = next_label(ctx, table, bucket)
-        ctx.store.change(SPACE, key, step)
+    ctx.store.change(SPACE, f"{table}\n{aor}", step)
     for name, contact in happened:
         attributes = contact.attributes(table, aor) if contact else {"domain": table, "aor": aor}
         opensips.raise_event(ctx, f"E_UL_{name}", **attributes)
+
+
+def bucket_of(ctx, aor: str) -> int:
+    """The bucket of an AOR."""
+    return opensips.core_hash(mi.encode(aor)) & 2**ctx.param("hash_size") - 1
 
 
 def put_contact(ctx, record: Record, aor: str, contact: Contact, happened: list) -> None:
@@ -317,17 +304,18 @@ def init(ctx):
         ctx.refuse("working_mode_preset", f'working_mode_preset takes single-instance-no-db, {", ".join(PRESETS)} or a cluster'
                                           f'{mi.nearest(preset, PRESETS)}')
     ctx.own.stats[1:] = [stat._replace(group="usrloc", read=ctx.own.stats[0].read if stat.read else None)
-                         for name in tables(ctx) for stat in table_stats(name)]
-    expire.mi_every = (ctx.param("timer_interval"), "one")
+                         for name in ctx.param("tables") for stat in table_stats(name)]
+    mi.tagged(take_in, bits=ctx.param("hash_size"))
+    mi.tagged(expire, mi_every=(ctx.param("timer_interval"), "one"))
     if db_mode(ctx):
-        opensips.check_tables(ctx, *[(opensips.url_of(ctx), LOCATION.named(ctx, name)) for name in tables(ctx)])
+        opensips.check_tables(ctx, *[(opensips.url_of(ctx), LOCATION.named(ctx, name)) for name in ctx.param("tables")])
 
 
 def load(ctx):
     """Fill the tables from the database, unless they have something from before."""
     if not db_mode(ctx) or ctx.view(SPACE, take_in):
         return
-    for name in tables(ctx):
+    for name in ctx.param("tables"):
         records: dict[str, Record] = {}
         for row in opensips.rows_of(ctx, opensips.url_of(ctx), LOCATION.named(ctx, name)):
             aor = f'{row["username"]}@{row["domain"] or ""}' if ctx.param("use_domain") else row["username"] or ""
@@ -336,7 +324,6 @@ def load(ctx):
             record.contacts.sort(key=lambda contact: -contact.q)
             record.label = record.contacts[0].contact_id >> 14 & 0xFFFFFFFF
             record.following = max(contact.contact_id for contact in record.contacts) + 1 & 0x3FFF
-            next_label(ctx, name, opensips.core_hash(mi.encode(aor)) & 2**ctx.param("hash_size") - 1, record.label)
             ctx.store.put(SPACE, f"{name}\n{aor}", record.value() or "")
 
 
@@ -376,7 +363,7 @@ def expire(ctx):
 def checked(ctx, table_name: Any, aor: Any) -> tuple[str, str]:
     """A table and an AOR of it; mi.Error."""
     table = opensips.text(ctx, "table_name", table_name)
-    if table not in tables(ctx):
+    if table not in ctx.param("tables"):
         raise mi.Error(404, "Table not found")
     return table, aor_of(ctx, opensips.text(ctx, "aor", aor))
 
@@ -426,31 +413,37 @@ def ul_dump(ctx, brief=None):
     """Show all AORs with their contacts, or with the word `brief` without."""
     is_json = ctx.request.dialect == "jsonrpc"
     brief = brief is not None and (bool(mi.json_int(brief, "brief")) if is_json else brief.lower() == "brief")
-    view, now_s, bits, indent = ctx.view(SPACE, take_in), time.time(), ctx.param("hash_size"), ctx.server.setup.mi["reply_indent"]
-    domains = [(name, view.get(name) or Domain()) for name in tables(ctx)]
+    view, now_s, size = ctx.view(SPACE, take_in), time.time(), 2**ctx.param("hash_size")
+    domains = [(name, view.get(name) or Domain()) for name in ctx.param("tables")]
     timed = not brief and any(record.timed for _, domain in domains for record in domain.records.values())
     lasts = {"depends": (SPACE,), "until_s": next_second(now_s) if timed else None}
     if is_json:
-        shown = [{"name": name, "hash_size": 2**bits, "AORs": [aor_object(domain, aor, int(now_s), brief)
-                 for aor in mi.bounded(domain.in_order(bits))]} for name, domain in domains]
+        shown = [{"name": name, "hash_size": size, "AORs": json_aors(ctx, domain, int(now_s), brief)} for name, domain in domains]
         return mi.Reply(result={"Domains": shown}, **lasts)
-    nodes = []
-    for name, domain in domains:
-        lines = (f"AOR:: {aor}" if brief else domain.records[aor].text(aor, indent, indent, int(now_s))
-                 for aor in domain.in_order(bits))
-        nodes.append(("Domain", name, (("hash_size", 2**bits),), lines_of(lines)))
-    return mi.Reply(nodes=nodes, **lasts)
+    return mi.Reply(nodes=[("Domain", name, (("hash_size", size),), text_aors(ctx, domain, int(now_s), brief))
+                           for name, domain in domains], **lasts)
 
 
-def lines_of(texts: Any) -> Any:
-    """A node for each text, as they are written: what is too long is given up."""
-    return ((None, text, (), ()) for text in texts)
+def text_aors(ctx, domain: Domain, now_s: int, brief: bool) -> Any:
+    """A node for each AOR of a table, as they are written: what is too long is given up."""
+    indent = ctx.server.setup.mi["reply_indent"]
+    return ((None, f"AOR:: {aor}" if brief else domain.records[aor].text(aor, indent, indent, now_s), (), ())
+            for _, _, aor in domain.order)
 
 
-def aor_object(domain: Domain, aor: str, now_s: int, brief: bool) -> dict:
-    """An AOR as 3.4 shows it."""
-    record = domain.records[aor]
-    return {"AOR": aor} if brief else record.shown(aor, record.times(now_s))
+def json_aors(ctx, domain: Domain, now_s: int, brief: bool) -> Any:
+    """The AORs of a table as 3.4 has them; mi.TooLong."""
+    if brief:
+        return [{"AOR": aor} for _, _, aor in mi.bounded(domain.order)]
+    if ctx.server.setup.mi["pretty_printing"]:
+        return [domain.records[aor].shown(aor, domain.records[aor].times(now_s)) for _, _, aor in mi.bounded(domain.order)]
+    parts, size = [], 0
+    for _, _, aor in domain.order:
+        parts.append(domain.records[aor].json(aor, now_s))
+        size += len(parts[-1])
+        if size > mi.LIMIT:
+            raise mi.TooLong(size)
+    return mi.JsonText(f"[{','.join(parts)}]")
 
 
 def next_second(now_s: float) -> float:
@@ -516,7 +509,7 @@ def ul_sync(ctx, table_name=None, aor=None):
     if table_name is None and ctx.request.dialect != "jsonrpc":
         raise mi.WRONG_COUNT
     table = opensips.text(ctx, "table_name", table_name)
-    if table not in tables(ctx):
+    if table not in ctx.param("tables"):
         raise mi.Error(404, "Table not found")
     domain = ctx.view(SPACE, take_in).get(table) or Domain()
     aors = [*domain.records]
@@ -573,6 +566,6 @@ def register(ctx, table: str, aor: str, contact: str, expires: int | None = None
 
 def checked_lab(ctx, table: str, aor: str) -> tuple[str, str]:
     """A table and an AOR of it, which may stand for a URI; mi.Error."""
-    if table not in tables(ctx):
+    if table not in ctx.param("tables"):
         raise mi.Error(404, "Table not found")
     return table, aor_of(ctx, aor)
