@@ -3646,7 +3646,8 @@ def is_over(row: dict, now_s: float) -> bool:
 def write_event(name: str, attributes, dialect: str) -> bytes:
     """An event as a datagram, with attributes by name, or a list of values without.
 
-    Text: `NAME`, `attribute::value` lines and an empty line; attributes with a field `text` have others. JSON-RPC: a notification.
+    Text: `NAME`, `attribute::value` lines and an empty line; attributes with a field `text` have others. JSON-RPC: a
+    notification.
     """
     if dialect == "jsonrpc":
         params = {"params": attributes} if attributes else {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import midatagram as mi
 
@@ -151,7 +151,7 @@ def load(ctx):
 @opensips.command
 def ds_set_state(ctx, state, group, address):
     """Set the STATE (inactive, active or probing) of the destination ADDRESS in a GROUP, `7` or `PARTITION:7`."""
-    values = dict(state=state, group=group, address=address)
+    values = {"state": state, "group": group, "address": address}
     wanted = argument(ctx, values, "state", "")[:1].lower()
     word = {"0": "i", "1": "a", "2": "p"}.get(wanted, wanted)
     if word not in ("i", "a", "p"):
@@ -234,7 +234,8 @@ def ds_list(ctx, partition=None, full=None):
             raise mi.Error(400, "Bad parameter")
     view, shown = ctx.view(SPACE, take_in), []
     for name in names:
-        sets = [{"id": number, "Destinations": [one.shown(full) for one in mi.bounded(ones)]} for number, ones in view.get(name, ())]
+        sets = [{"id": number, "Destinations": [one.shown(full) for one in mi.bounded(ones)]}
+                for number, ones in view.get(name, ())]
         shown.append({"name": name, **({"SETS": sets} if sets else {})})
     return opensips.reply(ctx, {"PARTITIONS": shown}, depends=(SPACE,))
 

@@ -91,7 +91,8 @@ def command(function: Callable | None = None, **options: Any) -> Any:
         form = forms.FORMS[function.__name__]
         names = [*inspect.signature(function).parameters][1:]
         errors = {reason: mi.Error(*error) for reason, error in form.errors.items()}
-        json = mi.JsonForm(recipes=[recipe.split() for recipe in form.recipes], raw=tuple(names), options=tuple(form.options.split()),
+        json = mi.JsonForm(recipes=[recipe.split() for recipe in form.recipes], raw=tuple(names),
+                           options=tuple(form.options.split()),
                            errors={"Server Internal Error": mi.Error(500, "Internal error"), **errors})
         how = {"json": json, "input": form.text is not None, **options}
         if form.text is not None:
@@ -106,7 +107,8 @@ def binder(text: str, names: list[str]) -> Callable:
     words = text.replace(" ...", "").split()
     least = sum(not word.startswith("[") for word in words)
     most = float("inf") if text.endswith("...") else len(words)
-    places = [words.index(name) if name in words else words.index(f"[{name}]") if f"[{name}]" in words else None for name in names]
+    bare = [word.strip("[]") for word in words]
+    places = [bare.index(name) if name in bare else None for name in names]
 
     def bind(request: Any) -> list:
         values = request.values
@@ -211,9 +213,9 @@ def table(name: str, versions: Iterable[int], columns: str, renamed: str = "%s")
     made = []
     for word in columns.split():
         mark, _, param = word.partition("=")
-        name = mark.rstrip("#~?")
+        bare = mark.rstrip("#~?")
         kind: Any = int if "#" in mark else float if "~" in mark else str
-        made.append(Column(name, kind, "?" in mark, (param or renamed % name).removeprefix("-"), name))
+        made.append(Column(bare, kind, "?" in mark, (param or renamed % bare).removeprefix("-"), bare))
     return Table(name, tuple(versions), tuple(made))
 
 

@@ -91,12 +91,15 @@ def to_json(rows: Rows, nodes: Iterable[tuple]) -> Any:
 
 def object_of(rows: Rows, node: tuple) -> dict:
     """The object of one node."""
-    _, value, attributes, children = node
+    value, texts, children = node[1], dict(node[2]), node[3]
     item: dict = {}
     if rows.value:
+        for label, _, _ in map(split, reversed(rows.attributes)):  # read_tree() leaves them in the value
+            head, mark, tail = (value or "").rpartition(f" {label}=")
+            if mark:
+                value, texts[label] = head, tail
         _, name, is_number = split(rows.value)
         item[name] = in_json(value, is_number)
-    texts = dict(attributes)
     item.update({name: in_json(texts[label], is_number) for label, name, is_number in map(split, rows.attributes)
                  if label in texts})
     leaves = {child[0]: child[1] for child in children if not child[3]}

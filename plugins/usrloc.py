@@ -227,9 +227,10 @@ def db_mode(ctx) -> int:
     return PRESETS.get(preset, 0) if preset else ctx.param("db_mode")
 
 
-def edit(ctx, table: str, aor: str, alter: Any, creates: bool = False) -> None:
+def edit(ctx, table: str, aor: str, alter: Any, creates: bool = False, counts: str = "") -> None:
     """Have alter(record, happened) change an AOR in one step, then raise the events that it lists in `happened`: names of
-    E_UL_CONTACT_..., and the contact. Without `creates` it is called for an AOR that exists only."""
+    E_UL_CONTACT_..., and the contact. Without `creates` it is called for an AOR that exists only; counts: a statistic of contacts
+    that are removed."""
     happened: list = []
     domain = ctx.view(SPACE, take_in).get(table) or Domain()
     label = domain.labels.get(bucket_of(ctx, aor), 0)
@@ -248,6 +249,8 @@ def edit(ctx, table: str, aor: str, alter: Any, creates: bool = False) -> None:
         return record.value()
 
     ctx.store.change(SPACE, f"{table}\n{aor}", step)
+    if counts:
+        ctx.count(counts, [name for name, _ in happened].count("CONTACT_DELETE"))
     for name, contact in happened:
         attributes = contact.attributes(table, aor) if contact else {"domain": table, "aor": aor}
         opensips.raise_event(ctx, f"E_UL_{name}", **attributes)
@@ -284,12 +287,10 @@ def is_uri(text: str) -> bool:
     return bool(re.fullmatch(rf"sips?:(?:[^@]*@)?{host}(?::\d{{1,5}})?(?:;.*)?(?:\?.*)?|tels?:.+|urn:.+", text, re.I | re.S))
 
 
-def drop_contacts(record: Record, happened: list, dropped: Any) -> int:
-    """Remove the contacts for which dropped(contact) is true; returns how many."""
-    gone = [contact for contact in record.contacts if dropped(contact)]
+def drop_contacts(record: Record, happened: list, dropped: Any) -> None:
+    """Remove the contacts for which dropped(contact) is true."""
+    happened += [("CONTACT_DELETE", contact) for contact in record.contacts if dropped(contact)]
     record.contacts = [contact for contact in record.contacts if not dropped(contact)]
-    happened += [("CONTACT_DELETE", contact) for contact in gone]
-    return len(gone)
 
 
 ###############################################################################
@@ -341,18 +342,16 @@ def contact_of(row: dict) -> Contact:
 def expire(ctx):
     """Remove what expired; contacts that are not in the table are written to it."""
     now_s, writes_back = time.time(), db_mode(ctx) == 2
+
+    def alter(record: Record, happened: list) -> None:
+        drop_contacts(record, happened, lambda contact: not contact.is_valid(now_s))
+        if writes_back:
+            record.contacts = [contact._replace(state=SYNC) for contact in record.contacts]
+
     for table, domain in [*ctx.view(SPACE, take_in).items()]:
         for aor, record in [*domain.records.items()]:
             if any(not contact.is_valid(now_s) or (writes_back and contact.state != SYNC) for contact in record.contacts):
-                gone = []
-
-                def alter(record: Record, happened: list, gone: list = gone) -> None:
-                    gone[:] = [drop_contacts(record, happened, lambda contact: not contact.is_valid(now_s))]
-                    if writes_back:
-                        record.contacts = [contact._replace(state=SYNC) for contact in record.contacts]
-
-                edit(ctx, table, aor, alter)
-                ctx.count(f"{table}-expires", sum(gone))
+                edit(ctx, table, aor, alter, counts=f"{table}-expires")
 
 
 ###############################################################################
@@ -401,7 +400,8 @@ def ul_rm_contact(ctx, table_name, aor, contact):
     record_of(ctx, table, aor)
 
     def alter(record: Record, happened: list) -> None:
-        if not drop_contacts(record, happened, lambda other: other.uri == contact):
+        drop_contacts(record, happened, lambda other: other.uri == contact)
+        if not happened:
             raise mi.Error(404, "Contact not found")
 
     edit(ctx, table, aor, alter)
