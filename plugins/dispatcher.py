@@ -73,11 +73,12 @@ class Destination(NamedTuple):
     def resolved(self) -> list[str]:
         """The addresses that the URI names itself, no name is looked up."""
         match = re.match(r"(sips?):(?:[^@]*@)?(\[[^\]]*\]|[^:;?]*)(?::(\d+))?", self.uri, re.I)
+        scheme, host, port = match.groups() if match else ("", "", "")
         try:
-            ipaddress.ip_address(match[2].strip("[]") if match else "")
+            ipaddress.ip_address(host.strip("[]"))
         except ValueError:
             return []
-        return [f"{match[2]}:{match[3] or (5061 if match[1].lower() == 'sips' else 5060)}"]
+        return [f"{host}:{port or (5061 if scheme.lower() == 'sips' else 5060)}"]
 
 
 ###############################################################################

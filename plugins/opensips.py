@@ -136,7 +136,7 @@ class Attributes(dict):
 def raise_event(ctx: Any, name: str, **attributes: Any) -> None:
     """Raise an event, which is given as 3.4 has it, in the form of each subscriber's dialect."""
     both = Attributes(attributes)
-    both.text = {key: in_text(attributes[key]) for key in forms.EVENTS[name].split() if key in attributes}
+    both.text = {key: in_text(attributes[key]) for key in forms.EVENT_FORMS[name].split() if key in attributes}
     ctx.server.raise_event(name, both)
 
 
@@ -280,8 +280,8 @@ def read_fields(path: str) -> tuple[list[str], list[list]]:
     """The names of the columns of a db_text file, and the fields of its rows, None for NULL; TableError, OSError."""
     with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         first, *lines = file.read().split("\n")
-    columns = [re.fullmatch(r"(\w+)\((\w+)((?:,\w+)*)\)", word) for word in first.split()]
-    if not columns or None in columns:
+    columns = [match for match in (re.fullmatch(r"(\w+)\((\w+)((?:,\w+)*)\)", word) for word in first.split()) if match]
+    if not columns or len(columns) != len(first.split()):
         raise TableError(f"{path}:1: is no header of a table: name(type) name(type,null) ...")
     rows = []
     for number, line in enumerate(lines, 2):

@@ -416,12 +416,12 @@ def ul_dump(ctx, brief=None):
     view, now_s, size = ctx.view(SPACE, take_in), time.time(), 2**ctx.param("hash_size")
     domains = [(name, view.get(name) or Domain()) for name in ctx.param("tables")]
     timed = not brief and any(record.timed for _, domain in domains for record in domain.records.values())
-    lasts = {"depends": (SPACE,), "until_s": next_second(now_s) if timed else None}
+    reply = mi.Reply(depends=(SPACE,), until_s=next_second(now_s) if timed else None)
     if is_json:
         shown = [{"name": name, "hash_size": size, "AORs": json_aors(ctx, domain, int(now_s), brief)} for name, domain in domains]
-        return mi.Reply(result={"Domains": shown}, **lasts)
-    return mi.Reply(nodes=[("Domain", name, (("hash_size", size),), text_aors(ctx, domain, int(now_s), brief))
-                           for name, domain in domains], **lasts)
+        return reply._replace(result={"Domains": shown})
+    return reply._replace(nodes=[("Domain", name, (("hash_size", size),), text_aors(ctx, domain, int(now_s), brief))
+                                 for name, domain in domains])
 
 
 def text_aors(ctx, domain: Domain, now_s: int, brief: bool) -> Any:

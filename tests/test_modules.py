@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from conftest import wait_for
+from conftest import ROOT, wait_for
 from test_recorded import DATA, expand, shape
 
 import midatagram as mi
@@ -86,6 +86,29 @@ def test_jsonrpc(group):
     with mi.Trial(f'{configuration("34.cfg")}\nmodparam("midatagram", "dialect", "jsonrpc")') as trial:
         wrong = [differs(row, trial.ask(row["request"])) for row in rows]
     assert rows and [text for text in wrong if text] == []
+
+
+def test_an_opensips_cfg_is_a_lab_in_a_minute(start, tmp_path):
+    """The block of docs/modules.md, as written but for places."""
+    page = (ROOT / "docs" / "modules.md").read_text()
+    block = next(block for block in re.findall(r"^```\n(.*?)^```$", page, re.S | re.M) if "include_file" in block)
+    (tmp_path / "opensips.cfg").write_text(configuration("24.cfg", DIR="/nowhere", SOCK=f"{tmp_path}/mi.sock").replace(
+        'loadmodule "lab_sip.so"\n', ""))
+    block = block.replace("/etc/opensips/opensips.cfg", f"{tmp_path}/opensips.cfg").replace(
+        "/etc/opensips/tables", f"{FOLDER}/db24")
+    server = start(f"# {{socket}} socket_name\n{block}", place=f"{tmp_path}/mi.sock")
+    assert b"URI:: sip:127.0.0.1:5171 state=Active" in server.ask(b":ds_list:\n")
+    assert server.ask(b":lab_register:\nlocation\nalice\nsip:a@b\n") == b"200 OK\n\n"
+    assert b"Contact:: sip:a@b Q=" in server.ask(b":ul_dump:\n")
+
+
+def test_every_parameter_of_all_releases_is_accepted():
+    """Of the modules that are here; and each has its row in docs/modules.md."""
+    page = (ROOT / "docs" / "modules.md").read_text()
+    for name in ("usrloc", "registrar", "dispatcher"):
+        module = mi.load_plugin(str(ROOT / "plugins" / f"{name}.py"))
+        assert {param.help for param in module.params.values()} >= {"accepted without effect"}
+        assert re.search(rf"^\| {name} \|", page, re.M)
 
 
 ###############################################################################
