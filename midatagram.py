@@ -64,7 +64,7 @@ __all__ = [  # what plug-ins may use
     # other servers, tests
     "ask", "Trial", "Address", "LIMIT",
     # files of a plug-in's own format
-    "Module", "ConfigError", "ParseError", "read_source", "line_of", "nearest", "BAD_PARAMETER", "WRONG_COUNT",
+    "Module", "ConfigError", "ParseError", "import_plugin", "read_source", "line_of", "nearest", "BAD_PARAMETER", "WRONG_COUNT",
     # tools: a plug-in with main(argv)
     "StartError", "EXIT_OK", "EXIT_CRASH", "EXIT_USAGE", "EXIT_NOT_RUNNING", "socket_of",
 ]
@@ -180,7 +180,8 @@ class Reply(NamedTuple):
     the values that stand at the LIVE places of its nodes, in writing order; as long as it returns the same values the
     same bytes are sent. `live=CONSTANT` keeps the reply as it is. `result` is what
     JSON-RPC clients get where the tree does not say it: a JSON value, or an Error. With `depends`, spaces of the store,
-    the reply is sent again until one of them changes in any child, or until `until_s` of the steady clock.
+    the reply is sent again until one of them changes in any child, or until `until_s` of the steady clock. send(written)
+    returns the datagrams that go out in the place of the written reply, as an Answer has them.
     """
 
     code: int = 200
@@ -190,6 +191,7 @@ class Reply(NamedTuple):
     result: Any = None
     depends: tuple = ()
     until_s: float | None = None
+    send: Any = None
 
 
 class Refusal(NamedTuple):
@@ -264,7 +266,8 @@ class Exchange(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a datagram leads to: datagrams to send, each as (delay_s, bytes), and an Exchange for each request in it."""
+    """What a datagram leads to: datagrams to send, each as (delay_s, bytes), and an Exchange for each request in it. In
+    place of a delay may stand a function that returns when it is time."""
 
     datagrams: list
     exchanges: list
@@ -1188,40 +1191,46 @@ class CommandTag(NamedTuple):
     json: JsonForm
     timed: bool
     converters: dict
+    replace: bool = False
 
 
 NO_FORM = JsonForm()
 
 
-def command(name=None, *, input=True, pure=False, help=None, bind=None, json=NO_FORM, timed=True, **converters):
+def command(name=None, *, input=True, pure=False, help=None, bind=None, json=NO_FORM, timed=True, replace=False,
+            **converters):
     """Make a function an MI command: `@command`, or `@command("name", times=integer(1, 9))`.
 
     The function takes a Context and the arguments; its signature says which are required, its docstring is
     the help. `input=False`: arguments are never read, even malformed ones. `pure=True`: the reply depends on
     the request alone. Keywords that are arguments of the function name their converters. `bind` makes the values
     from a text request's arguments itself; `json` is what differs for JSON-RPC clients. `timed=False`: handler_timeout
-    does not hold. The name "*" makes a catch-all: it is asked, in load order, for names that no command has, and
-    returns None to pass the request on. A function may return a Reply, a dict or list, or what has get(), which waits.
+    does not hold. `replace=True`: it takes the place of another module's command. Keyword-only arguments are options: they
+    have a default and are given by name in both dialects. The name "*" makes a catch-all: it is asked, in load order, for
+    names that no command has, and returns None to pass the request on. A function may return a Reply, a dict or list, or
+    what has get(), which waits.
     """
 
     def tag(function, name=name):
         text = function.__doc__ if help is None else help
         function.mi_command = CommandTag(function.__name__ if name is None else name, text, input, pure, bind, json, timed,
-                                          converters)
+                                          converters, replace)
         return function
 
     return tag(name, name.__name__) if callable(name) else tag
 
 
-def around(*names):
+def around(*names, cached=None):
     """Put a function around the answering of all datagrams, or of those with these commands: `@around`, `@around("ps")`.
 
     f(ctx, request, proceed) returns an Answer: that of proceed(), changed or not, or one of its own. It is called once for
     each datagram; the name of the request is empty for a batch and for what is malformed. `ctx.data` are the bytes.
+    It may return a Reply as well. With `cached`, cached replies go their quick way: before one is sent, cached(ctx, trace)
+    is called with its Trace, and f only if that returns False.
     """
 
     def tag(function, names=names):
-        function.mi_around = names
+        function.mi_around, function.mi_cached = names, cached
         return function
 
     return tag(names[0], ()) if names and callable(names[0]) else tag
@@ -1410,13 +1419,14 @@ class Command:
         self.required, self.optional, self.rest = self.signature()
         self.most = None if self.rest else len(self.required) + len(self.optional)
         names = self.names = [*self.required, *self.optional]
-        unknown = [name for name in tag.converters if name not in names and name != self.rest]
+        unknown = [name for name in tag.converters if name not in names and name != self.rest and name not in self.options]
         if unknown:
             raise self.refusal(f'has a converter for "{unknown[0]}", which it does not take{nearest(unknown[0], names)}')
-        self.converters = [(names.index(name), converter) for name, converter in tag.converters.items()
-                           if name != self.rest]
+        self.converters = [(names.index(name), converter) for name, converter in tag.converters.items() if name in names]
         self.rest_converter = tag.converters.get(self.rest)
         self.bind = tag.bind or self.bind_text
+        if self.options:
+            self.bind, self.function = self.bind_named, lambda ctx, given, *values: function(ctx, *values, **given)
         self.recipes = [tuple(recipe) for recipe in tag.json.recipes or self.natural_recipes()]
 
     def refusal(self, message: str) -> ConfigError:
@@ -1428,7 +1438,8 @@ class Command:
         parameters = list(inspect.signature(self.function).parameters.values())
         plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         rest = [p.name for p in parameters if p.kind == p.VAR_POSITIONAL]
-        if not plain or len(plain) + len(rest) != len(parameters):
+        self.options = [p.name for p in parameters if p.kind == p.KEYWORD_ONLY and p.default is not p.empty]
+        if not plain or len(plain) + len(rest) + len(self.options) != len(parameters):
             raise self.refusal("takes a context, then arguments by position: def name(ctx, required, optional=None, *rest)")
         required = [p.name for p in plain[1:] if p.default is p.empty]
         self.defaults = {p.name: p.default for p in plain}
@@ -1444,16 +1455,19 @@ class Command:
 
         Types are checked in the order in which OpenSIPS' handlers look at them.
         """
-        given, rest = self.named_params(params)
+        options = {name: params[name] for name in self.options if name in params} if isinstance(params, dict) else {}
+        given, rest = self.named_params({name: params[name] for name in params if name not in options} if options else params)
         form, values = self.tag.json, {}
         for name in sorted(given, key=lambda name: name not in form.order):
             values[name] = given[name] if name in form.raw else self.json_value(name, given[name])
         if form.check:
             form.check(values)
+        given = {**given, **options}
         shown, names = tuple(map(text_of, [*given.values(), *rest])), (*given, *[None] * len(rest))
         if not self.input:
             return shown, names, []
-        called = [values.get(name, self.defaults[name]) for name in self.names]
+        called = [self.option_values(options)] if self.options else []
+        called += [values.get(name, self.defaults[name]) for name in self.names]
         more = values.get(self.rest, []) if self.rest else []
         return shown, names, [*called, *more, *[self.json_value(self.rest, value, alone=True) for value in rest]]
 
@@ -1512,10 +1526,31 @@ class Command:
             raise BAD_PARAMETER from None
         return values
 
+    def bind_named(self, request: Request) -> list:
+        """As bind_text(), with the options before the values; Error."""
+        named = [(name if name in self.options else None, value) for name, value in request.arguments]
+        unknown = [name for name in request.names or () if name and name not in (*self.options, *self.names, self.rest)]
+        if unknown:
+            raise Error(400, f'no option "{unknown[0]}"{nearest(unknown[0], self.options)}')
+        values = tuple(value or "" for name, value in named if name is None)
+        options = self.option_values({name: value for name, value in named if name})
+        return [options, *self.bind_text(request._replace(values=values, names=None))]
+
+    def option_values(self, given: dict) -> dict:
+        """The options that are given, through their converters; Error."""
+        values, name = {}, ""
+        try:
+            for name, value in given.items():
+                values[name] = self.tag.converters.get(name, string)(text_of(value) or "")
+        except ValueError as error:
+            raise Error(400, f"{name} {error}") from None
+        return values
+
     def signature_line(self) -> str:
         """The command with its arguments, as help shows it."""
         parts = [self.name, *(name.upper() for name in self.required), *(f"[{name.upper()}]" for name in self.optional)]
-        return " ".join(parts + ([f"[{self.rest.upper()}...]"] if self.rest else []))
+        parts += [f"[{self.rest.upper()}...]"] if self.rest else []
+        return " ".join(parts + [f"[{name}={name.upper()}]" for name in self.options])
 
 
 def text_of(value) -> str | None:
@@ -1552,7 +1587,9 @@ class Registry:
                     self.catch_alls.append(command)
                     continue
                 first = self.commands.setdefault(command.name, command)
-                if first is not command:
+                if first is not command and command.tag.replace and not first.tag.replace:
+                    self.commands[command.name] = command
+                elif first is not command and not first.tag.replace:
                     raise command.refusal(f"is there already: {first.path}:{first.line}")
             for stat in module.stats:
                 self.add_stat(module, stat)
@@ -2023,9 +2060,9 @@ class Answers:
             self.pause()
         return batch
 
-    def wraps(self, name: str) -> bool:
-        """Whether a function is put around the command of a name."""
-        return any(not names or name in names for _, _, names in self.wrappers)
+    def wraps(self, name: str, cached: bool = False) -> bool:
+        """Whether a function is put around the command of a name; `cached`: one that is called for cached replies too."""
+        return any(not names or name in names for _, function, names in self.wrappers if not (cached and function.mi_cached))
 
     def wrapped(self, data: bytes, calls: Any, caller: Any, proceed: Callable[[], Answer]) -> Answer:
         """What proceed() returns, with the functions around it that want these calls; the first loaded is the outermost."""
@@ -2045,6 +2082,9 @@ class Answers:
         """What a function around others returns; Interrupted."""
         try:
             answer = function(ctx, ctx.request, proceed)
+            if isinstance(answer, Reply):
+                command = self.commands.get(ctx.request.name, NO_COMMAND)
+                return self.single(ctx.data, Call(self.dialect_of(ctx.data), command, ctx.request, None, answer))
             if isinstance(answer, Answer):
                 return answer
             raise TypeError(f"it returned {type(answer).__name__}, which is no midatagram.Answer")
@@ -2078,10 +2118,9 @@ class Answers:
     def single(self, data: bytes, call: Call, caller: Any = None, cached: Cached | None = None) -> Answer:
         """Answer a request."""
         try:
-            written, exchange = self.finish(data, call, caller, cached)
+            return self.finish(data, call, caller, cached)
         except Interrupted:
-            written, exchange = self.interrupt(data, call)
-        return new(Answer, ([(0, written)] if written else [], [exchange]))
+            return self.interrupt(data, call)
 
     def batch(self, data: bytes, dialect: Text | JsonRpc, calls: Iterable[Call], caller: Any) -> Answer:
         """Answer the requests of a batch one after the other; notifications have no part in the reply.
@@ -2095,10 +2134,11 @@ class Answers:
                     self.pause()
                 if size > LIMIT and call.refusal:  # nobody is going to see it
                     continue
-                written, exchange = self.finish(data, call._replace(refusal=TIMED_OUT) if late else call, caller)
+                answer = self.finish(data, call._replace(refusal=TIMED_OUT) if late else call, caller)
             except Interrupted:
-                late, (written, exchange) = True, self.interrupt(data, call)
-            exchanges.append(exchange)
+                late, answer = True, self.interrupt(data, call)
+            exchanges += answer.exchanges
+            written = b"".join(part for _, part in answer.datagrams[:1])
             size += len(written)
             if written and size <= LIMIT:  # a reply that cannot fit is given up while it grows
                 parts.append(written)
@@ -2108,7 +2148,7 @@ class Answers:
             written = encode(f"{NOT_SENDABLE.code} {NOT_SENDABLE.reason}")
         return Answer([(0, written)] if written else [], exchanges)
 
-    def interrupt(self, data: bytes, call: Call) -> tuple[bytes, Exchange]:
+    def interrupt(self, data: bytes, call: Call) -> Answer:
         """Answer a request whose command ran longer than handler_timeout."""
         self.log.error("command %s ran longer than handler_timeout and was ended", call.command.name)
         return self.finish(data, call._replace(refusal=TIMED_OUT), None)
@@ -2124,15 +2164,17 @@ class Answers:
             return None
         return self.cache.keep(key, Cached(key, call), 2 * len(data) + VALUE_BYTES * len(call.request.values))
 
-    def finish(self, data: bytes, call: Call, caller: Any, cached: Cached | None = None) -> tuple[bytes, Exchange]:
-        """Run a command and write its reply, which is empty for a notification; Interrupted."""
-        dialect, reply = call.dialect, call.refusal
+    def finish(self, data: bytes, call: Call, caller: Any, cached: Cached | None = None) -> Answer:
+        """Run a command and write its reply, which is none for a notification; Interrupted."""
+        dialect, reply, datagrams = call.dialect, call.refusal, None
         try:
             if reply is None:
                 reply = self.run(call, caller, data)
             written = self.write(reply, call, cached)
             if len(written) > LEAST_LIMIT and len(written) > dialect.limit(call):
                 raise TooLong(len(written))
+            if written and isinstance(reply, Reply) and reply.send:
+                datagrams = reply.send(written)
         except Interrupted:
             raise
         except TooLong as error:
@@ -2144,12 +2186,13 @@ class Answers:
             written = encode(dialect.write(reply, call))
         if isinstance(reply, Refusal):
             self.failed()
-        return written, exchange_of(call, reply, data, written)
+        datagrams = ([(0, written)] if written else []) if datagrams is None else datagrams
+        return new(Answer, (datagrams, [exchange_of(call, reply, data, written)]))
 
     def write(self, reply: Reply | Refusal, call: Call, cached: Cached | None) -> bytes:
         """A reply as bytes; one that is live, or is made by a pure command, is cached with its request."""
         dialect = call.dialect
-        if isinstance(reply, Reply) and reply.live is None and cached and call.command.pure:
+        if isinstance(reply, Reply) and reply.live is None and cached and call.command.pure and not reply.send:
             reply = reply._replace(live=CONSTANT)
         if isinstance(reply, Refusal) or reply.live is None or not call.request.answered:
             return encode(dialect.write(reply, call))
@@ -2158,7 +2201,7 @@ class Answers:
         data = shape.data if snapshot == shape.snapshot else shape.fill(snapshot)
         if cached and cached.shape is not shape and cached.key is not None and call.command.name not in self.restricted:
             cached.shape, cached.reply = shape, Reply(reply.code, reply.reason)
-            if not self.wraps(call.request.name):  # else what is around it is asked each time
+            if not self.wraps(call.request.name, cached=True):  # else what is around it is asked each time
                 cached.now = shape.now
             self.cache.grow(cached.key, shape.size_bytes())
         return data + dialect.id_of(call) + shape.tail if shape.tail else data
@@ -2580,7 +2623,7 @@ SLICE_ROWS, FEW_ROWS = 25, 5  # that are deleted in one transaction; the few nev
 SLICE_S = 0.005  # for which keys are compared in one transaction
 ROW_BYTES = 100  # of a row in the file, beyond its value and twice its key
 SPACES = 1024  # versions in shared memory; two spaces that share one are read a little more often
-NEWEST, USED, ROOM, FULL_S, FAILED_S, FIRST = range(6)  # before them: the last version, bytes, when the store last failed
+NEWEST, USED, ROOM, FULL_S, FAILED_S, MOVED_S, FIRST = range(7)  # before them: the last version, bytes, failures, the clock
 LOCK_S = 1.0  # for which requests wait for a locked store, all of them at the same time
 READ_BYTES = 4 << 20  # of values that were read, per child
 REMOVED_S = 60  # for which changes() reports a removed key
@@ -2637,7 +2680,15 @@ class Store:
         entry = self.memo.get((space, key)) if version else (0, None, 0.0)
         if entry is None or entry[0] != version:
             raise LookupError
-        return entry[1] if entry[2] > time.monotonic() else None
+        return entry[1] if entry[2] > self.now_s() else None
+
+    def now_s(self) -> float:
+        """The steady clock, as far as a lab moved it; of expiries."""
+        return time.monotonic() + self.shared[MOVED_S]
+
+    def time_s(self) -> float:
+        """The time of day, seconds since the epoch, moved as well; for what replies show."""
+        return time.time() + self.shared[MOVED_S]
 
     def get(self, space: str, key: str, patient: bool = True) -> str | None:
         """The value of a key, None if there is none or it expired. `patient`: wait for a locked store."""
@@ -2649,7 +2700,7 @@ class Store:
         value, expires_s = None if data is None else decode(data), float("inf") if expires_s is None else expires_s
         if version > 0:
             self.memo.keep((space, key), (version, value, expires_s), sys.getsizeof(key) + sys.getsizeof(value))
-        return value if expires_s > time.monotonic() else None
+        return value if expires_s > self.now_s() else None
 
     def put(self, space: str, key: str, value: str, lifetime_s: float = 0) -> None:
         """Keep a value, for a time or (0) for good."""
@@ -2669,7 +2720,7 @@ class Store:
         names = encode(space), encode(key)
 
         def step(run: Callable, version: int, full: bool) -> tuple:
-            now_s, row = time.monotonic(), run(self.GET, names).fetchone()
+            now_s, row = self.now_s(), run(self.GET, names).fetchone()
             data, expires_s = row or (b"", -1)
             size = row_bytes(names[1], data) if row else 0
             gone = expires_s is not None and expires_s <= now_s
@@ -2689,7 +2740,7 @@ class Store:
     def items(self, space: str) -> list[tuple[str, str]]:
         """The (key, value) pairs of a space, the last changed first; StoreError."""
         _, _, rows = self.changes(space)
-        now_s = time.monotonic()
+        now_s = self.now_s()
         return [(key, value) for key, value, expires_s in reversed(rows) if expires_s is None or expires_s > now_s]
 
     def changes(self, space: str, since: int = 0) -> tuple[bool, int, list[tuple]]:
@@ -2716,7 +2767,7 @@ class Store:
 
         def live() -> tuple:
             nonlocal first
-            if not first and not (holds and (until_s is None or time.monotonic() < until_s)
+            if not first and not (holds and (until_s is None or self.now_s() < until_s)
                                   and all(self.version(space) == version for version, space in versions)):
                 raise LookupError
             first = False
@@ -2742,6 +2793,10 @@ class Store:
             start = self.write(space, step)
             give_way()
 
+    def spaces(self) -> list[str]:
+        """The spaces that have keys."""
+        return [decode(space) for space, in self.attempt(lambda run: run("SELECT DISTINCT space FROM item").fetchall())]
+
     def purge(self) -> None:
         """Delete what expired, in slices as well."""
         while self.write("", self.purge_slice):
@@ -2759,7 +2814,7 @@ class Store:
     def purge_slice(self, run: Callable, version: int, full: bool) -> tuple:
         """Delete some of what expired, and of what was removed a while ago, or at any time if full; the result is whether
         there was any."""
-        now_s = time.monotonic()
+        now_s = self.now_s()
         rows = run(self.EXPIRED, (-now_s if full else REMOVED_S - now_s, now_s, FEW_ROWS if full else SLICE_ROWS)).fetchall()
         return bool(rows), self.delete(run, [(space, key, row_bytes(key, value), seq) for space, key, value, seq in rows])
 
@@ -3113,7 +3168,7 @@ class View:
 
     def now(self) -> dict:
         """The picture, after what changed is taken in; StoreError."""
-        version, now_s = self.store.version(self.space), time.monotonic()
+        version, now_s = self.store.version(self.space), self.store.now_s()
         if version < 0 or version != self.version:
             while True:
                 version, since = self.store.version(self.space), self.since
@@ -3515,12 +3570,12 @@ class Events:
             self.text, self.rows = text, {}
             for row in json.loads(text or "[]"):
                 self.rows.setdefault(row["event"], []).append(row)
-        now_s = time.monotonic()
+        now_s = self.server.store.now_s()
         return [row for row in self.rows.get(event, ()) if not is_over(row, now_s) and (ended or not row["ended"])]
 
     def subscribe(self, *rows: dict) -> None:
         """Add subscriptions, and remove those that are over; Error when there would be too many, StoreError."""
-        now_s, limit = time.monotonic(), self.server.setup.own["max_subscribers"]
+        now_s, limit = self.server.store.now_s(), self.server.setup.own["max_subscribers"]
 
         def changed(text: str | None) -> str | None:
             listed = {subscription(row): row for row in json.loads(text or "[]") if not is_over(row, now_s)}
@@ -4209,7 +4264,7 @@ def reset(ctx, stats: Iterable[Stat]) -> Reply:
 @command("uptime", input=False)
 def uptime(ctx):
     """Show the current time, the start time and the uptime in seconds."""
-    started_s, clock = int(ctx.server.started_s), time.time
+    started_s, clock = int(ctx.server.started_s), ctx.store.time_s
     figures = functools.lru_cache(1)(lambda now_s: (time.ctime(now_s), f"{now_s - started_s} [sec]"))
     return Reply(nodes=(Node("Now", LIVE), Node("Up since", time.ctime(started_s)), Node("Up time", LIVE)),
                  live=lambda: figures(int(clock())))
@@ -4482,7 +4537,7 @@ def event_subscribe(ctx, event, socket, expire=3600):
         raise Error(403, "Forbidden")
     dialect = ctx.request.dialect
     ctx.server.events.subscribe({
-        "event": event, "socket": socket, "expire": expire, "since": time.monotonic(), "dialect": dialect, "family": family,
+        "event": event, "socket": socket, "expire": expire, "since": ctx.store.now_s(), "dialect": dialect, "family": family,
         "target": target, "ended": expire == 0 and dialect == "jsonrpc",
         "by": "" if endpoint is None or endpoint.unix else target[0]})
     return Reply()
@@ -4554,7 +4609,7 @@ def subscribers_list(ctx, event=None, socket=None):
         if rows:
             lines = [Node("Subscriber", None, (("socket", row["socket"]), ("expire", row["expire"]))) for row in rows]
             nodes.append(Node("Event", name, (("id", events[name]),), lines))
-            each = [{"socket": row["socket"], "expire": row["expire"], "ttl": time_left(row)} for row in rows]
+            each = [{"socket": row["socket"], "expire": row["expire"], "ttl": time_left(row, ctx.store.now_s())} for row in rows]
             members.append({"name": name, "id": events[name],
                             **({"Subscribers": each} if socket is None else {"Subscriber": each[0]})})
     if socket is not None and not nodes:
@@ -4562,11 +4617,11 @@ def subscribers_list(ctx, event=None, socket=None):
     return Reply(nodes=nodes, result={"Events": members} if event is None else {"Event": members[0] if members else {}})
 
 
-def time_left(row: dict):
+def time_left(row: dict, now_s: float):
     """How long a subscription lasts, as 3.x shows it: seconds, `expired`, or `never` for one that does not end."""
     if not row["expire"]:
         return "expired" if row["ended"] else "never"
-    return max(0, round(row["since"] + row["expire"] - time.monotonic()))
+    return max(0, round(row["since"] + row["expire"] - now_s))
 
 
 @command("list_tcp_conns", input=False, json=JsonForm(plurals={"Connection": ("Connections", "ID")}))
@@ -5364,6 +5419,8 @@ class Child:
         self.tracers = [Tracer(name, *where) for name, where in self.setup.destinations.items()]
         self.untraced = {name for name in server.registry.commands if not self.setup.mi["trace_bwlist"].allows(name)}
         self.traces: list[Trace] = []  # until settle()
+        self.around = [(Context(module), function.mi_cached, names) for module, function, names in server.registry.wrappers
+                       if function.mi_cached]
         self.is_tracing = self.debugging = False  # whether requests are traced or logged; and whether they are logged
 
     def serve(self, ready: Callable[[], None], wake_attendant: Callable[[], None], alive: int) -> None:
@@ -5455,14 +5512,12 @@ class Child:
                 requested_s = time.time() if self.is_tracing else 0.0
                 cached = cached_of(data)
                 reply = cached.now() if cached else None
-                if reply is None:
+                if reply is None or (self.is_tracing and not self.may_send(data, requested_s, endpoint, client, cached, reply)):
                     busy[worker] = now()
                     self.answer(endpoint, client, data, requested_s, deliver, cached)
                     if now() > started_s + BURST_S:
                         return
                     continue
-                if self.is_tracing and cached:
-                    self.trace(requested_s, endpoint, client, [cached.exchanged(data, reply)])
                 deliver(reply, client)
 
         return burst
@@ -5481,9 +5536,27 @@ class Child:
             self.server.count("notifications")
         for delay_s, reply in answer.datagrams:
             if delay_s:
-                self.send_later(delay_s, self.outbox.post, endpoint, reply, client)
+                wait, after_s = (delay_s, 0) if callable(delay_s) else (None, delay_s)
+                self.send_later(after_s, self.post, wait, endpoint, reply, client)
             else:
                 deliver(reply, client)
+
+    def post(self, wait: Callable[[], Any] | None, endpoint: Endpoint, reply: bytes, client: Any) -> None:
+        """Send a reply later, when wait() returns."""
+        if wait:
+            wait()
+        self.outbox.post(endpoint, reply, client)
+
+    def may_send(self, data: bytes, requested_s: float, endpoint: Endpoint, client: Any, cached: Any, reply: bytes) -> bool:
+        """Whether a cached reply may go out, which is traced: not if what is around it is to be asked."""
+        exchange = cached.exchanged(data, reply)
+        for ctx, may_send, names in self.around:
+            if not names or exchange.command in names:
+                trace = Trace(requested_s, time.time(), endpoint.address_of(client), endpoint.address, exchange)
+                if not may_send(ctx, trace):
+                    return False
+        self.trace(requested_s, endpoint, client, [exchange])
+        return True
 
     def trace(self, requested_s: float, endpoint: Endpoint, client: Any, exchanges: list[Exchange]) -> None:
         """Trace what was answered just now, and log it for debugging."""
@@ -5510,7 +5583,7 @@ class Child:
         now_s = time.monotonic()
         self.server.processes.beats[self.row] = int(now_s * 1000)
         self.debugging = self.server.processes.log_level(self.row) >= 4
-        self.is_tracing = self.debugging or bool(self.tracers)
+        self.is_tracing = self.debugging or bool(self.tracers or self.around)
         tend_logs(self.server)
         self.outbox.sweep(now_s)
         for worker, since_s in list(self.busy.items()):
