@@ -1164,8 +1164,7 @@ class JsonForm(NamedTuple):
     order: parameters whose types are checked before the others; raw: those that get JSON values as they are.
     check: called with the values by name before the command; plurals: node name -> (name of the array, name of the
     node's own value); renamed: node name -> member name; errors: reason -> Error; listing: values as an array;
-    nameless: params by name are taken in the order in which they come, whatever their names; options: params that may be
-    added by name to those of a recipe.
+    nameless: params by name are taken in the order in which they come, whatever their names.
     """
 
     recipes: list | None = None
@@ -1177,7 +1176,6 @@ class JsonForm(NamedTuple):
     errors: dict = {}
     listing: bool = False
     nameless: bool = False
-    options: tuple = ()
 
 
 class CommandTag(NamedTuple):
@@ -1474,8 +1472,7 @@ class Command:
     def named_params(self, params) -> tuple[dict, list]:
         """Params by the names of the recipe that fits them; and, for *rest without a recipe, what is beyond those."""
         params = list(params.values()) if self.form.nameless and isinstance(params, dict) else params or {}
-        options = {name: params[name] for name in self.form.options if isinstance(params, dict) and name in params}
-        by_position, count = isinstance(params, list), getattr(params, "members", len(params)) - len(options)
+        by_position, count = isinstance(params, list), getattr(params, "members", len(params))
         if by_position and self.rest and not self.tag.json.recipes and count > len(self.required):
             names = self.names[:count]
             return dict(zip(names, params)), params[len(names):]
@@ -1488,7 +1485,7 @@ class Command:
             return dict(zip(fitting[0], params)), []
         for recipe in fitting:
             if all(name in params for name in recipe):
-                return {**{name: params[name] for name in recipe}, **options}, []
+                return {name: params[name] for name in recipe}, []
         raise invalid_params("Named parameters do not match")
 
     def json_value(self, name: str, value, alone: bool = False):

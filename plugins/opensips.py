@@ -92,7 +92,6 @@ def command(function: Callable | None = None, **options: Any) -> Any:
         names = [*inspect.signature(function).parameters][1:]
         errors = {reason: mi.Error(*error) for reason, error in form.errors.items()}
         json = mi.JsonForm(recipes=[recipe.split() for recipe in form.recipes], raw=tuple(names),
-                           options=tuple(form.options.split()),
                            errors={"Server Internal Error": mi.Error(500, "Internal error"), **errors})
         how = {"json": json, "input": form.text is not None, **options}
         if form.text is not None:

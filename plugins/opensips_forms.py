@@ -45,7 +45,6 @@ class Form(NamedTuple):
     numbers: str = ""
     tree: Rows | None = None
     errors: dict = {}
-    options: str = ""
 
 
 @functools.lru_cache(1000)

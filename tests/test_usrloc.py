@@ -322,7 +322,7 @@ def test_lab_register_takes_options_by_name_in_jsonrpc(trial):
     assert rpc(one, "lab_register", params) == "OK"
     assert (contacts(one)[0]["Expires"], contacts(one)[0]["Flags"]) in ((600, 5), (599, 5))
     assert rpc(one, "lab_register", {**params, "expire": 1})["data"] == "Too few or too many parameters"
-    assert rpc(one, "lab_register", {**params, "q": "7"}) == {"code": 400, "message": "Bad parameter"}
+    assert rpc(one, "lab_register", {**params, "q": "7"}) == {"code": 400, "message": "q takes a number from 0 to 1"}
 
 
 def test_registrar_counts_and_limits(trial):
@@ -356,7 +356,8 @@ def test_registrar_may_ignore_the_case_of_an_aor(trial, sensitive, aor):
 @pytest.mark.parametrize("request_, reply", [
     (":lab_register:\nlocation\nalice\n", "400 Too few or too many arguments\n\n"),
     (":lab_register:\nnosuch\nalice\nsip:a\n", "404 Table not found\n\n"),
-    (":lab_register:\nlocation\nalice\nsip:a\nexpires::x\n", "400 Bad parameter\n\n")])
+    (":lab_register:\nlocation\nalice\nsip:a\nexpires::x\n", "400 expires takes digits\n\n"),
+    (":lab_register:\nlocation\nalice\nsip:a\nexpire::1\n", '400 no option "expire"; did you mean "expires"?\n\n')])
 def test_lab_register_says_what_is_wrong(trial, request_, reply):
     assert ask(trial(), request_) == reply
 
