@@ -1164,7 +1164,7 @@ class JsonForm(NamedTuple):
     order: parameters whose types are checked before the others; raw: those that get JSON values as they are.
     check: called with the values by name before the command; plurals: node name -> (name of the array, name of the
     node's own value); renamed: node name -> member name; errors: reason -> Error; listing: values as an array;
-    nameless: params by name are taken in the order in which they come, whatever their names.
+    nameless: params by name are taken in the order in which they come, whatever their names; named: params are by name only.
     """
 
     recipes: list | None = None
@@ -1176,6 +1176,7 @@ class JsonForm(NamedTuple):
     errors: dict = {}
     listing: bool = False
     nameless: bool = False
+    named: bool = False
 
 
 class CommandTag(NamedTuple):
@@ -1476,6 +1477,8 @@ class Command:
         if by_position and self.rest and not self.tag.json.recipes and count > len(self.required):
             names = self.names[:count]
             return dict(zip(names, params)), params[len(names):]
+        if by_position and count and self.form.named:
+            raise invalid_params("Command only supports named parameters")
         fitting = [recipe for recipe in self.recipes if len(recipe) == count]
         if not fitting:
             raise invalid_params("Too few or too many parameters")

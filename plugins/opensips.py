@@ -91,7 +91,7 @@ def command(function: Callable | None = None, **options: Any) -> Any:
         form = forms.FORMS[function.__name__]
         names = [*inspect.signature(function).parameters][1:]
         errors = {reason: mi.Error(*error) for reason, error in form.errors.items()}
-        json = mi.JsonForm(recipes=[recipe.split() for recipe in form.recipes], raw=tuple(names),
+        json = mi.JsonForm(recipes=[recipe.split() for recipe in form.recipes], raw=tuple(names), named=form.named,
                            errors={"Server Internal Error": mi.Error(500, "Internal error"), **errors})
         how = {"json": json, "input": form.text is not None, **options}
         if form.text is not None:
@@ -103,7 +103,7 @@ def command(function: Callable | None = None, **options: Any) -> Any:
 
 def binder(text: str, names: list[str]) -> Callable:
     """What binds the values of a text request by their positions to arguments by name; Error for a wrong count."""
-    words = text.replace(" ...", "").split()
+    words = text.removesuffix("...").split()
     least = sum(not word.startswith("[") for word in words)
     most = float("inf") if text.endswith("...") else len(words)
     bare = [word.strip("[]") for word in words]
@@ -132,10 +132,10 @@ class Attributes(dict):
     text: dict = {}
 
 
-def raise_event(ctx: Any, name: str, **attributes: Any) -> None:
-    """Raise an event, which is given as 3.4 has it, in the form of each subscriber's dialect."""
-    both = Attributes(attributes)
-    both.text = {key: in_text(attributes[key]) for key in forms.EVENT_FORMS[name].split() if key in attributes}
+def raise_event(ctx: Any, name: str, text_only: dict | None = None, **attributes: Any) -> None:
+    """Raise an event, which is given as 3.4 has it, in the form of each subscriber's dialect; text_only: what only 2.4 has."""
+    both, known = Attributes(attributes), {**attributes, **(text_only or {})}
+    both.text = {key: in_text(known[key]) for key in forms.EVENT_FORMS[name].split() if key in known}
     ctx.server.raise_event(name, both)
 
 

@@ -73,12 +73,12 @@ def without(value, *names):
     return [without(item, *names) for item in value] if isinstance(value, list) else value
 
 
-VOLATILE = "ContactID", "Expires"
+VOLATILE = "ContactID", "Expires", "ID", "db_id", "timestart", "datestart", "timeout", "dateout"  # of different servers
 
 
 @pytest.mark.parametrize("tree, text, result", [*pairs()])
 def test_a_tree_becomes_the_json_of_34(tree, text, result):
-    made = forms.to_json(tree, mi.read_tree(text))
+    made = forms.to_json(tree, mi.read_tree(text), isinstance(result, dict) and "Dialog" in result)
     assert without(made, *VOLATILE) == without(result, *VOLATILE, "resolved_addresses")
     assert json.dumps(without(made, *VOLATILE)) == json.dumps(without(result, *VOLATILE, "resolved_addresses"))
 
@@ -86,7 +86,7 @@ def test_a_tree_becomes_the_json_of_34(tree, text, result):
 @pytest.mark.parametrize("tree, text, result", [*pairs()])
 def test_the_json_of_34_becomes_the_tree(tree, text, result):
     made = "".join(mi.node_lines(forms.to_nodes(tree, result), "\t"))
-    free = re.compile(r"(ContactID|Expires):: .*")
+    free = re.compile(rf"({'|'.join(VOLATILE)})(?:::? |=).*")
     assert free.sub(r"\1", made).rstrip("\n") == free.sub(r"\1", text)
 
 
