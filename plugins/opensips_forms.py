@@ -96,7 +96,8 @@ class Group(NamedTuple):
 
     def members(self, nodes: Iterable[tuple]) -> dict:
         """The member that the node is, if there is one."""
-        return {self.name: members_of(self.children, node[3]) for node in nodes if node[0] == self.name}
+        objects = [members_of(self.children, node[3]) for node in nodes if node[0] == self.name]
+        return {self.name: objects[0]} if objects else {}
 
 
 class Pairs(NamedTuple):
@@ -111,7 +112,8 @@ class Pairs(NamedTuple):
 
     def members(self, nodes: Iterable[tuple]) -> dict:
         """The member that the node is, if there is one."""
-        return {self.name: [{key: value or ""} for key, value, _, _ in node[3]] for node in nodes if node[0] == self.name}
+        lists = [[{key: value or ""} for key, value, _, _ in node[3]] for node in nodes if node[0] == self.name]
+        return {self.name: lists[0]} if lists else {}
 
 
 class Switches(NamedTuple):

@@ -550,16 +550,17 @@ def register(ctx, table: str, aor: str, contact: str, expires: int | None = None
             registrar.param("default_q") if q is None else q
     if expires == 0:
         edit(own, table, aor, lambda record, happened: drop_contacts(record, happened, lambda other: contact in (other.uri, "*")))
+    elif not is_uri(contact):
+        if registrar:
+            registrar.count("rejected_regs")
+        raise mi.Error(400, "Contact is no URI")
     else:
         record = (own.view(SPACE, take_in).get(table) or Domain()).records.get(aor) or Record()
         if registrar and contact not in [other.uri for other in record.contacts]:
             rules.check_room(registrar, len(record.contacts))
         added = Contact(contact, 0, int(time.time()) + (3600 if expires is None else expires), UNSET_Q if q is None else q,
                         **{"callid": "lab", "user_agent": None, **fields})
-        if not put(own, table, aor, added):
-            if registrar:
-                registrar.count("rejected_regs")
-            raise mi.Error(400, "Contact is no URI")
+        put(own, table, aor, added)
     if registrar:
         registrar.count("accepted_regs")
 
