@@ -235,11 +235,15 @@ def load(ctx):
 
 
 def read_dialogs(ctx) -> None:
-    """Take those dialogs from the table that are not here yet; TableError."""
+    """Take those dialogs from the table that are not here yet, and have not ended meanwhile; TableError."""
+    now_s = time.time()
     for age, row in enumerate(opensips.rows_of(ctx, opensips.url_of(ctx), DIALOG.named(ctx, ctx.param("table_name")))):
-        if row["state"] != DELETED and str(row["dlg_id"]) not in calls(ctx).dialogs:
+        if row["state"] == DELETED or str(row["dlg_id"]) in calls(ctx).dialogs:
+            continue
+        if 0 < row["timeout"] <= now_s:
+            ctx.count("expired_dialogs")
+        else:
             ctx.store.put(SPACE, str(row["dlg_id"]), json.dumps(dialog_of(row, age)))
-    expire(ctx)
 
 
 def dialog_of(row: dict, age: int) -> Dialog:
@@ -247,6 +251,7 @@ def dialog_of(row: dict, age: int) -> Dialog:
     flags = row["script_flags"] or ""
     texts: dict[str, Any] = {name: row[name] or "" for name in Dialog._fields
                              if name in row and name not in ("state", "timeout", "profiles")}
+    texts["caller_cseq"] = texts["callee_cseq"]  # the original shows it twice
     return Dialog(**texts, db_id=row["dlg_id"], age=age, state=row["state"], start=row["start_time"], timeout=row["timeout"],
                   flags=int(flags) if flags.isdigit() else 0,
                   flag_names="" if flags.isdigit() else flags, values=tuple(stored_pairs(row["vars"])),
