@@ -55,10 +55,11 @@ __all__ = [  # what plug-ins may use
     "Error", "Failed", "Node", "Reply", "LIVE", "CONSTANT", "Request", "Exchange", "Answer", "leaves", "encode", "decode",
     # dialects
     "read_json", "json_text", "json_tree", "json_nodes", "read_tree", "write_request",
+    "json_int", "json_string", "json_array", "bounded", "node_lines", "JsonText", "TooLong",
     # converters
     "string", "integer", "boolean", "one_of", "file_mode", "account", "address", "words", "names_or_none", "networks",
     # declarations
-    "Param", "Stat", "Event", "JsonForm", "command", "around", "every", "trace_destination", "Trace", "Context",
+    "tagged", "Param", "Stat", "Event", "JsonForm", "command", "around", "every", "trace_destination", "Trace", "Context",
     # what is remembered, files, and the standard library as it was before gevent
     "Memo", "VALUE_BYTES", "open_to_append", "original", "shared", "AsyncResult",  # noqa: F822 - see __getattr__()
     # other servers, tests
@@ -3903,18 +3904,18 @@ class Setup(NamedTuple):
 def load_plugin(path: str) -> Module:
     """A plug-in file as a Module; ConfigError."""
     if path.endswith(".conf"):
-        return shared("canned_replies", path).read_file(path)
+        return shared("canned_replies", path, "to read canned replies, ").read_file(path)
     namespace = import_plugin(path)
     own = {key: value for key, value in vars(namespace).items()
            if not callable(value) or getattr(value, "__module__", namespace.__name__) == namespace.__name__}
     return Module(pathlib.Path(path).stem, own, path, functools.partial(line_of, read_source(path)))
 
 
-def shared(name: str, path: str = "") -> Any:
-    """The namespace of a file beside this script's own plug-ins, for what several of them share; ConfigError, in `path`."""
+def shared(name: str, path: str = "", purpose: str = "") -> Any:
+    """The namespace of a file among this script's own plug-ins, for what several of them share; ConfigError, in `path`."""
     file = find_plugin(name, [BESIDE])
     if file is None:
-        raise ConfigError(path, 0, f"{name}.py is needed in {BESIDE}")
+        raise ConfigError(path, 0, f"{purpose}{name}.py is needed in {BESIDE}")
     return import_plugin(file)
 
 

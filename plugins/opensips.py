@@ -338,6 +338,7 @@ def rows_of(ctx: Any, url: str, table: Table) -> list[dict]:
     """The rows of a table, none of a database that cannot be read here; TableError. For load(), and for commands that reload."""
     if can_read(url):
         return read_table(url, table)
-    ctx.log.warning('table %s of %s is taken as empty; modparam("midatagram", "db_url", "text://DIRECTORY") names a dump of it',
-                    table.name, re.sub("//.*@", "//...@", url) or "no database")
+    if url:
+        ctx.log.warning('table %s of %s is taken as empty; modparam("midatagram", "db_url", "text://DIRECTORY") names a dump of it',
+                        table.name, re.sub("//.*@", "//...@", url))
     return []
