@@ -339,6 +339,6 @@ def rows_of(ctx: Any, url: str, table: Table) -> list[dict]:
     if can_read(url):
         return read_table(url, table)
     if url:
-        ctx.log.warning('table %s of %s is taken as empty; modparam("midatagram", "db_url", "text://DIRECTORY") names a dump of it',
+        ctx.log.warning("table %s of %s is taken as empty; midatagram's db_url, as text://DIRECTORY, names a dump of it",
                         table.name, re.sub("//.*@", "//...@", url))
     return []
