@@ -2691,6 +2691,10 @@ class Store:
         """The time of day, seconds since the epoch, moved as well; for what replies show."""
         return time.time() + self.shared[MOVED_S]
 
+    def move_clock(self, seconds: int) -> None:
+        """Move both clocks so far from what they really are, in all processes."""
+        self.shared[MOVED_S] = seconds
+
     def get(self, space: str, key: str, patient: bool = True) -> str | None:
         """The value of a key, None if there is none or it expired. `patient`: wait for a locked store."""
         try:

@@ -1,0 +1,677 @@
+"""plugins/lab.py with three real children: each fault as a client sees it, the journal, verification, seed, clock, reset."""
+
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from conftest import ROOT, free_port, run, wait_for
+
+import midatagram as mi
+
+THREE = 'modparam("mi_datagram", "children_count", 3)\nloadmodule "lab.so"\n'
+OK = b"200 OK\n\n"
+COMMANDS = [f"lab_{word}" for word in ("fault_add", "fault_list", "fault_rm", "reply", "reply_rm", "journal", "verify", "order",
+                                       "seed", "clock", "reset")]
+PWD = b":pwd:\n"
+
+
+def rpc(method, params=None, number=1):
+    """A JSON-RPC request; one without a number is a notification."""
+    request = {"jsonrpc": "2.0", "method": method, "id": number, "params": params}
+    return json.dumps({name: value for name, value in request.items() if value is not None}).encode()
+
+
+def text(command, /, *values, **options):
+    """A text request."""
+    named = [(name, str(value)) for name, value in options.items()]
+    return mi.write_request(command, [*((None, value) for value in values), *named])
+
+
+def both(server, command, /, **options):
+    """Ask in both dialects; the reply to the text request, and the outcome for JSON-RPC."""
+    reply = json.loads(server.ask(rpc(command, options)))
+    return server.ask(text(command, **options)), reply.get("result", reply.get("error"))
+
+
+def add(server, **options):
+    """Add a fault; its id."""
+    reply = server.ask(text("lab_fault_add", **options))
+    assert reply.startswith(b"200 OK\nid:: "), reply
+    return int(reply.split()[-1])
+
+
+def journal(server, **options):
+    """The journal, as JSON-RPC clients get it."""
+    return json.loads(server.ask(rpc("lab_journal", options or None)))["result"]
+
+
+def outcomes(server, **options):
+    """(command, outcome, code) of each request in the journal."""
+    return [(one["command"], one["outcome"], one["code"]) for one in journal(server, **options)["requests"]]
+
+
+@pytest.fixture
+def lab(start):
+    """A lab of three children."""
+    return start(THREE)
+
+
+###############################################################################
+# Faults
+###############################################################################
+
+
+def usual(server):
+    """The reply to `pwd`, before any fault."""
+    return server.ask(PWD)
+
+
+def test_drop(lab):
+    add(lab, action="drop")
+    assert lab.ask(PWD, 0.2) is None
+    assert lab.ask(rpc("pwd"), 0.2) is None
+
+
+@pytest.mark.parametrize("ms, least, most", [("100", 0.1, 0.1), ("100..300", 0.1, 0.3)])
+def test_delay(lab, ms, least, most):
+    reply = usual(lab)
+    add(lab, action="delay", ms=ms)
+    for _ in range(4):
+        began_s = time.monotonic()
+        assert lab.ask(PWD) == reply
+        assert least <= time.monotonic() - began_s < most + 1
+
+
+def test_delayed_replies_hold_up_nobody(start):
+    lab = start('modparam("midatagram", "pool_size", 2)\nloadmodule "lab.so"\n')
+    add(lab, command="pwd", action="delay", ms=800)
+    clients = [lab.client() for _ in range(10)]
+    began_s = time.monotonic()
+    for client in clients:
+        client.send(PWD)
+    assert lab.ask(b":version:\n").startswith(b"200 OK\n")
+    assert time.monotonic() - began_s < 0.7
+    assert all(client.receive() for client in clients)
+    assert 0.8 <= time.monotonic() - began_s < 5
+
+
+def test_error(lab):
+    add(lab, action="error", code=503, reason="Try later")
+    assert lab.ask(PWD) == b"503 Try later\n\n"
+    assert json.loads(lab.ask(rpc("pwd", number="x"))) == {
+        "jsonrpc": "2.0", "error": {"code": 503, "message": "Try later"}, "id": "x"}
+    assert lab.ask(b":no_such_command:\n") == b"503 Try later\n\n"
+    assert lab.ask(b"malformed") == b"503 Try later\n\n"
+    assert lab.ask(rpc("pwd", number=None), 0.2) is None
+
+
+def test_an_error_without_code_is_500(lab):
+    add(lab, action="error")
+    assert lab.ask(PWD) == b"500 command failed\n\n"
+
+
+def test_a_negative_code_is_for_json(lab):
+    add(lab, action="error", code=-32099, reason="Odd")
+    assert json.loads(lab.ask(rpc("pwd")))["error"] == {"code": -32099, "message": "Odd"}
+
+
+def test_empty(lab):
+    add(lab, action="empty")
+    assert lab.ask(PWD) == b""
+
+
+def test_cut(lab):
+    reply = usual(lab)
+    add(lab, action="cut", bytes=9)
+    assert lab.ask(PWD) == reply[:9]
+
+
+def test_garbage(lab):
+    reply = usual(lab)
+    add(lab, action="garbage")
+    client = lab.client()
+    first, second = client.ask(PWD), client.ask(PWD)
+    assert len(first) == len(second) == len(reply)
+    assert reply not in (first, second) and first != second
+
+
+def test_duplicate(lab):
+    reply = usual(lab)
+    add(lab, action="duplicate")
+    client = lab.client()
+    assert [client.ask(PWD), client.receive(), client.receive(0.2)] == [reply, reply, None]
+
+
+def test_late(lab):
+    reply = usual(lab)
+    add(lab, action="late", ms=300)
+    client = lab.client()
+    began_s = time.monotonic()
+    assert client.ask(PWD) == reply
+    assert time.monotonic() - began_s < 0.3
+    assert client.receive() == reply
+    assert time.monotonic() - began_s >= 0.3
+
+
+@pytest.mark.parametrize("release", [("lab_fault_rm", "1"), ("lab_fault_rm",), ("lab_reset",)])
+def test_stall(start, release):
+    """More requests than there are workers, and longer than handler_timeout."""
+    lab = start('modparam("midatagram", "pool_size", 3)\nmodparam("midatagram", "handler_timeout", 100)\n' + THREE)
+    reply = usual(lab)
+    add(lab, command="pwd", action="stall")
+    clients = [lab.client() for _ in range(20)]
+    for client in clients:
+        client.send(PWD)
+    assert clients[0].receive(0.4) is None
+    assert lab.ask(text(*release)) == OK
+    assert [client.receive() for client in clients] == [reply] * 20
+    assert lab.ask(PWD) == reply
+
+
+def test_kill(lab):
+    children = lab.children()
+    add(lab, command="version", action="kill", times=1)
+    assert lab.ask(b":version:\n", 0.3) is None
+    wait_for(lambda: len(set(lab.children()) - set(children)) == 1)
+    assert outcomes(lab, command="version") == [("version", "kill", 0)]
+    assert lab.ask(b":version:\n").startswith(b"200 OK\n")
+
+
+def test_faults_hold_for_cached_replies_too(lab):
+    """A reply that every child has cached."""
+    client, request = lab.client(), b":get_statistics:\nrequests\n"
+    for _ in range(60):
+        assert client.ask(request).startswith(b"200 OK\n")
+    number = add(lab, command="get_statistics", action="error", code=503, reason="No")
+    assert [client.ask(request) for _ in range(20)] == [b"503 No\n\n"] * 20
+    lab.ask(text("lab_fault_rm", str(number)))
+    assert all(client.ask(request).startswith(b"200 OK\n") for _ in range(20))
+
+
+def test_commands_of_the_lab_have_no_faults(lab):
+    add(lab, action="drop")
+    for command in COMMANDS:
+        assert lab.ask(text(command), 2) is not None
+    assert lab.ask(PWD) is not None  # lab_fault_rm was among them
+
+
+###############################################################################
+# When a fault acts
+###############################################################################
+
+
+def acts(server, count, request=PWD):
+    """Which of `count` requests met a fault whose reply is 599."""
+    client = server.client()
+    return [nth for nth in range(1, count + 1) if client.ask(request).startswith(b"599")]
+
+
+@pytest.mark.parametrize("options, expected", [
+    ({"times": 3}, [1, 2, 3]), ({"every": 3}, [3, 6, 9, 12]), ({"after": 9}, [10, 11, 12]),
+    ({"every": 2, "after": 3}, [5, 7, 9, 11]), ({"every": 3, "times": 2}, [3, 6]), ({"after": 2, "times": 1}, [3]),
+    ({"probability": 1}, list(range(1, 13))), ({"probability": 0}, []), ({"probability": "0.0"}, [])])
+def test_when(lab, options, expected):
+    add(lab, action="error", code=599, **options)
+    assert acts(lab, 12) == expected
+
+
+def test_probability(lab):
+    add(lab, action="error", code=599, probability=0.3)
+    assert 30 <= len(acts(lab, 200)) <= 90
+
+
+def test_three_children_count_as_one(lab):
+    add(lab, action="error", code=599, times=10)
+    met = []
+    threads = [threading.Thread(target=lambda: met.extend(acts(lab, 20))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(met) == 10
+    fault = {"action": "error", "code": "599", "times": "10", "matched": "120", "acted": "10"}
+    shown = b"200 OK\nfault:: 1 action=error code=599 times=10 matched=120 acted=10\n\n"
+    assert both(lab, "lab_fault_list") == (shown, {"faults": [{"id": 1, **fault}]})
+
+
+@pytest.mark.parametrize("options, fitting, other", [
+    ({"command": "ver*"}, b":version:\n", PWD), ({"command": "pwd"}, rpc("pwd"), rpc("version")),
+    ({"command": "no_such"}, b":no_such:\nx\n", b":no_such_one:\n"),
+    ({"argument": "a?"}, b":which:\nx\nab\n", b":which:\nx\nabc\n"), ({"argument": "Core:"}, b":get_statistics:\nCore:\n", PWD),
+    ({"argument": "[ab]"}, rpc("get_statistics", [["b"]]), rpc("get_statistics", [["c"]])),
+    ({"client": "*/c*"}, b":pwd:\n", None), ({"client": "127.0.0.1:*"}, None, b":pwd:\n")])
+def test_patterns(start, options, fitting, other):
+    port = free_port()
+    lab = start(THREE + f'modparam("midatagram", "listen", "udp:127.0.0.1:{port}")')
+    add(lab, action="error", code=599, **options)
+    by_udp = f"udp:127.0.0.1:{port}"
+    fails = re.compile(rb'599 |.*"code":599').match
+    assert fails(lab.ask(fitting) if fitting else lab.ask(other, place=by_udp))
+    assert not fails(lab.ask(other) if other else lab.ask(fitting, place=by_udp))
+
+
+def test_the_first_that_fits_and_applies_acts(lab):
+    add(lab, command="pwd", action="error", code=501, every=2)
+    add(lab, command="*", action="error", code=502)
+    assert [lab.ask(PWD)[:3] for _ in range(4)] == [b"502", b"501", b"502", b"501"]
+    assert lab.ask(text("lab_fault_rm", "1")) == OK
+    assert lab.ask(PWD)[:3] == b"502"
+    assert add(lab, action="drop") == 3  # numbers are not used twice
+    assert lab.ask(text("lab_fault_rm")) == OK
+    assert lab.ask(b":lab_fault_list:\n") == b"200 OK\n\n"
+    assert json.loads(lab.ask(rpc("lab_fault_list")))["result"] == {"faults": []}
+    assert lab.ask(PWD)[:3] == b"200"
+
+
+def test_both_dialects_add_the_same_fault(lab):
+    options = {"command": "pwd", "action": "delay", "ms": "1..2", "probability": "0.5"}
+    assert both(lab, "lab_fault_add", **options) == (b"200 OK\nid:: 2\n\n", {"id": 1})
+    one, two = json.loads(lab.ask(rpc("lab_fault_list")))["result"]["faults"]
+    assert {**one, "id": 2} == two == {"id": 2, **options, "matched": "0", "acted": "0"}
+    assert json.loads(lab.ask(rpc("lab_fault_add", {"action": "drop", "probability": 0.25, "times": 2})))["result"] == {"id": 3}
+
+
+@pytest.mark.parametrize("options, wrong", [
+    ({}, "action is missing: one of"), ({"action": "dorp"}, 'action takes one of .*; did you mean "drop"?'),
+    ({"action": "drop", "tmies": 1}, 'no option "tmies"; did you mean "times"?'), ({"action": "cut"}, "action cut needs bytes"),
+    ({"action": "delay"}, "action delay needs ms"), ({"action": "late"}, "action late needs ms"),
+    ({"action": "delay", "ms": "3..1"}, "ms takes an integer from 0 to"),
+    ({"action": "drop", "times": 0}, "times takes an integer"),
+    ({"action": "drop", "every": "x"}, "every takes an integer"), ({"action": "drop", "after": -1}, "after takes an integer"),
+    ({"action": "drop", "probability": 2}, "probability takes a number from 0 to 1"),
+    ({"action": "cut", "bytes": 70000}, "bytes takes an integer"), ({"action": "error", "code": "x"}, "code takes an integer")])
+def test_what_is_wrong_is_said(lab, options, wrong, tmp_path):
+    reply = lab.ask(text("lab_fault_add", **options)).decode()
+    assert re.match(f"400 .*{wrong}", reply), reply
+    if "tmies" not in options:
+        error = json.loads(lab.ask(rpc("lab_fault_add", options or None)))["error"]
+        assert error["code"] == 400 and reply.startswith(f"400 {error['message']}\n")
+    line = ";".join(f"{name}={value}" for name, value in options.items())
+    (tmp_path / "lab.cfg").write_text(f'loadmodule "lab.so"\nmodparam("lab", "fault", "{line}")\n')
+    done = run("-c", "-f", tmp_path / "lab.cfg", "-s", tmp_path / "x.sock")
+    assert done.returncode == 78 and f"{tmp_path}/lab.cfg:2: " in done.stderr
+
+
+def test_a_fault_of_the_configuration(start):
+    lab = start(THREE + 'modparam("lab", "fault", "command=pwd;action=error;every=3;code=599;reason=a=b, c")')
+    assert acts(lab, 9) == [3, 6, 9]
+    assert lab.ask(PWD) and lab.ask(PWD) and lab.ask(PWD) == b"599 a=b, c\n\n"
+    assert lab.ask(b":lab_fault_list:\n").startswith(b"200 OK\nfault:: 1 command=pwd action=error every=3 ")
+
+
+###############################################################################
+# Replies at run time
+###############################################################################
+
+
+def test_a_reply_stands_before_all_others(lab):
+    assert lab.ask(text("lab_reply", "pwd", reply="wd:: /here")) == b"200 OK\nid:: 1\n\n"
+    assert lab.ask(text("lab_reply", "no_such", "al*", reply="AOR:: alice\n\tContact:: sip:a")) == b"200 OK\nid:: 2\n\n"
+    for _ in range(6):
+        assert lab.ask(PWD) == b"200 OK\nwd:: /here\n\n"
+        assert json.loads(lab.ask(rpc("pwd")))["result"] == {"wd": "/here"}
+        assert lab.ask(b":no_such:\nalice\n") == b"200 OK\nAOR:: alice\n\tContact:: sip:a\n\n"
+        assert lab.ask(b":no_such:\nbob\n") == b"500 command not available\n"
+        assert json.loads(lab.ask(rpc("no_such", {"aor": "alice"})))["result"] == {"AOR": {"AOR": "alice", "Contact": "sip:a"}}
+        assert json.loads(lab.ask(rpc("no_such", ["bob"])))["error"]["code"] == -32601
+    assert lab.ask(text("lab_reply_rm", "1")) == OK
+    assert lab.ask(PWD) != b"200 OK\nwd:: /here\n\n"
+    assert lab.ask(text("lab_reply_rm")) == OK
+    assert lab.ask(b":no_such:\nalice\n") == b"500 command not available\n"
+
+
+def test_a_sequence_of_replies(lab):
+    for options in ({"reply": "one", "times": 1}, {"code": 404, "reason": "Gone", "times": 2}, {"reply": "else"}):
+        lab.ask(text("lab_reply", "seq", **options))
+    client = lab.client()
+    assert [client.ask(b":seq:\n") for _ in range(5)] == [
+        b"200 OK\none\n\n", b"404 Gone\n\n", b"404 Gone\n\n", b"200 OK\nelse\n\n", b"200 OK\nelse\n\n"]
+
+
+def test_the_same_reply_again_replaces_the_first(lab):
+    for word in ("one", "two"):
+        lab.ask(text("lab_reply", "again", reply=word))
+    assert lab.ask(b":again:\n") == b"200 OK\ntwo\n\n"
+    assert lab.ask(text("lab_reply_rm", "1")) == b"404 no reply 1\n\n"
+
+
+def test_a_reply_has_json_code_and_time(lab):
+    params = {"command": "x", "argument": ["1"], "json": {"a": [1, 2.5]}, "reply": "text", "ms": "100..120"}
+    assert json.loads(lab.ask(rpc("lab_reply", params)))["result"] == {"id": 1}
+    began_s = time.monotonic()
+    assert json.loads(lab.ask(rpc("x", [1])))["result"] == {"a": [1, 2.5]}
+    assert time.monotonic() - began_s >= 0.1
+    assert lab.ask(b":x:\n1\n") == b"200 OK\ntext\n\n"
+    lab.ask(text("lab_reply", "y", code=404, reason="No", json='{"why": "gone"}'))
+    assert json.loads(lab.ask(rpc("y")))["error"] == {"code": 404, "message": "No", "data": {"why": "gone"}}
+    assert lab.ask(text("lab_reply", "z", json="{")).startswith(b"400 json is not JSON")
+    assert lab.ask(text("lab_reply")) == b"400 Too few or too many arguments\n\n"
+
+
+def test_a_fault_of_a_reply(lab):
+    lab.ask(text("lab_reply", "x", reply="hello", ms=100))
+    add(lab, command="x", action="duplicate")
+    client = lab.client()
+    assert [client.ask(b":x:\n"), client.receive()] == [b"200 OK\nhello\n\n"] * 2
+
+
+###############################################################################
+# Journal
+###############################################################################
+
+
+def test_what_a_client_has_the_reply_to_is_in_the_journal(lab):
+    """Whichever child answered, from its cache or not; three clients at once."""
+    lab.ask(b":lab_reset:\n")
+
+    def poll():
+        client, own = lab.client(), f":pwd:\n{threading.get_ident()}\n".encode()
+        for nth in range(1, 60):
+            client.ask(own if nth % 2 else b":get_statistics:\nrequests\n")
+            count = client.ask(text("lab_verify", "pwd", str(threading.get_ident()), times=(nth + 1) // 2))
+            met.append(count if count != OK else None)
+
+    met = []
+    threads = [threading.Thread(target=poll) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(met) == 3 * 59 and not any(met), [one for one in met if one][:2]
+    numbers = [one["number"] for since in (0, 60, 120) for one in journal(lab, since=since, limit=60)["requests"]]
+    assert numbers == list(range(1, 3 * 59 + 1))
+
+
+def test_cached_replies_are_in_the_journal(lab):
+    client = lab.client()
+    for nth in range(1, 100):
+        assert client.ask(b":get_statistics:\nrequests\n").startswith(b"200 OK\n")
+        assert client.ask(text("lab_verify", "get_statistics", times=nth)) == OK
+    one = journal(lab)["requests"][-1]
+    assert (one["client"], one["raw"], one["outcome"], one["code"]) == (
+        client.path, ":get_statistics:\\nrequests\\n", "answered", 200)
+
+
+def test_every_kind_of_request_is_in_the_journal(lab):
+    add(lab, command="version", action="drop")
+    lab.ask(b":pwd:\n")
+    lab.ask(b":no_such:\na b\nname:: c\n")
+    lab.ask(b"malformed \xff\n")
+    lab.ask(b":help:\nbroken\"quote\n")
+    lab.ask(rpc("pwd", number=None), 0.2)
+    lab.ask(rpc("nothing", {"a": 1, "b": ["x", "y"]}))
+    lab.ask(b"{not json")
+    lab.ask(b":version:\n", 0.2)
+    lab.ask(b"[%b,%b]" % (rpc("pwd"), rpc("pwd", number=None)))
+    keys = "dialect", "command", "arguments", "outcome", "code"
+    assert [tuple(one[key] for key in keys) for one in journal(lab)["requests"]] == [
+        ("text", "pwd", [], "answered", 200), ("text", "no_such", ["a b", "name=c"], "answered", 500),
+        ("text", "", [], "answered", 500), ("text", "help", [], "answered", 400),
+        ("jsonrpc", "pwd", [], "notification", 200), ("jsonrpc", "nothing", ["a=1", "b=x", "b=y"], "answered", 500),
+        ("jsonrpc", "", [], "answered", 400), ("text", "version", [], "drop", 200),
+        ("jsonrpc", "pwd", [], "answered", 200), ("jsonrpc", "pwd", [], "notification", 200)]
+    raws = [one["raw"] for one in journal(lab)["requests"]]
+    assert raws[2] == "malformed \\xff\\n" and raws[3] == ':help:\\nbroken"quote\\n'
+
+
+def test_the_journal_in_text(start):
+    port = free_port()
+    lab = start(THREE + f'modparam("midatagram", "listen", "udp:127.0.0.1:{port}")')
+    lab.ask(b':cache_store:\nlocal\nkey\n"two\nlines"\n', place=f"udp:127.0.0.1:{port}")
+    shown = lab.ask(b":lab_journal:\n").decode()
+    assert re.fullmatch(r"""200 OK
+forgotten:: 0
+left:: 0
+request:: 1
+	time:: \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z
+	client:: 127\.0\.0\.1:\d+
+	dialect:: text
+	command:: cache_store
+	argument:: local
+	argument:: key
+	argument:: two\\nlines
+	raw:: :cache_store:\\nlocal\\nkey\\n"two\\nlines"\\n
+	outcome:: answered
+	code:: 200
+	ms:: \d+\.\d+
+
+""", shown), shown
+
+
+def test_a_request_is_in_the_journal_before_it_is_answered(start, tmp_path):
+    (tmp_path / "slow.conf").write_text("[slow]\ndelay = 1500\n")
+    lab = start(THREE + 'loadmodule "slow.so"', "-p", str(tmp_path))
+    client = lab.client()
+    client.send(b":slow:\n")
+    wait_for(lambda: outcomes(lab) == [("slow", "pending", 0)])
+    assert client.receive() == OK
+    assert outcomes(lab) == [("slow", "answered", 200)]
+    assert journal(lab)["requests"][0]["ms"] >= 1400
+
+
+def test_the_journal_is_bounded_and_tells_what_is_forgotten(start):
+    lab = start(THREE + 'modparam("lab", "journal_size", 131072)')
+    client = lab.client()
+    for nth in range(300):
+        assert client.ask(b":no_such:\n%b%d\n" % (b"x" * 1000, nth)) == b"500 command not available\n"
+    shown = journal(lab)
+    count = shown["left"] + len(shown["requests"])
+    assert shown["forgotten"] + count == 300 and 100 < count < 131
+    assert shown["requests"][0]["number"] == shown["forgotten"] + 1
+    since, numbers = 0, []
+    while True:
+        shown = journal(lab, since=since)
+        numbers += [one["number"] for one in shown["requests"]]
+        if not shown["left"]:
+            break
+        since = numbers[-1]
+    assert numbers == list(range(301 - count, 301))
+    assert lab.ask(b":version:\n" + b"y" * 65400).startswith(b"200 OK\n")
+    assert "characters" in journal(lab, command="version")["requests"][0]["raw"]
+
+
+def test_since_limit_and_command(lab):
+    for request in (b":pwd:\n", b":version:\n", b":pwd:\n", b":which:\n"):
+        lab.ask(request)
+    assert [one[0] for one in outcomes(lab, command="pwd")] == ["pwd", "pwd"]
+    assert [one[0] for one in outcomes(lab, since=2)] == ["pwd", "which"]
+    assert journal(lab, limit=3)["left"] == 1 and len(journal(lab, limit=3)["requests"]) == 3
+    assert lab.ask(text("lab_journal", since=9)) == b"200 OK\nforgotten:: 0\nleft:: 0\n\n"
+
+
+def test_the_journal_survives_a_reload(lab):
+    lab.ask(PWD)
+    lab.signal(1)
+    lab.wait_log("reloaded")
+    wait_for(lambda: lab.log.count("ready:") == 2)
+    assert lab.ask(text("lab_verify", "pwd", times=1)) == OK
+
+
+###############################################################################
+# Verification
+###############################################################################
+
+
+def test_verify(lab):
+    for user in (b"alice", b"bob", b"bob"):
+        lab.ask(b":ul_rm:\nlocation\n%b\n" % user)
+    for command, values, options in [
+            ("ul_rm", (), {}), ("ul_rm", (), {"times": 3}), ("ul_rm", ("location", "bob"), {"times": 2}),
+            ("ul_rm", ("*", "a*"), {"times": 1}), ("ul_*", (), {"at_least": 2, "at_most": 3}), ("other", (), {"times": 0}),
+            ("other", (), {"at_most": 0})]:
+        assert lab.ask(text("lab_verify", command, *values, **options)) == OK, (command, values, options)
+    for command, values, options, expected in [
+            ("other", (), {}, "expected 1, found 0"), ("ul_rm", (), {"times": 1}, "expected 1, found 3"),
+            ("ul_rm", (), {"at_least": 4}, "expected at least 4, found 3"),
+            ("ul_rm", (), {"at_most": 2}, "expected at most 2, found 3"),
+            ("ul_rm", ("location", "carol"), {}, "expected 1, found 0")]:
+        assert lab.ask(text("lab_verify", command, *values, **options)).startswith(f"417 {expected}\n".encode())
+
+
+def test_what_differs_is_said(lab):
+    lab.ask(b":pwd:\n")
+    lab.ask(b":ul_rm:\nlocation\nbob\n")
+    assert lab.ask(text("lab_verify", "ul_rm", "location", "alice")) == (
+        b"417 expected 1, found 0\nnearest:: ul_rm location bob\n\tdiffers:: argument 2 is bob, not alice\n"
+        b"nearest:: pwd\n\tdiffers:: command is pwd, not ul_rm\n\tdiffers:: 0 arguments, not 2\n\n")
+    error = json.loads(lab.ask(rpc("lab_verify", {"command": "ul_rm", "argument": ["location", "alice"], "times": 1})))["error"]
+    assert (error["code"], error["message"]) == (417, "expected 1, found 0")
+    assert error["data"][0] == {"request": "ul_rm location bob", "differs": ["argument 2 is bob, not alice"]}
+
+
+def test_json_params_by_name_and_arrays_are_arguments(lab):
+    lab.ask(rpc("get_statistics", {"statistics": ["core:", "x"]}))
+    assert lab.ask(text("lab_verify", "get_statistics", "core:", "x", times=1)) == OK
+
+
+def test_order(lab):
+    for command in (b"pwd", b"version", b"which", b"pwd"):
+        lab.ask(b":%b:\n" % command)
+    for names in (("pwd",), ("pwd", "which"), ("version", "pwd"), ("pwd", "version", "which", "pwd"), ("w*", "p*")):
+        assert lab.ask(text("lab_order", *names)) == OK
+    assert lab.ask(text("lab_order", "which", "version")) == b"417 expected version after which, found none\n\n"
+    error = json.loads(lab.ask(rpc("lab_order", ["pwd", "pwd", "pwd"])))["error"]
+    assert error["message"] == "expected pwd after pwd, found none"
+    assert lab.ask(text("lab_order", "kill")) == b"417 expected kill at all, found none\n\n"
+
+
+###############################################################################
+# Seed, clock, reset
+###############################################################################
+
+
+def replies(server):
+    """What a client gets in a run with draws of all kinds."""
+    client = server.client()
+    server.ask(text("lab_seed", "42"))
+    add(server, command="pwd", action="garbage", probability=0.4)
+    add(server, command="pwd", action="error", code=503, probability=0.5)
+    add(server, command="version", action="drop", probability=0.5)
+    asked = [client.ask(PWD) for _ in range(40)]
+    return asked + [client.ask(b":version:\n", 0.1) for _ in range(12)]
+
+
+def test_two_runs_with_one_seed_are_equal(start):
+    first, second = start(THREE), start(THREE)
+    one = replies(first)
+    two = [reply.replace(bytes(second.folder), bytes(first.folder)) if reply else reply for reply in replies(second)]
+    assert one == two and len(set(one)) > 5
+    first.ask(text("lab_reset"))
+    assert replies(first) == one
+    first.ask(text("lab_reset"))
+    first.ask(text("lab_seed", "43"))
+    add(first, command="pwd", action="garbage", probability=0.4)
+    assert [first.ask(PWD) for _ in range(40)] != one[:40]
+
+
+def test_the_clock_moves_expiries_and_times(lab):
+    lab.ask(b":cache_store:\nlocal\nkey\nvalue\n600\n")
+    lab.ask(b":event_subscribe:\nE_MI_RELOAD\nudp:127.0.0.1:9\n600\n")
+    fetch = b":cache_fetch:\nlocal\nkey\n"
+    assert all(b"value" in lab.ask(fetch) for _ in range(9))
+    assert lab.ask(text("lab_clock", "599")) == b"200 OK\nmoved:: 599\n\n"
+    assert b"value" in lab.ask(fetch)
+    assert json.loads(lab.ask(rpc("lab_clock", [1])))["result"] == {"moved": 600}
+    assert all(b"Value not found" in lab.ask(fetch) for _ in range(9))
+    assert int(re.search(rb"Up time:: (\d+)", lab.ask(b":uptime:\n"))[1]) >= 600
+    assert b"udp:" not in lab.ask(b":subscribers_list:\n")
+    lab.ask(b":cache_store:\nlocal\nkey\nnew\n5\n")
+    assert b"new" in lab.ask(fetch)
+    lab.ask(b":lab_reset:\n")
+    assert int(re.search(rb"Up time:: (\d+)", lab.ask(b":uptime:\n"))[1]) < 600
+
+
+def test_reset_forgets(start):
+    lab = start(THREE + 'modparam("lab", "fault", "command=which;action=error;code=599")\nloadmodule "hello.so"')
+    add(lab, command="pwd", action="drop")
+    lab.ask(text("lab_reply", "x", reply="x"))
+    lab.ask(b":cache_store:\nlocal\nkey\nvalue\n")
+    lab.ask(b":hello:\nBob\n")
+    lab.ask(b":which:\n")
+    assert lab.ask(b":lab_reset:\n") == OK
+    assert journal(lab) == {"forgotten": 0, "left": 0, "requests": []}
+    assert lab.ask(b":lab_fault_list:\n") == b"200 OK\nfault:: 1 command=which action=error code=599 matched=0 acted=0\n\n"
+    assert lab.ask(PWD).startswith(b"200 OK\n")
+    assert lab.ask(b":x:\n") == b"500 command not available\n"
+    assert b"Value not found" in lab.ask(b":cache_fetch:\nlocal\nkey\n")
+    assert lab.statistic("greetings") == 0
+    assert journal(lab)["requests"][0]["number"] == 1
+
+
+###############################################################################
+# What it costs
+###############################################################################
+
+
+@pytest.mark.parametrize("module, is_quick", [("", True), ('loadmodule "lab.so"', True), ('loadmodule "other.so"', False)])
+def test_cached_replies_keep_their_quick_way(module, is_quick, tmp_path):
+    """With the lab as without it; a function around all that takes no cached replies is asked each time."""
+    (tmp_path / "other.py").write_text(
+        '"""other"""\nimport midatagram as mi\n\n@mi.around\ndef all(ctx, request, proceed):\n    return proceed()\n')
+    request = b":get_statistics:\nrequests\n"
+    with mi.Trial(module, str(tmp_path)) as trial:
+        for _ in range(3):
+            trial.ask(request)
+        assert (trial.answers.cache.get(request).now() is not None) is is_quick
+
+
+def test_help_names_the_options(lab):
+    assert b"lab_verify COMMAND [ARGUMENT...] [times=TIMES] [at_least=AT_LEAST]" in lab.ask(b":help:\nlab_verify\n")
+    assert set(COMMANDS) <= set(lab.ask(b":which:\n").decode().split("\n"))
+
+
+###############################################################################
+# docs/lab.md
+###############################################################################
+
+PAGE = (ROOT / "docs" / "lab.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.S | re.M)
+
+
+def test_the_page_from_nothing_to_red_and_back_to_green(start, tmp_path):
+    """The configuration, the client, and what stands behind the prompts, as written but for places."""
+    (configuration, client), places = [text for language, text in BLOCKS if language in ("", "python")][:2], {
+        "/tmp/lab.sock": f"{tmp_path}/lab.sock", "./midatagram.py": f"{sys.executable} {ROOT}/midatagram.py",
+        "python3": sys.executable}
+
+    def placed(text):
+        for written, here in places.items():
+            text = text.replace(written, here)
+        return text
+
+    (tmp_path / "client.py").write_text(client)
+    start(placed(configuration), place=f"{tmp_path}/lab.sock")
+    commands = 0
+    for _, block in (one for one in BLOCKS if one[0] == "sh"):
+        for command, reply in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.M):
+            done = subprocess.run(placed(command), shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=20)
+            assert (done.stdout.rstrip("\n"), done.stderr) == (reply.rstrip("\n"), ""), command
+            commands += 1
+    assert commands == 12
+
+
+def test_the_file_of_the_page(start, tmp_path):
+    file = next(text for language, text in BLOCKS if "[:statistics]" in text)
+    (tmp_path / "page.conf").write_text(file)
+    server = start(THREE + 'loadmodule "page.so"', "-p", str(tmp_path))
+    assert server.statistic("early_dialogs") == 2
+    assert json.loads(server.ask(rpc("login", {"user": "bob"})))["error"] == {"code": 503, "message": "Try again, later"}
+    assert json.loads(server.ask(rpc("login", {"user": "bob"})))["result"]["user"] == "bob"
+
+
+def test_the_page_names_all_that_there_is():
+    module = mi.load_plugin(str(ROOT / "plugins" / "lab.py"))
+    reader = module.namespace.canned
+    for command in module.commands:
+        row = next(line for line in PAGE.splitlines() if line.startswith("| ") and f"`{command.name}" in line)
+        assert command.name == "lab_fault_add" or all(f"`{option}=`" in row for option in command.options)
+    for action in filter(None, reader.ACTIONS):
+        assert re.search(rf"^\| `{action}`", PAGE, re.M)
+    for name in module.namespace.FAULT_OPTIONS:
+        assert f"`{name}=" in PAGE
+    keys = re.findall(r"^(\w+) = ", reader.CANNED_SPEC, re.M)
+    assert len(keys) > 15 and all(re.search(rf"^\| .*`{key}\b.* \| ", PAGE, re.M) for key in keys)
