@@ -198,9 +198,9 @@ def change_state(ctx, db_id: int, state: int) -> bool:
         left.append(old)
         new = old._replace(state=state)
         if state == DELETED:
-            new = new._replace(timeout=0, gone_s=time.monotonic() + ended_s)
+            new = new._replace(timeout=0, gone_s=ctx.store.now_s() + ended_s)
         elif state in (CONFIRMED_NA, CONFIRMED) and not old.start:
-            now_s = int(time.time())
+            now_s = int(ctx.store.time_s())
             new = new._replace(start=now_s, timeout=now_s + (old.lasts_s or ctx.param("default_timeout")))
         return json.dumps(new)
 
@@ -236,7 +236,7 @@ def load(ctx):
 
 def read_dialogs(ctx) -> None:
     """Take those dialogs from the table that are not here yet, and have not ended meanwhile; TableError."""
-    now_s = time.time()
+    now_s = ctx.store.time_s()
     for age, row in enumerate(opensips.rows_of(ctx, opensips.url_of(ctx), DIALOG.named(ctx, ctx.param("table_name")))):
         if row["state"] == DELETED or str(row["dlg_id"]) in calls(ctx).dialogs:
             continue
@@ -270,7 +270,7 @@ def stored_pairs(text: str | None) -> list[tuple]:
 @mi.every(1, "one")
 def expire(ctx):
     """End the dialogs that last too long."""
-    now_s = time.time()
+    now_s = ctx.store.time_s()
     for dialog in calls(ctx).listed():
         if 0 < dialog.timeout <= now_s and dialog.state in (CONFIRMED_NA, CONFIRMED) and change_state(ctx, dialog.db_id, DELETED):
             ctx.count("expired_dialogs")

@@ -50,8 +50,12 @@ def expiry(ctx, expires: int | None) -> int:
     return min(max(wanted, ctx.param("min_expires")), longest)
 
 
-def check_room(ctx, count: int) -> None:
-    """Refuse one more contact than max_contacts; mi.Error."""
-    if 0 < ctx.param("max_contacts") <= count:
-        ctx.count("rejected_regs")
-        raise mi.Error(503, "Service Unavailable")
+def settled(ctx, aor: str, expires: int | None, q: int | None) -> tuple[str, int, int]:
+    """An AOR, a lifetime and a q as the registrar takes them, None for what is not given."""
+    return (aor if ctx.param("case_sensitive") else aor.lower(), expiry(ctx, expires),
+            ctx.param("default_q") if q is None else q)
+
+
+def has_room(ctx, count: int) -> bool:
+    """Whether an AOR that has so many contacts may have one more."""
+    return not ctx.param("max_contacts") or count < ctx.param("max_contacts")

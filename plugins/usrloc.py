@@ -10,7 +10,6 @@ import itertools
 import json
 import random
 import re
-import time
 from typing import Any, NamedTuple
 
 import midatagram as mi
@@ -341,7 +340,7 @@ def contact_of(row: dict) -> Contact:
 @mi.every(60, "one")
 def expire(ctx):
     """Remove what expired; contacts that are not in the table are written to it."""
-    now_s, writes_back = time.time(), db_mode(ctx) == 2
+    now_s, writes_back = ctx.store.time_s(), db_mode(ctx) == 2
 
     def alter(record: Record, happened: list) -> None:
         drop_contacts(record, happened, lambda contact: not contact.is_valid(now_s))
@@ -413,10 +412,10 @@ def ul_dump(ctx, brief=None):
     """Show all AORs with their contacts, or with the word `brief` without."""
     is_json = ctx.request.dialect == "jsonrpc"
     brief = brief is not None and (bool(mi.json_int(brief, "brief")) if is_json else brief.lower() == "brief")
-    view, now_s, size = ctx.view(SPACE, take_in), time.time(), 2**ctx.param("hash_size")
+    view, now_s, size = ctx.view(SPACE, take_in), ctx.store.time_s(), 2**ctx.param("hash_size")
     domains = [(name, view.get(name) or Domain()) for name in ctx.param("tables")]
     timed = not brief and any(record.timed for _, domain in domains for record in domain.records.values())
-    reply = mi.Reply(depends=(SPACE,), until_s=next_second(now_s) if timed else None)
+    reply = mi.Reply(depends=(SPACE,), until_s=next_second(ctx, now_s) if timed else None)
     if is_json:
         shown = [{"name": name, "hash_size": size, "AORs": json_aors(ctx, domain, int(now_s), brief)} for name, domain in domains]
         return reply._replace(result={"Domains": shown})
@@ -446,9 +445,9 @@ def json_aors(ctx, domain: Domain, now_s: int, brief: bool) -> Any:
     return mi.JsonText(f"[{','.join(parts)}]")
 
 
-def next_second(now_s: float) -> float:
+def next_second(ctx, now_s: float) -> float:
     """When the next second begins, by the steady clock."""
-    return time.monotonic() + 1 - now_s % 1
+    return ctx.store.now_s() + 1 - now_s % 1
 
 
 @opensips.command
@@ -468,9 +467,8 @@ def ul_add(ctx, table_name, aor, contact, expires, q, flags, cflags, methods):
     except ValueError:
         raise mi.Error(400, "Bad parameter") from None
     numbers = [opensips.number(ctx, name, value) for name, value in (("flags", flags), ("cflags", cflags), ("methods", methods))]
-    added = Contact(uri, 0, after_s and int(time.time()) + after_s, q, flags=numbers[0], cflags=numbers[1], methods=numbers[2])
-    happened = put(ctx, table, aor, added)
-    if not happened:
+    added = Contact(uri, 0, after_s and int(ctx.store.time_s()) + after_s, q)
+    if not put(ctx, table, aor, added._replace(flags=numbers[0], cflags=numbers[1], methods=numbers[2])):
         raise mi.Error(500, "Server Internal Error")
     return mi.Reply()
 
@@ -492,8 +490,8 @@ def put(ctx, table: str, aor: str, contact: Contact) -> bool:
 def ul_show_contact(ctx, table_name, aor):
     """Show the contacts of an AOR."""
     table, aor = checked(ctx, table_name, aor)
-    record, now_s = record_of(ctx, table, aor), time.time()
-    until_s = next_second(now_s) if record.timed else None
+    record, now_s = record_of(ctx, table, aor), ctx.store.time_s()
+    until_s = next_second(ctx, now_s) if record.timed else None
     if ctx.request.dialect == "jsonrpc":
         return mi.Reply(result=record.shown(aor, record.times(int(now_s))), depends=(SPACE,), until_s=until_s)
     text = record.text(aor, ctx.server.setup.mi["reply_indent"], "", int(now_s))
@@ -544,25 +542,36 @@ def register(ctx, table: str, aor: str, contact: str, expires: int | None = None
     """
     own, registrar = opensips.context_of(ctx, "usrloc"), opensips.context_of(ctx, "registrar")
     table, aor = checked_lab(own, table, re.sub("^sips?:", "", aor))
+    has_room = True
     if registrar:
         rules = ctx.module("registrar")
-        aor, expires, q = aor if registrar.param("case_sensitive") else aor.lower(), rules.expiry(registrar, expires), \
-            registrar.param("default_q") if q is None else q
-    if expires == 0:
-        edit(own, table, aor, lambda record, happened: drop_contacts(record, happened, lambda other: contact in (other.uri, "*")))
-    elif not is_uri(contact):
-        if registrar:
-            registrar.count("rejected_regs")
-        raise mi.Error(400, "Contact is no URI")
+        aor, expires, q = rules.settled(registrar, aor, expires, q)
+        has_room = rules.has_room(registrar, len(uris_of(own, table, aor) - {contact}))
+    expires, q = 3600 if expires is None else expires, UNSET_Q if q is None else q
+    if expires and not is_uri(contact):
+        refuse(registrar, mi.Error(400, "Contact is no URI"))
+    if expires and not has_room:
+        refuse(registrar, mi.Error(503, "Service Unavailable"))
+    if expires:
+        put(own, table, aor, Contact(contact, 0, int(ctx.store.time_s()) + expires, q,
+                                     **{"callid": "lab", "user_agent": None, **fields}))
     else:
-        record = (own.view(SPACE, take_in).get(table) or Domain()).records.get(aor) or Record()
-        if registrar and contact not in [other.uri for other in record.contacts]:
-            rules.check_room(registrar, len(record.contacts))
-        added = Contact(contact, 0, int(time.time()) + (3600 if expires is None else expires), UNSET_Q if q is None else q,
-                        **{"callid": "lab", "user_agent": None, **fields})
-        put(own, table, aor, added)
+        edit(own, table, aor, lambda record, happened: drop_contacts(record, happened, lambda one: contact in (one.uri, "*")))
     if registrar:
         registrar.count("accepted_regs")
+
+
+def uris_of(ctx, table: str, aor: str) -> set[str]:
+    """The contacts that an AOR has."""
+    domain = ctx.view(SPACE, take_in).get(table) or Domain()
+    return {contact.uri for contact in domain.records[aor].contacts} if aor in domain.records else set()
+
+
+def refuse(registrar: Any, error: mi.Error) -> None:
+    """Count and refuse a REGISTER; mi.Error."""
+    if registrar:
+        registrar.count("rejected_regs")
+    raise error
 
 
 def checked_lab(ctx, table: str, aor: str) -> tuple[str, str]:

@@ -365,3 +365,12 @@ def test_lab_register_says_what_is_wrong(trial, request_, reply):
 def test_lab_register_wants_usrloc():
     with mi.Trial('loadmodule "lab_sip.so"') as one:
         assert ask(one, ":lab_register:\nlocation\nalice\nsip:a\n") == "500 module usrloc is not loaded\n\n"
+
+
+def test_a_lab_moves_the_clock_of_contacts(trial):
+    one = trial('loadmodule "lab.so"\n')
+    ask(one, ADD.format("alice", "a", 100))
+    ask(one, ":ul_show_contact:\nlocation\nalice\n")
+    assert "Expires:: expired" in ask(one, ":lab_clock:\n200\n") + ask(one, ":ul_show_contact:\nlocation\nalice\n")
+    assert ask(one, ":ul_flush:\n") == "200 OK\n\n"
+    assert ask(one, ":get_statistics:\nusrloc:\n").endswith("location-contacts:: 0\nusrloc:location-expires:: 1\n\n")
