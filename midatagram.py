@@ -3618,6 +3618,8 @@ class Events:
     def put(self, name: str, attributes) -> int:
         """Send an event, now or when those before it are sent; returns to how many. Never waits."""
         addressed = self.written(name, attributes)
+        if not addressed:
+            return 0
         size = sum(map(len, {data for _, data in addressed})) + 8 * len(addressed)  # a list of rows that all events share
         if self.waiting_bytes + size > EVENT_QUEUE:
             self.lose(name, len(addressed), "too many events wait")

@@ -43,7 +43,7 @@ def core_hash(data: bytes) -> int:
 
 def uint(text: str | None) -> int:
     """An unsigned integer as 2.4 reads it: digits alone, which wrap around at 32 bits; ValueError."""
-    if not text or not re.fullmatch("[0-9]+", text):
+    if not (text and text.isascii() and text.isdigit()):
         raise ValueError("takes digits")
     return int(text[-32:]) & 0xFFFFFFFF  # 10**32 is a multiple of 2**32
 
@@ -64,9 +64,12 @@ def text(ctx: Any, name: str, value: Any) -> str:
     return value.partition("\0")[0]  # as C reads it
 
 
+Q = re.compile(r"[ \t]*(?:0*(?:\.([0-9]*))?|0*(1)(?:\.0*)?)")
+
+
 def q_value(value: str) -> int:
     """A q times 1000, as the parameter of a contact has it; ValueError."""
-    match = re.fullmatch(r"[ \t]*(?:0*(?:\.([0-9]*))?|0*(1)(?:\.0*)?)", value)
+    match = Q.fullmatch(value)
     if not match or not value.strip(" \t"):
         raise ValueError("takes a number from 0 to 1")
     return 1000 if match[2] else int((match[1] or "").ljust(3, "0")[:3])
@@ -127,15 +130,22 @@ def reply(ctx: Any, value: Any, depends: tuple = (), until_s: float | None = Non
 
 
 class Attributes(dict):
-    """The attributes of an event as 3.4 has them; `text` are those of 2.4."""
+    """The attributes of an event as 3.4 has them; `text` are those of 2.4, made when a subscriber wants them."""
 
-    text: dict = {}
+    event = ""
+    text_only: dict = {}
+
+    @property
+    def text(self) -> dict:
+        """The attributes as 2.4 has them."""
+        known = {**self, **self.text_only}
+        return {name: in_text(known[name]) for name in forms.EVENT_FORMS[self.event].split() if name in known}
 
 
 def raise_event(ctx: Any, name: str, text_only: dict | None = None, **attributes: Any) -> None:
     """Raise an event, which is given as 3.4 has it, in the form of each subscriber's dialect; text_only: what only 2.4 has."""
-    both, known = Attributes(attributes), {**attributes, **(text_only or {})}
-    both.text = {key: in_text(known[key]) for key in forms.EVENT_FORMS[name].split() if key in known}
+    both = Attributes(attributes)
+    both.event, both.text_only = name, text_only or {}
     ctx.server.raise_event(name, both)
 
 

@@ -280,10 +280,13 @@ def put_contact(ctx, record: Record, aor: str, contact: Contact, happened: list)
     happened.append(("CONTACT_INSERT", contact))
 
 
+HOST = r"(?:\[[0-9a-f:.]+\]|[^:;?<>\s@\[\]]+)"
+URI = re.compile(rf"sips?:(?:[^@]*@)?{HOST}(?::\d{{1,5}})?(?:;.*)?(?:\?.*)?|tels?:.+|urn:.+", re.I | re.S)
+
+
 def is_uri(text: str) -> bool:
     """Whether OpenSIPS can read a contact as a URI."""
-    host = r"(?:\[[0-9a-f:.]+\]|[^:;?<>\s@\[\]]+)"
-    return bool(re.fullmatch(rf"sips?:(?:[^@]*@)?{host}(?::\d{{1,5}})?(?:;.*)?(?:\?.*)?|tels?:.+|urn:.+", text, re.I | re.S))
+    return bool(URI.fullmatch(text))
 
 
 def drop_contacts(record: Record, happened: list, dropped: Any) -> None:
