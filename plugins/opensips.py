@@ -99,9 +99,17 @@ def command(function: Callable | None = None, **options: Any) -> Any:
         how = {"json": json, "input": form.text is not None, **options}
         if form.text is not None:
             how.setdefault("bind", binder(form.text, names))
+        if "also" in inspect.signature(mi.command).parameters:  # where commands have names of 4.0
+            how.setdefault("also", full_name(function))
         return mi.command(function.__name__, **how)(function)
 
     return tag(function) if function else tag
+
+
+def full_name(function: Any) -> str:
+    """The name of a command in 4.0: the module's, and the old one without its prefix."""
+    module = function.__module__.rpartition("plugin_")[2]
+    return f"{module}:{re.sub('^(?:ul|dlg|ds|dr|lb|t|rl|reg|nh|pike|rtpproxy|domain)_', '', function.__name__)}"
 
 
 def binder(text: str, names: list[str]) -> Callable:

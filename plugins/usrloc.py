@@ -37,7 +37,7 @@ def hash_bits(value) -> int:
 
 PARAMS = [
     mi.Param("tables", ("location",), table_names, "tables that the routing script saves to, semicolon-separated"),
-    mi.Param("use_domain", False, mi.boolean, "whether an AOR has a domain"),
+    mi.Param("use_domain", None, mi.boolean, "whether an AOR has a domain; unless set, one of 4.0 has"),
     mi.Param("hash_size", 9, hash_bits, "the number of buckets of the table as a power of two: 9 is 512"),
     mi.Param("timer_interval", 60, mi.integer(1), "how often contacts that expired are removed, seconds"),
     mi.Param("desc_time_order", False, mi.boolean, "whether the newest contact comes first, whatever its q"),
@@ -321,7 +321,7 @@ def load(ctx):
     for name in ctx.param("tables"):
         records: dict[str, Record] = {}
         for row in opensips.rows_of(ctx, opensips.url_of(ctx), LOCATION.named(ctx, name)):
-            aor = f'{row["username"]}@{row["domain"] or ""}' if ctx.param("use_domain") else row["username"] or ""
+            aor = f'{row["username"]}@{row["domain"] or ""}' if uses_domain(ctx) else row["username"] or ""
             records.setdefault(aor, Record()).contacts.append(contact_of(row))
         for aor, record in records.items():
             record.contacts.sort(key=lambda contact: -contact.q)
@@ -371,11 +371,17 @@ def checked(ctx, table_name: Any, aor: Any) -> tuple[str, str]:
 
 def aor_of(ctx, aor: str) -> str:
     """An AOR as the table has it; mi.Error."""
-    if not ctx.param("use_domain"):
+    if not uses_domain(ctx):
         return aor.partition("@")[0]
     if "@" not in aor:
         raise mi.Error(400, "Domain missing in AOR")
     return aor
+
+
+def uses_domain(ctx) -> bool:
+    """Whether an AOR has a domain, as is the default of 4.0."""
+    wanted = ctx.param("use_domain")
+    return ctx.server.setup.own.get("imitate") == "4.0" if wanted is None else wanted
 
 
 def record_of(ctx, table: str, aor: str) -> Record:

@@ -178,3 +178,12 @@ def test_what_is_wrong_with_an_sqlite_file_is_named(tmp_path):
     url = database(tmp_path / "c.db")
     with pytest.raises(opensips.TableError, match="no such table: others"):
         opensips.read_table(url, T._replace(name="others", versions=(None,)))
+
+
+def test_the_names_of_40():
+    """Those of the commands that 4.0 has, from their old ones."""
+    names = {"ul_add": "usrloc:add", "ul_show_contact": "usrloc:show_contact", "dlg_end_dlg": "dialog:end_dlg",
+             "profile_get_size": "dialog:profile_get_size", "ds_set_state": "dispatcher:set_state", "ds_list": "dispatcher:list"}
+    for old, new in names.items():
+        module = mi.load_plugin(str(ROOT / "plugins" / f"{new.partition(':')[0]}.py"))
+        assert opensips.full_name(getattr(module.namespace, old)) == new
