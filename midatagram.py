@@ -1588,9 +1588,9 @@ class Registry:
                     self.catch_alls.append(command)
                     continue
                 first = self.commands.setdefault(command.name, command)
-                if first is not command and command.tag.replace and not first.tag.replace:
+                if command.tag.replace and not first.tag.replace:
                     self.commands[command.name] = command
-                elif first is not command and not first.tag.replace:
+                elif first is not command and command.tag.replace == first.tag.replace:
                     raise command.refusal(f"is there already: {first.path}:{first.line}")
             for stat in module.stats:
                 self.add_stat(module, stat)
@@ -2690,10 +2690,6 @@ class Store:
     def time_s(self) -> float:
         """The time of day, seconds since the epoch, moved as well; for what replies show."""
         return time.time() + self.shared[MOVED_S]
-
-    def move_clock(self, seconds: int) -> None:
-        """Move both clocks so far from what they really are, in all processes."""
-        self.shared[MOVED_S] = seconds
 
     def get(self, space: str, key: str, patient: bool = True) -> str | None:
         """The value of a key, None if there is none or it expired. `patient`: wait for a locked store."""
@@ -5543,6 +5539,7 @@ class Child:
             self.server.count("notifications")
         for delay_s, reply in answer.datagrams:
             if delay_s:
+                self.hub.loop.update_now()  # else it counts from when this burst began
                 wait, after_s = (delay_s, 0) if callable(delay_s) else (None, delay_s)
                 self.send_later(after_s, self.post, wait, endpoint, reply, client)
             else:

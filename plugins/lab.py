@@ -27,9 +27,10 @@ import midatagram as mi
 canned = mi.import_plugin(str(pathlib.Path(__file__).with_name("canned_replies.py")))
 
 RULES = "lab_rules"  # the space of the store: "fault 000000001" or "reply 000000001" -> JSON of its options
-NEAREST, COMPARED = 3, 500  # requests that are shown beside a failed verification, and the last ones they are chosen from
-SHOWN = 2000  # characters of a value that are shown
-ROOM = mi.LIMIT // 3  # bytes of the JSON of what lab_journal shows at once; the other forms are up to twice as long
+NEAREST, COMPARED = 3, 200  # requests that are shown beside a failed verification, and the last ones they are chosen from
+MOST_DIFFERENCES = 10  # of each
+SHOWN, FEW = 2000, 200  # characters of a value that are shown: in the journal, in a failed verification
+ROOM = mi.LIMIT // 3  # bytes of the JSON of what lab_journal shows at once, but for the last entry, which may be as long
 
 
 ###############################################################################
@@ -111,6 +112,10 @@ class Journal:
             if place >= words[TAIL]:
                 self.put(place + ENTRY.size, end)
 
+    def close(self) -> None:
+        """Let go of the file; the memory goes with its last user."""
+        os.close(self.file)
+
     def clear(self) -> None:
         """Forget all; numbers start at 1 again."""
         with self.locked() as words:
@@ -128,7 +133,7 @@ class Journal:
             client, raw = mi.decode(data[start:start + name]), data[start + name:at + size]
             entries.append(Entry(number, time_s, client, raw, ms, rule, code, OUTCOMES[outcome]))
             at += size
-        return last - len(entries), entries
+        return entries[0].number - 1 if entries else last, entries
 
 
 def end_of(outcome: str, code: int = 0, ms: float = 0.0, rule: int = 0) -> bytes:
@@ -149,6 +154,11 @@ def journal_of(server: Any) -> Journal:
 def child_init(ctx):
     """Open the journal, so that a lack of room is met at the start."""
     journal_of(ctx.server)
+
+
+def destroy(ctx):
+    """Close the journal."""
+    journal_of(ctx.server).close()
 
 
 ###############################################################################
@@ -498,9 +508,10 @@ def lab_reply_rm(ctx, id=None):
     return remove_rules(ctx, "reply", id)
 
 
-def short(text: str) -> str:
-    """A value as shown."""
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
+def short(text: str | None, most: int = SHOWN) -> str:
+    """A value as shown: nothing for none, and what UTF-8 does not have as an escape."""
+    text = (text or "").encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
 def escaped(raw: bytes) -> str:
@@ -508,9 +519,9 @@ def escaped(raw: bytes) -> str:
     return short(repr(raw)[2:-1].replace("\\'", "'"))
 
 
-def shown_value(value: str | None) -> str:
-    """A value of a request as shown on one line."""
-    return short(json.dumps(value, ensure_ascii=False)[1:-1]) if value else ""
+def on_a_line(value: str | None, most: int = SHOWN) -> str:
+    """A value as shown on a line of text."""
+    return json.dumps(short(value, most), ensure_ascii=False)[1:-1].replace('\\"', '"')
 
 
 def shown_entry(ctx: mi.Context, entry: Entry) -> dict:
@@ -518,17 +529,20 @@ def shown_entry(ctx: mi.Context, entry: Entry) -> dict:
     request = read_request(ctx, entry.raw)
     seconds, ms = divmod(round(entry.time_s * 1000), 1000)
     moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{ms:03}Z"
-    words = [f"{name}={shown_value(value)}" if name else shown_value(value) for name, value in request.arguments]
+    words = [short(f"{name}={value or ''}" if name else value) for name, value in request.arguments]
+    if len(mi.json_text(words)) > ROOM // 2:
+        words = [f"... ({len(words)} arguments)"]
     fault = {"fault": entry.rule} if entry.rule else {}
-    return {"number": entry.number, "time": moment, "client": shown_value(entry.client), "dialect": request.dialect,
-            "command": shown_value(request.name), "arguments": words, "raw": escaped(entry.raw), "outcome": entry.outcome,
+    return {"number": entry.number, "time": moment, "client": short(entry.client), "dialect": request.dialect,
+            "command": short(request.name, FEW), "arguments": words, "raw": escaped(entry.raw), "outcome": entry.outcome,
             **fault, "code": entry.code, "ms": round(entry.ms, 3)}
 
 
 def entry_node(shown: dict) -> mi.Node:
     """The same as a node."""
-    members = {"argument" if key == "arguments" else key: value for key, value in shown.items()}
-    return mi.Node("request", members.pop("number"), (), mi.json_nodes(members))
+    lines = {**shown, "command": on_a_line(shown["command"]), "arguments": list(map(on_a_line, shown["arguments"]))}
+    named = {"argument" if key == "arguments" else key: value for key, value in lines.items() if key != "number"}
+    return mi.Node("request", shown["number"], (), mi.json_nodes(named))
 
 
 @mi.command(since=mi.integer(0), limit=mi.integer(1))
@@ -557,16 +571,17 @@ def requests_of(ctx: mi.Context) -> list[mi.Request]:
 
 def shown_request(request: mi.Request) -> str:
     """A request on one line."""
-    return " ".join(map(shown_value, (request.name, *request.values)))
+    return on_a_line(" ".join(value or "" for value in (request.name, *request.values[:FEW])), FEW)
 
 
 def differences(request: mi.Request, command: str, patterns: list[str]) -> list[str]:
     """What is different in a request from what is wanted."""
-    found = [] if like(request.name, command) else [f"command is {shown_value(request.name)}, not {command}"]
+    found = [] if like(request.name, command) else [f"command is {on_a_line(request.name, FEW)}, not {on_a_line(command, FEW)}"]
     if patterns and len(request.values) != len(patterns):
         found.append(f"{len(request.values)} arguments, not {len(patterns)}")
-    return found + [f"argument {nth} is {shown_value(value)}, not {shown_value(pattern)}"
-                    for nth, (value, pattern) in enumerate(zip(request.values, patterns), 1) if not like(value, pattern)]
+    found += [f"argument {nth} is {on_a_line(value, FEW)}, not {on_a_line(pattern, FEW)}"
+              for nth, (value, pattern) in enumerate(zip(request.values, patterns), 1) if not like(value, pattern)]
+    return found[:MOST_DIFFERENCES]
 
 
 def unmet(reason: str, nearest: list[tuple[str, list[str]]]) -> mi.Reply:
@@ -585,7 +600,7 @@ def lab_verify(ctx, command, *argument, times=None, at_least=None, at_most=None)
     given = [bound for bound in bounds if bound[1:] != (None, None)] or [("", 1, None)]
     for word, least, most in given:
         if (least is not None and len(found) < least) or (most is not None and len(found) > most):
-            wanted = " ".join([command, *patterns])
+            wanted = " ".join([command, *patterns])[:FEW]
             others = [request for request in requests[-COMPARED:] if request not in found]
             others.sort(key=lambda request: -difflib.SequenceMatcher(None, shown_request(request), wanted).ratio())
             unique = {shown_request(request): differences(request, command, patterns) for request in others}
@@ -617,7 +632,7 @@ def lab_seed(ctx, number):
 def lab_clock(ctx, seconds):
     """Move the lab's clock by SECONDS: expiries, and times in replies."""
     moved_s = int(ctx.store.change(canned.SETTINGS, "clock", lambda moved: str(int(moved or 0) + seconds)))
-    ctx.store.move_clock(moved_s)
+    ctx.store.shared[mi.MOVED_S] = moved_s  # which all processes read
     return mi.Reply(nodes=[mi.Node("moved", moved_s)])
 
 
@@ -625,7 +640,7 @@ def lab_clock(ctx, seconds):
 def lab_reset(ctx):
     """Go back to the start: forget faults, replies, journal, counters, cached values; faults of the configuration are back,
     modules have what their tables say. Subscriptions stay."""
-    ctx.store.move_clock(0)
+    ctx.store.shared[mi.MOVED_S] = 0
     for space in ctx.store.spaces():
         if space != ctx.server.events.SPACE:
             ctx.store.remove_fitting(space, "*")

@@ -300,6 +300,9 @@ def test_what_is_over_is_gone_from_the_store(monkeypatch):
     class Stored:
         text = None
 
+        def now_s(self):
+            return clock[0]
+
         def change(self, space, key, function):
             self.text = function(self.text)
             changes.append(self.text)

@@ -1,7 +1,11 @@
 """plugins/lab.py with three real children: each fault as a client sees it, the journal, verification, seed, clock, reset."""
 
+import contextlib
+import itertools
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -406,15 +410,16 @@ def test_every_kind_of_request_is_in_the_journal(lab):
     lab.ask(rpc("nothing", {"a": 1, "b": ["x", "y"]}))
     lab.ask(b"{not json")
     lab.ask(b":version:\n", 0.2)
-    lab.ask(b"[%b,%b]" % (rpc("pwd"), rpc("pwd", number=None)))
+    lab.ask(b"[%b,%b]" % (rpc("pwd", ["?"]).replace(b"?", b"\xff"), rpc("pwd", number=None)))
     keys = "dialect", "command", "arguments", "outcome", "code"
     assert [tuple(one[key] for key in keys) for one in journal(lab)["requests"]] == [
         ("text", "pwd", [], "answered", 200), ("text", "no_such", ["a b", "name=c"], "answered", 500),
         ("text", "", [], "answered", 500), ("text", "help", [], "answered", 400),
         ("jsonrpc", "pwd", [], "notification", 200), ("jsonrpc", "nothing", ["a=1", "b=x", "b=y"], "answered", 500),
         ("jsonrpc", "", [], "answered", 400), ("text", "version", [], "drop", 200),
-        ("jsonrpc", "pwd", [], "answered", 200), ("jsonrpc", "pwd", [], "notification", 200)]
+        ("jsonrpc", "pwd", ["\\udcff"], "answered", -32602), ("jsonrpc", "pwd", [], "notification", 200)]
     raws = [one["raw"] for one in journal(lab)["requests"]]
+    assert raws[-2] == '{"jsonrpc":"2.0","method":"pwd","id":1,"params":["\\xff"]}'
     assert raws[2] == "malformed \\xff\\n" and raws[3] == ':help:\\nbroken"quote\\n'
 
 
@@ -474,6 +479,33 @@ def test_the_journal_is_bounded_and_tells_what_is_forgotten(start):
     assert "characters" in journal(lab, command="version")["requests"][0]["raw"]
 
 
+ODD = [b"", b"\0", b":pwd", b":a\0b:\nx\n", b":pwd:\n\xff\xfe\n", b':no:\n"\xff\x01"\n', b"[]", b"[1]", b"[[[[]]]]", b'{"id": 1}',
+       b'{"jsonrpc":"2.0","method":"\\ud800","id":1,"params":["\\ud800", {"a":[null]}, 1.5, true]}', b"[" * 5000, b'"x"', b"-",
+       b'[{"jsonrpc":"2.0","method":"pwd","id":1,"params":["\\udfff"]},{"jsonrpc":"2.0","method":"pwd","id":2}, 7]',
+       b'{"jsonrpc":"2.0","method":"pwd","id":"\\udc80"}', b":no:\n" + b"a\n" * 30000, b":no:\n" + b"\x01" * 60000,
+       b":" + b"n" * 60000 + b":\n", b'{"jsonrpc":"2.0","method":"no","id":1,"params":[%b1]}' % (b"1," * 20000),
+       b"[" + b",".join([rpc("pwd")] * 300) + b"]",
+       b'{"jsonrpc":"2.0","method":"no","id":1,"params":%b}' % (b"[" * 900 + b"]" * 900)]
+
+
+@pytest.mark.parametrize("fault", [None, {"command": "never", "argument": "x", "action": "drop"}])
+def test_odd_requests_get_the_same_replies_and_are_shown(start, fault):
+    plain, lab = start(THREE.replace('loadmodule "lab.so"', "")), start(THREE)
+    if fault:
+        add(lab, **fault)
+    for request in ODD:
+        one, two = plain.ask(request, 1 if request else 0.2), lab.ask(request, 1 if request else 0.2)
+        assert one is two is None or one.replace(b"/s0", b"/s1") == two, request
+        last = journal(lab)
+        while last["left"]:
+            last = journal(lab, since=last["requests"][-1]["number"])
+        assert last["requests"][-1]["outcome"] == "answered" if request else True
+        assert lab.ask(b":lab_journal:\n").startswith(b"200 OK\n")
+        assert lab.ask(text("lab_verify", "never", "a", "b")).startswith(b"417 expected 1, found 0\n")
+        assert json.loads(lab.ask(rpc("lab_verify", ["never"])))["error"]["code"] == 417
+        assert lab.ask(text("lab_verify", "never", *["a"] * 5000)).startswith(b"417 ")
+
+
 def test_since_limit_and_command(lab):
     for request in (b":pwd:\n", b":version:\n", b":pwd:\n", b":which:\n"):
         lab.ask(request)
@@ -481,6 +513,43 @@ def test_since_limit_and_command(lab):
     assert [one[0] for one in outcomes(lab, since=2)] == ["pwd", "which"]
     assert journal(lab, limit=3)["left"] == 1 and len(journal(lab, limit=3)["requests"]) == 3
     assert lab.ask(text("lab_journal", since=9)) == b"200 OK\nforgotten:: 0\nleft:: 0\n\n"
+
+
+def test_the_journal_survives_children_that_are_killed(start):
+    """With the lock in hand as well: what a client has the reply to is there, and the children go on."""
+    lab = start(THREE + 'modparam("lab", "journal_size", 131072)')
+    answered, ends = [], threading.Event()
+
+    def poll():
+        client, own = lab.client(), threading.get_ident()
+        for nth in itertools.count():
+            if ends.is_set():
+                return
+            with contextlib.suppress(TimeoutError):  # nobody reads at the moment
+                if client.ask(f":uptime:\n{own}\n{nth}\n".encode(), 0.2):
+                    answered.append((str(own), str(nth)))
+
+    threads = [threading.Thread(target=poll) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(6):
+        for pid in wait_for(lambda: lab.ask(b":ps:\n", 0.5) and lab.children())[:1]:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.2)
+    ends.set()
+    for thread in threads:
+        thread.join()
+    shown = wait_for(lambda: lab.ask(b":ps:\n", 0.5) and journal(lab))
+    entries = list(shown["requests"])
+    while shown["left"]:
+        shown = journal(lab, since=entries[-1]["number"])
+        entries += shown["requests"]
+    there = {tuple(one["arguments"]) for one in entries if one["outcome"] == "answered" and one["command"] == "uptime"}
+    assert len(answered) > 100 and len(there) > 100
+    for own in {own for own, _ in answered}:
+        mine = [pair for pair in answered if pair[0] == own]
+        first = next(nth for nth, pair in enumerate(mine) if pair in there)
+        assert set(mine[first:]) <= there
 
 
 def test_the_journal_survives_a_reload(lab):

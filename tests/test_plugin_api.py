@@ -488,3 +488,152 @@ def test_trees_go_there_and_back():
 def test_a_trial_tells_what_is_wrong_with_a_plug_in(trial):
     with pytest.raises(mi.ConfigError, match="needs a docstring"):
         trial('loadmodule "bad.so"', bad="@mi.command\ndef bad(ctx):\n    pass\n")
+
+
+###############################################################################
+# Options, replies sent otherwise, commands replaced
+###############################################################################
+
+OPTIONS = '''
+@mi.command(limit=mi.integer(1, 9))
+def dump(ctx, table, *users, limit=5, deep=None):
+    """Dump."""
+    return {"table": table, "users": list(users), "limit": limit, "deep": deep}
+'''
+
+
+@pytest.mark.parametrize("text, params, expected", [
+    (b"t\n", {"table": "t"}, {"limit": 5, "deep": None}), (b"t\nlimit::7\n", {"table": "t", "limit": 7}, {"limit": 7}),
+    (b"deep::x\nt\nlimit:: 7\na\nb\n", {"users": ["a", "b"], "limit": "7", "table": "t", "deep": "x"},
+     {"users": ["a", "b"], "limit": 7, "deep": "x"}), (b"table::t\n", ["t"], {"limit": 5}),
+    (b"t\ndeep::1\n", {"deep": 1, "table": "t"}, {"deep": "1"})])
+def test_options_are_given_by_name_in_both_dialects(trial, text, params, expected):
+    one = trial('loadmodule "options.so"', options=OPTIONS)
+    whole = {"table": "t", "users": [], "limit": 5, "deep": None, **expected}
+    assert json.loads(one.ask(rpc("dump", params)))["result"] == whole
+    assert one.ask(b":dump:\n" + text) == mi.encode(mi.write_text(mi.Reply(nodes=mi.json_nodes(whole))))
+
+
+@pytest.mark.parametrize("text, params, wrong", [
+    (b"t\nlimit::10\n", {"table": "t", "limit": 10}, "400 limit takes an integer from 1 to 9"),
+    (b"limit::7\n", {"limit": 7}, None),
+    (b"t\nlimi::7\n", None, '400 no option "limi"; did you mean "limit"?')])
+def test_options_that_are_wrong(trial, text, params, wrong):
+    one = trial('loadmodule "options.so"', options=OPTIONS)
+    assert one.ask(b":dump:\n" + text) == f"{wrong or '400 Too few or too many arguments'}\n\n".encode()
+    if params:
+        error = json.loads(one.ask(rpc("dump", params)))["error"]
+        assert (f"{error['code']} {error['message']}" == wrong) if wrong else error["code"] == -32602
+    assert b"dump TABLE [USERS...] [limit=LIMIT] [deep=DEEP]" in one.ask(b":help:\ndump\n")
+
+
+SENT = '''
+@mi.command(pure=True)
+def twice(ctx):
+    """Reply twice."""
+    return mi.Reply(nodes=[mi.Node("a", "b")], send=lambda written: [(0, written), (0.5, written[:6])])
+
+@mi.command
+def fails(ctx):
+    """Fail while it is sent."""
+    return mi.Reply(send=lambda written: 1 / 0)
+
+@mi.around("uptime", "nothing")
+def instead(ctx, request, proceed):
+    return mi.Reply(486, "Busy")
+'''
+
+
+def test_a_reply_may_be_sent_otherwise(trial):
+    one = trial('loadmodule "sent.so"', sent=SENT)
+    for _ in range(4):  # it is not cached
+        assert one.answer(b":twice:\n").datagrams == [(0, b"200 OK\na:: b\n\n"), (0.5, b"200 OK")]
+    assert one.ask(b":fails:\n") == b"500 command failed\n"
+    assert one.answer(b'{"jsonrpc":"2.0","method":"twice"}').datagrams == []
+    assert json.loads(one.ask(b"[%b,%b]" % (rpc("twice"), rpc("pwd"))))[0]["result"] == {"a": "b"}
+
+
+def test_a_function_around_may_return_a_reply(trial):
+    one = trial('loadmodule "sent.so"', sent=SENT)
+    for _ in range(3):
+        assert one.ask(b":uptime:\n") == b"486 Busy\n\n"
+        assert json.loads(one.ask(rpc("uptime")))["error"] == {"code": 486, "message": "Busy"}
+    assert one.answer(b":uptime:\n").exchanges[0].code == 486
+    assert one.answer(b'{"jsonrpc":"2.0","method":"uptime"}').datagrams == []
+
+
+REPLACING = '''
+@mi.command("uptime", replace=True)
+def other(ctx):
+    """Ours."""
+    return mi.Reply(200, "Ours")
+'''
+
+
+def test_a_command_may_replace_one_but_not_two(trial):
+    assert trial('loadmodule "one.so"', one=REPLACING).ask(b":uptime:\n") == b"200 Ours\n\n"
+    with pytest.raises(mi.ConfigError, match="is there already"):
+        trial('loadmodule "one.so"\nloadmodule "two.so"', one=REPLACING, two=REPLACING)
+
+
+CACHED = '''
+def note(ctx, trace):
+    """Count; every third is not to be sent as it is."""
+    count = ctx.store.change("noted", "count", lambda count: str(int(count or 0) + 1))
+    assert trace.exchange.reply and trace.requested_s <= trace.replied_s and trace.client
+    return int(count) % 3 != 0
+
+@mi.around("get_statistics", cached=note)
+def hide(ctx, request, proceed):
+    """Say so where it is asked."""
+    return proceed()._replace(datagrams=[(0, b"asked")])
+'''
+
+
+def test_cached_replies_pass_a_function_that_lets_them(start, folder):
+    (folder / "cached.py").write_text(f"import midatagram as mi\n{CACHED}")
+    server = start('loadmodule "cached.so"', "-p", str(folder))
+    client, request = server.client(), b":get_statistics:\nrequests\n"
+    replies = [client.ask(request)[:5] for _ in range(12)]
+    assert replies[:2] == [b"asked"] * 2 and replies[3:].count(b"asked") == 3 and replies[3:].count(b"200 O") == 6, replies
+    assert client.ask(b":pwd:\n").startswith(b"200 OK\n")
+
+
+WAITS = '''
+import gevent.event
+
+@mi.around("uptime")
+def wait(ctx, request, proceed):
+    """Send when `go` says so."""
+    return proceed()._replace(datagrams=[(GO.wait, b"now")])
+
+GO = gevent.event.Event()
+
+@mi.command
+def go(ctx):
+    """Let them go."""
+    GO.set()
+    return mi.Reply()
+'''
+
+
+def test_a_reply_may_wait_without_a_worker(start, folder):
+    (folder / "waits.py").write_text(f"import midatagram as mi\n{WAITS}")
+    server = start('modparam("midatagram", "pool_size", 2)\nloadmodule "waits.so"', "-p", str(folder))
+    clients = [server.client() for _ in range(8)]
+    for client in clients:
+        client.send(b":uptime:\n")
+    assert clients[0].receive(0.2) is None
+    assert server.ask(b":go:\n") == b"200 OK\n\n"
+    assert [client.receive() for client in clients] == [b"now"] * 8
+
+
+def test_the_clocks_of_the_store_can_be_moved(trial):
+    store = trial("").server.store
+    now_s, time_s = store.now_s(), store.time_s()
+    store.put("space", "key", "value", 60)
+    store.shared[mi.MOVED_S] = 59
+    assert store.get("space", "key") == "value" and 59 <= store.now_s() - now_s < 60 and 59 <= store.time_s() - time_s < 60
+    store.shared[mi.MOVED_S] = 60
+    assert store.get("space", "key") is None and store.items("space") == []
+    assert store.spaces() == ["space"]
