@@ -63,7 +63,7 @@ __all__ = [  # what plug-ins may use
     # what is remembered, files, and the standard library as it was before gevent
     "Memo", "VALUE_BYTES", "open_to_append", "original", "shared", "AsyncResult",  # noqa: F822 - see __getattr__()
     # other servers, tests
-    "ask", "Trial", "Address", "LIMIT",
+    "ask", "Trial", "Address", "LIMIT", "GIVE_UP",
     # files of a plug-in's own format
     "Module", "ConfigError", "ParseError", "import_plugin", "read_source", "line_of", "nearest", "BAD_PARAMETER", "WRONG_COUNT",
     # tools: a plug-in with main(argv)

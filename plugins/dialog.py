@@ -17,6 +17,7 @@ opensips = mi.shared("opensips")
 
 SPACE = "dialog"
 UNCONFIRMED, EARLY, CONFIRMED_NA, CONFIRMED, DELETED = range(1, 6)
+LEAST_BYTES = 300  # of a dialog in a reply
 ENDED_S = 5.0  # for which a dialog that ended is listed
 DIALOG = opensips.table("dialog", [10, 12], """dlg_id# callid=call_id_column from_uri from_tag to_uri to_tag
     caller_cseq=from_cseq_column callee_cseq=to_cseq_column caller_route_set?=from_route_column
@@ -311,7 +312,8 @@ def list_dialogs(ctx, callid: Any, from_tag: Any, index: Any, counter: Any, cont
         first, most = ((mi.json_int(index, "index"), mi.json_int(counter, "counter")) if is_json else (index, counter))
         if most > 0:
             head, dialogs = {"count": len(dialogs)}, dialogs[first:first + most]
-    shown = [dialog.shown(is_json, context) for dialog in mi.bounded(dialogs)]
+    opensips.check_size(ctx, len(dialogs), LEAST_BYTES)
+    shown = [dialog.shown(is_json, context) for dialog in dialogs]
     return dialogs_reply(ctx, {**head, "Dialogs": shown}, dialogs)
 
 
@@ -502,7 +504,8 @@ def profile_get_values(ctx, profile, value=None):
 def profile_list_dlgs(ctx, profile, value=None):
     """Show the dialogs that are in a profile."""
     dialogs = in_profile(ctx, *asked_profile(ctx, profile, value))
-    shown = [dialog.shown(ctx.request.dialect == "jsonrpc", False) for dialog in mi.bounded(dialogs)]
+    opensips.check_size(ctx, len(dialogs), LEAST_BYTES)
+    shown = [dialog.shown(ctx.request.dialect == "jsonrpc", False) for dialog in dialogs]
     return dialogs_reply(ctx, {"Dialogs": shown}, dialogs)
 
 

@@ -14,6 +14,7 @@ import midatagram as mi
 opensips = mi.shared("opensips")
 
 SPACE = "dispatcher"
+LEAST_BYTES = 45  # of a destination in a reply
 INACTIVE, PROBING = 1, 2  # flags of a destination
 DISPATCHER = opensips.table("dispatcher", [7, 8, 9], """setid# destination socket? state# weight priority# attrs?
     description?=-""", "%s_col")
@@ -234,9 +235,9 @@ def ds_list(ctx, partition=None, full=None):
         if names[0] not in partitions(ctx):
             raise mi.Error(400, "Bad parameter")
     view, shown = ctx.view(SPACE, take_in), []
+    opensips.check_size(ctx, sum(len(ones) for name in names for _, ones in view.get(name, ())), LEAST_BYTES)
     for name in names:
-        sets = [{"id": number, "Destinations": [one.shown(full) for one in mi.bounded(ones)]}
-                for number, ones in view.get(name, ())]
+        sets = [{"id": number, "Destinations": [one.shown(full) for one in ones]} for number, ones in view.get(name, ())]
         shown.append({"name": name, **({"SETS": sets} if sets else {})})
     return opensips.reply(ctx, {"PARTITIONS": shown}, depends=(SPACE,))
 

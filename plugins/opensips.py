@@ -137,6 +137,13 @@ def reply(ctx: Any, value: Any, depends: tuple = (), until_s: float | None = Non
     return mi.Reply(nodes=nodes, depends=depends, until_s=until_s)
 
 
+def check_size(ctx: Any, count: int, least_bytes: int) -> None:
+    """Give up a reply of so many parts, each of so many bytes at least, before it is made; mi.TooLong."""
+    limit = mi.LIMIT if ctx.request.dialect == "jsonrpc" else mi.GIVE_UP
+    if count * least_bytes > limit:
+        raise mi.TooLong(limit + 1)
+
+
 class Attributes(dict):
     """The attributes of an event as 3.4 has them; `text` are those of 2.4, made when a subscriber wants them."""
 

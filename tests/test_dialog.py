@@ -266,3 +266,17 @@ def test_lab_commands_say_what_is_wrong(trial):
     assert ask(one, "lab_call", "c1", "sip:a", "sip:b", "state::6") == "400 state takes an integer from 1 to 5\n\n"
     with mi.Trial('loadmodule "lab_sip.so"') as other:
         assert ask(other, "lab_hangup", "c1") == "500 module dialog is not loaded\n\n"
+
+
+def test_a_list_that_cannot_fit_is_given_up_before_it_is_made(trial):
+    """And what a dialog takes at least is no more than one takes."""
+    one = trial()
+    module = one.server.registry.modules_by_name["dialog"].namespace
+    ask(one, "lab_call", "x", "y", "z", "from_tag::f", "to_tag::t", "socket::s", "state::1")
+    for reply in (ask(one, "dlg_list"), json.dumps(rpc(one, "dlg_list"))):
+        assert len(reply) > module.LEAST_BYTES
+    for number in range(900):
+        call(one, f"c{number}")
+    assert ask(one, "dlg_list") == "500 reply of more than 261828 bytes exceeds 65457\n"
+    assert one.ask(b'{"jsonrpc":"2.0","method":"dlg_list","id":1}') == b"500 Internal error"
+    assert len(rpc(one, "dlg_list", {"index": 5, "counter": 20})["Dialogs"]) == 20

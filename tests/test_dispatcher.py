@@ -141,3 +141,13 @@ def test_an_empty_partition_is_shown_without_sets(tmp_path):
         assert ask(trial, "ds_list", "p2") == "200 OK\nPARTITION:: p2\n\n"
         reply = trial.ask(b'{"jsonrpc":"2.0","method":"ds_list","params":{"partition":"p2"},"id":1}')
         assert json.loads(reply)["result"] == {"PARTITIONS": [{"name": "p2"}]}
+
+
+def test_a_list_that_cannot_fit_is_given_up_before_it_is_made(tmp_path):
+    """And what a destination takes at least is no more than one takes."""
+    with mi.Trial(lines(tables(tmp_path, dispatcher=["1:1:x::0:5:0:y:z"]))) as trial:
+        assert len(ask(trial, "ds_list", "default")) - len("200 OK\nPARTITION:: default\n\tSET:: 1\n\n") > 45
+    many = [f"{number}:1:sip\\:d{number}::0:5:0:key:d" for number in range(6000)]
+    with mi.Trial(lines(tables(tmp_path, dispatcher=many))) as trial:
+        assert ask(trial, "ds_list") == "500 reply of more than 261828 bytes exceeds 65457\n"
+        assert trial.ask(b'{"jsonrpc":"2.0","method":"ds_list","id":1}') == b"500 Internal error"
