@@ -58,14 +58,15 @@ __all__ = [  # what plug-ins may use
     # dialects
     "first_line", "read_first_line", "read_arguments", "JSON_START", "read_envelope", "text_of", "shown_address",
     "read_json", "json_text", "json_tree", "json_nodes", "read_tree", "write_request", "write_jsonrpc",
+    "json_int", "json_string", "json_array", "bounded", "node_lines", "JsonText", "TooLong",
     # converters
     "string", "integer", "boolean", "one_of", "file_mode", "account", "address", "words", "names_or_none", "networks",
     # declarations
-    "Param", "Stat", "Event", "JsonForm", "command", "around", "every", "trace_destination", "Trace", "Context",
+    "tagged", "Param", "Stat", "Event", "JsonForm", "command", "around", "every", "trace_destination", "Trace", "Context",
     # what is remembered, files, and the standard library as it was before gevent
-    "Memo", "VALUE_BYTES", "open_to_append", "original", "AsyncResult",  # noqa: F822 - see __getattr__()
+    "Memo", "VALUE_BYTES", "open_to_append", "original", "shared", "AsyncResult",  # noqa: F822 - see __getattr__()
     # other servers, tests
-    "ask", "Trial", "Address", "LIMIT",  # noqa: F822
+    "ask", "Trial", "Address", "LIMIT", "GIVE_UP",  # noqa: F822
     # what a Trial is made of
     "ConfigReader", "Loader", "Processes", "Counters", "core_stats", "Store", "Server", "Access", "event_pair", "answers_of",
     # files of a plug-in's own format
@@ -664,9 +665,13 @@ class Writers(dict):
         raise TypeError(f"no JSON for a {kind.__name__}")
 
 
+class JsonText(str):
+    """A JSON value that is written already, without blanks."""
+
+
 quoted = json.encoder.encode_basestring  # escapes quote, backslash and controls: \b \f \n \r \t, else \u00xx
 WRITERS: dict[type, Callable] = Writers({
-    str: quoted, int: int.__repr__, float: json_float, bool: {True: "true", False: "false"}.get,
+    str: quoted, JsonText: str.__str__, int: int.__repr__, float: json_float, bool: {True: "true", False: "false"}.get,
     type(None): lambda none: "null", Live: str,
     dict: lambda nested: HOLE, list: lambda nested: HOLE, tuple: lambda nested: HOLE})
 
@@ -1123,7 +1128,8 @@ class JsonForm(NamedTuple):
     order: parameters whose types are checked before the others; raw: those that get JSON values as they are.
     check: called with the values by name before the command; plurals: node name -> (name of the array, name of the
     node's own value); renamed: node name -> member name; errors: reason -> Error; listing: values as an array;
-    nameless: params by name are taken in the order in which they come, whatever their names, and an array as its items.
+    nameless: params by name are taken in the order in which they come, whatever their names, and an array as its items;
+    named: params are by name only.
     """
 
     recipes: list | None = None
@@ -1135,6 +1141,7 @@ class JsonForm(NamedTuple):
     errors: dict = {}
     listing: bool = False
     nameless: bool = False
+    named: bool = False
 
 
 class CommandTag(NamedTuple):
@@ -1311,6 +1318,7 @@ class Module:
         self.columns: dict[str, int] = {}  # statistic -> its column of the counters
         self.row: Any = None  # this process' row of the counters
         self.server: Any = None
+        self.db_url = ""  # the database of all modules, in place of their own
 
 
 
@@ -1449,6 +1457,8 @@ class Command:
         if by_position and self.rest and not self.tag.json.recipes and count > len(self.required):
             names = self.names[:count]
             return dict(zip(names, params)), params[len(names):]
+        if by_position and count and self.form.named:
+            raise invalid_params("Command only supports named parameters")
         fitting = [recipe for recipe in self.recipes if len(recipe) == count]
         if not fitting:
             raise invalid_params("Too few or too many parameters")
@@ -3669,6 +3679,8 @@ class Events:
     def put(self, name: str, attributes) -> int:
         """Send an event, now or when those before it are sent; returns to how many. Never waits."""
         addressed = self.written(name, attributes)
+        if not addressed:
+            return 0
         size = sum(map(len, {data for _, data in addressed})) + 8 * len(addressed)  # a list of rows that all events share
         if self.waiting_bytes + size > EVENT_QUEUE:
             self.lose(name, len(addressed), "too many events wait")
@@ -3760,13 +3772,16 @@ def has_ended(row: dict, now_s: float) -> bool:
 def write_event(name: str, attributes, dialect: str) -> bytes:
     """An event as a datagram, with attributes by name, or a list of values without.
 
-    Text: `NAME`, `attribute::value` lines and an empty line. JSON-RPC: a notification.
+    Text: `NAME`, `attribute::value` lines and an empty line; attributes with a field `text` have others. JSON-RPC: a
+    notification.
     """
     if dialect == "jsonrpc":
         params = {"params": attributes} if attributes else {}
         return encode(json_text({"jsonrpc": "2.0", "method": name, **params}))
+    attributes = getattr(attributes, "text", attributes)
     pairs = attributes.items() if isinstance(attributes, dict) else [(None, value) for value in attributes]
-    return encode(f"{name}\n{''.join(write_argument(key, f'{value}') for key, value in pairs)}\n")
+    lines = [write_argument(key, None if key and value is None else f"{value}") for key, value in pairs]
+    return encode(f"{name}\n{''.join(lines)}\n")
 
 
 def event_target(place: str, by_name: bool = True) -> tuple[int, Any]:
@@ -3960,19 +3975,19 @@ class Setup(NamedTuple):
 def load_plugin(path: str) -> Module:
     """A plug-in file as a Module; ConfigError."""
     if path.endswith(".conf"):
-        return import_beside("canned_replies", "read canned replies", path).read_file(path)
+        return shared("canned_replies", path, "to read canned replies, ").read_file(path)
     namespace = import_plugin(path)
     own = {key: value for key, value in vars(namespace).items()
            if not callable(value) or getattr(value, "__module__", namespace.__name__) == namespace.__name__}
     return Module(pathlib.Path(path).stem, own, path, functools.partial(line_of, read_source(path)))
 
 
-def import_beside(name: str, purpose: str, path: str) -> Any:
-    """The namespace of a plug-in beside the script that does a part of its work, for the sake of a file; ConfigError."""
-    place = find_plugin(name, [BESIDE])
-    if place is None:
-        raise ConfigError(path, 0, f"to {purpose}, {name}.py is needed in {BESIDE}")
-    return import_plugin(place)
+def shared(name: str, path: str = "", purpose: str = "") -> Any:
+    """The namespace of a file among this script's own plug-ins, for what several of them share; ConfigError, in `path`."""
+    file = find_plugin(name, [BESIDE])
+    if file is None:
+        raise ConfigError(path, 0, f"{purpose}{name}.py is needed in {BESIDE}")
+    return import_plugin(file)
 
 
 def import_plugin(path: str) -> Any:
@@ -4153,7 +4168,9 @@ class Loader:
         statistics.stats += [Stat(name, "of scripts", group, resettable)
                              for group, name, resettable in dict.fromkeys(statistics.settings["variable"])]
         self.modules["core"].stats += self.core_stats(mi["children_count"])
+        self.modules["statistics"].stats += self.modules["statistics"].settings["variable"][::-1]
         for module in self.modules.values():
+            module.db_url = own["db_url"]
             if "init" in module.hooks:
                 with plugin_code(module.path, "init: "):
                     module.hooks["init"](Context(module))
@@ -4906,6 +4923,7 @@ MIDATAGRAM_PARAMS = [
     Param("disable", (), words, "commands to disable, comma-separated: kill, log_level"),
     Param("log_file", None, string, "log to this file instead of stderr or syslog; SIGUSR1 reopens it"),
     Param("store_size", 64 << 20, integer(1 << 20), "store size limit (cached values, subscriptions, plug-in data), bytes"),
+    Param("db_url", "", string, "database of all modules, whatever they name themselves: text://DIRECTORY or sqlite://FILE"),
     Param("max_subscribers", 256, integer(0), "maximum number of event subscriptions"),
     Param("event_targets", (), networks, "networks that UDP clients may subscribe, besides their own host"),
     Param("start_timeout", 10000, integer(100, 3600000), "time limit for the start of a child, and for a reload, ms"),
@@ -4953,7 +4971,7 @@ def trace_destinations(modules: Iterable[Module]) -> dict:
     traced to. The modules get the statistics of theirs. ConfigError."""
     declared: dict[str, Callable | None] = {}
     for module, function in [(one, function) for one in modules for function in one.destinations]:
-        tracing = import_beside("tracing", "trace", module.path)
+        tracing = shared("tracing", module.path, "to trace, ")
         with plugin_code(module.path, f"{function.__name__}: "):
             for name, destination in function(Context(module)).items():
                 declared[name] = destination and functools.partial(tracing.Tracer, name, module, destination)
@@ -7037,7 +7055,7 @@ def __getattr__(name: str) -> Any:
 
         return AsyncResult
     if name == "Trial":
-        return import_beside("trial", "test plug-ins", "midatagram.Trial").Trial
+        return shared("trial", "midatagram.Trial", "to test plug-ins, ").Trial
     raise AttributeError(f"midatagram has no {name}{nearest(name, __all__)}")
 
 

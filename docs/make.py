@@ -78,6 +78,7 @@ def releases():
 
 
 NOTES["midatagram"] %= "".join(releases())
+WITHOUT_EFFECT = "accepted without effect"  # the help of parameters that are listed by name alone
 SHOWN = {"unix_socket_mode": "0660", "reply_indent": "TAB"}
 MODULES = {  # name -> what stands before its parameters
     "mi_datagram": "The parameters of OpenSIPS' own module, and `pretty_printing` of 3.x.",
@@ -115,9 +116,14 @@ def configuration():
         if module.params:
             yield f"\n## {module.name}\n\n{MODULES.get(module.name, summary(module))}\n\n"
             yield "| parameter | default | what it does |\n|---|---|---|\n"
+            without = [param.name for param in module.params.values() if param.help == WITHOUT_EFFECT]
             for param in module.params.values():
+                if param.name in without:
+                    continue
                 more = " (repeatable)" if param.repeat else ""
                 yield f"| `{param.name}` | {default_of(param)} | {cell(param.help)}{more} |\n"
+            if without:
+                yield f"\nAccepted without effect: {', '.join(f'`{name}`' for name in without)}.\n"
             yield f"\n{NOTES[module.name]}\n" if module.name in NOTES else ""
     yield "\n## Statistics\n\n| statistic | what it shows |\n|---|---|\n"
     for module in modules():

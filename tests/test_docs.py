@@ -19,6 +19,7 @@ COMMANDS = (ROOT / "docs" / "commands.md").read_text()
 EXAMPLE = (ROOT / "midatagram.conf.example").read_text()
 SHIPPED = [mi.load_plugin(str(path)) for path in sorted((ROOT / "plugins").iterdir()) if path.suffix in (".py", ".conf")]
 MODULES = [*mi.built_in_modules(), *SHIPPED]
+OPENSIPS = "statistics", "usrloc", "registrar", "dialog", "dispatcher"  # whose parameters an opensips.cfg has
 PARAMS = [(module, param) for module in MODULES for param in module.params.values()]
 
 
@@ -30,10 +31,17 @@ def blocks(language):
 
 @pytest.mark.parametrize("module, param", PARAMS, ids=[f"{module.name}.{param.name}" for module, param in PARAMS])
 def test_every_parameter_is_documented_with_its_default(module, param):
-    assert re.search(rf"^\| `{param.name}` \| [^|]+ \| {re.escape(param.help.replace('|', '&#124;'))}", CONFIGURATION, re.M)
+    if param.help == "accepted without effect":
+        section = CONFIGURATION.partition(f"\n## {module.name}\n")[2].partition("\n## ")[0]
+        assert re.search(rf"^Accepted without effect: .*`{param.name}`", section, re.M)
+    else:
+        assert re.search(rf"^\| `{param.name}` \| [^|]+ \| {re.escape(param.help.replace('|', '&#124;'))}", CONFIGURATION, re.M)
 
 
-@pytest.mark.parametrize("module, param", PARAMS, ids=[f"{module.name}.{param.name}" for module, param in PARAMS])
+OWN = [(module, param) for module, param in PARAMS if module.name not in OPENSIPS]
+
+
+@pytest.mark.parametrize("module, param", OWN, ids=[f"{module.name}.{param.name}" for module, param in OWN])
 def test_every_parameter_is_in_the_example(module, param):
     assert re.search(rf'^(# )?modparam\("{module.name}", "{param.name}", ', EXAMPLE, re.M)
 

@@ -1,0 +1,282 @@
+"""dispatcher -- sets of destinations and their states, as OpenSIPS' module shows them.
+
+The tables are read at the start and by ds_reload. A partition is a key of the store, whose value has all its sets.
+"""
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from typing import NamedTuple
+
+import midatagram as mi
+
+opensips = mi.shared("opensips")
+
+SPACE = "dispatcher"
+LEAST_BYTES = 45  # of a destination in a reply
+INACTIVE, PROBING = 1, 2  # flags of a destination
+DISPATCHER = opensips.table("dispatcher", [7, 8, 9], """setid# destination socket? state# weight priority# attrs?
+    description?=-""", "%s_col")
+
+
+def partition_line(value) -> tuple[str, dict]:
+    """Converter: `NAME: db_url = URL; table_name = TABLE` to the name and its settings."""
+    name, colon, rest = mi.string(value).partition(":")
+    pairs = [item.partition("=") for item in rest.split(";") if item.strip()]
+    if not colon or not name.strip() or not all(sign for _, sign, _ in pairs):
+        raise ValueError('takes "NAME: db_url = URL; table_name = TABLE"')
+    return name.strip(), {key.strip(): text.strip() for key, _, text in pairs}
+
+
+PARAMS = [
+    mi.Param("db_url", "", mi.string, "database with the table: text://DIRECTORY or sqlite://FILE"),
+    mi.Param("table_name", "dispatcher", mi.string, "name of the table"),
+    mi.Param("partition", (), partition_line, "another set of sets: `NAME: db_url = URL; table_name = TABLE`", repeat=True),
+    mi.Param("ds_probing_threshhold", 3, mi.integer(1), "how often a destination is set to probing before it is"),
+    mi.Param("ds_probing_threshold", 0, mi.integer(0), "the same, as 3.0 spells it; 0: see ds_probing_threshhold"),
+    *opensips.columns(DISPATCHER),
+    *opensips.without_effect("""algo_route attrs_avp cluster_id cluster_probing_mode cluster_sharing_tag cnt_avp description_col
+        ds_define_blacklist ds_ping_from ds_ping_interval ds_ping_maxfwd ds_ping_method ds_probing_list ds_probing_mode
+        ds_probing_sock dst_avp fetch_freeswitch_stats flags flags_col force_dst grp_avp hash_pvar max_freeswitch_weight
+        options_reply_codes persistent_state probe_mode_col pvar_algo_pattern script_attrs_avp setid_pvar sock_avp
+        use_default"""),
+]
+EVENTS = [mi.Event("E_DISPATCHER_STATUS", "a destination became active or inactive")]
+
+
+class Destination(NamedTuple):
+    """A destination as the store has it; failures: how often it was set to probing."""
+
+    uri: str
+    flags: int = 0
+    failures: int = 0
+    socket: str | None = None
+    attrs: str | None = None
+    weight: int = 0
+    priority: int = 0
+    description: str = ""
+    script_attrs: str | None = None
+
+    @property
+    def state(self) -> str:
+        """What ds_list calls it."""
+        return "Inactive" if self.flags & INACTIVE else "Probing" if self.flags & PROBING else "Active"
+
+    def shown(self, full: bool) -> dict:
+        """The destination as 3.4 shows it."""
+        item = {"URI": self.uri, "state": self.state, "first_hit_counter": 0, "socket": self.socket, "attr": self.attrs,
+                "script_attr": self.script_attrs}
+        if full:
+            item.update(weight=self.weight, priority=self.priority, description=self.description or None)
+        return {**{name: value for name, value in item.items() if value is not None}, "resolved_addresses": self.resolved()}
+
+    def resolved(self) -> list[str]:
+        """The addresses that the URI names itself, no name is looked up."""
+        match = re.match(r"(sips?):(?:[^@]*@)?(\[[^\]]*\]|[^:;?]*)(?::(\d+))?", self.uri, re.I)
+        scheme, host, port = match.groups() if match else ("", "", "")
+        try:
+            ipaddress.ip_address(host.strip("[]"))
+        except ValueError:
+            return []
+        return [f"{host}:{port or (5061 if scheme.lower() == 'sips' else 5060)}"]
+
+
+###############################################################################
+# State
+###############################################################################
+
+
+def partitions(ctx) -> dict[str, tuple]:
+    """The database and the table of each partition, as ds_list has them: the last declared first."""
+    declared = {"default": {}, **dict(ctx.param("partition"))}
+    return {name: (opensips.url_of(ctx, settings.get("db_url", "")),
+                   DISPATCHER.named(ctx, settings.get("table_name") or ctx.param("table_name")))
+            for name, settings in reversed(declared.items())}
+
+
+def read_sets(value: str) -> list:
+    """The sets of a partition, as the store has them: pairs of a number and destinations."""
+    return [(number, [Destination(*row) for row in rows]) for number, rows in json.loads(value)]
+
+
+def take_in(view: dict, key: str, value: str | None) -> None:
+    """Keep one partition in a view, which is {partition: sets}."""
+    view.pop(key, None)
+    if value is not None:
+        view[key] = read_sets(value)
+
+
+def destinations_of(rows: list[dict]) -> list:
+    """The sets that the rows of a table make."""
+    sets: dict[int, list] = {}
+    for row in rows:
+        flags = {1: INACTIVE, 2: PROBING}.get(row["state"], 0)
+        sets.setdefault(row["setid"], []).append(Destination(
+            row["destination"] or "", flags, 0, row["socket"] or None, row["attrs"] or None,
+            int(row["weight"]) if (row["weight"] or "").isdigit() else 0, row["priority"], row["description"] or ""))
+    return [(number, sorted(made, key=lambda one: -one.priority)) for number, made in reversed(sets.items())]
+
+
+def read_partition(ctx, name: str, inherits: bool = True) -> None:
+    """Read the table of a partition; destinations that stay have the state that they had. TableError."""
+    made = destinations_of(opensips.rows_of(ctx, *partitions(ctx)[name]))
+
+    def step(value: str | None) -> str:
+        old = {(number, one.uri): one for number, ones in read_sets(value or "[]") for one in ones} if inherits else {}
+        return json.dumps([(number, [inherit(one, old.get((number, one.uri))) for one in ones]) for number, ones in made])
+
+    ctx.store.change(SPACE, name, step)
+
+
+def inherit(new: Destination, old: Destination | None) -> Destination:
+    """A destination with the state of the one that was in its place."""
+    return new._replace(flags=old.flags, failures=old.failures, script_attrs=old.script_attrs) if old else new
+
+
+def init(ctx):
+    """Check the tables."""
+    opensips.check_tables(ctx, *partitions(ctx).values())
+
+
+def load(ctx):
+    """Read the tables."""
+    for name in partitions(ctx):
+        read_partition(ctx, name)
+
+
+###############################################################################
+# Commands
+###############################################################################
+
+
+@opensips.command
+def ds_set_state(ctx, state, group, address):
+    """Set the STATE (inactive, active or probing) of the destination ADDRESS in a GROUP, `7` or `PARTITION:7`."""
+    values = {"state": state, "group": group, "address": address}
+    wanted = argument(ctx, values, "state", "")[:1].lower()
+    word = {"0": "i", "1": "a", "2": "p"}.get(wanted, wanted)
+    if word not in ("i", "a", "p"):
+        raise mi.Error(500, "Bad state value")
+    partition, number = group_of(ctx, argument(ctx, values, "group", "group not found"))
+    uri = argument(ctx, values, "address", "address not found")
+    flips: list[bool] = []
+
+    def step(value: str | None) -> str:
+        sets = read_sets(value or "[]")
+        place = [(ones, at) for found, ones in sets if found == number
+                 for at, one in enumerate(ones) if one.uri.lower() == uri.lower()]
+        if not place:
+            raise mi.Error(404, "destination not found")
+        ones, at = place[0]
+        ones[at], flips[:] = switched(ones[at], word, ctx.param("ds_probing_threshold") or ctx.param("ds_probing_threshhold"))
+        return json.dumps(sets)
+
+    ctx.store.change(SPACE, partition, step)
+    for is_set in flips:
+        attributes = {} if partition == "default" else {"partition": partition}
+        opensips.raise_event(ctx, "E_DISPATCHER_STATUS", **attributes, group=number, address=uri,
+                             status="inactive" if is_set else "active", reason="MI command")
+    return mi.Reply()
+
+
+def argument(ctx, values: dict, name: str, problem: str) -> str:
+    """An argument of ds_set_state; mi.Error if it is missing, and where it is NULL."""
+    if ctx.request.dialect == "text" and [*values].index(name) >= len(ctx.request.values):
+        raise mi.WRONG_COUNT
+    if values[name] is None and problem and ctx.request.dialect == "text":
+        raise mi.Error(500, problem)
+    return opensips.text(ctx, name, values[name])
+
+
+def group_of(ctx, group: str) -> tuple[str, int]:
+    """The partition and the number that a group means; mi.Error."""
+    partition, colon, number = group.partition(":")
+    number = number.lstrip(" \t")
+    if not (colon and number):
+        partition, number = "default", group
+    elif partition not in partitions(ctx):
+        raise mi.Error(404, "ERROR Unknown partition")
+    try:
+        return partition, opensips.uint(number)
+    except ValueError:
+        raise mi.Error(500, "bad group value") from None
+
+
+def switched(one: Destination, word: str, threshold: int) -> tuple[Destination, list[bool]]:
+    """A destination in another state, and for each flag that changed whether it is set, in the order of these changes."""
+    flags, failures, order = 0, one.failures, (INACTIVE, PROBING)
+    if word == "i":
+        flags = INACTIVE
+    elif word == "p":
+        failures, order = failures + (not one.flags & INACTIVE), (PROBING, INACTIVE)
+        reached = not one.flags & INACTIVE and failures >= threshold
+        flags = PROBING if reached else one.flags & PROBING
+    return one._replace(flags=flags, failures=failures), [bool(flags & flag) for flag in order if (flags ^ one.flags) & flag]
+
+
+def bind_list(request) -> list:
+    """The partition and `full` of a text request: `[PARTITION] [full]`, what follows is ignored; mi.Error."""
+    first, second = (*request.values, "full", "full")[:2] if request.values else ("full", None)
+    if first == "full":
+        return [None, 1 if request.values else None]
+    if second != "full":
+        raise mi.BAD_PARAMETER
+    return [first or "default", 1 if len(request.values) > 1 else None]
+
+
+@opensips.command(bind=bind_list)
+def ds_list(ctx, partition=None, full=None):
+    """Show the destinations of all partitions or of one; `full`: with weight, priority and description."""
+    full = bool(full if ctx.request.dialect == "text" else full is not None and mi.json_int(full, "full"))
+    names = [*partitions(ctx)]
+    if partition is not None:
+        names = [opensips.text(ctx, "partition", partition) or "default"]
+        if names[0] not in partitions(ctx):
+            raise mi.Error(400, "Bad parameter")
+    view, shown = ctx.view(SPACE, take_in), []
+    opensips.check_size(ctx, sum(len(ones) for name in names for _, ones in view.get(name, ())), LEAST_BYTES)
+    for name in names:
+        sets = [{"id": number, "Destinations": [one.shown(full) for one in ones]} for number, ones in view.get(name, ())]
+        shown.append({"name": name, **({"SETS": sets} if sets else {})})
+    return opensips.reply(ctx, {"PARTITIONS": shown}, depends=(SPACE,))
+
+
+@opensips.command
+def ds_reload(ctx, partition=None, inherit_state=None):
+    """Read the tables of all partitions again, or of one; destinations that stay have the state that they had."""
+    inherits = inherit_state is None or opensips.text(ctx, "inherit_state", inherit_state)[:1] not in ("0", "n", "N")
+    name = "" if partition is None else opensips.text(ctx, "partition", partition)
+    if name and name not in partitions(ctx):
+        raise mi.Error(500, "ERROR Unknown partition")
+    try:
+        for one in [name] if name else partitions(ctx):
+            read_partition(ctx, one, inherits)
+    except opensips.TableError as error:
+        ctx.log.error("ds_reload: %s", error)
+        raise mi.Error(500, "ERROR Reloading data") from None
+    return mi.Reply()
+
+
+@opensips.command
+def ds_push_script_attrs(ctx, attrs, ip, port, set, partition=None):
+    """Give ATTRS to the destinations of a SET that have an IP and PORT."""
+    attrs, ip = opensips.text(ctx, "attrs", attrs), opensips.text(ctx, "ip", ip)
+    port, number = opensips.number(ctx, "port", port), opensips.number(ctx, "set", set)
+    name = "default" if partition is None else opensips.text(ctx, "partition", partition)
+    if not attrs:
+        raise mi.Error(500, "Bad attrs value")
+    if name not in partitions(ctx):
+        raise mi.Error(404, "ERROR Unknown partition")
+    try:
+        wanted = ipaddress.ip_address(ip)
+    except ValueError:
+        raise mi.Error(404, "destination not found") from None
+    place = f"[{wanted}]:{port}" if wanted.version == 6 else f"{wanted}:{port}"
+
+    def step(value: str | None) -> str:
+        return json.dumps([(found, [one._replace(script_attrs=attrs) if found == number and place in one.resolved() else one
+                                    for one in ones]) for found, ones in read_sets(value or "[]")])
+
+    ctx.store.change(SPACE, name, step)
+    return mi.Reply()

@@ -1,0 +1,69 @@
+"""lab_sip -- lab commands that leave what SIP traffic would.
+
+Options are named arguments.
+"""
+from __future__ import annotations
+
+import midatagram as mi
+
+opensips = mi.shared("opensips")
+
+
+def flags(value) -> dict:
+    """Converter: branch flags as their names, or as a number."""
+    names = mi.string(value)
+    return {"cflags": int(names)} if names.isdigit() else {"cflags": 2**len(names.split()) - 1, "flag_names": names}
+
+
+@mi.command(expires=opensips.uint, q=opensips.q_value, cseq=opensips.uint, flags=opensips.uint, cflags=flags,
+            methods=opensips.uint)
+def lab_register(ctx, table, aor, contact, *, expires=None, q=None, callid=None, cseq=None, user_agent=None, received=None,
+                 path=None, socket=None, flags=None, cflags=None, methods=None, attr=None, sip_instance=None):
+    """Register a CONTACT for an AOR in a TABLE as a REGISTER would."""
+    given = {"expires": expires, "q": q, "callid": callid, "cseq": cseq, "user_agent": user_agent, "received": received,
+             "path": path, "socket": socket, "flags": flags, "methods": methods, "attr": attr, "sip_instance": sip_instance}
+    fields = {name: value for name, value in given.items() if value is not None}
+    try:
+        register = ctx.module("usrloc").register
+    except KeyError:
+        raise mi.Error(500, "module usrloc is not loaded") from None
+    register(ctx, table, aor, contact, **fields, **(cflags or {}))
+    return mi.Reply()
+
+
+def pairs(value) -> tuple:
+    """Converter: `name=value, name` to names and values, None where there is none."""
+    items = [item.strip().partition("=") for item in mi.string(value).split(",") if item.strip()]
+    return tuple((name.strip(), text.strip() if sign else None) for name, sign, text in items)
+
+
+def dialogs(ctx):
+    """The functions of dialog; mi.Error."""
+    try:
+        return ctx.module("dialog")
+    except KeyError:
+        raise mi.Error(500, "module dialog is not loaded") from None
+
+
+@mi.command(state=mi.integer(1, 5), timeout=mi.integer(1), profiles=pairs, values=pairs)
+def lab_call(ctx, callid, from_uri, to_uri, *, from_tag=None, to_tag=None, state=None, socket=None, caller_contact=None,
+             callee_contact=None, timeout=None, profiles=None, values=None):
+    """Begin a call and take it to STATE: 1 unconfirmed, 2 early, 3 answered, 4 confirmed (the default), 5 ended."""
+    given = {"from_tag": from_tag, "to_tag": to_tag, "state": state, "socket": socket, "caller_contact": caller_contact,
+             "callee_contact": callee_contact, "timeout": timeout, "profiles": profiles, "values": values}
+    dialogs(ctx).call(ctx, callid, from_uri, to_uri, **{name: value for name, value in given.items() if value is not None})
+    return mi.Reply()
+
+
+@mi.command(state=mi.integer(1, 5))
+def lab_call_state(ctx, callid, state):
+    """Take a call to a later STATE."""
+    dialogs(ctx).move(ctx, callid, state)
+    return mi.Reply()
+
+
+@mi.command
+def lab_hangup(ctx, callid):
+    """End a call."""
+    dialogs(ctx).hang_up(ctx, callid)
+    return mi.Reply()

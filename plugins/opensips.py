@@ -1,0 +1,369 @@
+"""opensips -- what the plug-ins of OpenSIPS' modules share: tables, forms, the order of lists, converters, events.
+
+A plug-in loads it with mi.shared("opensips"). It has no commands and no state of its own.
+"""
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import re
+import sqlite3
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import midatagram as mi
+
+forms = mi.shared("opensips_forms")
+
+###############################################################################
+# Order
+###############################################################################
+# Most lists of OpenSIPS walk a hash table, bucket by bucket.
+
+
+@functools.lru_cache(4096)
+def core_hash(data: bytes) -> int:
+    """OpenSIPS' hash of a string: 32-bit sums over groups of four bytes, which are taken as signed, and over what is left."""
+    signed, total = memoryview(data).cast("b").tolist(), 0
+    for at in range(0, len(signed) // 4 * 4 + 1, 4):
+        value = 0
+        for byte in signed[at:at + 4]:
+            value = (value << 8) + byte & 0xFFFFFFFF
+        total += value ^ value >> 3
+    total &= 0xFFFFFFFF
+    return total + (total >> 11) + (total >> 13) + (total >> 23) & 0xFFFFFFFF
+
+
+###############################################################################
+# Converters
+###############################################################################
+# 2.4 has text or None, 3.4 a JSON value; handlers convert in the order in which the original looks at its arguments.
+
+
+def uint(text: str | None) -> int:
+    """An unsigned integer as 2.4 reads it: digits alone, which wrap around at 32 bits; ValueError."""
+    if not (text and text.isascii() and text.isdigit()):
+        raise ValueError("takes digits")
+    return int(text[-32:]) & 0xFFFFFFFF  # 10**32 is a multiple of 2**32
+
+
+def number(ctx: Any, name: str, value: Any) -> int:
+    """An argument that is a number; Error."""
+    if ctx.request.dialect == "jsonrpc":
+        return mi.json_int(value, name)
+    try:
+        return uint(value)
+    except ValueError:
+        raise mi.Error(400, "Bad parameter") from None
+
+
+def text(ctx: Any, name: str, value: Any) -> str:
+    """An argument that is a text, empty for none; Error."""
+    value = mi.json_string(value, name) if ctx.request.dialect == "jsonrpc" else value or ""
+    return value.partition("\0")[0]  # as C reads it
+
+
+Q = re.compile(r"[ \t]*(?:0*(?:\.([0-9]*))?|0*(1)(?:\.0*)?)")
+
+
+def q_value(value: str) -> int:
+    """A q times 1000, as the parameter of a contact has it; ValueError."""
+    match = Q.fullmatch(value)
+    if not match or not value.strip(" \t"):
+        raise ValueError("takes a number from 0 to 1")
+    return 1000 if match[2] else int((match[1] or "").ljust(3, "0")[:3])
+
+
+def shown_q(thousandths: int) -> str:
+    """A q as it is printed: the shortest form, nothing for one that is not set."""
+    return "" if thousandths < 0 else f"{thousandths / 1000:.3f}".rstrip("0").rstrip(".")
+
+
+###############################################################################
+# Commands, replies and events in both dialects
+###############################################################################
+
+
+def command(function: Callable | None = None, **options: Any) -> Any:
+    """Make a function an MI command with its Form: it takes a context and 3.4's arguments, which it converts itself.
+
+    Of a text request it gets text, or None for a value that is NULL or not there.
+    """
+    def tag(function: Callable) -> Callable:
+        form = forms.FORMS[function.__name__]
+        names = [*inspect.signature(function).parameters][1:]
+        errors = {reason: mi.Error(*error) for reason, error in form.errors.items()}
+        json = mi.JsonForm(recipes=[recipe.split() for recipe in form.recipes], raw=tuple(names), named=form.named,
+                           errors={"Server Internal Error": mi.Error(500, "Internal error"), **errors})
+        how = {"json": json, "input": form.text is not None, **options}
+        if form.text is not None:
+            how.setdefault("bind", binder(form.text, names))
+        if "also" in inspect.signature(mi.command).parameters:  # where commands have names of 4.0
+            how.setdefault("also", full_name(function))
+        return mi.command(function.__name__, **how)(function)
+
+    return tag(function) if function else tag
+
+
+def full_name(function: Any) -> str:
+    """The name of a command in 4.0: the module's, and the old one without its prefix."""
+    module = function.__module__.rpartition("plugin_")[2]
+    return f"{module}:{re.sub('^(?:ul|dlg|ds|dr|lb|t|rl|reg|nh|pike|rtpproxy|domain)_', '', function.__name__)}"
+
+
+def binder(text: str, names: list[str]) -> Callable:
+    """What binds the values of a text request by their positions to arguments by name; Error for a wrong count."""
+    words = text.removesuffix("...").split()
+    least = sum(not word.startswith("[") for word in words)
+    most = float("inf") if text.endswith("...") else len(words)
+    bare = [word.strip("[]") for word in words]
+    places = [bare.index(name) if name in bare else None for name in names]
+
+    def bind(request: Any) -> list:
+        values = request.values
+        if not least <= len(values) <= most:
+            raise mi.WRONG_COUNT
+        return [values[at] if at is not None and at < len(values) else None for at in places]
+
+    return bind
+
+
+def reply(ctx: Any, value: Any, depends: tuple = (), until_s: float | None = None) -> Any:
+    """A reply that has 3.4's result, or 2.4's tree of it."""
+    if ctx.request.dialect == "jsonrpc":
+        return mi.Reply(result=value, depends=depends, until_s=until_s)
+    nodes = forms.to_nodes(forms.FORMS[ctx.request.name].tree, value)
+    return mi.Reply(nodes=nodes, depends=depends, until_s=until_s)
+
+
+def check_size(ctx: Any, count: int, least_bytes: int) -> None:
+    """Give up a reply of so many parts, each of so many bytes at least, before it is made; mi.TooLong."""
+    limit = mi.LIMIT if ctx.request.dialect == "jsonrpc" else mi.GIVE_UP
+    if count * least_bytes > limit:
+        raise mi.TooLong(limit + 1)
+
+
+class Attributes(dict):
+    """The attributes of an event as 3.4 has them; `text` are those of 2.4, made when a subscriber wants them."""
+
+    event = ""
+    text_only: dict = {}
+
+    @property
+    def text(self) -> dict:
+        """The attributes as 2.4 has them."""
+        known = {**self, **self.text_only}
+        return {name: in_text(known[name]) for name in forms.EVENT_FORMS[self.event].split() if name in known}
+
+
+def raise_event(ctx: Any, name: str, text_only: dict | None = None, **attributes: Any) -> None:
+    """Raise an event, which is given as 3.4 has it, in the form of each subscriber's dialect; text_only: what only 2.4 has."""
+    both = Attributes(attributes)
+    both.event, both.text_only = name, text_only or {}
+    ctx.server.raise_event(name, both)
+
+
+def in_text(value: Any) -> Any:
+    """The value of an attribute in 2.4, where a negative number is an unsigned one of 64 bits and an empty text is none."""
+    return value % 2**64 if isinstance(value, int) else value or None
+
+
+def context_of(ctx: Any, name: str) -> Any:
+    """The context of another module, with its parameters and statistics; None if it is not loaded."""
+    module = ctx.server.registry.modules_by_name.get(name)
+    return type(ctx)(module, ctx.request, ctx.caller, ctx.data) if module else None
+
+
+###############################################################################
+# Parameters
+###############################################################################
+WITHOUT_EFFECT = "accepted without effect"
+
+
+def anything(value: Any) -> Any:
+    """Converter: any value."""
+    return value
+
+
+def without_effect(names: str) -> list:
+    """Parameters that OpenSIPS has and nothing here depends on."""
+    return [mi.Param(name, None, anything, WITHOUT_EFFECT, repeat=True) for name in names.split()]
+
+
+def columns(table: Table) -> list:
+    """Parameters that rename the columns of a table, those that have one."""
+    return [mi.Param(column.param, column.name, mi.string, f"name of the column {column.name}")
+            for column in table.columns if column.param]
+
+
+###############################################################################
+# Tables
+###############################################################################
+# A database is a folder of db_text files or an SQLite file with OpenSIPS' schema. It is read as a whole, at the start and when a
+# command asks for it.
+
+
+class TableError(Exception):
+    """What is wrong with a table: a file, a row and what it is."""
+
+
+class Column(NamedTuple):
+    """A column: `kind` is int, float or str; `null`: whether it may be empty; `param`: what renames it, `source`: to what."""
+
+    name: str
+    kind: type = str
+    null: bool = False
+    param: str = ""
+    source: str = ""
+
+
+class Table(NamedTuple):
+    """A table of OpenSIPS' schema; versions that can be read."""
+
+    name: str
+    versions: tuple
+    columns: tuple
+
+    def named(self, ctx: Any, name: str | None = None) -> Table:
+        """The table with the names that parameters of a module give to it and to its columns."""
+        mine = [column._replace(source=ctx.param(column.param)) if column.param else column for column in self.columns]
+        return self._replace(name=name or self.name, columns=tuple(mine))
+
+
+def table(name: str, versions: Iterable[int], columns: str, renamed: str = "%s") -> Table:
+    """A table from the words `column`, `column#` (an integer), `column~` (a float); `?` behind it: may be NULL. A parameter of
+    the form `renamed` renames a column, or the one behind `=`, or behind `=-` none."""
+    made = []
+    for word in columns.split():
+        mark, _, param = word.partition("=")
+        bare = mark.rstrip("#~?")
+        kind: Any = int if "#" in mark else float if "~" in mark else str
+        made.append(Column(bare, kind, "?" in mark, (param or renamed % bare).removeprefix("-"), bare))
+    return Table(name, tuple(versions), tuple(made))
+
+
+def can_read(url: str) -> bool:
+    """Whether a database is one that can be read here."""
+    return url.startswith(("text://", "sqlite://"))
+
+
+def read_table(url: str, table: Table) -> list[dict]:
+    """The rows of a table as {column: value}, by the names that the schema has; TableError."""
+    place = url.partition("://")[2]
+    reader = read_text_table if url.startswith("text://") else read_sqlite_table
+    try:
+        return reader(place, table)
+    except (OSError, UnicodeError, sqlite3.Error) as error:
+        raise TableError(f"{place}: table {table.name}: {error}") from None
+
+
+def check_version(place: str, table: Table, version: Any) -> None:
+    """Refuse a table of another version; TableError."""
+    if version not in table.versions:
+        wanted = " or ".join(map(str, table.versions))
+        raise TableError(f"{place}: table {table.name} has version {version if version is not None else 'none'}, not {wanted}")
+
+
+def read_sqlite_table(path: str, table: Table) -> list[dict]:
+    """A table of an SQLite file; TableError, sqlite3.Error."""
+    if not os.path.isfile(path):
+        raise TableError(f"{path}: no such file")
+    connection = sqlite3.connect(f"file:{path.replace('?', '%3f').replace('#', '%23')}?mode=ro", uri=True)
+    try:
+        versions = connection.execute("SELECT table_version FROM version WHERE table_name = ?", (table.name,)).fetchone()
+        check_version(path, table, versions and versions[0])
+        names = ", ".join(f'"{column.source}"' for column in table.columns)
+        rows = connection.execute(f'SELECT {names} FROM "{table.name}"').fetchall()
+    finally:
+        connection.close()
+    return [typed(f"{path}: table {table.name}, row {number}", table.columns, row) for number, row in enumerate(rows, 1)]
+
+
+ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "0": "\0"}
+
+
+def read_text_table(folder: str, table: Table) -> list[dict]:
+    """A table of db_text, and its version; TableError, OSError."""
+    version = None
+    if table.name != "version":
+        for name, number in read_fields(os.path.join(folder, "version"))[1]:
+            version = int(number) if name == table.name and number and number.isdigit() else version
+        check_version(folder, table, version)
+    path = os.path.join(folder, table.name)
+    header, rows = read_fields(path)
+    places = []
+    for column in table.columns:
+        if column.source not in header:
+            raise TableError(f"{path}:1: no column {column.source}")
+        places.append(header.index(column.source))
+    return [typed(f"{path}:{number}", table.columns, [row[at] for at in places]) for number, row in enumerate(rows, 2)]
+
+
+def read_fields(path: str) -> tuple[list[str], list[list]]:
+    """The names of the columns of a db_text file, and the fields of its rows, None for NULL; TableError, OSError."""
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        first, *lines = file.read().split("\n")
+    columns = [match for match in (re.fullmatch(r"(\w+)\((\w+)((?:,\w+)*)\)", word) for word in first.split()) if match]
+    if not columns or len(columns) != len(first.split()):
+        raise TableError(f"{path}:1: is no header of a table: name(type) name(type,null) ...")
+    rows = []
+    for number, line in enumerate(lines, 2):
+        line = line.removesuffix("\r")
+        if not line:
+            continue
+        row = [unescape(field) for field in re.findall(r"((?:[^:\\]|\\.)*\\?)(?::|$)", line)[:line_fields(line)]]
+        if len(row) != len(columns):
+            raise TableError(f"{path}:{number}: has {len(row)} fields, not {len(columns)}")
+        for match, field in zip(columns, row):
+            if field is None and not re.search("null|auto", match[3]):
+                raise TableError(f"{path}:{number}: {match[1]} is empty, and may not be NULL")
+        rows.append(row)
+    return [match[1] for match in columns], rows
+
+
+def line_fields(line: str) -> int:
+    """How many fields a line has: a colon more than it has colons that are not escaped."""
+    return len(re.sub(r"\\.", "", line).split(":"))
+
+
+def unescape(field: str) -> str | None:
+    """A field of a db_text file; None if it is empty."""
+    return re.sub(r"\\(.)", lambda match: ESCAPES.get(match[1], match[1]), field) if field else None
+
+
+def typed(where: str, columns: tuple, values: Iterable) -> dict:
+    """A row with values of the kinds that its columns have, by column; TableError."""
+    row = {}
+    for column, value in zip(columns, values):
+        if value is None and not column.null and column.kind is not str:
+            raise TableError(f"{where}: {column.name} is NULL")
+        try:
+            row[column.name] = None if value is None else column.kind(value)
+        except ValueError:
+            raise TableError(f"{where}: {column.name} is {value!r}, which is no number") from None
+    return row
+
+
+def url_of(ctx: Any, own: str = "") -> str:
+    """The database to read: midatagram's db_url, else the one given, else the module's."""
+    return ctx.own.db_url or own or ctx.param("db_url")
+
+
+def check_tables(ctx: Any, *wanted: tuple[str, Table]) -> None:
+    """Refuse to start with tables, each with its database, that cannot be read; for init()."""
+    for url, table in wanted:
+        try:
+            read_table(url, table) if can_read(url) else None
+        except TableError as error:
+            ctx.refuse("db_url", f"{error}")
+
+
+def rows_of(ctx: Any, url: str, table: Table) -> list[dict]:
+    """The rows of a table, none of a database that cannot be read here; TableError. For load(), and for commands that reload."""
+    if can_read(url):
+        return read_table(url, table)
+    if url:
+        ctx.log.warning("table %s of %s is taken as empty; midatagram's db_url, as text://DIRECTORY, names a dump of it",
+                        table.name, re.sub("//.*@", "//...@", url))
+    return []

@@ -1,0 +1,291 @@
+"""opensips_forms -- how the commands of OpenSIPS' modules look in 2.4 and in 3.4, as data.
+
+A Form says which arguments a command takes in either version and how 2.4's tree and 3.4's JSON relate. It is data beside the
+command, which can be read without the module's plug-in and used in both directions: to_nodes() makes the tree of a JSON value,
+to_json() the JSON value of a tree.
+"""
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+# A member of an object is written as its name. Behind the name, `#` marks a number in JSON, which may be a word where it is
+# not all digits; `!` what only JSON has; `+` what the tree always has, JSON only if it is not empty; `?` what is null in JSON
+# where there is nothing in the tree; `~` a number in the tree that is words in JSON, which cannot be told from each other.
+# Where the tree has another name, that stands before: `IP=address`.
+
+
+class Rows(NamedTuple):
+    """Nodes of one name in the tree, and the objects of one array in JSON.
+
+    member: the name of the array, or empty where one object stands for itself, or `*` where the array does; node: the name of
+    the nodes; value: the member that is the value of the node, or empty; attributes: members that are attributes of the node;
+    children: members that are nodes below it, and further parts; order: the members as JSON has them, where that differs.
+    shown: whether JSON has the array when there is nothing in it; single: the member for one that was asked for by name;
+    container: the node around the nodes; nothing: the value of a node for null; made: members that JSON makes of others,
+    with the name of the function in MAKERS.
+    """
+
+    member: str
+    node: str
+    value: str = ""
+    attributes: tuple = ()
+    children: tuple = ()
+    order: tuple = ()
+    shown: bool = True
+    single: str = ""
+    container: str = ""
+    nothing: str = ""
+    made: tuple = ()
+
+    def nodes(self, value: Any) -> list[tuple]:
+        """The nodes of a JSON value that has the array, the single object, or is what it stands for."""
+        if self.single and self.single in value:
+            objects = [value[self.single]]
+        else:
+            objects = value if self.member == "*" else value.get(self.member, ()) if self.member else [value]
+        made = [self.node_of(item) for item in objects]
+        return [(self.container, "", (), made)] if self.container else made
+
+    def node_of(self, item: dict) -> tuple:
+        """The node of one object."""
+        attributes = [(label, in_tree(item[name], "")) for label, name, _ in map(split, self.attributes) if name in item]
+        value = in_tree(item[split(self.value)[1]], self.nothing) if self.value else "" if self.container else None
+        return self.node, value, attributes, nodes_of(self.children, item)
+
+    def members(self, nodes: Iterable[tuple], named: bool = False) -> Any:
+        """What these nodes are in JSON; named: one that was asked for by name."""
+        nodes = list(nodes)
+        if self.container:
+            nodes = [child for node in nodes if node[0] == self.container for child in node[3]]
+        objects = [self.object_of(node) for node in nodes if node[0] == self.node]
+        if self.single and (named or not self.member):
+            return {self.single: objects[0]} if objects else {}
+        if self.member in ("", "*"):
+            return objects if self.member else objects[0] if objects else {}
+        return {self.member: objects} if objects or self.shown else {}
+
+    def object_of(self, node: tuple) -> dict:
+        """The object of one node."""
+        value, texts = node[1], dict(node[2])
+        item: dict = {}
+        if self.value:
+            for label, _, _ in map(split, reversed(self.attributes)):  # read_tree() leaves them in the value
+                head, mark, tail = (value or "").rpartition(f" {label}=")
+                if mark:
+                    value, texts[label] = head, tail
+            _, name, marks = split(self.value)
+            item[name] = in_json(value, marks, self.nothing)
+        item.update({name: in_json(texts[label], marks) for label, name, marks in map(split, self.attributes) if label in texts})
+        item.update(members_of(self.children, node[3]))
+        made = {name: MAKERS[function](item[source]) for name, source, function in self.made if source in item}
+        item = {**made, **item}
+        return {name: item[name] for name in self.order if name in item} if self.order else item
+
+
+class Group(NamedTuple):
+    """A node without a value whose children are the members of an object."""
+
+    name: str
+    children: tuple
+
+    def nodes(self, item: dict) -> list[tuple]:
+        """The node of a member, if there is one."""
+        return [(self.name, "", (), nodes_of(self.children, item[self.name]))] if self.name in item else []
+
+    def members(self, nodes: Iterable[tuple]) -> dict:
+        """The member that the node is, if there is one."""
+        objects = [members_of(self.children, node[3]) for node in nodes if node[0] == self.name]
+        return {self.name: objects[0]} if objects else {}
+
+
+class Pairs(NamedTuple):
+    """A node whose children are names and values, in JSON an array of objects with one member each."""
+
+    name: str
+
+    def nodes(self, item: dict) -> list[tuple]:
+        """The node of a member, if there is one."""
+        pairs = [(key, value, (), ()) for pair in item.get(self.name, ()) for key, value in pair.items()]
+        return [(self.name, "", (), pairs)] if pairs else []
+
+    def members(self, nodes: Iterable[tuple]) -> dict:
+        """The member that the node is, if there is one."""
+        lists = [[{key: value or ""} for key, value, _, _ in node[3]] for node in nodes if node[0] == self.name]
+        return {self.name: lists[0]} if lists else {}
+
+
+class Switches(NamedTuple):
+    """Nodes whose names are values and whose values are 0 or 1, in JSON an array of objects with a boolean."""
+
+    member: str
+    name: str
+    switch: str
+
+    def nodes(self, value: dict) -> list[tuple]:
+        """The nodes of the array."""
+        return [(item[self.name], int(item[self.switch]), (), ()) for item in value[self.member]]
+
+    def members(self, nodes: Iterable[tuple]) -> dict:
+        """The array of the nodes."""
+        return {self.member: [{self.name: node[0], self.switch: node[1] == "1"} for node in nodes]}
+
+
+class Form(NamedTuple):
+    """What a command takes and gives.
+
+    text: the names of 2.4's arguments in order, `[name]` may be left out, `-` is not looked at, `...` stands for any number
+    that are ignored; None: arguments are never read. recipes: the names that 3.4 takes together. numbers: arguments that are
+    numbers in JSON. tree: the parts of a reply with data. errors: 2.4's text -> code and text of 3.4, where they differ.
+    named: whether 3.4 takes them by name only.
+    """
+
+    text: str | None
+    recipes: tuple = ("",)
+    numbers: str = ""
+    tree: tuple = ()
+    errors: dict = {}
+    named: bool = False
+
+
+@functools.lru_cache(1000)
+def split(mark: str) -> tuple[str, str, str]:
+    """The names that a mark has in the tree and in JSON, and the marks behind it."""
+    label, _, member = mark.rpartition("=")
+    name = member.rstrip("#!+?~")
+    return label or name, name, member[len(name):]
+
+
+def in_json(text: str | None, marks: str, nothing: str = "") -> Any:
+    """The text of a node or an attribute as JSON has it."""
+    if "#" in marks and text and text.isdigit():
+        return int(text)
+    return None if "?" in marks and (text or "") == nothing else "" if "~" in marks else text or ""
+
+
+def in_tree(value: Any, nothing: str) -> Any:
+    """A JSON value as the tree has it."""
+    return nothing if value is None else value
+
+
+def nodes_of(parts: tuple, item: dict) -> list[tuple]:
+    """The nodes of the parts of an object, as plain tuples: name, value, attributes and children."""
+    nodes: list = []
+    for part in parts:
+        if not isinstance(part, str):
+            nodes += part.nodes(item)
+            continue
+        label, name, marks = split(part)
+        if (name in item or "+" in marks) and "!" not in marks:
+            value = item.get(name, "")
+            nodes.append((label, 0 if "~" in marks and not f"{value}".isdigit() else in_tree(value, ""), (), ()))
+    return nodes
+
+
+def members_of(parts: tuple, nodes: Iterable[tuple]) -> dict:
+    """The members that nodes are, by the parts of an object."""
+    nodes = list(nodes)
+    leaves, item = {node[0]: node[1] for node in nodes if not node[3]}, {}
+    for part in parts:
+        if not isinstance(part, str):
+            item.update(part.members(nodes))
+            continue
+        label, name, marks = split(part)
+        if label in leaves and not ("+" in marks and not leaves[label]):
+            item[name] = in_json(leaves[label], marks)
+    return item
+
+
+def to_nodes(tree: tuple, value: Any) -> list[tuple]:
+    """The tree of 2.4 for a result of 3.4."""
+    return tree[0].nodes(value) if isinstance(value, list) else nodes_of(tree, value)
+
+
+def to_json(tree: tuple, nodes: Iterable[tuple], named: bool = False) -> Any:
+    """The result of 3.4 for a tree of 2.4; named: what was asked for by its name."""
+    nodes = list(nodes)
+    if len(tree) == 1 and isinstance(tree[0], Rows):
+        return tree[0].members(nodes, named)
+    if named and isinstance(tree[-1], Rows):
+        return tree[-1].members(nodes, named)
+    return members_of(tree, nodes)
+
+
+def dialog_id(db_id: Any) -> str:
+    """The ID of a dialog in 3.4: both halves of the number in hexadecimal, the digits of each reversed."""
+    return ".".join(f"{half:x}"[::-1] for half in divmod(int(db_id), 2**32))
+
+
+MAKERS = {"dialog_id": dialog_id}
+BAD_PARAMETER = {"Bad parameter": (400, "Bad parameter value")}
+
+CONTACTS = Rows("Contacts", "Contact", "Contact", ("Q",), (
+    "ContactID", "Expires#", "Callid", "Cseq#", "User-agent", "Received", "Path", "State", "Flags#", "Cflags", "Socket",
+    "Methods#", "Attr", "SIP_instance", "Ping-Latency#", "KV-Store"), (
+    "Contact", "ContactID", "Expires", "Q", "Callid", "Cseq", "User-agent", "Received", "Path", "State", "Flags", "Cflags",
+    "Socket", "Methods", "Attr", "SIP_instance", "Ping-Latency", "KV-Store"), shown=False)
+DESTINATIONS = Rows("Destinations", "URI", "URI", ("state", "first_hit_counter#"), (
+    "socket", "attr", "script_attr!", "weight#", "priority#", "description", "resolved_addresses!"))
+CALLEES = Rows("CALLEES", "callee", "", (), (
+    "callee_tag", "callee_contact", "caller_cseq", "callee_route_set", "callee_bind_addr?", "callee_sdp+"), container="CALLEES")
+DIALOGS = Rows("Dialogs", "dialog", "", ("ID=db_id",), (
+    "state#", "user_flags~", "timestart#", "datestart", "timeout#", "dateout", "callid", "from_uri", "to_uri", "caller_tag",
+    "caller_contact", "callee_cseq", "caller_route_set", "caller_bind_addr", "caller_sdp+", CALLEES,
+    Group("context", (Pairs("values"), Pairs("profiles")))), single="Dialog", made=(("ID", "db_id", "dialog_id"),))
+DIALOG_LISTS = ("", "callid", "callid from_tag", "index counter")
+PROFILE = ("profile", "profile value")
+
+FORMS = {
+    # usrloc
+    "ul_add": Form("table_name aor contact expires q - flags cflags methods",
+                   ("table_name aor contact expires q flags cflags methods",), "expires flags cflags methods",
+                   errors={**BAD_PARAMETER, "Server Internal Error": (500, "Internal Error")}),
+    "ul_rm": Form("table_name aor", ("table_name aor",)),
+    "ul_rm_contact": Form("table_name aor contact", ("table_name aor contact",)),
+    "ul_show_contact": Form("table_name aor", ("table_name aor",), tree=(Rows("", "AOR", "AOR", (), (CONTACTS, "KV-Store")),)),
+    "ul_dump": Form("[brief]", ("", "brief"), "brief", (Rows("Domains", "Domain", "name", ("hash_size#",), (
+        Rows("AORs", "AOR", "AOR", (), (CONTACTS, "KV-Store")),)),)),
+    "ul_flush": Form(None),
+    "ul_sync": Form("[table_name] [aor] ...", ("table_name", "table_name aor")),
+    "ul_cluster_sync": Form(None),
+    # dialog
+    "dlg_list": Form("[callid] [from_tag] ...", DIALOG_LISTS, "index counter", ("dlg_counter=count#", DIALOGS), named=True,
+                     errors={"Invalid Call-ID specified": (404, "No such dialog")}),
+    "dlg_list_ctx": Form("[callid] [from_tag] ...", DIALOG_LISTS, "index counter", ("dlg_counter=count#", DIALOGS), named=True,
+                         errors={"Invalid Call-ID specified": (404, "No such dialog")}),
+    "dlg_end_dlg": Form("dialog_id [extra_hdrs] ...", ("dialog_id", "dialog_id extra_hdrs")),
+    "dlg_db_sync": Form("..."),
+    "dlg_restore_db": Form("..."),
+    "dlg_cluster_sync": Form("[sharing_tag] ...", ("", "sharing_tag")),
+    "dlg_set_sharing_tag_active": Form("[tag] ...", ("tag",)),
+    "dlg_list_sharing_tags": Form("..."),
+    "dlg_push_var": Form("dlg_val_name dlg_val_value DID", ("dlg_val_name dlg_val_value DID",)),
+    "dlg_send_sequential": Form("callid [mode] [method] [body]", (
+        "callid", "callid mode", "callid method", "callid body", "callid mode method", "callid mode body", "callid method body",
+        "callid mode method body"), named=True),
+    "profile_get_size": Form("[profile] [value] ...", PROFILE, tree=(Rows(
+        "", "profile", "", ("name", "value?", "count#", "shared", "replicated"), single="Profile"),)),
+    "profile_get_values": Form("[profile] [value] ...", ("profile",), tree=(Rows(
+        "*", "value", "value?", ("count#",), nothing="WITHOUT VALUE"),)),
+    "profile_list_dlgs": Form("[profile] [value] ...", PROFILE, tree=(DIALOGS,)),
+    "profile_end_dlgs": Form("[profile] [value] ...", PROFILE),
+    "list_all_profiles": Form("...", tree=(Switches("Profiles", "name", "has value"),)),
+    # dispatcher
+    "ds_set_state": Form("[state] [group] [address] ...", ("state group address",)),
+    "ds_list": Form("[partition] [full] ...", ("", "partition", "full", "full partition"), "full",
+                    (Rows("PARTITIONS", "PARTITION", "name", (), (
+                        Rows("SETS", "SET", "id#", (), (DESTINATIONS,), shown=False),)),),
+                    errors={"Bad parameter": (500, "ERROR Unknown partition")}),
+    "ds_reload": Form("[partition]", ("", "inherit_state", "partition", "partition inherit_state")),
+    "ds_push_script_attrs": Form("attrs ip port set [partition]", ("attrs ip port set", "attrs ip port set partition"),
+                                 "port set"),
+}
+# The attributes that an event has in 2.4, all of those that it has in 3.4.
+CONTACT_EVENT = "aor uri received path qval socket bflags expires callid cseq attr latency"
+EVENT_FORMS = {
+    "E_UL_AOR_INSERT": "aor", "E_UL_AOR_DELETE": "aor", "E_UL_CONTACT_INSERT": CONTACT_EVENT,
+    "E_UL_CONTACT_UPDATE": CONTACT_EVENT, "E_UL_CONTACT_DELETE": CONTACT_EVENT, "E_UL_LATENCY_UPDATE": CONTACT_EVENT,
+    "E_DLG_STATE_CHANGED": "hash_entry hash_id callid from_tag to_tag old_state new_state",
+    "E_DISPATCHER_STATUS": "partition group address status",
+}

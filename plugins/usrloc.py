@@ -1,0 +1,590 @@
+"""usrloc -- the contacts that users are registered with, as OpenSIPS' module shows them.
+
+A table of contacts is a space of the store: a key for each AOR, whose value has all its contacts. What a REGISTER would leave
+is done by register(), for lab commands.
+"""
+from __future__ import annotations
+
+import bisect
+import itertools
+import json
+import random
+import re
+from typing import Any, NamedTuple
+
+import midatagram as mi
+
+opensips = mi.shared("opensips")
+
+SPACE = "usrloc"
+MI_CALLID, MI_AGENT = "dfjrewr12386fd6-343@opensips.mi", "OpenSIPS MI Server"
+UNSET_Q, ALL_METHODS, DELETED = -1, 2**32 - 1, 10
+NEW, SYNC, DIRTY = "CS_NEW", "CS_SYNC", "CS_DIRTY"
+LOCATION = opensips.table("location", [1013], """contact_id# username=user_column domain? contact received? path? expires#
+    q~ callid cseq# flags# cflags? user_agent socket? methods#? sip_instance? kv_store? attr?""", "%s_column")
+PRESETS = {"single-instance-sql-write-through": 1, "single-instance-sql-write-back": 2, "sql-only-cluster": 3}
+
+
+def table_names(value) -> tuple:
+    """Converter: names, semicolon-separated."""
+    return tuple(name.strip() for name in mi.string(value).split(";") if name.strip())
+
+
+def hash_bits(value) -> int:
+    """Converter: the number of bits that a hash table of OpenSIPS has buckets for."""
+    return mi.integer(1, 24)(value)
+
+
+PARAMS = [
+    mi.Param("tables", ("location",), table_names, "tables that the routing script saves to, semicolon-separated"),
+    mi.Param("use_domain", None, mi.boolean, "whether an AOR has a domain; unless set, one of 4.0 has"),
+    mi.Param("hash_size", 9, hash_bits, "the number of buckets of the table as a power of two: 9 is 512"),
+    mi.Param("timer_interval", 60, mi.integer(1), "how often contacts that expired are removed, seconds"),
+    mi.Param("desc_time_order", False, mi.boolean, "whether the newest contact comes first, whatever its q"),
+    mi.Param("matching_mode", 0, mi.integer(0, 1), "what tells contacts from others: 0 the URI, 1 the URI and the Call-ID"),
+    mi.Param("db_mode", 0, mi.integer(0, 3), "0: no table; 1: contacts are in the table at once; 2: when the timer runs"),
+    mi.Param("working_mode_preset", "", mi.string, "stands for db_mode since 2.4: single-instance-sql-write-through, ..."),
+    mi.Param("db_url", "", mi.string, "database with the tables: text://DIRECTORY or sqlite://FILE"),
+    *opensips.columns(LOCATION),
+    *opensips.without_effect("""accept_replicated_contacts cachedb_url cluster_mode contact_refresh_timer contactid_column
+        cseq_delay ha_cluster ha_shtag latency_event_min_us latency_event_min_us_delta location_cluster max_contact_delete
+        mi_dump_kv_store nat_bflag pinging_mode regen_broken_contactid repl_auth_check replicate_contacts_to
+        restart_persistency shared_pinging skip_replicated_db_ops sql_write_mode"""),
+]
+EVENTS = [
+    mi.Event("E_UL_AOR_INSERT", "an AOR has its first contact"),
+    mi.Event("E_UL_AOR_DELETE", "an AOR has no contact any more"),
+    mi.Event("E_UL_CONTACT_INSERT", "a contact is new"),
+    mi.Event("E_UL_CONTACT_DELETE", "a contact is removed, or expired"),
+    mi.Event("E_UL_CONTACT_UPDATE", "a contact is registered again"),
+    mi.Event("E_UL_LATENCY_UPDATE", "never raised here"),
+]
+
+
+def figures(ctx):
+    """The statistics that count what there is."""
+    view = ctx.view(SPACE, take_in)
+    names = {"registered_users": sum(len(domain.records) for domain in view.values())}
+    for name in ctx.param("tables"):
+        domain = view.get(name) or Domain()
+        names.update({f"{name}-users": len(domain.records), f"{name}-contacts": domain.contacts})
+    return names
+
+
+def table_stats(name: str) -> list:
+    """The statistics of a table."""
+    return [mi.Stat(f"{name}-users", f"AORs in {name}", read=figures),
+            mi.Stat(f"{name}-contacts", f"contacts in {name}", read=figures),
+            mi.Stat(f"{name}-expires", f"contacts in {name} that expired since the start")]
+
+
+STATS = [mi.Stat("registered_users", "AORs in all tables", read=figures), *table_stats("location")]
+
+###############################################################################
+# State
+###############################################################################
+
+
+class Contact(NamedTuple):
+    """A contact as the store has it; expires: seconds since the epoch, 0 for ever; q: times 1000, -1 if there is none."""
+
+    uri: str
+    contact_id: int
+    expires: int = 0
+    q: int = UNSET_Q
+    callid: str = MI_CALLID
+    cseq: int = 1
+    user_agent: str | None = MI_AGENT
+    received: str | None = None
+    path: str | None = None
+    state: str = NEW
+    flags: int = 0
+    cflags: int = 0
+    flag_names: str = ""
+    socket: str | None = None
+    methods: int = ALL_METHODS
+    attr: str | None = None
+    sip_instance: str | None = None
+    latency: int = 0
+    kv_store: str | None = None
+
+    def is_valid(self, now_s: float) -> bool:
+        """Whether it has not expired."""
+        return not self.expires or self.expires > now_s
+
+    def shown(self, expires: Any) -> dict:
+        """The contact as 3.4 shows it."""
+        optional = {"User-agent": self.user_agent, "Received": self.received, "Path": self.path}
+        last = {"Attr": self.attr, "SIP_instance": self.sip_instance, "Ping-Latency": self.latency, "KV-Store": self.kv_store}
+        return {"Contact": self.uri, "ContactID": str(self.contact_id), "Expires": expires, "Q": opensips.shown_q(self.q),
+                "Callid": self.callid, "Cseq": self.cseq, **{name: value for name, value in optional.items() if value},
+                "State": self.state, "Flags": self.flags, "Cflags": self.flag_names,
+                **({"Socket": self.socket} if self.socket else {}), "Methods": self.methods,
+                **{name: value for name, value in last.items() if value}}
+
+    def attributes(self, table: str, aor: str) -> dict:
+        """What an event says of it, as 3.4 does."""
+        return {"domain": table, "aor": aor, "uri": self.uri, "received": self.received, "path": self.path, "qval": self.q,
+                "user_agent": self.user_agent or "", "socket": self.socket or "", "bflags": self.cflags,
+                "expires": self.expires, "callid": self.callid, "cseq": self.cseq, "attr": self.attr or "",
+                "latency": self.latency, "shtag": ""}
+
+
+class Record:
+    """An AOR with its contacts, and its text as written last time.
+
+    label: its running number in its bucket; following: the last 14 bits of the next ContactID.
+    """
+
+    def __init__(self, value: str | None = None):
+        self.label, self.following, self.kv_store, rows = json.loads(value) if value else (0, 0, None, [])
+        self.contacts = [Contact(*row) for row in rows]
+        self.written: dict[str, list[str]] = {}  # what stands between the lines -> text around the times of expiry
+        self.timed = any(contact.expires for contact in self.contacts)
+
+    def value(self) -> str | None:
+        """The record as the store has it."""
+        return json.dumps([self.label, self.following, self.kv_store, self.contacts]) if self.contacts else None
+
+    def shown(self, aor: str, times: list) -> dict:
+        """The AOR as 3.4 shows it; times: what to write for the expiry of each contact."""
+        contacts = [contact.shown(expires) for contact, expires in zip(self.contacts, times)]
+        return {"AOR": aor, "Contacts": contacts, **({"KV-Store": self.kv_store} if self.kv_store else {})}
+
+    def times(self, now_s: int) -> list:
+        """What to show for the expiry of each contact."""
+        return [time_left(contact.expires, now_s) for contact in self.contacts]
+
+    def write(self, kind: str, aor: str, now_s: int, make: Any, mark: str) -> str:
+        """The AOR in a kind of writing: make(object) writes it once with a mark for each expiry, which is then filled in."""
+        parts = self.written.get(kind)
+        if parts is None:
+            times = ["\0"] * len(self.contacts) if self.timed else self.times(now_s)
+            parts = self.written[kind] = make(self.shown(aor, times)).split(mark)
+        if len(parts) == 1:
+            return parts[0]
+        words = [json.dumps(word) if kind == "json" else f"{word}" for word in self.times(now_s)]
+        return "".join(itertools.chain(*zip(parts, words), parts[-1:]))
+
+    def text(self, aor: str, indent: str, margin: str, now_s: int) -> str:
+        """The AOR as 2.4 writes it, with a margin before all lines but the first."""
+        return self.write(margin, aor, now_s, lambda item: margin.join(tree_lines(item, indent))[:-1], "\0")
+
+    def json(self, aor: str, now_s: int) -> str:
+        """The AOR as 3.4 writes it."""
+        return self.write("json", aor, now_s, mi.json_text, '"\\u0000"')
+
+
+def tree_lines(item: dict, indent: str) -> list[str]:
+    """The lines of an AOR in 2.4's tree."""
+    return mi.node_lines(opensips.forms.to_nodes(opensips.forms.FORMS["ul_show_contact"].tree, item), indent)
+
+
+def time_left(expires: int, now_s: int) -> int | str:
+    """What is shown for an expiry: seconds from now, or a word."""
+    if expires in (0, DELETED):
+        return "deleted" if expires else "permanent"
+    return "expired" if now_s > expires else expires - now_s
+
+
+class Domain:
+    """A table as a child sees it: records by AOR, their order, and the next label of each bucket."""
+
+    def __init__(self):
+        self.records: dict[str, Record] = {}
+        self.contacts = 0
+        self.order: list[tuple] = []  # bucket, bytes and text of each AOR
+        self.labels: dict[int, int] = {}
+
+    def put(self, aor: str, value: str | None, bits: int) -> None:
+        """Take in what an AOR has now."""
+        old = self.records.pop(aor, None)
+        self.contacts -= len(old.contacts) if old else 0
+        data = mi.encode(aor)
+        place = opensips.core_hash(data) & 2**bits - 1, data, aor
+        if value is not None:
+            self.records[aor] = record = Record(value)
+            self.contacts += len(record.contacts)
+            self.labels[place[0]] = max(self.labels.get(place[0], 0), record.label + 1)
+        if (old is None) == (value is None):
+            return
+        if value is None:
+            del self.order[bisect.bisect_left(self.order, place)]
+        else:
+            bisect.insort(self.order, place)
+
+
+def take_in(view: dict, key: str, value: str | None) -> None:
+    """Keep one AOR in a view, which is {table: Domain}; init() gives this function the number of bits of the hash."""
+    table, _, aor = key.partition("\n")
+    view.setdefault(table, Domain()).put(aor, value, getattr(take_in, "bits", 9))
+
+
+def db_mode(ctx) -> int:
+    """How contacts come into the table, as db_mode has it."""
+    preset = ctx.param("working_mode_preset")
+    return PRESETS.get(preset, 0) if preset else ctx.param("db_mode")
+
+
+def edit(ctx, table: str, aor: str, alter: Any, creates: bool = False, counts: str = "") -> None:
+    """Have alter(record, happened) change an AOR in one step, then raise the events that it lists in `happened`: names of
+    E_UL_CONTACT_..., and the contact. Without `creates` it is called for an AOR that exists only; counts: a statistic of contacts
+    that are removed."""
+    happened: list = []
+    domain = ctx.view(SPACE, take_in).get(table) or Domain()
+    label = domain.labels.get(bucket_of(ctx, aor), 0)
+
+    def step(value: str | None) -> str | None:
+        happened.clear()
+        record = Record(value)
+        if value is None and not creates:
+            return None
+        if value is None:
+            record.label, record.following = label, random.getrandbits(14)
+            happened.append(("AOR_INSERT", None))
+        alter(record, happened)
+        if not record.contacts:
+            happened.append(("AOR_DELETE", None))
+        return record.value()
+
+    ctx.store.change(SPACE, f"{table}\n{aor}", step)
+    if counts:
+        ctx.count(counts, [name for name, _ in happened].count("CONTACT_DELETE"))
+    for name, contact in happened:
+        attributes = contact.attributes(table, aor) if contact else {"domain": table, "aor": aor}
+        opensips.raise_event(ctx, f"E_UL_{name}", **attributes)
+
+
+def bucket_of(ctx, aor: str) -> int:
+    """The bucket of an AOR."""
+    return opensips.core_hash(mi.encode(aor)) & 2**ctx.param("hash_size") - 1
+
+
+def put_contact(ctx, record: Record, aor: str, contact: Contact, happened: list) -> None:
+    """Add a contact to a record, or update the one that it matches; mi.Error if it is no URI."""
+    synced = db_mode(ctx) == 1
+    for at, old in enumerate(record.contacts):
+        if old.uri == contact.uri and (not ctx.param("matching_mode") or old.callid == contact.callid):
+            state = SYNC if synced else DIRTY if old.state == SYNC else old.state
+            record.contacts[at] = contact._replace(contact_id=old.contact_id, state=state)
+            happened.append(("CONTACT_UPDATE", record.contacts[at]))
+            return
+    if not is_uri(contact.uri):
+        return
+    first = opensips.core_hash(mi.encode(aor)) & 0xFFFF
+    contact = contact._replace(contact_id=(first << 46) + (record.label << 14) + record.following,
+                               state=SYNC if synced else NEW)
+    record.following = record.following + 1 & 0x3FFF
+    places = [at for at, other in enumerate(record.contacts) if other.q < contact.q or ctx.param("desc_time_order")]
+    record.contacts.insert(places[0] if places else len(record.contacts), contact)
+    happened.append(("CONTACT_INSERT", contact))
+
+
+HOST = r"(?:\[[0-9a-f:.]+\]|[^:;?<>\s@\[\]]+)"
+URI = re.compile(rf"sips?:(?:[^@]*@)?{HOST}(?::\d{{1,5}})?(?:;.*)?(?:\?.*)?|tels?:.+|urn:.+", re.I | re.S)
+
+
+def is_uri(text: str) -> bool:
+    """Whether OpenSIPS can read a contact as a URI."""
+    return bool(URI.fullmatch(text))
+
+
+def drop_contacts(record: Record, happened: list, dropped: Any) -> None:
+    """Remove the contacts for which dropped(contact) is true."""
+    happened += [("CONTACT_DELETE", contact) for contact in record.contacts if dropped(contact)]
+    record.contacts = [contact for contact in record.contacts if not dropped(contact)]
+
+
+###############################################################################
+# The start, and the timer
+###############################################################################
+
+
+def init(ctx):
+    """Declare the statistics of all tables, set the timer, and check the tables of the database."""
+    preset = ctx.param("working_mode_preset")
+    if preset and preset not in (*PRESETS, "single-instance-no-db") and "cluster" not in preset:
+        ctx.refuse("working_mode_preset", f'working_mode_preset takes single-instance-no-db, {", ".join(PRESETS)} or a cluster'
+                                          f'{mi.nearest(preset, PRESETS)}')
+    ctx.own.stats[1:] = [stat._replace(group="usrloc", read=ctx.own.stats[0].read if stat.read else None)
+                         for name in ctx.param("tables") for stat in table_stats(name)]
+    mi.tagged(take_in, bits=ctx.param("hash_size"))
+    mi.tagged(expire, mi_every=(ctx.param("timer_interval"), "one"))
+    if db_mode(ctx):
+        opensips.check_tables(ctx, *[(opensips.url_of(ctx), LOCATION.named(ctx, name)) for name in ctx.param("tables")])
+
+
+def load(ctx):
+    """Fill the tables from the database, unless they have something from before."""
+    if not db_mode(ctx) or ctx.view(SPACE, take_in):
+        return
+    for name in ctx.param("tables"):
+        records: dict[str, Record] = {}
+        for row in opensips.rows_of(ctx, opensips.url_of(ctx), LOCATION.named(ctx, name)):
+            aor = f'{row["username"]}@{row["domain"] or ""}' if uses_domain(ctx) else row["username"] or ""
+            records.setdefault(aor, Record()).contacts.append(contact_of(row))
+        for aor, record in records.items():
+            record.contacts.sort(key=lambda contact: -contact.q)
+            record.label = record.contacts[0].contact_id >> 14 & 0xFFFFFFFF
+            record.following = max(contact.contact_id for contact in record.contacts) + 1 & 0x3FFF
+            ctx.store.put(SPACE, f"{name}\n{aor}", record.value() or "")
+
+
+def contact_of(row: dict) -> Contact:
+    """The contact that a row of the table means."""
+    q = UNSET_Q if row["q"] is None or row["q"] < 0 else round(row["q"] * 1000)
+    names = row["cflags"] or ""
+    return Contact(row["contact"] or "", row["contact_id"], row["expires"], q, row["callid"] or "", row["cseq"],
+                   row["user_agent"], row["received"], row["path"], SYNC, row["flags"], 2**len(names.split()) - 1, names,
+                   row["socket"], ALL_METHODS if row["methods"] is None else row["methods"], row["attr"],
+                   row["sip_instance"], 0, row["kv_store"])
+
+
+@mi.every(60, "one")
+def expire(ctx):
+    """Remove what expired; contacts that are not in the table are written to it."""
+    now_s, writes_back = ctx.store.time_s(), db_mode(ctx) == 2
+
+    def alter(record: Record, happened: list) -> None:
+        drop_contacts(record, happened, lambda contact: not contact.is_valid(now_s))
+        if writes_back:
+            record.contacts = [contact._replace(state=SYNC) for contact in record.contacts]
+
+    for table, domain in [*ctx.view(SPACE, take_in).items()]:
+        for aor, record in [*domain.records.items()]:
+            if any(not contact.is_valid(now_s) or (writes_back and contact.state != SYNC) for contact in record.contacts):
+                edit(ctx, table, aor, alter, counts=f"{table}-expires")
+
+
+###############################################################################
+# Commands
+###############################################################################
+
+
+def checked(ctx, table_name: Any, aor: Any) -> tuple[str, str]:
+    """A table and an AOR of it; mi.Error."""
+    table = opensips.text(ctx, "table_name", table_name)
+    if table not in ctx.param("tables"):
+        raise mi.Error(404, "Table not found")
+    return table, aor_of(ctx, opensips.text(ctx, "aor", aor))
+
+
+def aor_of(ctx, aor: str) -> str:
+    """An AOR as the table has it; mi.Error."""
+    if not uses_domain(ctx):
+        return aor.partition("@")[0]
+    if "@" not in aor:
+        raise mi.Error(400, "Domain missing in AOR")
+    return aor
+
+
+def uses_domain(ctx) -> bool:
+    """Whether an AOR has a domain, as is the default of 4.0."""
+    wanted = ctx.param("use_domain")
+    return ctx.server.setup.own.get("imitate") == "4.0" if wanted is None else wanted
+
+
+def record_of(ctx, table: str, aor: str) -> Record:
+    """What an AOR has now; mi.Error."""
+    domain = ctx.view(SPACE, take_in).get(table)
+    if domain is None or aor not in domain.records:
+        raise mi.Error(404, "AOR not found")
+    return domain.records[aor]
+
+
+@opensips.command
+def ul_rm(ctx, table_name, aor):
+    """Remove an AOR with all its contacts."""
+    table, aor = checked(ctx, table_name, aor)
+    edit(ctx, table, aor, lambda record, happened: drop_contacts(record, happened, lambda contact: True))
+    return mi.Reply()
+
+
+@opensips.command
+def ul_rm_contact(ctx, table_name, aor, contact):
+    """Remove a contact of an AOR."""
+    table, aor = checked(ctx, table_name, aor)
+    contact = opensips.text(ctx, "contact", contact)
+    record_of(ctx, table, aor)
+
+    def alter(record: Record, happened: list) -> None:
+        drop_contacts(record, happened, lambda other: other.uri == contact)
+        if not happened:
+            raise mi.Error(404, "Contact not found")
+
+    edit(ctx, table, aor, alter)
+    return mi.Reply()
+
+
+@opensips.command
+def ul_dump(ctx, brief=None):
+    """Show all AORs with their contacts, or with the word `brief` without."""
+    is_json = ctx.request.dialect == "jsonrpc"
+    brief = brief is not None and (bool(mi.json_int(brief, "brief")) if is_json else brief.lower() == "brief")
+    view, now_s, size = ctx.view(SPACE, take_in), ctx.store.time_s(), 2**ctx.param("hash_size")
+    domains = [(name, view.get(name) or Domain()) for name in ctx.param("tables")]
+    timed = not brief and any(record.timed for _, domain in domains for record in domain.records.values())
+    reply = mi.Reply(depends=(SPACE,), until_s=next_second(ctx, now_s) if timed else None)
+    if is_json:
+        shown = [{"name": name, "hash_size": size, "AORs": json_aors(ctx, domain, int(now_s), brief)} for name, domain in domains]
+        return reply._replace(result={"Domains": shown})
+    return reply._replace(nodes=[("Domain", name, (("hash_size", size),), text_aors(ctx, domain, int(now_s), brief))
+                                 for name, domain in domains])
+
+
+def text_aors(ctx, domain: Domain, now_s: int, brief: bool) -> Any:
+    """A node for each AOR of a table, as they are written: what is too long is given up."""
+    indent = ctx.server.setup.mi["reply_indent"]
+    return ((None, f"AOR:: {aor}" if brief else domain.records[aor].text(aor, indent, indent, now_s), (), ())
+            for _, _, aor in domain.order)
+
+
+def json_aors(ctx, domain: Domain, now_s: int, brief: bool) -> Any:
+    """The AORs of a table as 3.4 has them; mi.TooLong."""
+    if brief:
+        return [{"AOR": aor} for _, _, aor in mi.bounded(domain.order)]
+    if ctx.server.setup.mi["pretty_printing"]:
+        return [domain.records[aor].shown(aor, domain.records[aor].times(now_s)) for _, _, aor in mi.bounded(domain.order)]
+    parts, size = [], 0
+    for _, _, aor in domain.order:
+        parts.append(domain.records[aor].json(aor, now_s))
+        size += len(parts[-1])
+        if size > mi.LIMIT:
+            raise mi.TooLong(size)
+    return mi.JsonText(f"[{','.join(parts)}]")
+
+
+def next_second(ctx, now_s: float) -> float:
+    """When the next second begins, by the steady clock."""
+    return ctx.store.now_s() + 1 - now_s % 1
+
+
+@opensips.command
+def ul_flush(ctx):
+    """Remove what expired, and have contacts written to the table."""
+    expire(ctx)
+    return mi.Reply()
+
+
+@opensips.command
+def ul_add(ctx, table_name, aor, contact, expires, q, flags, cflags, methods):
+    """Add a contact to an AOR: EXPIRES in seconds (0: for ever), Q from 0 to 1, FLAGS, CFLAGS and METHODS as numbers."""
+    table, aor = checked(ctx, table_name, aor)
+    uri, after_s = opensips.text(ctx, "contact", contact), opensips.number(ctx, "expires", expires)
+    try:
+        q = opensips.q_value(opensips.text(ctx, "q", q))
+    except ValueError:
+        raise mi.Error(400, "Bad parameter") from None
+    numbers = [opensips.number(ctx, name, value) for name, value in (("flags", flags), ("cflags", cflags), ("methods", methods))]
+    added = Contact(uri, 0, after_s and int(ctx.store.time_s()) + after_s, q)
+    if not put(ctx, table, aor, added._replace(flags=numbers[0], cflags=numbers[1], methods=numbers[2])):
+        raise mi.Error(500, "Server Internal Error")
+    return mi.Reply()
+
+
+def put(ctx, table: str, aor: str, contact: Contact) -> bool:
+    """Add a contact to an AOR or update it; returns whether it is one."""
+    done: list = []
+
+    def alter(record: Record, happened: list) -> None:
+        before = len(happened)
+        put_contact(ctx, record, aor, contact, happened)
+        done[:] = happened[before:]
+
+    edit(ctx, table, aor, alter, creates=True)
+    return bool(done)
+
+
+@opensips.command
+def ul_show_contact(ctx, table_name, aor):
+    """Show the contacts of an AOR."""
+    table, aor = checked(ctx, table_name, aor)
+    record, now_s = record_of(ctx, table, aor), ctx.store.time_s()
+    until_s = next_second(ctx, now_s) if record.timed else None
+    if ctx.request.dialect == "jsonrpc":
+        return mi.Reply(result=record.shown(aor, record.times(int(now_s))), depends=(SPACE,), until_s=until_s)
+    text = record.text(aor, ctx.server.setup.mi["reply_indent"], "", int(now_s))
+    return mi.Reply(nodes=[(None, text, (), ())], depends=(SPACE,), until_s=until_s)
+
+
+@opensips.command
+def ul_sync(ctx, table_name=None, aor=None):
+    """Have the contacts of a table, or of one AOR, written to the database anew."""
+    if not db_mode(ctx):
+        message = "Contacts already synced"
+        return mi.Reply(200, message, result=mi.Error(200, message))
+    if table_name is None and ctx.request.dialect != "jsonrpc":
+        raise mi.WRONG_COUNT
+    table = opensips.text(ctx, "table_name", table_name)
+    if table not in ctx.param("tables"):
+        raise mi.Error(404, "Table not found")
+    domain = ctx.view(SPACE, take_in).get(table) or Domain()
+    aors = [*domain.records]
+    if aor is not None:
+        aors = [aor_of(ctx, opensips.text(ctx, "aor", aor))]
+        record_of(ctx, table, aors[0])
+
+    def alter(record: Record, happened: list) -> None:
+        record.contacts = [contact._replace(state=NEW) for contact in record.contacts]
+
+    for one in aors:
+        edit(ctx, table, one, alter)
+    return mi.Reply()
+
+
+@opensips.command
+def ul_cluster_sync(ctx):
+    """Ask a cluster for all contacts."""
+    raise mi.Error(400, "Clustering not enabled")
+
+
+###############################################################################
+# For lab commands
+###############################################################################
+
+
+def register(ctx, table: str, aor: str, contact: str, expires: int | None = None, q: int | None = None, **fields: Any) -> None:
+    """Do what a REGISTER does: add, update or remove a contact (expires 0; `*` is all), with registrar's settings and counters.
+
+    ctx: of any module; fields: callid cseq user_agent received path socket flags cflags flag_names methods attr sip_instance.
+    mi.Error if it is refused.
+    """
+    own, registrar = opensips.context_of(ctx, "usrloc"), opensips.context_of(ctx, "registrar")
+    table, aor = checked_lab(own, table, re.sub("^sips?:", "", aor))
+    has_room = True
+    if registrar:
+        rules = ctx.module("registrar")
+        aor, expires, q = rules.settled(registrar, aor, expires, q)
+        has_room = rules.has_room(registrar, len(uris_of(own, table, aor) - {contact}))
+    expires, q = 3600 if expires is None else expires, UNSET_Q if q is None else q
+    if expires and not is_uri(contact):
+        refuse(registrar, mi.Error(400, "Contact is no URI"))
+    if expires and not has_room:
+        refuse(registrar, mi.Error(503, "Service Unavailable"))
+    if expires:
+        put(own, table, aor, Contact(contact, 0, int(ctx.store.time_s()) + expires, q,
+                                     **{"callid": "lab", "user_agent": None, **fields}))
+    else:
+        edit(own, table, aor, lambda record, happened: drop_contacts(record, happened, lambda one: contact in (one.uri, "*")))
+    if registrar:
+        registrar.count("accepted_regs")
+
+
+def uris_of(ctx, table: str, aor: str) -> set[str]:
+    """The contacts that an AOR has."""
+    domain = ctx.view(SPACE, take_in).get(table) or Domain()
+    return {contact.uri for contact in domain.records[aor].contacts} if aor in domain.records else set()
+
+
+def refuse(registrar: Any, error: mi.Error) -> None:
+    """Count and refuse a REGISTER; mi.Error."""
+    if registrar:
+        registrar.count("rejected_regs")
+    raise error
+
+
+def checked_lab(ctx, table: str, aor: str) -> tuple[str, str]:
+    """A table and an AOR of it, which may stand for a URI; mi.Error."""
+    if table not in ctx.param("tables"):
+        raise mi.Error(404, "Table not found")
+    return table, aor_of(ctx, aor)

@@ -1,0 +1,282 @@
+"""dialog beyond the recordings: a table, states and their counters, profiles, what ends; and the lab commands."""
+
+import json
+import re
+import signal
+import time
+
+import pytest
+from conftest import wait_for
+from test_modules import differs, lab, rows_of, subscribed
+
+import midatagram as mi
+
+opensips = mi.shared("opensips")
+LINES = ('loadmodule "dialog.so"\nloadmodule "lab_sip.so"\nmodparam("dialog", "profiles_with_value", "caller; gw/b")\n'
+         'modparam("dialog", "profiles_no_value", "inbound")\n')
+
+
+@pytest.fixture
+def trial():
+    """A trial with dialog and two profiles: trial(further lines)."""
+    made = []
+
+    def make(lines=""):
+        made.append(mi.Trial(LINES + lines))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def ask(trial, *words):
+    """The reply to a text request of these words."""
+    return trial.ask(lab(*words)).decode()
+
+
+def rpc(trial, method, params=None):
+    """The result of a JSON-RPC request, or its error."""
+    request = {"jsonrpc": "2.0", "method": method, "id": 1, **({} if params is None else {"params": params})}
+    reply = json.loads(trial.ask(json.dumps(request).encode()))
+    return reply.get("result", reply.get("error"))
+
+
+def call(trial, callid="c1", *options):
+    """Begin a call."""
+    assert ask(trial, "lab_call", callid, "sip:alice@a", "sip:bob@b", *options) == "200 OK\n\n"
+
+
+def statistics(trial):
+    """The statistics that are not 0."""
+    found = re.findall(r"dialog:(\w+)_dialogs:: (\d+)", ask(trial, "get_statistics", "dialog:"))
+    return {name: int(number) for name, number in found if number != "0"}
+
+
+def shown(trial, callid="c1"):
+    """A dialog with its context."""
+    return rpc(trial, "dlg_list_ctx", {"callid": callid})["Dialog"]
+
+
+@pytest.mark.parametrize("state, counted", [
+    (1, {"processed": 1}), (2, {"processed": 1, "early": 1}), (3, {"processed": 1, "active": 1}),
+    (4, {"processed": 1, "active": 1}), (5, {"processed": 1, "failed": 1})])
+def test_a_call_goes_through_the_states_and_is_counted(trial, state, counted):
+    one = trial()
+    call(one, "c1", f"state::{state}")
+    assert statistics(one) == counted
+    listed = rpc(one, "dlg_list")["Dialogs"][0]
+    assert listed["state"] == state
+    assert ("datestart" in listed) == ("dateout" in listed) == (state in (3, 4))
+
+
+def test_states_move_on_and_never_back(trial):
+    one = trial()
+    call(one, "c1", "state::2", "timeout::60")
+    assert ask(one, "lab_call_state", "c1", "4") == "200 OK\n\n"
+    listed = shown(one)
+    assert (listed["state"], listed["timeout"] - listed["timestart"]) == (4, 60)
+    assert time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(listed["timeout"])) == listed["dateout"]
+    assert ask(one, "lab_call_state", "c1", "2") == "400 Dialog is in state 4\n\n"
+    assert ask(one, "lab_call_state", "none", "4") == "404 Dialog not found\n\n"
+    assert ask(one, "lab_hangup", "c1") == "200 OK\n\n"
+    assert ask(one, "lab_hangup", "c1") == "404 Dialog not found\n\n"
+    assert statistics(one) == {"processed": 1}
+
+
+def test_an_id_ends_a_dialog_in_the_form_of_the_dialect(trial):
+    one = trial()
+    call(one)
+    call(one, "c2")
+    ids = {dialog["callid"]: (dialog["ID"], dialog["db_id"]) for dialog in rpc(one, "dlg_list")["Dialogs"]}
+    entry, number = (int(half[::-1], 16) for half in ids["c1"][0].split("."))
+    assert (entry << 32) + number == int(ids["c1"][1])
+    assert entry == opensips.core_hash(b"c1") & 4095
+    assert rpc(one, "dlg_end_dlg", [ids["c1"][1]])["code"] == 404
+    assert ask(one, "dlg_end_dlg", ids["c2"][0]) == "404 Requested Dialog not found\n\n"
+    assert rpc(one, "dlg_end_dlg", [ids["c1"][0]]) == "OK"
+    assert ask(one, "dlg_end_dlg", ids["c2"][1]) == "200 OK\n\n"
+    assert ask(one, "dlg_list", "c1") == "404 No such dialog\n\n"
+    assert [dialog["state"] for dialog in rpc(one, "dlg_list")["Dialogs"]] == [5, 5]
+
+
+def test_a_ringing_call_cannot_be_ended(trial):
+    one = trial()
+    call(one, "c1", "state::2")
+    assert ask(one, "dlg_end_dlg", "c1") == "500 Operation failed\n\n"
+    assert statistics(one) == {"processed": 1, "early": 1}
+
+
+def test_a_dialog_that_ended_goes_and_so_does_a_cached_list(trial):
+    one = trial()
+    one.server.registry.modules_by_name["dialog"].commands[0].function.__globals__["ENDED_S"] = 0.3
+    call(one)
+    ask(one, "lab_hangup", "c1")
+    assert ask(one, "dlg_list").startswith("200 OK\ndialog:: ") and ask(one, "dlg_list") == ask(one, "dlg_list")
+    wait_for(lambda: ask(one, "dlg_list") == "200 OK\n\n", 5, "the dialog to go")
+
+
+def test_profiles_count_and_list_and_end(trial):
+    one = trial()
+    for callid, profiles in (("c1", "caller=alice, inbound"), ("c2", "caller=bob"), ("c3", "caller=alice, gw=gw 1"), ("c4", "")):
+        call(one, callid, f"profiles::{profiles}")
+    assert rpc(one, "list_all_profiles") == {"Profiles": [
+        {"name": "inbound", "has value": False}, {"name": "caller", "has value": True}, {"name": "gw", "has value": True}]}
+    assert ask(one, "profile_get_size", "caller", "alice") == (
+        "200 OK\nprofile::  name=caller value=alice count=2 shared=no replicated=no\n\n")
+    values = {value: (opensips.core_hash(value.encode()) & 15, value) for value in ("alice", "bob")}
+    assert [row["value"] for row in rpc(one, "profile_get_values", ["caller"])] == sorted(values, key=values.get)
+    assert {row["callid"] for row in rpc(one, "profile_list_dlgs", ["caller", "alice"])["Dialogs"]} == {"c1", "c3"}
+    assert ask(one, "profile_end_dlgs", "caller", "alice") == "200 OK\n\n"
+    assert statistics(one) == {"processed": 4, "active": 2}
+    assert rpc(one, "profile_get_size", ["caller"])["Profile"]["count"] == 1
+    assert ask(one, "list_all_profiles", "x") == "401 Too few or too many arguments\n\n"
+
+
+def test_values_have_the_newest_first_and_escapes_in_text(trial):
+    one = trial()
+    call(one, "c1", "values::a=1, b=tab\there\u00e9", "profiles::caller=x, inbound")
+    assert shown(one)["context"] == {"values": [{"b": "tab\there\u00e9"}, {"a": "1"}],
+                                     "profiles": [{"inbound": ""}, {"caller": "x"}]}
+    assert "\t\t\tb:: tab\\there\\xc3\\xa9\n\t\t\ta:: 1\n" in ask(one, "dlg_list_ctx")
+    identifier = shown(one)["ID"]
+    assert rpc(one, "dlg_push_var", {"dlg_val_name": "n", "dlg_val_value": "v", "DID": ["none", identifier, "c1"]}) == "OK"
+    assert shown(one)["context"]["values"][0] == {"n": "v"}
+    assert len(shown(one)["context"]["values"]) == 3
+
+
+def test_a_call_without_values_has_an_empty_context(trial):
+    one = trial()
+    call(one)
+    assert ask(one, "dlg_list_ctx").endswith("\tcontext:: \n\n")
+
+
+@pytest.mark.parametrize("params, wanted", [
+    ({"callid": "c1"}, {"Code": 200, "Reason": "OK"}),
+    ({"callid": "c1", "method": "INFO", "mode": "caller"}, {"Code": 200, "Reason": "OK"}),
+    ({"callid": "c1", "mode": "x"}, {"code": 400, "message": "Invalid mode"}),
+    ({"callid": "c1", "body": "x"}, {"code": 400, "message": "Invalid body mode"}),
+    ({"callid": "c1", "mode": "challenge", "method": "INFO"}, {"code": 406, "message": "Not Acceptable"}),
+    ({"callid": "zz"}, {"code": 404, "message": "Dialog Not Found"}),
+    (["c1"], {"code": -32602, "message": "Invalid params", "data": "Command only supports named parameters"})])
+def test_dlg_send_sequential(trial, params, wanted):
+    one = trial()
+    call(one)
+    assert rpc(one, "dlg_send_sequential", params) == wanted
+
+
+def test_children_share_dialogs_which_survive_a_reload_and_expire(start):
+    server = start(f'{LINES}modparam("mi_datagram", "children_count", 3)\n')
+    listener = subscribed(server, "text", "E_DLG_STATE_CHANGED")
+    clients = [server.client() for _ in range(6)]
+    for number, client in enumerate(clients):
+        assert client.ask(lab("lab_call", f"c{number}", "sip:a@a", "sip:b@b")) == b"200 OK\n\n"
+    assert {client.ask(b":dlg_list:\n").count(b"callid::") for client in clients} == {6}
+    server.signal(signal.SIGHUP)
+    server.wait_log("reloaded")
+    assert server.statistic("active_dialogs") == 6
+    for _ in range(18):
+        assert listener.receive()
+    assert server.ask(lab("lab_call", "short", "sip:a@a", "sip:b@b", "timeout::1")) == b"200 OK\n\n"
+    wait_for(lambda: server.statistic("expired_dialogs") == 1, 5, "the dialog to expire")
+    events = [listener.receive() for _ in range(4)]
+    assert events[-1].endswith(b"old_state::4\nnew_state::5\n\n")
+
+
+###############################################################################
+# A table
+###############################################################################
+
+COLUMNS = {
+    24: "dlg_id(long) callid(string) from_uri(string) from_tag(string) to_uri(string) to_tag(string) "
+        "mangled_from_uri(string,null) mangled_to_uri(string,null) caller_cseq(string) callee_cseq(string) "
+        "caller_ping_cseq(int) callee_ping_cseq(int) "
+        "caller_route_set(string,null) callee_route_set(string,null) caller_contact(string,null) callee_contact(string,null) "
+        "caller_sock(string) callee_sock(string) state(int) start_time(int) timeout(int) vars(blob,null) profiles(string,null) "
+        "script_flags(int) module_flags(int) flags(int)"}
+COLUMNS[34] = COLUMNS[24].replace("script_flags(int)", "script_flags(string,null)") + (
+    " rt_on_answer(string,null) rt_on_timeout(string,null) rt_on_hangup(string,null)")
+
+
+def table(folder, version):
+    """The table of the recording server: a confirmed call, an early one and one whose time is over."""
+    now_s, port = int(time.time()), 5170 if version == 24 else 5480
+    vars_ = r"my#v1|k2#two words|esc#a\\|b\\#c|" if version == 24 else r"my#1#v1|k2#1#two words|n#2#42|esc#1#a\\|b|"
+    (folder / "version").write_text(f"table_name(string) table_version(int)\ndialog:{10 if version == 24 else 12}\n")
+    rows = []
+    for number, callid, caller, state, timeout, profiles in (
+            (7876970020964, "db-1@x", "alice", 4, 600, "caller#alice|inbound#|"), (0, "db-2@x", "carl", 4, -10, "caller#carl|"),
+            (7868380086374, "db-3@x", "eve", 2, 600, ""), (1, "db-4@x", "old", 5, 600, "")):
+        number = number or ((opensips.core_hash(callid.encode()) & 4095) << 32) + 101
+        values = vars_ if number != 7868380086374 or version == 34 else ""
+        fields = [number, callid, f"sip\\:{caller}@example.com", "ft1", "sip\\:bob@example.com", "tt1", "", "", 1, 0, 0, 0, "",
+                  "<sip\\:rr;lr>", f"sip\\:{caller}@127.0.0.1\\:5171", "sip\\:uas@127.0.0.1\\:5171", f"udp\\:127.0.0.1\\:{port}",
+                  f"udp\\:127.0.0.1\\:{port}", state, now_s, now_s + timeout, values, profiles, 5 if version == 24 else "", 0, 0,
+                  *([] if version == 24 else ["", "", ""])]
+        rows.append(":".join(map(str, fields)))
+    (folder / "dialog").write_text("\n".join([COLUMNS[version], *rows, ""]))
+    return f'modparam("dialog", "db_mode", 1)\nmodparam("dialog", "db_url", "text://{folder}")\n'
+
+
+def timeless(text):
+    """A reply without what differs in time."""
+    text = re.sub(rb"(timestart|timeout)(::|\":) ?[1-9]\d+", rb"\1", text)
+    return re.sub(rb"(datestart|dateout)(::|\":\") ?[\d: -]+", rb"\1", text)
+
+
+OTHER = {("34", "dlgdb-011"): "a restore changes callee_cseq", ("34", "dlgdb-015"): "a restore changes callee_cseq"}
+
+
+@pytest.mark.parametrize("version", [24, 34])
+def test_dialogs_from_a_table_as_recorded(start, tmp_path, version):
+    dialect = "text" if version == 24 else "jsonrpc"
+    server = start(LINES + table(tmp_path, version))
+    listener, client, wrong = subscribed(server, dialect, "E_DLG_STATE_CHANGED"), server.client(), []
+    for row in rows_of(f"variants{version}.jsonl"):
+        if row["id"].startswith("dlgdb") and (str(version), row["id"]) not in OTHER:
+            reply = client.ask(row["request"])
+            wrong.append(differs({**row, "reply": timeless(row["reply"])}, timeless(reply)))
+            for event in row["events"]:
+                assert listener.receive() == event.encode("latin-1"), row["id"]
+    assert len(wrong) > 10 and [text for text in wrong if text] == []
+
+
+def test_what_a_column_of_values_may_hold():
+    module = mi.load_plugin(str(opensips.__file__).replace("opensips.py", "dialog.py")).namespace
+    assert module.stored_pairs(r"a#1|b#|c\#d#x\|y\\|") == [("c#d", "x|y\\"), ("b", None), ("a", "1")]
+    assert module.stored_pairs("a#1#t|n#2#42|m#2#-1|") == [("m", -1), ("n", 42), ("a", "t")]
+    assert module.stored_pairs(None) == module.stored_pairs("") == []
+
+
+def test_without_a_table_nothing_is_synced(trial):
+    one = trial()
+    assert ask(one, "dlg_db_sync", "x") == "400 Cannot sync in no-db mode\n\n"
+    assert ask(one, "dlg_restore_db") == "400 Cannot restore db in no-db mode!\n\n"
+
+
+@pytest.mark.parametrize("line", ['"hash_size", 1000', '"db_mode", 4'])
+def test_a_wrong_parameter_ends_the_start(line):
+    with pytest.raises(mi.ConfigError):
+        mi.Trial(f'loadmodule "dialog.so"\nmodparam("dialog", {line})')
+
+
+def test_lab_commands_say_what_is_wrong(trial):
+    one = trial()
+    assert ask(one, "lab_call", "c1", "sip:a") == "400 Too few or too many arguments\n\n"
+    assert ask(one, "lab_call", "c1", "sip:a", "sip:b", "state::6") == "400 state takes an integer from 1 to 5\n\n"
+    with mi.Trial('loadmodule "lab_sip.so"') as other:
+        assert ask(other, "lab_hangup", "c1") == "500 module dialog is not loaded\n\n"
+
+
+def test_a_list_that_cannot_fit_is_given_up_before_it_is_made(trial):
+    """And what a dialog takes at least is no more than one takes."""
+    one = trial()
+    module = one.server.registry.modules_by_name["dialog"].namespace
+    ask(one, "lab_call", "x", "y", "z", "from_tag::f", "to_tag::t", "socket::s", "state::1")
+    for reply in (ask(one, "dlg_list"), json.dumps(rpc(one, "dlg_list"))):
+        assert len(reply) > module.LEAST_BYTES
+    for number in range(900):
+        call(one, f"c{number}")
+    assert ask(one, "dlg_list") == "500 reply of more than 261828 bytes exceeds 65457\n"
+    assert one.ask(b'{"jsonrpc":"2.0","method":"dlg_list","id":1}') == b"500 Internal error"
+    assert len(rpc(one, "dlg_list", {"index": 5, "counter": 20})["Dialogs"]) == 20

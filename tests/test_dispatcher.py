@@ -1,0 +1,153 @@
+"""dispatcher beyond the recordings: partitions, reloads, states, what is wrong with a table."""
+
+import json
+import signal
+
+import pytest
+from test_modules import differs, rows_of, subscribed
+
+import midatagram as mi
+
+HEADER = {24: "id(int,auto) setid(int) destination(string) socket(string,null) state(int) weight(string) priority(int) "
+              "attrs(string) description(string)",
+          34: "id(int,auto) setid(int) destination(string) socket(string,null) state(int) probe_mode(int) weight(string) "
+              "priority(int) attrs(string) description(string)"}
+VERSIONS = {24: 8, 34: 9}
+MAIN = ("1:1:sip\\:127.0.0.1\\:5171::0:5:0:key=a:d1",)
+P2 = ("1:7:sip\\:10.0.0.1::2:x:1:n:d", "2:7:sip\\:10.0.0.2;transport=tcp::1:x:9:q:e f")
+
+
+def tables(folder, version=24, **rows):
+    """A folder with a table for each keyword; dispatcher and p2 unless they are given."""
+    rows = {"dispatcher": MAIN, "ds_p2": P2, **rows}
+    names = "".join(f"{name}:{VERSIONS[version]}\n" for name in rows)
+    (folder / "version").write_text(f"table_name(string) table_version(int)\n{names}")
+    for name, lines in rows.items():
+        if version == 34:  # with a column more
+            lines = [line.replace("::0:5:", "::0:0:5:").replace("::2:x", "::2:0:x").replace("::1:x", "::1:0:x") for line in lines]
+        (folder / name).write_text("\n".join([HEADER[version], *lines, ""]))
+    return f"text://{folder}"
+
+
+def lines(url, *more):
+    """A configuration with two partitions."""
+    return "\n".join(['loadmodule "dispatcher.so"', f'modparam("dispatcher", "db_url", "{url}")',
+                      f'modparam("dispatcher", "partition", "p2: db_url={url}; table_name = ds_p2")',
+                      'modparam("dispatcher", "ds_probing_threshhold", 1)', *more, ""])
+
+
+def ask(trial, *words):
+    """The reply to a text request of these words."""
+    return trial.ask("\n".join([f":{words[0]}:", *words[1:], ""]).encode()).decode()
+
+
+def states(trial, *words):
+    """The states that ds_list shows, by URI."""
+    listed = [line.split() for line in ask(trial, "ds_list", *words).splitlines() if "URI::" in line]
+    return {line[1]: line[2].removeprefix("state=") for line in listed}
+
+
+@pytest.mark.parametrize("version", [24, 34])
+def test_partitions_as_recorded_with_their_events(start, tmp_path, version):
+    dialect = "text" if version == 24 else "jsonrpc"
+    server = start(lines(tables(tmp_path, version)))
+    listener, client, wrong = subscribed(server, dialect, "E_DISPATCHER_STATUS"), server.client(), []
+    rows = [row for row in rows_of(f"variants{version}.jsonl") if row["id"].startswith("dspart")]
+    rows = [row for row in rows if b"dbt_" not in row["request"]]  # a command of db_text
+    for row in rows:
+        wrong.append(differs(row, client.ask(row["request"])))
+        for event in row["events"]:
+            assert listener.receive() == event.encode("latin-1"), row["id"]
+    assert rows and [text for text in wrong if text] == []
+    assert listener.receive(0.1) is None
+
+
+def test_a_reload_reads_the_table_again_and_keeps_states(tmp_path):
+    url = tables(tmp_path)
+    with mi.Trial(lines(url)) as trial:
+        ask(trial, "ds_set_state", "i", "1", "sip:127.0.0.1:5171")
+        ask(trial, "ds_set_state", "a", "p2:7", "sip:10.0.0.1")
+        tables(tmp_path, dispatcher=("1:1:sip\\:127.0.0.1\\:5171::0:5:0:k:d", "2:3:sip\\:new::0:5:0:k:d"),
+               ds_p2=(P2[0], "3:7:sip\\:10.0.0.3::1:x:0:z:z"))
+        assert ask(trial, "ds_reload", "p2") == "200 OK\n\n"
+        assert states(trial) == {"sip:10.0.0.1": "Active", "sip:10.0.0.3": "Inactive", "sip:127.0.0.1:5171": "Inactive"}
+        assert ask(trial, "ds_reload") == "200 OK\n\n"
+        assert states(trial, "default") == {"sip:new": "Active", "sip:127.0.0.1:5171": "Inactive"}
+        request = {"jsonrpc": "2.0", "method": "ds_reload", "params": {"inherit_state": "0"}, "id": 1}
+        assert b'"OK"' in trial.ask(json.dumps(request).encode())
+        assert states(trial)["sip:127.0.0.1:5171"] == "Active"
+
+
+def test_a_table_that_cannot_be_read_leaves_what_there_is(start, tmp_path):
+    server = start(lines(tables(tmp_path)))
+    tables(tmp_path, dispatcher=("1:x:sip\\:a::0:5:0:k:d",))
+    assert server.ask(b":ds_reload:\n") == b"500 ERROR Reloading data\n\n"
+    server.wait_log(f"{tmp_path}/dispatcher:2: setid is 'x', which is no number")
+    assert b"sip:127.0.0.1:5171" in server.ask(b":ds_list:\n")
+
+
+def test_a_table_that_cannot_be_read_ends_the_start(tmp_path):
+    url = tables(tmp_path, dispatcher=("1:1:sip\\:a::0:5:0::d",))
+    with pytest.raises(mi.ConfigError, match="dispatcher:2: attrs is empty, and may not be NULL"):
+        mi.Trial(lines(url))
+
+
+def test_states_are_shared_by_children_and_survive_a_reload_of_the_configuration(start, tmp_path):
+    server = start(lines(tables(tmp_path), 'modparam("mi_datagram", "children_count", 3)'))
+    clients = [server.client() for _ in range(6)]
+    assert clients[0].ask(b":ds_set_state:\ni\n1\nsip:127.0.0.1:5171\n") == b"200 OK\n\n"
+    assert len({client.ask(b":ds_list:\n") for client in clients}) == 1
+    server.signal(signal.SIGHUP)
+    server.wait_log("reloaded")
+    assert b"sip:127.0.0.1:5171 state=Inactive" in server.ask(b":ds_list:\n")
+
+
+def test_sets_and_destinations_have_the_original_order(tmp_path):
+    rows = [f"{at}:{number}:sip\\:d{at}::0:5:{priority}:k:d" for at, (number, priority) in
+            enumerate([(5, 0), (2, 0), (5, 3), (9, 0), (2, 0), (5, 3)])]
+    url = tables(tmp_path, dispatcher=rows)
+    with mi.Trial(lines(url)) as trial:
+        lines_ = ask(trial, "ds_list", "default").splitlines()
+        listed = [line.split()[1] for line in lines_ if ":: " in line and "attr" not in line]
+    assert listed == ["default", "9", "sip:d3", "2", "sip:d1", "sip:d4", "5", "sip:d2", "sip:d5", "sip:d0"]
+
+
+def test_an_address_is_the_same_in_any_case_and_a_set_must_have_it(tmp_path):
+    with mi.Trial(lines(tables(tmp_path))) as trial:
+        assert ask(trial, "ds_set_state", "i", "p2:7", "SIP:10.0.0.2;Transport=TCP") == "200 OK\n\n"
+        assert ask(trial, "ds_set_state", "i", "1", "sip:10.0.0.1") == "404 destination not found\n\n"
+        assert ask(trial, "ds_set_state", "i", "no:1", "sip:10.0.0.1") == "404 ERROR Unknown partition\n\n"
+
+
+@pytest.mark.parametrize("steps, wanted", [
+    ("i", "Inactive"), ("ip", "Active"), ("pp", "Active"), ("ppp", "Probing"), ("pppi", "Inactive"), ("pppa", "Active"),
+    ("pppap", "Probing"), ("ipppp", "Probing"), ("ippp", "Active")])
+def test_three_times_probing_is_probing(tmp_path, steps, wanted):
+    text = lines(tables(tmp_path)).replace("ds_probing_threshhold\", 1", "ds_probing_threshhold\", 3")
+    with mi.Trial(text) as trial:
+        for step in steps:
+            ask(trial, "ds_set_state", step, "1", "sip:127.0.0.1:5171")
+        assert states(trial)["sip:127.0.0.1:5171"] == wanted
+
+
+@pytest.mark.parametrize("line", ["p2", "p2: db_url", ": table_name=x"])
+def test_a_partition_has_a_name_and_settings(line):
+    with pytest.raises(mi.ConfigError, match="partition takes"):
+        mi.Trial(f'loadmodule "dispatcher.so"\nmodparam("dispatcher", "partition", "{line}")')
+
+
+def test_an_empty_partition_is_shown_without_sets(tmp_path):
+    with mi.Trial(lines(tables(tmp_path, ds_p2=()))) as trial:
+        assert ask(trial, "ds_list", "p2") == "200 OK\nPARTITION:: p2\n\n"
+        reply = trial.ask(b'{"jsonrpc":"2.0","method":"ds_list","params":{"partition":"p2"},"id":1}')
+        assert json.loads(reply)["result"] == {"PARTITIONS": [{"name": "p2"}]}
+
+
+def test_a_list_that_cannot_fit_is_given_up_before_it_is_made(tmp_path):
+    """And what a destination takes at least is no more than one takes."""
+    with mi.Trial(lines(tables(tmp_path, dispatcher=["1:1:x::0:5:0:y:z"]))) as trial:
+        assert len(ask(trial, "ds_list", "default")) - len("200 OK\nPARTITION:: default\n\tSET:: 1\n\n") > 45
+    many = [f"{number}:1:sip\\:d{number}::0:5:0:key:d" for number in range(6000)]
+    with mi.Trial(lines(tables(tmp_path, dispatcher=many))) as trial:
+        assert ask(trial, "ds_list") == "500 reply of more than 261828 bytes exceeds 65457\n"
+        assert trial.ask(b'{"jsonrpc":"2.0","method":"ds_list","id":1}') == b"500 Internal error"

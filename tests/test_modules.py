@@ -1,0 +1,213 @@
+"""What real servers answered to the commands of OpenSIPS' modules, asked again in the order of the recordings."""
+
+import json
+import re
+
+import pytest
+from conftest import ROOT, wait_for
+from test_recorded import DATA, expand, shape
+
+import midatagram as mi
+
+FOLDER = DATA / "modules"
+TEXT = ("usrloc", "dispatcher", "dialog")  # groups of text.jsonl whose modules are here
+JSON = ("ul", "ds", "par", "dlg")
+# Of the rows that were recorded on a fresh server, and of groups of several modules.
+COMMANDS = ("ul_", "ds_", "dlg_", "profile_", "list_all_")
+LEFT_OUT = {  # id -> why
+    "dialog-067": "shows the profiles of load_balancer", "auto-397": "shows the profiles of load_balancer",
+}
+
+
+def rows_of(name):
+    """The rows of a file, with their request and reply as bytes."""
+    with open(FOLDER / name, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return [{**row, "request": expand(row.get("request")), "reply": expand(row.get("reply"))} for row in rows]
+
+
+def configuration(name, **values):
+    """The settings of a recording server, and lab commands."""
+    text = (FOLDER / name).read_text().replace("log_level=1", "log_level=3")
+    for mark, value in {"DIR": FOLDER, "SOCK": "unused", "PP": 0, **values}.items():
+        text = text.replace(f"@{mark}@", str(value))
+    return f'{text}\nloadmodule "lab_sip.so"\n'
+
+
+def is_asked(row):
+    """Whether a request is for a module that is here."""
+    return any(command.encode() in (row["request"] or b"") for command in COMMANDS)
+
+
+def differs(row, reply):
+    """What is wrong with a reply, None for nothing."""
+    wanted = row["reply"]
+    if row.get("compare") == "shape":
+        right = shape(reply) == shape(wanted)
+    elif row.get("reply_re"):
+        right = re.fullmatch(row["reply_re"].encode("latin-1"), reply)
+    else:
+        right = stable(reply) == stable(wanted)
+    return None if right else f"{row['id']}: {row['request']!r}\n     is {reply!r}\n not {wanted!r}"
+
+
+def stable(reply):
+    """A reply without the last 14 bits of ContactIDs, which are random, and without seconds that passed."""
+    reply = re.sub(rb"(?<=ContactID:: )\d+", lambda match: b"%d" % (int(match[0]) >> 14), reply)
+    return re.sub(rb"Expires:: 35\d\d\n", b"Expires:: 3600\n", reply)
+
+
+CALLS = {  # id -> calls before it
+    "dialog-014": [("call-1@corpus", "alice"), ("call-2@corpus", "carl")], "dialog-077": [("call-3@corpus", "alice")],
+    "dlg-036": [("call-1@h", "alice")], "dlg-055": [("call-2@h", "carol")],
+}
+
+
+def begin_call(trial, callid, caller, is_text):
+    """A call as the recording server had it."""
+    if is_text:
+        words = [callid, f"sip:{caller}@example.com", "sip:bob@example.com", "from_tag::ft1", "to_tag::uastag",
+                 "socket::udp:127.0.0.1:5170", f"caller_contact::sip:{caller}@127.0.0.1:5171",
+                 "callee_contact::sip:uas@127.0.0.1:5171", "profiles::caller=alice, inbound", "values::my=v1, k2=two words"]
+        assert trial.ask("\n".join([":lab_call:", *words, ""]).encode()) == b"200 OK\n\n"
+        return
+    params = {"callid": callid, "from_uri": f"sip:{caller}@127.0.0.1", "to_uri": "sip:bob@127.0.0.1", "from_tag": "ft1",
+              "to_tag": "uas1", "socket": "udp:127.0.0.1:5480", "caller_contact": f"sip:{caller}@127.0.0.1:5483",
+              "callee_contact": "sip:bob@127.0.0.1:5482", "profiles": f"caller={caller}, inbound", "values": 'foo=bar"\\/x'}
+    assert b'"OK"' in trial.ask(json.dumps({"jsonrpc": "2.0", "method": "lab_call", "params": params, "id": 1}).encode())
+
+
+def before(trial, row):
+    """Bring about what a row wants before it."""
+    for callid, caller in CALLS.get(row["id"], ()):
+        begin_call(trial, callid, caller, row["id"].startswith("dialog"))
+    many = {"usrloc-053": 60, "usrloc-056": 400, "usrloc-055": 400}.get(row["id"], 0)
+    for number in range(many):
+        trial.ask(b":ul_add:\nlocation\nu%03d\nsip:u%03d@10.0.0.9\n0\n0.5\n0\n0\n0\n1\n" % (number, number))
+    if row["id"] == "registrar-002":
+        trial.ask(b":lab_register:\nlocation\nreggie\nsip:reggie@127.0.0.1:5171\nexpires::600\nuser_agent::corpus UA\n"
+                  b"callid::regcid1\nsocket::udp:127.0.0.1:5170\n")
+
+
+@pytest.mark.parametrize("group", [*TEXT, "auto"])
+def test_text(group):
+    rows = [row for row in rows_of("text.jsonl") if row["module"] == group or (group, row["module"]) == ("usrloc", "registrar")]
+    rows = [row for row in rows if row["id"] not in LEFT_OUT and (group != "auto" or is_asked(row))]
+    wrong = []
+    with mi.Trial(configuration("24.cfg")) as trial:
+        if group == "auto":  # the tables as the rows before left them
+            trial.ask(b":ds_set_state:\na\n2\nsip:127.0.0.3\n")
+            trial.ask(b":ds_set_state:\ni\n1\nsip:127.0.0.1:5171\n")
+        for row in rows:
+            before(trial, row)
+            wrong.append(differs(row, trial.ask(row["request"])))
+    assert rows and [text for text in wrong if text] == []
+
+
+@pytest.mark.parametrize("group", JSON)
+def test_jsonrpc(group):
+    rows = [row for row in rows_of("jsonrpc.jsonl") if row["id"].startswith(f"{group}-") and is_asked(row)]
+    rows = [row for row in rows if row["id"] not in LEFT_OUT]
+    wrong = []
+    with mi.Trial(f'{configuration("34.cfg")}\nmodparam("midatagram", "dialect", "jsonrpc")') as trial:
+        for row in rows:
+            before(trial, row)
+            listed = re.search(rb'"ID":"([0-9a-f.]+)"', trial.ask(b'{"jsonrpc":"2.0","method":"dlg_list","id":1}'))
+            request = row["request"].replace(b"f2d.078df381", listed[1] if listed else b"")  # the ID of the recording
+            wrong.append(differs(row, trial.ask(request)))
+    assert rows and [text for text in wrong if text] == []
+
+
+def test_an_opensips_cfg_is_a_lab_in_a_minute(start, tmp_path):
+    """The block of docs/modules.md, as written but for places."""
+    page = (ROOT / "docs" / "modules.md").read_text()
+    block = next(block for block in re.findall(r"^```\n(.*?)^```$", page, re.S | re.M) if "include_file" in block)
+    (tmp_path / "opensips.cfg").write_text(configuration("24.cfg", DIR="/nowhere", SOCK=f"{tmp_path}/mi.sock").replace(
+        'loadmodule "lab_sip.so"\n', ""))
+    block = block.replace("/etc/opensips/opensips.cfg", f"{tmp_path}/opensips.cfg").replace(
+        "/etc/opensips/tables", f"{FOLDER}/db24")
+    server = start(f"# {{socket}} socket_name\n{block}", place=f"{tmp_path}/mi.sock")
+    assert b"URI:: sip:127.0.0.1:5171 state=Active" in server.ask(b":ds_list:\n")
+    assert server.ask(b":lab_register:\nlocation\nalice\nsip:a@b\n") == b"200 OK\n\n"
+    assert b"Contact:: sip:a@b Q=" in server.ask(b":ul_dump:\n")
+
+
+def test_every_parameter_of_all_releases_is_accepted():
+    """Of the modules that are here; and each has its row in docs/modules.md."""
+    page = (ROOT / "docs" / "modules.md").read_text()
+    for name in ("usrloc", "registrar", "dialog", "dispatcher"):
+        module = mi.load_plugin(str(ROOT / "plugins" / f"{name}.py"))
+        assert {param.help for param in module.params.values()} >= {"accepted without effect"}
+        assert re.search(rf"^\| {name} \|", page, re.M)
+
+
+###############################################################################
+# Events, and the statistics after them
+###############################################################################
+
+
+def lab(*words):
+    """A request for a lab command."""
+    return "\n".join([f":{words[0]}:", *words[1:], ""]).encode()
+
+
+CALL = "sip:alice@example.com", "sip:bob@example.com", "from_tag::ft1", "to_tag::uastag", "profiles::caller=alice, inbound"
+REGISTER = ("lab_register", "location", "reggie", "sip:reggie@127.0.0.1:5171", "callid::regcid1", "user_agent::corpus UA",
+            "socket::udp:127.0.0.1:5170")
+LAB = {  # what SIP traffic did on the recording servers
+    "SIP: REGISTER": lab(*REGISTER, "expires::600"), "SIP: REGISTER again": lab(*REGISTER, "expires::600", "cseq::2"),
+    "SIP: unREGISTER": lab(*REGISTER, "expires::0"), "SIP: call": lab("lab_call", "c1@x", *CALL),
+    "SIP: failed call 486": lab("lab_call", "c2@x", *CALL, "state::5"),
+}
+VOLATILE = re.compile(rb"Expires|timestart")
+
+
+def timeless(event):
+    """An event without what differs: the moment of an expiry, half of a dialog's ID, the ports of the recording server."""
+    event = re.sub(rb'(expires(?:::|":))[1-9]\d+', rb"\1T", event)
+    event = re.sub(rb"hash_id::\d+", b"hash_id::N", re.sub(rb'("id":"[0-9a-f]+\.)[0-9a-f]+","db_id":"\d+"', rb"\1", event))
+    return re.sub(rb":(?:54|51)\d\d(?=[\n\"])", b":P", event)
+
+
+def subscribed(server, dialect, *events):
+    """A UDP client that gets events in a dialect."""
+    listener = server.client("udp:127.0.0.1:9")
+    listener.socket.bind(("127.0.0.1", 0))
+    target = f"udp:127.0.0.1:{listener.socket.getsockname()[1]}"
+    for event in events:
+        request = f":event_subscribe:\n{event}\n{target}\n".encode()
+        if dialect == "jsonrpc":
+            request = json.dumps({"jsonrpc": "2.0", "method": "event_subscribe", "params": [event, target], "id": 1}).encode()
+        assert b"OK" in server.ask(request)
+    return listener
+
+
+@pytest.mark.parametrize("dialect, version", [("text", 24), ("jsonrpc", 34)])
+def test_events(start, dialect, version):
+    """In the form of the subscriber's dialect; and the statistics after them."""
+    rows = [row for row in rows_of(f"events{version}.jsonl") if is_asked(row) or row["note"].partition(" (")[0] in LAB]
+    missing = ("upper case", "ds_reload", "ds_list")  # rows that change states are, which these tell of
+    server = start(configuration(f"{version}.cfg", SOCK="{socket}"))
+    listener = subscribed(server, dialect, "E_UL_AOR_INSERT", "E_UL_AOR_DELETE", "E_UL_CONTACT_INSERT", "E_UL_CONTACT_UPDATE",
+                          "E_UL_CONTACT_DELETE", "E_DISPATCHER_STATUS", "E_DLG_STATE_CHANGED")
+    client = server.client()
+    for row in rows:
+        if any(word in row["note"] for word in missing):
+            continue
+        if "before the timer" in row["note"]:
+            wait_for(lambda asked=row["request"]: b"expired" in client.ask(asked), 5, "the contact to expire")
+        reply = client.ask(row["request"] or LAB[row["note"].partition(" (")[0]])
+        if row["reply"] and not VOLATILE.search(row["reply"]):
+            assert reply == row["reply"], row["note"]
+        for event in row["events"]:
+            assert timeless(listener.receive()) == timeless(event.encode("latin-1")), row["note"]
+        if row.get("stats_request"):
+            assert client.ask(statistics_request(dialect, row["stats_request"])) == row["stats_after"].encode("latin-1")
+    assert listener.receive(0.1) is None
+
+
+def statistics_request(dialect, group):
+    """A request for the statistics of a group."""
+    if dialect == "text":
+        return f":get_statistics:\n{group}\n".encode()
+    return json.dumps({"jsonrpc": "2.0", "method": "get_statistics", "id": 1, "params": [[group]]}).encode()

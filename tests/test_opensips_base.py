@@ -1,0 +1,189 @@
+"""What the plug-ins of OpenSIPS' modules share: the order of lists, numbers, forms in both directions, tables."""
+
+import json
+import re
+import sqlite3
+
+import pytest
+from conftest import ROOT, run
+from test_modules import rows_of
+
+import midatagram as mi
+
+opensips = mi.shared("opensips")
+forms = opensips.forms
+T = opensips.table("things", [3], "id# name note? size#? share~?", "%s_col")
+HEADER = "id(int,auto) name(string) note(string,null) size(int,null) share(double,null)"
+
+
+@pytest.mark.parametrize("text, bits", [("alice", 63453), ("carol", 46966), ("bob", 13251), ("", 0)])
+def test_the_hash_is_that_of_recorded_contact_ids(text, bits):
+    assert opensips.core_hash(text.encode()) & 0xFFFF == bits
+
+
+def test_the_hash_takes_bytes_as_signed():
+    value = (1 << 24) - (1 << 16) + (1 << 8) + 1  # 0x01ff0101 as C adds up signed bytes
+    total = value ^ value >> 3
+    assert opensips.core_hash(b"\x01\xff\x01\x01") == total + (total >> 11) + (total >> 13) + (total >> 23) & 0xFFFFFFFF
+
+
+@pytest.mark.parametrize("text, wanted", [("0", 0), ("007", 7), ("4294967295", 2**32 - 1), ("4294967297", 1), ("1" + "0" * 40, 0),
+                                          ("", None), (None, None), ("-1", None), ("+1", None), (" 1", None), ("0x1", None),
+                                          ("1\n", None), ("\u0661", None)])
+def test_uint(text, wanted):
+    if wanted is None:
+        with pytest.raises(ValueError, match="digits"):
+            opensips.uint(text)
+    else:
+        assert opensips.uint(text) == wanted
+
+
+@pytest.mark.parametrize("text, wanted, shown", [
+    ("0", 0, "0"), ("0.5", 500, "0.5"), (".5", 500, "0.5"), ("0.", 0, "0"), ("1.", 1000, "1"), ("00.5", 500, "0.5"),
+    ("01", 1000, "1"), ("1.000", 1000, "1"), ("0.12345", 123, "0.123"), ("0.25", 250, "0.25"), (" \t0.7", 700, "0.7"),
+    ("0.001", 1, "0.001"), ("1.5", None, ""), ("2", None, ""), ("1.001", None, ""), ("", None, ""), (" ", None, ""),
+    ("x", None, ""), ("0.5x", None, ""), ("-0", None, ""), ("0,5", None, ""), ("0.5 ", None, "")])
+def test_q(text, wanted, shown):
+    if wanted is None:
+        with pytest.raises(ValueError, match="from 0 to 1"):
+            opensips.q_value(text)
+    else:
+        assert opensips.q_value(text) == wanted
+        assert opensips.shown_q(wanted) == shown
+
+
+###############################################################################
+# Forms
+###############################################################################
+
+
+def pairs():
+    """The recorded replies with data of one state in both versions, for commands that have a tree."""
+    for row in rows_of("pairs.jsonl"):
+        form, text, answer = forms.FORMS.get(row["command"]), row.get("text_reply"), row.get("json_reply")
+        if form and form.tree and text and answer and text.startswith("200 OK\n") and '"result"' in answer:
+            yield pytest.param(form.tree, text.removeprefix("200 OK\n")[:-1].removesuffix("\n"), json.loads(answer)["result"],
+                               id=row["id"])
+
+
+def without(value, *names):
+    """A JSON value without members of some names."""
+    if isinstance(value, dict):
+        return {name: without(item, *names) for name, item in value.items() if name not in names}
+    return [without(item, *names) for item in value] if isinstance(value, list) else value
+
+
+VOLATILE = "ContactID", "Expires", "ID", "db_id", "timestart", "datestart", "timeout", "dateout"  # of different servers
+
+
+@pytest.mark.parametrize("tree, text, result", [*pairs()])
+def test_a_tree_becomes_the_json_of_34(tree, text, result):
+    made = forms.to_json(tree, mi.read_tree(text), isinstance(result, dict) and "Dialog" in result)
+    assert without(made, *VOLATILE) == without(result, *VOLATILE, "resolved_addresses")
+    assert json.dumps(without(made, *VOLATILE)) == json.dumps(without(result, *VOLATILE, "resolved_addresses"))
+
+
+@pytest.mark.parametrize("tree, text, result", [*pairs()])
+def test_the_json_of_34_becomes_the_tree(tree, text, result):
+    made = "".join(mi.node_lines(forms.to_nodes(tree, result), "\t"))
+    free = re.compile(rf"({'|'.join(VOLATILE)})(?:::? |=).*")
+    assert free.sub(r"\1", made).rstrip("\n") == free.sub(r"\1", text)
+
+
+def test_forms_are_read_without_the_modules():
+    """The two files alone: neither the plug-in of a module nor a configuration."""
+    done = run("-c", "-s", "/tmp/never", cwd=ROOT)
+    assert done.returncode == 0
+    assert {"ul_add", "ul_dump", "ds_list"} <= set(forms.FORMS)
+    assert not [name for name in vars(forms) if name.startswith(("ul_", "ds_"))]
+
+
+def test_every_command_of_the_modules_has_a_form():
+    for name in ("usrloc", "dialog", "dispatcher"):
+        for command in mi.load_plugin(str(ROOT / "plugins" / f"{name}.py")).commands:
+            form = forms.FORMS[command.name]
+            assert [" ".join(recipe) for recipe in command.recipes] == list(form.recipes)
+            names = set(" ".join(form.recipes).split())
+            assert set(form.numbers.split()) <= names
+
+
+###############################################################################
+# Tables
+###############################################################################
+
+
+def folder_of(tmp_path, *lines, header=HEADER, version="things:3"):
+    """A folder of db_text with one table."""
+    (tmp_path / "version").write_text(f"table_name(string) table_version(int)\nother:9\n{version}\n")
+    (tmp_path / "things").write_text("\n".join([header, *lines, ""]))
+    return f"text://{tmp_path}"
+
+
+def test_a_text_table_has_rows_of_its_columns_kinds(tmp_path):
+    url = folder_of(tmp_path, r"1:a\:b\\c\n\r\t\0d:note:7:0.5", "2:x:::", "", "-3:\u00e9 \\x:n::1")
+    assert opensips.read_table(url, T) == [
+        {"id": 1, "name": "a:b\\c\n\r\t\0d", "note": "note", "size": 7, "share": 0.5},
+        {"id": 2, "name": "x", "note": None, "size": None, "share": None},
+        {"id": -3, "name": "\u00e9 x", "note": "n", "size": None, "share": 1.0}]
+
+
+def test_the_order_of_columns_is_that_of_the_header(tmp_path):
+    header = "name(str) share(double) id(int) more(blob,null) size(long) note(s,null)"
+    url = folder_of(tmp_path, "n:0.25:9:extra:5:x", header=header)
+    assert opensips.read_table(url, T) == [{"id": 9, "name": "n", "note": "x", "size": 5, "share": 0.25}]
+
+
+@pytest.mark.parametrize("lines, options, where", [
+    (["x:a:::"], {}, "things:2: id is 'x'"), (["1:a:b:c:"], {}, "things:2: size is 'c'"), (["1:a:::y"], {}, "share is 'y'"),
+    (["1:a:::", "2::::"], {}, "things:3: name is empty"), (["1:a"], {}, "things:2: has 2 fields, not 5"),
+    (["1:a::::"], {}, "has 6 fields"), ([], {"version": "things:2"}, "version 2, not 3"), ([], {"version": ""}, "version none"),
+    ([], {"header": "id(int) name"}, "things:1: is no header"), ([], {"header": ""}, "things:1: is no header"),
+    ([], {"header": "id(int)"}, "things:1: no column name")])
+def test_what_is_wrong_with_a_text_table_is_named_with_file_and_row(tmp_path, lines, options, where):
+    with pytest.raises(opensips.TableError, match=re.escape(where)):
+        opensips.read_table(folder_of(tmp_path, *lines, **options), T)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(opensips.TableError, match="No such file"):
+        opensips.read_table(f"text://{tmp_path}", T)
+    with pytest.raises(opensips.TableError, match="no such file"):
+        opensips.read_table(f"sqlite://{tmp_path}/none", T)
+
+
+def database(path, version=3):
+    """An SQLite file with the table."""
+    base = sqlite3.connect(path)
+    base.executescript(f"""CREATE TABLE version (table_name TEXT, table_version INTEGER);
+        INSERT INTO version VALUES ('things', {version});
+        CREATE TABLE things (share REAL, id INTEGER PRIMARY KEY, name TEXT, note TEXT, size INTEGER);
+        INSERT INTO things VALUES (0.5, 1, 'a', 'b', 7), (NULL, 2, 'x', NULL, NULL);""")
+    base.commit()
+    base.close()
+    return f"sqlite://{path}"
+
+
+def test_an_sqlite_file_has_the_same_rows(tmp_path):
+    assert opensips.read_table(database(tmp_path / "a?#b.db"), T) == [
+        {"id": 1, "name": "a", "note": "b", "size": 7, "share": 0.5},
+        {"id": 2, "name": "x", "note": None, "size": None, "share": None}]
+
+
+def test_what_is_wrong_with_an_sqlite_file_is_named(tmp_path):
+    with pytest.raises(opensips.TableError, match="version 2, not 3"):
+        opensips.read_table(database(tmp_path / "a.db", 2), T)
+    (tmp_path / "b.db").write_text("no database" * 100)
+    with pytest.raises(opensips.TableError, match="not a database"):
+        opensips.read_table(f"sqlite://{tmp_path}/b.db", T)
+    url = database(tmp_path / "c.db")
+    with pytest.raises(opensips.TableError, match="no such table: others"):
+        opensips.read_table(url, T._replace(name="others", versions=(None,)))
+
+
+def test_the_names_of_40():
+    """Those of the commands that 4.0 has, from their old ones."""
+    names = {"ul_add": "usrloc:add", "ul_show_contact": "usrloc:show_contact", "dlg_end_dlg": "dialog:end_dlg",
+             "profile_get_size": "dialog:profile_get_size", "ds_set_state": "dispatcher:set_state", "ds_list": "dispatcher:list"}
+    for old, new in names.items():
+        module = mi.load_plugin(str(ROOT / "plugins" / f"{new.partition(':')[0]}.py"))
+        assert opensips.full_name(getattr(module.namespace, old)) == new
