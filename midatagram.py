@@ -4168,7 +4168,6 @@ class Loader:
         statistics.stats += [Stat(name, "of scripts", group, resettable)
                              for group, name, resettable in dict.fromkeys(statistics.settings["variable"])]
         self.modules["core"].stats += self.core_stats(mi["children_count"])
-        self.modules["statistics"].stats += self.modules["statistics"].settings["variable"][::-1]
         for module in self.modules.values():
             module.db_url = own["db_url"]
             if "init" in module.hooks:

@@ -99,8 +99,7 @@ def command(function: Callable | None = None, **options: Any) -> Any:
         how = {"json": json, "input": form.text is not None, **options}
         if form.text is not None:
             how.setdefault("bind", binder(form.text, names))
-        if "also" in inspect.signature(mi.command).parameters:  # where commands have names of 4.0
-            how.setdefault("also", full_name(function))
+        how.setdefault("also", full_name(function))
         return mi.command(function.__name__, **how)(function)
 
     return tag(function) if function else tag
