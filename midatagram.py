@@ -1379,7 +1379,8 @@ class Command:
         tag: CommandTag = function.mi_command
         self.module, self.function, self.written, self.tag = module, function, function, tag
         self.name, self.input, self.pure, self.form, self.timed = tag.name, tag.input, tag.pure, tag.json, tag.timed
-        self.full_name = tag.also or (self.name if ":" in self.name else f"{module.name.removeprefix('proto_')}:{self.name}")
+        group = module.name.removeprefix("proto_")
+        self.full_name = tag.also or (self.name if ":" in self.name else f"{group}:{self.name.removeprefix(f'{group}_')}")
         self.path, self.line = module.path, getattr(function, "mi_line", function.__code__.co_firstlineno)
         if tag.help is None and sys.flags.optimize < 2:
             raise self.refusal("needs a docstring, which is its help")

@@ -16,7 +16,7 @@ def flags(value) -> dict:
 
 
 @mi.command(expires=opensips.uint, q=opensips.q_value, cseq=opensips.uint, flags=opensips.uint, cflags=flags,
-            methods=opensips.uint)
+            methods=opensips.uint, also="lab:register")
 def lab_register(ctx, table, aor, contact, *, expires=None, q=None, callid=None, cseq=None, user_agent=None, received=None,
                  path=None, socket=None, flags=None, cflags=None, methods=None, attr=None, sip_instance=None):
     """Register a CONTACT for an AOR in a TABLE as a REGISTER would."""
@@ -45,7 +45,7 @@ def dialogs(ctx):
         raise mi.Error(500, "module dialog is not loaded") from None
 
 
-@mi.command(state=mi.integer(1, 5), timeout=mi.integer(1), profiles=pairs, values=pairs)
+@mi.command(state=mi.integer(1, 5), timeout=mi.integer(1), profiles=pairs, values=pairs, also="lab:call")
 def lab_call(ctx, callid, from_uri, to_uri, *, from_tag=None, to_tag=None, state=None, socket=None, caller_contact=None,
              callee_contact=None, timeout=None, profiles=None, values=None):
     """Begin a call and take it to STATE: 1 unconfirmed, 2 early, 3 answered, 4 confirmed (the default), 5 ended."""
@@ -55,14 +55,14 @@ def lab_call(ctx, callid, from_uri, to_uri, *, from_tag=None, to_tag=None, state
     return mi.Reply()
 
 
-@mi.command(state=mi.integer(1, 5))
+@mi.command(state=mi.integer(1, 5), also="lab:call_state")
 def lab_call_state(ctx, callid, state):
     """Take a call to a later STATE."""
     dialogs(ctx).move(ctx, callid, state)
     return mi.Reply()
 
 
-@mi.command
+@mi.command(also="lab:hangup")
 def lab_hangup(ctx, callid):
     """End a call."""
     dialogs(ctx).hang_up(ctx, callid)

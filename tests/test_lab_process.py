@@ -1,6 +1,7 @@
 """A lab from a test: the pytest fixtures from a checkout and installed, and `midatagram.py lab -- COMMAND`."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -213,3 +214,15 @@ def test_lab_says_what_is_wrong(tmp_path):
     done = lab(tmp_path, "-f", "none.conf", "--", "true")
     assert done.returncode == 1 and "none.conf" in done.stderr
     assert leftovers(tmp_path) == []
+
+
+def test_the_page_with_pytest(tmp_path):
+    """The client, its test and conftest.py of docs/lab.md: red, and green when the client asks more than once."""
+    client, conftest, test = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "lab.md").read_text(), re.M | re.S)
+    project(tmp_path, client=client, conftest=conftest.replace("/path/to/midatagram", str(ROOT)), test_client=test)
+    done = run_pytest(tmp_path)
+    assert "1 failed" in done.stdout and "MI journal" in done.stdout, done.stdout
+    project(tmp_path, client=client.replace("TRIES = 1", "TRIES = 3"))
+    assert "1 passed" in run_pytest(tmp_path).stdout
+    done = lab(tmp_path, "--", sys.executable, "client.py", "nowhere")
+    assert done.returncode == 1
