@@ -316,7 +316,7 @@ def form_of(row: Row, pretty: bool) -> dict[str, str]:
 
 def text_form(reply: str) -> dict[str, str]:
     """The keys for a text reply; ValueError for one that is not written as a tree is."""
-    match = re.fullmatch(r"(0|[1-9]\d{0,8}) ([^\n\r\0]*)\n([^\r\0]*\n|)\n", reply)
+    match = re.fullmatch(r"([1-9]\d\d) ([^\n\r\0]*)\n([^\r\0]*\n|)\n", reply)
     if match is None or match[3] == "\n":
         raise ValueError("no tree")
     body = {"reply": quoted(f"\n{match[3]}")} if match[3] else {}
@@ -330,7 +330,7 @@ def json_form(reply: str, pretty: bool) -> dict[str, str]:
     told, data = mi.Reply(result=message.get("result")), message.get("result")
     if "error" in message:
         code, reason, data = message["error"]["code"], message["error"]["message"], message["error"].get("data")
-        if type(code) is not int or code // 100 == 2 or not -2**31 <= code < 2**32:
+        if type(code) is not int or code // 100 == 2 or not (-2**31 <= code < 0 or 100 <= code <= 999):
             raise ValueError("no code of an error")
         told = mi.Reply(code, reason, result=mi.Error(code, reason, data))
     elif data is None:

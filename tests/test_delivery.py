@@ -490,7 +490,7 @@ def test_stall_timeout_replaces_a_child_that_is_away_from_its_hub(start, childre
     began_s = time.monotonic()
     answers = [number_in(other.ask(numbered(number))) for number in range(5)]  # with one child these wait in the queue
     assert answers == list(range(5))
-    server.wait_log("is stalled for 500 ms, killed")
+    server.wait_log("is stalled for 0.5 s, killed")
     server.wait_log("ready:", times=1)
     assert time.monotonic() - began_s < 3
     wait_for(lambda: len(server.children()) == children, what="a new child")
