@@ -1,6 +1,6 @@
 """lab_process -- a lab for the life of a test: a real server with lab.so, on a UNIX socket and a UDP port of its own.
 
-`midatagram.py lab -- COMMAND...` runs a command beside one; pytest_midatagram makes fixtures of it.
+`midatagram.py lab -- COMMAND...` runs a command beside one; _pytest_midatagram makes fixtures of it.
 """
 
 from __future__ import annotations

@@ -330,7 +330,8 @@ def test_long_requests_are_not_remembered(answer, data):
 
 
 @pytest.mark.parametrize("kind, line", [
-    ('command', '@mi.command\ndef same(ctx):\n    "Same."\n'), ('statistic', 'STATS = [mi.Stat("same", "Same.", group="both")]'),
+    ('command', '@mi.command\ndef same(ctx):\n    "Same."\n    return {}\n'),
+    ('statistic', 'STATS = [mi.Stat("same", "Same.", group="both")]'),
     ('event', 'EVENTS = [mi.Event("E_SAME", "Same.")]'),
 ])
 def test_a_name_used_twice_is_refused(tmp_path, kind, line):

@@ -591,6 +591,10 @@ def test_levels_go_with_the_children_that_die(start, collectors, gone):
                           'modparam("mi_datagram", "trace_bwlist", "w: which")', children=2)[0])
     asker, asked = Asker(server), []
     wait_for(lambda: asked.append(server.ask(b":which:\n")) or asker.counters()["connected"] == 2, what="both to connect")
+    burst = server.client()
+    for _ in range(100):  # at once, so that both children get some
+        burst.send(b":which:\n")
+    asked += [burst.receive() for _ in range(100)]
     wait_for(lambda: asker.counters("d1")["depth"] == 2 * len(asked), what="all to be queued")
     for child in server.children()[:gone]:
         os.kill(child, signal.SIGKILL)

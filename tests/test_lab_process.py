@@ -65,7 +65,7 @@ def test_udp_and_json(mi_server):
     assert "Up since" in mi_server.json("uptime")
     mi_server.order("uptime", "uptime")
 '''
-CONFTEST = f'import sys; sys.path.append("{ROOT}/plugins"); pytest_plugins = ["pytest_midatagram"]\n'
+CONFTEST = f'import sys; sys.path.append("{ROOT}/plugins"); pytest_plugins = ["_pytest_midatagram"]\n'
 
 
 def project(folder, **files):

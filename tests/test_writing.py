@@ -82,7 +82,8 @@ def test_live_values_stand_where_their_node_has_them():
 
 
 @pytest.mark.parametrize("name, arguments", [
-    ("a:b:c", []), ("a:", []), (":a", []), ("a b:c", []), ("a\0b", []), ("a", [("", "v")]), ("a", [(" n", "v")]), ("a", [("n ", "v")]), ("a", [("n\nm", "v")]),
+    ("a:b:c", []), ("a:", []), (":a", []), ("a b:c", []), ("a\0b", []),
+    ("a", [("", "v")]), ("a", [(" n", "v")]), ("a", [("n ", "v")]), ("a", [("n\nm", "v")]),
     ("a", [('n"', "v")]),
     ("a", [("n::m", "v")]), ("a", [("n:", "v")]), ("a", [("\0n", "v")]), ("a", [(None, None)]), ("a", [(None, " \\")]),
     ("a", [("n", '"\\')]), ("a", [(None, "x" * mi.LIMIT)]),

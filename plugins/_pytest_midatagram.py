@@ -1,8 +1,8 @@
-"""pytest_midatagram -- fixtures: a lab that a test of an MI client talks to.
+"""_pytest_midatagram -- fixtures: a lab that a test of an MI client talks to.
 
 Installed with pip it is there by itself. From a checkout, one line in conftest.py:
 
-    import sys; sys.path.append("/path/to/midatagram/plugins"); pytest_plugins = ["pytest_midatagram"]
+    import sys; sys.path.append("/path/to/midatagram/plugins"); pytest_plugins = ["_pytest_midatagram"]
 """
 
 import pathlib
