@@ -3,6 +3,8 @@
 import importlib
 import json
 import os
+import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -106,3 +108,23 @@ def test_the_library_from_pypi_meets_faults(lab):
             client.execute("ul_dump")
     lab.verify("ul_dump", times=3)
     lab.order("ul_dump", "ul_dump", "ul_dump")
+
+
+def test_opensips_cli_meets_faults(lab):
+    """It asks `which` before each command, shows a reply, and says what an error says."""
+    program = shutil.which("opensips-cli", path=f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}")
+    if not program:
+        (pytest.fail if NO_SKIP else pytest.skip)("opensips-cli is not installed")
+    settings = ("communication_type=datagram", f"datagram_unix_socket={lab.address}", "datagram_timeout=5")
+
+    def ask(*words):
+        options = [word for setting in settings for word in ("-o", setting)]
+        done = subprocess.run([program, *options, "-x", "mi", *words], capture_output=True, text=True, timeout=30)
+        return done.stdout + done.stderr
+
+    lab.reset()
+    lab.reply("uptime", json=json.dumps({"Now": "never"}))
+    assert '"Now": "never"' in ask("uptime")
+    lab.fault(command="uptime", action="error", code=480, reason="Not now")
+    assert "Not now" in ask("uptime")
+    lab.verify("uptime", times=2)
