@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import midatagram as mi
 
-opensips = mi.shared("opensips")
+opensips = mi.shared("opensips_base")
 
 SPACE = "dialog"
 UNCONFIRMED, EARLY, CONFIRMED_NA, CONFIRMED, DELETED = range(1, 6)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import midatagram as mi
 
-opensips = mi.shared("opensips")
+opensips = mi.shared("opensips_base")
 
 SPACE = "dispatcher"
 LEAST_BYTES = 45  # of a destination in a reply

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import midatagram as mi
 
-opensips = mi.shared("opensips")
+opensips = mi.shared("opensips_base")
 
 
 def thousandths(value) -> int:

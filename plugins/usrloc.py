@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import midatagram as mi
 
-opensips = mi.shared("opensips")
+opensips = mi.shared("opensips_base")
 
 SPACE = "usrloc"
 MI_CALLID, MI_AGENT = "dfjrewr12386fd6-343@opensips.mi", "OpenSIPS MI Server"

@@ -11,7 +11,7 @@ from test_modules import differs, lab, rows_of, subscribed
 
 import midatagram as mi
 
-opensips = mi.shared("opensips")
+opensips = mi.shared("opensips_base")
 LINES = ('loadmodule "dialog.so"\nloadmodule "lab_sip.so"\nmodparam("dialog", "profiles_with_value", "caller; gw/b")\n'
          'modparam("dialog", "profiles_no_value", "inbound")\n')
 
@@ -242,7 +242,7 @@ def test_dialogs_from_a_table_as_recorded(start, tmp_path, version):
 
 
 def test_what_a_column_of_values_may_hold():
-    module = mi.load_plugin(str(opensips.__file__).replace("opensips.py", "dialog.py")).namespace
+    module = mi.load_plugin(str(opensips.__file__).replace("opensips_base.py", "dialog.py")).namespace
     assert module.stored_pairs(r"a#1|b#|c\#d#x\|y\\|") == [("c#d", "x|y\\"), ("b", None), ("a", "1")]
     assert module.stored_pairs("a#1#t|n#2#42|m#2#-1|") == [("m", -1), ("n", 42), ("a", "t")]
     assert module.stored_pairs(None) == module.stored_pairs("") == []

@@ -10,7 +10,7 @@ from test_modules import rows_of
 
 import midatagram as mi
 
-opensips = mi.shared("opensips")
+opensips = mi.shared("opensips_base")
 forms = opensips.forms
 T = opensips.table("things", [3], "id# name note? size#? share~?", "%s_col")
 HEADER = "id(int,auto) name(string) note(string,null) size(int,null) share(double,null)"

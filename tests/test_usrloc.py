@@ -10,7 +10,7 @@ from test_modules import differs, rows_of, subscribed
 
 import midatagram as mi
 
-opensips = mi.shared("opensips")
+opensips = mi.shared("opensips_base")
 LINES = 'loadmodule "usrloc.so"\nloadmodule "registrar.so"\nloadmodule "lab_sip.so"\n'
 ADD = ":ul_add:\nlocation\n{}\nsip:{}@10.0.0.1\n{}\n0.5\n0\n0\n0\n1\n"
 

@@ -1,6 +1,6 @@
-"""opensips -- what the plug-ins of OpenSIPS' modules share: tables, forms, the order of lists, converters, events.
+"""opensips_base -- what the plug-ins of OpenSIPS' modules share: tables, forms, the order of lists, converters, events.
 
-A plug-in loads it with mi.shared("opensips"). It has no commands and no state of its own.
+A plug-in loads it with mi.shared("opensips_base"). It has no commands and no state of its own.
 """
 from __future__ import annotations
 
