@@ -230,6 +230,12 @@ def like(value: str | None, pattern: str) -> bool:
     return value == pattern or fnmatch.fnmatchcase(value or "", pattern)
 
 
+def is_called(ctx: mi.Context, name: str, pattern: str) -> bool:
+    """Whether a command is one that is wanted, by any of its names."""
+    command = ctx.server.registry.names.get(name)
+    return any(like(one, pattern) for one in ((name, command.name, command.full_name) if command else (name,)))
+
+
 def are_like(values: tuple, patterns: list[str]) -> bool:
     """Whether arguments are those wanted, one each; without patterns any are."""
     return not patterns or (len(values) == len(patterns) and all(map(like, values, patterns)))
@@ -263,9 +269,9 @@ class Fault(NamedTuple):
         """By which it is counted and draws."""
         return f"fault {self.number}"
 
-    def fits(self, request: mi.Request, client: str) -> bool:
+    def fits(self, ctx: mi.Context, request: mi.Request, client: str) -> bool:
         """Whether it is for a request."""
-        return (like(request.name, self.command) and like(client, self.client)
+        return (is_called(ctx, request.name, self.command) and like(client, self.client)
                 and (self.argument is None or any(like(value, self.argument) for value in request.values)))
 
 
@@ -284,9 +290,9 @@ class Stub(NamedTuple):
         """By which it is counted and draws."""
         return f"reply {self.number}"
 
-    def fits(self, request: mi.Request, client: str) -> bool:
+    def fits(self, ctx: mi.Context, request: mi.Request, client: str) -> bool:
         """Whether it is for a request."""
-        return request.name == self.command and are_like(request.values, self.patterns)
+        return is_called(ctx, request.name, self.command) and are_like(request.values, self.patterns)
 
 
 def converted(options: dict, converters: dict) -> dict:
@@ -367,7 +373,7 @@ def remove_rules(ctx: mi.Context, kind: str, number: int | None) -> mi.Reply:
 def choose(ctx: mi.Context, rules: Iterable, request: mi.Request, client: str) -> tuple[Any, Any]:
     """The first rule that is for a request and applies to it, and its turn; None twice if there is none."""
     for rule in rules:
-        if rule.fits(request, client):
+        if rule.fits(ctx, request, client):
             counted = rule.when != canned.When() or rule.effect.action or isinstance(rule, Fault)
             turn = rule.when.turn(ctx, rule.name) if counted else canned.NEVER_COUNTED
             if turn:
@@ -552,7 +558,7 @@ def lab_journal(ctx, *, command=None, since=0, limit=None):
     `left` of them are not shown; ask for these with since."""
     forgotten, entries = journal_of(ctx.server).entries()
     fitting = [entry for entry in entries if entry.number > since
-               and (command is None or like(read_request(ctx, entry.raw).name, command))]
+               and (command is None or is_called(ctx, read_request(ctx, entry.raw).name, command))]
     shown, size = [], 0
     for entry in fitting[:limit]:
         shown.append(shown_entry(ctx, entry))
@@ -575,9 +581,10 @@ def shown_request(request: mi.Request) -> str:
     return on_a_line(" ".join(value or "" for value in (request.name, *request.values[:FEW])), FEW)
 
 
-def differences(request: mi.Request, command: str, patterns: list[str]) -> list[str]:
+def differences(ctx: mi.Context, request: mi.Request, command: str, patterns: list[str]) -> list[str]:
     """What is different in a request from what is wanted."""
-    found = [] if like(request.name, command) else [f"command is {on_a_line(request.name, FEW)}, not {on_a_line(command, FEW)}"]
+    found = [] if is_called(ctx, request.name, command) else [
+        f"command is {on_a_line(request.name, FEW)}, not {on_a_line(command, FEW)}"]
     if patterns and len(request.values) != len(patterns):
         found.append(f"{len(request.values)} arguments, not {len(patterns)}")
     found += [f"argument {nth} is {on_a_line(value, FEW)}, not {on_a_line(pattern, FEW)}"
@@ -596,7 +603,8 @@ def unmet(reason: str, nearest: list[tuple[str, list[str]]]) -> mi.Reply:
 def lab_verify(ctx, command, *argument, times=None, at_least=None, at_most=None):
     """Check that COMMAND came, with these arguments if any are given (shell patterns): so many times, or once at least."""
     requests, patterns = requests_of(ctx), list(argument)
-    found = [request for request in requests if like(request.name, command) and are_like(request.values, patterns)]
+    found = [request for request in requests
+             if is_called(ctx, request.name, command) and are_like(request.values, patterns)]
     bounds = [("", times, times), ("at least ", at_least, None), ("at most ", None, at_most)]
     given = [bound for bound in bounds if bound[1:] != (None, None)] or [("", 1, None)]
     for word, least, most in given:
@@ -604,7 +612,7 @@ def lab_verify(ctx, command, *argument, times=None, at_least=None, at_most=None)
             wanted = " ".join([command, *patterns])[:FEW]
             others = [request for request in requests[-COMPARED:] if request not in found]
             others.sort(key=lambda request: -difflib.SequenceMatcher(None, shown_request(request), wanted).ratio())
-            unique = {shown_request(request): differences(request, command, patterns) for request in others}
+            unique = {shown_request(request): differences(ctx, request, command, patterns) for request in others}
             number = most if least is None else least
             return unmet(f"expected {word}{number}, found {len(found)}", list(unique.items())[:NEAREST])
     return mi.Reply()
@@ -615,7 +623,7 @@ def lab_order(ctx, command, *more):
     """Check that these commands (shell patterns) came in this order; others may be between them."""
     names = iter([request.name for request in requests_of(ctx)])
     for nth, wanted in enumerate((command, *more)):
-        if not any(like(name, wanted) for name in names):
+        if not any(is_called(ctx, name, wanted) for name in names):
             where = f"after {(command, *more)[nth - 1]}" if nth else "at all"
             return unmet(f"expected {wanted} {where}, found none", [])
     return mi.Reply()

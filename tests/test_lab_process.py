@@ -10,6 +10,9 @@ import textwrap
 import pytest
 from conftest import NO_SKIP, ROOT, SCRIPT
 
+sys.path.append(str(ROOT / "plugins"))
+from lab_process import Lab
+
 # A small exporter of metrics, as a user has one, and its test.
 EXPORTER = '''
 """Writes the statistics of a server as Prometheus reads them."""
@@ -226,3 +229,18 @@ def test_the_page_with_pytest(tmp_path):
     assert "1 passed" in run_pytest(tmp_path).stdout
     done = lab(tmp_path, "--", sys.executable, "client.py", "nowhere")
     assert done.returncode == 1
+
+
+def test_a_command_is_one_under_all_its_names():
+    """What holds for uptime holds for core:uptime, and the other way round."""
+    with Lab() as server:
+        for told, asked in (("uptime", "core:uptime"), ("core:uptime", "uptime"), ("core:up*", "uptime")):
+            server.reset()
+            server.fault(command=told, action="error", code=480, reason="No", times=1)
+            assert server.ask(asked).startswith("480 No") and server.ask("core:pwd").startswith("200 OK")
+            if "*" not in told:
+                server.reply(told, reply="x")
+                assert server.ask(asked) == "200 OK\nx\n\n"
+            server.verify(told, at_least=1)
+            server.order(told, "pwd")
+            assert asked in server.journal(command=told)
