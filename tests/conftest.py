@@ -229,3 +229,16 @@ def run(*arguments, timeout_s=START_S, environment=None, cwd=None):
     """Run the script to its end: a CompletedProcess with text output."""
     return subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True, cwd=cwd,
                           timeout=timeout_s, env={**os.environ, **(environment or {})}, errors="surrogateescape")
+
+
+@pytest.fixture
+def plug_in(tmp_path):
+    """Write a plug-in's source: plug_in("name", text) gives the folder."""
+    folder = tmp_path / "plug-ins"
+    folder.mkdir()
+
+    def write(name, text):
+        (folder / f"{name}.py").write_text(text)
+        return str(folder)
+
+    return write

@@ -189,19 +189,6 @@ def crash(ctx):
 """
 
 
-@pytest.fixture
-def plug_in(tmp_path):
-    """Write a plug-in's source: plug_in("name", text) gives the folder."""
-    folder = tmp_path / "plug-ins"
-    folder.mkdir()
-
-    def write(name, text):
-        (folder / f"{name}.py").write_text(text)
-        return str(folder)
-
-    return write
-
-
 def test_crash_loop_ends_the_server_with_a_clear_error(start, plug_in):
     folder = plug_in("crashes", CRASHES.format(every_s=0.01))
     server = start('loadmodule "crashes.so"\n' + own("crash_limit", 4), "-p", folder, ready=False)

@@ -21,19 +21,6 @@ HELLO, GOOD_DAY = b"200 OK\ngreeting:: hello\n\n", b"200 OK\ngreeting:: good day
 
 
 @pytest.fixture
-def plug_in(tmp_path):
-    """Write a plug-in's source: plug_in("name", text) gives the folder."""
-    folder = tmp_path / "plug-ins"
-    folder.mkdir()
-
-    def write(name, text):
-        (folder / f"{name}.py").write_text(text)
-        return str(folder)
-
-    return write
-
-
-@pytest.fixture
 def greeter(start, plug_in):
     """A server with the plug-in `greeter`, whose source greeter.write_plug_in(text) changes."""
     folder = plug_in("greeter", GREETER)
