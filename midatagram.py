@@ -64,7 +64,7 @@ __all__ = [  # what plug-ins may use
     # declarations
     "tagged", "Param", "Stat", "Event", "JsonForm", "command", "around", "every", "trace_destination", "Trace", "Context",
     # what is remembered, files, and the standard library as it was before gevent
-    "Memo", "VALUE_BYTES", "open_to_append", "original", "shared", "AsyncResult",  # noqa: F822 - see __getattr__()
+    "Memo", "VALUE_BYTES", "StoreError", "open_to_append", "original", "shared", "AsyncResult",  # noqa: F822 - see __getattr__()
     # other servers, tests
     "ask", "Trial", "Address", "LIMIT", "GIVE_UP",  # noqa: F822
     # what a Trial is made of
@@ -1311,7 +1311,7 @@ class Module:
         self.around = [function for function in functions if hasattr(function, "mi_around")]
         self.namespace = types.SimpleNamespace(**namespace)
         self.destinations = [function for function in functions if hasattr(function, "mi_trace_destination")]
-        self.hooks = {word: namespace[word] for word in ("init", "load", "child_init", "destroy") if word in namespace}
+        self.hooks = {word: namespace[word] for word in ("init", "load", "child_init", "destroy", "cache") if word in namespace}
         self.settings = {param.name: [] if param.repeat else param.default for param in rows["PARAMS"]}
         self.notes: list[tuple[int, str]] = []  # (line, what is wrong) of what ends no start, but will not work
         self.lines: dict[str, list[tuple[str, int]]] = {}  # parameter -> (path, line) of each of its modparam lines
@@ -4522,15 +4522,18 @@ CACHE = JsonForm(order=("expire",), check=check_cache)
 
 
 @contextlib.contextmanager
-def cache_space(ctx, system: str, failure: str) -> Iterator[str]:
-    """The space of the store that a cache system means: `local`, or an id that cachedb_url names. Error for an unknown one,
-    and where the store fails."""
-    urls = ctx.server.registry.modules_by_name["cachedb_local"].settings["cachedb_url"]
+def cache_space(ctx, system: str, failure: str) -> Iterator[tuple[Any, str]]:
+    """The store of a cache system, and the space in it: for `local`, an id that cachedb_url names, or what cache(ctx, system) of
+    a plug-in knows. Error for an unknown one, and where the store fails."""
+    registry = ctx.server.registry
+    urls = registry.modules_by_name["cachedb_local"].settings["cachedb_url"]
     collection = {"local": "default", **dict(urls)}.get(system)
-    if collection is None:
+    others = (module.hooks["cache"](Context(module), system) for module in registry.modules if "cache" in module.hooks)
+    store = ctx.store if collection else next(filter(None, others), None)
+    if store is None:
         raise Error(500, failure)
     try:
-        yield f"cache:{collection}"
+        yield store, f"cache:{collection}"
     except StoreError:
         raise Error(500, failure) from None
 
@@ -4539,27 +4542,27 @@ def cache_space(ctx, system: str, failure: str) -> Iterator[str]:
     [*CACHE_KEY, "Empty value argument", "Empty expires argument"], 3, "Too many parameters"))
 def cache_store(ctx, system, attr, value, expire=0):
     """Store a value in a cache system, for EXPIRE seconds (0: forever)."""
-    with cache_space(ctx, system, "Cache store command failed") as space:
-        ctx.store.put(space, attr, value, expire)
+    with cache_space(ctx, system, "Cache store command failed") as (store, space):
+        store.put(space, attr, value, expire)
     return Reply()
 
 
 @command("cache_fetch", also="cache:fetch", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many arguments"))
 def cache_fetch(ctx, system, attr):
     """Fetch a value from a cache system."""
-    with cache_space(ctx, system, "Cache fetch command failed") as space:
-        value = ctx.store.get(space, attr)
+    with cache_space(ctx, system, "Cache fetch command failed") as (store, space):
+        value = store.get(space, attr)
     if value is None:
         return Reply(nodes=(Node(None, "Value not found"),), result=Error(400, "Value not found"))
-    peek = functools.partial(ctx.store.peek, space, attr)
-    return Reply(nodes=(Node("key", attr), Node("value", value)), live=unless_changed(peek, value))
+    live = unless_changed(functools.partial(store.peek, space, attr), value) if store is ctx.store else None
+    return Reply(nodes=(Node("key", attr), Node("value", value)), live=live)
 
 
 @command("cache_remove", also="cache:remove", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many parameters"))
 def cache_remove(ctx, system, attr):
     """Remove a value from a cache system."""
-    with cache_space(ctx, system, "Cache remove command failed") as space:
-        ctx.store.remove(space, attr)
+    with cache_space(ctx, system, "Cache remove command failed") as (store, space):
+        store.remove(space, attr)
     return Reply()
 
 
