@@ -6728,19 +6728,29 @@ def server_parser() -> argparse.ArgumentParser:
 def ask(place: Address | str, request: bytes, timeout_s: float) -> bytes:
     """Send a request to a server, at a UNIX path or udp:HOST:PORT, and return its reply; OSError (TimeoutError) when none comes.
 
-    Each request has a socket of its own, so a late reply is never mistaken for the next one.
+    Each request has a socket of its own, so a late reply is never mistaken for the next one. OpenSIPS replies from another UNIX
+    socket than it is asked at: a reply is believed from root, this user, and who owns the server's socket or its folder.
     """
     place = address(place) if isinstance(place, str) else place
-    family, target = socket.AF_UNIX, place.host
+    family, target, deadline_s = socket.AF_UNIX, place.host, time.monotonic() + timeout_s
     if place.port is not None:
         family, _, _, _, target = preferred(socket.getaddrinfo(place.host, place.port, type=socket.SOCK_DGRAM))
     with socket.socket(family, socket.SOCK_DGRAM) as client:
         client.settimeout(timeout_s)
-        client.connect(target)  # so that the kernel reports refusals, and nobody else can answer
-        if place.port is None:
-            client.bind("")  # after that: who has no address yet gets nothing; an abstract one leaves no file
-        client.send(request)
-        return client.recv(1 << 20)
+        if place.port is not None:
+            client.connect(target)  # so that the kernel reports refusals, and nobody else can answer
+            client.send(request)
+            return client.recv(1 << 20)
+        believed = {0, os.geteuid(), os.stat(target).st_uid, os.stat(os.path.dirname(target) or ".").st_uid}
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        client.bind("")  # abstract: it leaves no file
+        client.sendto(request, target)
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            client.settimeout(left_s)
+            reply, ancillary, _, sender = client.recvmsg(1 << 20, socket.CMSG_SPACE(struct.calcsize("3i")))
+            if sender == target or struct.unpack("3i", ancillary[0][2])[1] in believed:
+                return reply
+    raise TimeoutError("timed out")
 
 
 def is_running(options) -> bool:

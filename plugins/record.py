@@ -18,8 +18,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
-import struct
 import sys
 import tempfile
 import time
@@ -94,8 +92,7 @@ class Live:
     def send(self, request: bytes, most_s: float = 1e6) -> tuple[bytes, float]:
         """The reply to a request, and how many ms it took; OSError for none."""
         start_s = time.monotonic()
-        ask = mi.ask if self.place.port else ask_unconnected
-        reply = ask(self.place, request, min(self.timeout_s, most_s))
+        reply = mi.ask(self.place, request, min(self.timeout_s, most_s))
         return reply, (time.monotonic() - start_s) * 1000
 
     def list_names(self, dialect: str) -> list[str] | None:
@@ -151,23 +148,6 @@ def request_for(dialect: str, name: str, values: Iterable[str]) -> bytes:
         return mi.write_request(name, [(None, value) for value in values])
     params = {"params": list(values)} if values else {}
     return mi.encode(mi.json_text({"jsonrpc": "2.0", "method": name, **params, "id": 1}))
-
-
-def ask_unconnected(place: mi.Address, request: bytes, timeout_s: float) -> bytes:
-    """As mi.ask(), of OpenSIPS at a UNIX path: it replies from another socket, which a connected client does not hear. Only
-    who owns the server's socket is believed, and root. OSError."""
-    deadline_s = time.monotonic() + timeout_s
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        client.bind("")
-        believed = 0, os.geteuid(), os.stat(place.host).st_uid
-        client.settimeout(timeout_s)
-        client.sendto(request, place.host)
-        while True:
-            client.settimeout(max(deadline_s - time.monotonic(), 0.001))
-            reply, (credentials, *_), _, _ = client.recvmsg(1 << 20, socket.CMSG_SPACE(struct.calcsize("3i")))
-            if struct.unpack("3i", credentials[2])[1] in believed:
-                return reply
 
 
 def changes_state(name: str) -> bool:

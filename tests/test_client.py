@@ -263,6 +263,17 @@ def test_a_late_reply_is_not_the_next_ones(tmp_path):
     assert "late" not in done.stdout and "number 2" in done.stdout and "number 3" in done.stdout
 
 
+def test_a_reply_from_another_socket_is_one(tmp_path):
+    """As OpenSIPS sends it over UNIX."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        server.bind(f"{tmp_path}/mi.sock")
+        server.settimeout(20)
+        thread = threading.Thread(target=lambda: other.sendto(b"200 OK\n\n", server.recvfrom(1000)[1]))
+        thread.start()
+        assert call(f"{tmp_path}/mi.sock", "uptime").stdout == "200 OK\n\n"
+        thread.join()
+
+
 def test_ctrl_c_ends_repeat_with_the_summary(server, terminal):
     child = terminal(server.place, "--every", "30", "uptime", ready=False)
     child.expect_exact("200 OK")
