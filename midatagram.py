@@ -1319,6 +1319,7 @@ class Module:
         self.row: Any = None  # this process' row of the counters
         self.server: Any = None
         self.db_url = ""  # the database of all modules, in place of their own
+        self.calls: list[tuple] = []  # in the routing script, see calls()
 
 
 
@@ -2415,7 +2416,7 @@ class ConfigReader:
 
     def pass_over(self) -> None:
         """Skip a statement that is not ours: to the end of its line or its block, or to a word that is ours."""
-        first, depth, inside = self.tokens[self.at], 0, True
+        first, start, depth, inside = self.tokens[self.at], self.at, 0, True
         while inside:
             last, following = self.next(), self.tokens[self.at]
             depth += {"{": 1, "}": -1}.get(last.kind, 0)
@@ -2426,7 +2427,16 @@ class ConfigReader:
         if depth:
             raise ConfigError(self.path, first.line, f'no closing "}}" for the block that {first.value} starts')
         kind = "passed" if first.kind in ("word", "string", "number") else "stray"
-        self.directives.append(Directive(kind, (first.value,), self.path, first.line))
+        self.directives.append(Directive(kind, (first.value, *calls(self.tokens[start:self.at])), self.path, first.line))
+
+
+def calls(script: list[Token]) -> Iterator[tuple]:
+    """The calls in a script whose first arguments are strings: the name, and these strings."""
+    for at, token in enumerate(script):
+        texts = [after.value for after in itertools.takewhile(lambda after: after.kind in ("string", ","), script[at + 1:at + 20])
+                 if after.kind == "string"] if token.kind == "(" and at else []
+        if texts:
+            yield (script[at - 1].value, *texts)
 
 ###############################################################################
 ###############################################################################
@@ -4069,6 +4079,7 @@ class Loader:
         self.mi, self.own = self.modules["mi_datagram"], self.modules["midatagram"]
         self.loaded: dict[str, Where] = {}
         self.passed: set[str] = set()  # modules without a plug-in
+        self.calls: list[tuple] = []  # in the routing script
         self.globals: dict[str, Any] = {}
         self.notes: list[tuple[int, str]] = []
 
@@ -4090,6 +4101,7 @@ class Loader:
             elif word == "passed":
                 hint = "" if args[0] in self.opensips["words"] else nearest(args[0], FORMS, 0.85)
                 self.pass_over(where, f"{args[0]}: passed over, it is not for midatagram", hint)
+                self.calls += args[1:]
             elif word == "stray":
                 self.note(where, f'stray "{args[0]}", passed over; nothing ends a statement but the next one')
             else:
@@ -4170,7 +4182,7 @@ class Loader:
                              for group, name, resettable in dict.fromkeys(statistics.settings["variable"])]
         self.modules["core"].stats += self.core_stats(mi["children_count"])
         for module in self.modules.values():
-            module.db_url = own["db_url"]
+            module.db_url, module.calls = own["db_url"], self.calls
             if "init" in module.hooks:
                 with plugin_code(module.path, "init: "):
                     module.hooks["init"](Context(module))
