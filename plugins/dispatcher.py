@@ -20,19 +20,11 @@ DISPATCHER = opensips.table("dispatcher", [7, 8, 9], """setid# destination socke
     description?=-""", "%s_col")
 
 
-def partition_line(value) -> tuple[str, dict]:
-    """Converter: `NAME: db_url = URL; table_name = TABLE` to the name and its settings."""
-    name, colon, rest = mi.string(value).partition(":")
-    pairs = [item.partition("=") for item in rest.split(";") if item.strip()]
-    if not colon or not name.strip() or not all(sign for _, sign, _ in pairs):
-        raise ValueError('takes "NAME: db_url = URL; table_name = TABLE"')
-    return name.strip(), {key.strip(): text.strip() for key, _, text in pairs}
-
-
 PARAMS = [
     mi.Param("db_url", "", mi.string, "database with the table: text://DIRECTORY or sqlite://FILE"),
     mi.Param("table_name", "dispatcher", mi.string, "name of the table"),
-    mi.Param("partition", (), partition_line, "another set of sets: `NAME: db_url = URL; table_name = TABLE`", repeat=True),
+    mi.Param("partition", (), opensips.partition_line, "another set of sets: `NAME: db_url = URL; table_name = TABLE`",
+             repeat=True),
     mi.Param("ds_probing_threshhold", 3, mi.integer(1), "how often a destination is set to probing before it is"),
     mi.Param("ds_probing_threshold", 0, mi.integer(0), "the same, as 3.0 spells it; 0: see ds_probing_threshhold"),
     *opensips.columns(DISPATCHER),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import os
 import re
 import sqlite3
@@ -108,7 +109,7 @@ def command(function: Callable | None = None, **options: Any) -> Any:
 def full_name(function: Any) -> str:
     """The name of a command in 4.0: the module's, and the old one without its prefix."""
     module = function.__module__.rpartition("plugin_")[2]
-    return f"{module}:{re.sub('^(?:ul|dlg|ds|dr|lb|t|rl|reg|nh|pike|rtpproxy|domain)_', '', function.__name__)}"
+    return f"{module}:{re.sub('^(?:ul|dlg|ds|dr|lb|t|rl|reg|nh|pike|rtpproxy|domain|dbt)_', '', function.__name__)}"
 
 
 def binder(text: str, names: list[str]) -> Callable:
@@ -196,6 +197,15 @@ def columns(table: Table) -> list:
             for column in table.columns if column.param]
 
 
+def partition_line(value: Any) -> tuple[str, dict]:
+    """Converter: `NAME: db_url = URL; table_name = TABLE` to the name and its settings."""
+    name, colon, rest = mi.string(value).partition(":")
+    pairs = [item.partition("=") for item in rest.split(";") if item.strip()]
+    if not colon or not name.strip() or not all(sign for _, sign, _ in pairs):
+        raise ValueError('takes "NAME: db_url = URL; table_name = TABLE"')
+    return name.strip(), {key.strip(): text.strip() for key, _, text in pairs}
+
+
 ###############################################################################
 # Tables
 ###############################################################################
@@ -247,12 +257,12 @@ def can_read(url: str) -> bool:
     return url.startswith(("text://", "sqlite://"))
 
 
-def read_table(url: str, table: Table) -> list[dict]:
-    """The rows of a table as {column: value}, by the names that the schema has; TableError."""
+def read_table(url: str, table: Table, read_file: Callable | None = None) -> list[dict]:
+    """The rows of a table as {column: value}, by the names that the schema has; read_file: as read_fields(). TableError."""
     place = url.partition("://")[2]
-    reader = read_text_table if url.startswith("text://") else read_sqlite_table
     try:
-        return reader(place, table)
+        return read_text_table(place, table, read_file or read_fields) if url.startswith("text://") \
+            else read_sqlite_table(place, table)
     except (OSError, UnicodeError, sqlite3.Error) as error:
         raise TableError(f"{place}: table {table.name}: {error}") from None
 
@@ -282,15 +292,15 @@ def read_sqlite_table(path: str, table: Table) -> list[dict]:
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "0": "\0"}
 
 
-def read_text_table(folder: str, table: Table) -> list[dict]:
+def read_text_table(folder: str, table: Table, read_file: Callable) -> list[dict]:
     """A table of db_text, and its version; TableError, OSError."""
     version = None
     if table.name != "version":
-        for name, number in read_fields(os.path.join(folder, "version"))[1]:
+        for name, number in read_file(os.path.join(folder, "version"))[1]:
             version = int(number) if name == table.name and number and number.isdigit() else version
         check_version(folder, table, version)
     path = os.path.join(folder, table.name)
-    header, rows = read_fields(path)
+    header, rows = read_file(path)
     places = []
     for column in table.columns:
         if column.source not in header:
@@ -361,8 +371,31 @@ def check_tables(ctx: Any, *wanted: tuple[str, Table]) -> None:
 def rows_of(ctx: Any, url: str, table: Table) -> list[dict]:
     """The rows of a table, none of a database that cannot be read here; TableError. For load(), and for commands that reload."""
     if can_read(url):
-        return read_table(url, table)
+        return read_table(url, table, functools.partial(read_file_once, ctx) if reads_once(ctx) else None)
     if url:
         ctx.log.warning("table %s of %s is taken as empty; midatagram's db_url, as text://DIRECTORY, names a dump of it",
                         table.name, re.sub("//.*@", "//...@", url))
     return []
+
+
+# The module db_text reads a file once, and again when dbt_reload asks for it.
+FILES = "db_text"  # the space of the store that has what was read
+
+
+def reads_once(ctx: Any) -> bool:
+    """Whether files of db_text are read once: as the module does if it is loaded."""
+    module = ctx.server.registry.modules_by_name.get("db_text")
+    return bool(module) and not module.settings["db_mode"]
+
+
+def read_file_once(ctx: Any, path: str) -> Any:
+    """As read_fields(), from the store if the file was read before; TableError, OSError."""
+    value = ctx.store.get(FILES, path)
+    return read_file_anew(ctx, path) if value is None else json.loads(value)
+
+
+def read_file_anew(ctx: Any, path: str) -> Any:
+    """As read_fields(), also into the store; TableError, OSError."""
+    fields = read_fields(path)
+    ctx.store.put(FILES, path, json.dumps(fields))
+    return fields
