@@ -2431,7 +2431,9 @@ class ConfigReader:
 
 
 def calls(script: list[Token]) -> Iterator[tuple]:
-    """The calls in a script whose first arguments are strings: the name, and these strings."""
+    """The calls in a script whose first arguments are strings: the name, and these strings; of a socket the word and the rest."""
+    if script[0].value in ("listen", "socket"):
+        yield script[0].value, " ".join([token.value for token in script[2:]])
     for at, token in enumerate(script):
         texts = [after.value for after in itertools.takewhile(lambda after: after.kind in ("string", ","), script[at + 1:at + 20])
                  if after.kind == "string"] if token.kind == "(" and at else []

@@ -207,6 +207,41 @@ def partition_line(value: Any) -> tuple[str, dict]:
 
 
 ###############################################################################
+# Sockets
+###############################################################################
+# The routing script's `listen=` and `socket=` lines say which ones the server has; without any it has all.
+
+SOCKET = re.compile(r"(?:(\w+):)?(\*|\[[^\]]*\]|[^:\[\]*]+)(?::(\d+))?")
+
+
+def has_socket(ctx: Any, place: str) -> bool:
+    """Whether the server has a socket, PROTOCOL:ADDRESS:PORT; where a line does not tell the address, it may be any."""
+    lines = [re.sub(r"\s*([:[\]])\s*", r"\1", rest).split(" ")[0] for word, rest, *_ in ctx.own.calls
+             if word in ("listen", "socket")]
+    wanted = SOCKET.fullmatch(place)
+    return not lines or bool(wanted) and any(is_same(wanted, SOCKET.match(line)) for line in lines)
+
+
+def is_same(wanted: Any, line: Any) -> bool:
+    """Whether a socket is that of a line of the configuration, both as SOCKET matches them."""
+    if line is None:
+        return True
+    (protocol, host, port), (own_protocol, own_host, own_port) = wanted.groups(), line.groups()
+    default = {"tls": 5061, "ws": 80, "wss": 443}.get(own_protocol, 5060)
+    is_address = re.fullmatch(r"[\d.]+|\[.*\]", own_host)
+    return (protocol or "udp", int(port or default)) == (own_protocol or "udp", int(own_port or default)) \
+        and (not is_address or host.lower() == own_host.lower())
+
+
+def own_socket(ctx: Any, place: str | None) -> str | None:
+    """A socket that a table names, None with a log line if the server does not have it."""
+    if place and not has_socket(ctx, place):
+        ctx.log.error("socket %s is none of this server's, passed over", place)
+        return None
+    return place or None
+
+
+###############################################################################
 # Tables
 ###############################################################################
 # A database is a folder of db_text files or an SQLite file with OpenSIPS' schema. It is read as a whole, at the start and when a
