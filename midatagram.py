@@ -1555,10 +1555,12 @@ class Statistics(dict):
 class Registry:
     """All commands, statistics and events of the loaded modules by name; ConfigError for a name used twice.
 
-    switched_off: commands that are left out, by any of their names; full_names: those of 4.0 are listed, and short ones known.
+    switched_off: commands that are left out, by any of their names; full_names: those of 4.0 are listed, and short ones known,
+    in modules that are `renamed` without those of before.
     """
 
-    def __init__(self, modules: Iterable[Module], switched_off: Iterable[str] = (), full_names: bool = False):
+    def __init__(self, modules: Iterable[Module], switched_off: Iterable[str] = (), full_names: bool = False,
+                 renamed: tuple = ()):
         self.modules = list(modules)
         self.modules_by_name = {module.name: module for module in self.modules}
         self.names: dict[str, Command] = {}  # by all names of each
@@ -1582,6 +1584,9 @@ class Registry:
             self.names.pop(command.name, None), self.names.pop(command.full_name, None)
         commands = dict.fromkeys(self.names.values())
         self.commands = {command.full_name if full_names else command.name: command for command in commands}  # as listed
+        for command in commands:
+            if command.module.name in renamed:
+                del self.names[command.name]
         if full_names:
             self.add_short_names()
 
@@ -2243,15 +2248,16 @@ M4 = re.compile(r"^(?:(?:define|undefine|divert|changequote|s?include|ifdef|ifel
 
 class Release(NamedTuple):
     """What one release of OpenSIPS does differently from others: `version` of it, whether commands are listed under their full
-    names and short ones known, and (module, parameter) -> default."""
+    names and short ones known, (module, parameter) -> default, and modules whose commands have lost their names of before."""
 
     version: str = ""
     full_names: bool = False
     defaults: dict = {}
+    renamed: tuple = ()
 
 
 RELEASES = {"midatagram": Release(), "2.4": Release("2.4.11"), "3.4": Release("3.4.18"),
-            "4.0": Release("4.0.1", True, {("usrloc", "use_domain"): 1})}
+            "4.0": Release("4.0.1", True, {("usrloc", "use_domain"): 1}, ("domain", "nathelper", "pike", "rtpproxy"))}
 
 
 class Token(NamedTuple):
@@ -4205,7 +4211,7 @@ class Loader:
                 with plugin_code(module.path, "init: "):
                     module.hooks["init"](Context(module))
         destinations = self.destinations()
-        registry = Registry(self.modules.values(), own["disable"], release.full_names)
+        registry = Registry(self.modules.values(), own["disable"], release.full_names, release.renamed)
         self.check_names(registry.known)
         self.note_failures(registry)
         return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations)
