@@ -1319,6 +1319,7 @@ class Module:
         self.row: Any = None  # this process' row of the counters
         self.server: Any = None
         self.db_url = ""  # the database of all modules, in place of their own
+        self.calls: list[tuple] = []  # in the routing script, see calls()
 
 
 
@@ -1554,10 +1555,12 @@ class Statistics(dict):
 class Registry:
     """All commands, statistics and events of the loaded modules by name; ConfigError for a name used twice.
 
-    switched_off: commands that are left out, by any of their names; full_names: those of 4.0 are listed, and short ones known.
+    switched_off: commands that are left out, by any of their names; full_names: those of 4.0 are listed, and short ones known,
+    in modules that are `renamed` without those of before.
     """
 
-    def __init__(self, modules: Iterable[Module], switched_off: Iterable[str] = (), full_names: bool = False):
+    def __init__(self, modules: Iterable[Module], switched_off: Iterable[str] = (), full_names: bool = False,
+                 renamed: tuple = ()):
         self.modules = list(modules)
         self.modules_by_name = {module.name: module for module in self.modules}
         self.names: dict[str, Command] = {}  # by all names of each
@@ -1581,6 +1584,9 @@ class Registry:
             self.names.pop(command.name, None), self.names.pop(command.full_name, None)
         commands = dict.fromkeys(self.names.values())
         self.commands = {command.full_name if full_names else command.name: command for command in commands}  # as listed
+        for command in commands:
+            if command.module.name in renamed:
+                del self.names[command.name]
         if full_names:
             self.add_short_names()
 
@@ -2242,15 +2248,16 @@ M4 = re.compile(r"^(?:(?:define|undefine|divert|changequote|s?include|ifdef|ifel
 
 class Release(NamedTuple):
     """What one release of OpenSIPS does differently from others: `version` of it, whether commands are listed under their full
-    names and short ones known, and (module, parameter) -> default."""
+    names and short ones known, (module, parameter) -> default, and modules whose commands have lost their names of before."""
 
     version: str = ""
     full_names: bool = False
     defaults: dict = {}
+    renamed: tuple = ()
 
 
 RELEASES = {"midatagram": Release(), "2.4": Release("2.4.11"), "3.4": Release("3.4.18"),
-            "4.0": Release("4.0.1", True, {("usrloc", "use_domain"): 1})}
+            "4.0": Release("4.0.1", True, {("usrloc", "use_domain"): 1}, ("domain", "nathelper", "pike", "rtpproxy"))}
 
 
 class Token(NamedTuple):
@@ -2415,7 +2422,7 @@ class ConfigReader:
 
     def pass_over(self) -> None:
         """Skip a statement that is not ours: to the end of its line or its block, or to a word that is ours."""
-        first, depth, inside = self.tokens[self.at], 0, True
+        first, start, depth, inside = self.tokens[self.at], self.at, 0, True
         while inside:
             last, following = self.next(), self.tokens[self.at]
             depth += {"{": 1, "}": -1}.get(last.kind, 0)
@@ -2426,7 +2433,18 @@ class ConfigReader:
         if depth:
             raise ConfigError(self.path, first.line, f'no closing "}}" for the block that {first.value} starts')
         kind = "passed" if first.kind in ("word", "string", "number") else "stray"
-        self.directives.append(Directive(kind, (first.value,), self.path, first.line))
+        self.directives.append(Directive(kind, (first.value, *calls(self.tokens[start:self.at])), self.path, first.line))
+
+
+def calls(script: list[Token]) -> Iterator[tuple]:
+    """The calls in a script whose first arguments are strings: the name, and these strings; of a socket the word and the rest."""
+    if script[0].value in ("listen", "socket"):
+        yield script[0].value, " ".join([token.value for token in script[2:]])
+    for at, token in enumerate(script):
+        texts = [after.value for after in itertools.takewhile(lambda after: after.kind in ("string", ","), script[at + 1:at + 20])
+                 if after.kind == "string"] if token.kind == "(" and at else []
+        if texts:
+            yield (script[at - 1].value, *texts)
 
 ###############################################################################
 ###############################################################################
@@ -2657,9 +2675,10 @@ class Store:
     A row has the version of its last change. One of a removed key has no value, and minus the time of removal as its expiry.
     """
 
-    OPEN = ("PRAGMA journal_mode = PERSIST", f"PRAGMA journal_size_limit = {JOURNAL_BYTES}", "PRAGMA synchronous = OFF",
-            "PRAGMA secure_delete = OFF",  # with which each page that is let go would be in the journal
-            """CREATE TABLE IF NOT EXISTS item
+    IN_RAM = ("PRAGMA journal_mode = PERSIST", f"PRAGMA journal_size_limit = {JOURNAL_BYTES}", "PRAGMA synchronous = OFF",
+              "PRAGMA secure_delete = OFF")  # with which each page that is let go would be in the journal
+    ON_DISK = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL")  # for store_file
+    OPEN = ("""CREATE TABLE IF NOT EXISTS item
                (space BLOB, key BLOB, value BLOB, expires REAL, version INTEGER, PRIMARY KEY (space, key))""",
             "CREATE INDEX IF NOT EXISTS expiring ON item (expires) WHERE expires IS NOT NULL",
             "CREATE INDEX IF NOT EXISTS changed ON item (space, version)")
@@ -2672,13 +2691,18 @@ class Store:
     EXPIRED = "SELECT space, key, value, iif(value IS NULL, version, 0) FROM item WHERE expires BETWEEN ? AND ? LIMIT ?"
 
     def __init__(self, folder: str, size_bytes: int):
-        self.path = os.path.join(folder, "store.sqlite")
+        self.folder, self.path = folder, os.path.join(folder, "store.sqlite")
         self.connection: sqlite3.Connection | None = None
         self.shared = memoryview(mmap.mmap(-1, (FIRST + 3 * SPACES) * SLOT)).cast("q")
         self.begun, self.committed, self.forgotten = [self.shared[FIRST + nth * SPACES:][:SPACES] for nth in range(3)]
         self.memo = Memo(READ_BYTES)
         self.size_bytes, self.locked_s = size_bytes, 0.0
         self.failed: Callable[[], None] = lambda: None  # called for each StoreError
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the store is a store_file, which the next run finds."""
+        return os.path.dirname(self.path) != self.folder
 
     # What others use.
 
@@ -2711,6 +2735,13 @@ class Store:
     def move_clock(self, seconds: int) -> None:
         """Move both clocks so far from what they really are, in all processes."""
         self.shared[MOVED_S] = seconds
+        self.keep_clock()
+
+    def keep_clock(self) -> None:
+        """Have a store_file know how far the steady clock is behind the time of day: the next run has another one."""
+        if self.is_kept:
+            behind_s = time.time() - self.now_s()
+            self.attempt(lambda run: run("UPDATE clock SET behind_s = ?1 WHERE abs(behind_s - ?1) > 0.01", (behind_s,)))
 
     def get(self, space: str, key: str, patient: bool = True) -> str | None:
         """The value of a key, None if there is none or it expired. `patient`: wait for a locked store."""
@@ -2826,6 +2857,7 @@ class Store:
         """Delete what expired, in slices as well."""
         while self.write("", self.purge_slice):
             give_way()
+        self.keep_clock()
 
     def close(self) -> None:
         """Close this process' connection."""
@@ -2874,10 +2906,12 @@ class Store:
         """Connect this process; sqlite3.Error, OSError."""
         connection = sqlite3.connect(self.path, isolation_level=None, timeout=0)
         try:
-            for statement in (*self.OPEN, f"PRAGMA max_page_count = {self.size_bytes // PAGE}"):
+            for statement in (*(self.ON_DISK if self.is_kept else self.IN_RAM), *self.OPEN,
+                              f"PRAGMA max_page_count = {self.size_bytes // PAGE}"):
                 connection.execute(statement)
-            with open(f"{self.path}-journal", "ab") as journal:
-                os.posix_fallocate(journal.fileno(), 0, JOURNAL_BYTES)
+            if not self.is_kept:
+                with open(f"{self.path}-journal", "ab") as journal:
+                    os.posix_fallocate(journal.fileno(), 0, JOURNAL_BYTES)
         except BaseException:
             connection.close()
             raise
@@ -3204,7 +3238,7 @@ class Server:
             return
         import gevent
 
-        with open(f"{self.store.path}-load", "ab") as lock:
+        with open(os.path.join(self.store.folder, "load"), "ab") as lock:
             while not self.loaded[0]:
                 with contextlib.suppress(BlockingIOError):
                     fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process closes it, or ends
@@ -4069,6 +4103,7 @@ class Loader:
         self.mi, self.own = self.modules["mi_datagram"], self.modules["midatagram"]
         self.loaded: dict[str, Where] = {}
         self.passed: set[str] = set()  # modules without a plug-in
+        self.calls: list[tuple] = []  # in the routing script
         self.globals: dict[str, Any] = {}
         self.notes: list[tuple[int, str]] = []
 
@@ -4090,6 +4125,7 @@ class Loader:
             elif word == "passed":
                 hint = "" if args[0] in self.opensips["words"] else nearest(args[0], FORMS, 0.85)
                 self.pass_over(where, f"{args[0]}: passed over, it is not for midatagram", hint)
+                self.calls += args[1:]
             elif word == "stray":
                 self.note(where, f'stray "{args[0]}", passed over; nothing ends a statement but the next one')
             else:
@@ -4170,12 +4206,12 @@ class Loader:
                              for group, name, resettable in dict.fromkeys(statistics.settings["variable"])]
         self.modules["core"].stats += self.core_stats(mi["children_count"])
         for module in self.modules.values():
-            module.db_url = own["db_url"]
+            module.db_url, module.calls = own["db_url"], self.calls
             if "init" in module.hooks:
                 with plugin_code(module.path, "init: "):
                     module.hooks["init"](Context(module))
         destinations = self.destinations()
-        registry = Registry(self.modules.values(), own["disable"], release.full_names)
+        registry = Registry(self.modules.values(), own["disable"], release.full_names, release.renamed)
         self.check_names(registry.known)
         self.note_failures(registry)
         return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations)
@@ -4926,6 +4962,7 @@ MIDATAGRAM_PARAMS = [
     Param("disable", (), words, "commands to disable, comma-separated: kill, log_level"),
     Param("log_file", None, string, "log to this file instead of stderr or syslog; SIGUSR1 reopens it"),
     Param("store_size", 64 << 20, integer(1 << 20), "store size limit (cached values, subscriptions, plug-in data), bytes"),
+    Param("store_file", None, string, "file for the store, which survives restarts then; a change takes a restart"),
     Param("db_url", "", string, "database of all modules, whatever they name themselves: text://DIRECTORY or sqlite://FILE"),
     Param("max_subscribers", 256, integer(0), "maximum number of event subscriptions"),
     Param("event_targets", (), networks, "networks that UDP clients may subscribe, besides their own host"),
@@ -5902,9 +5939,13 @@ class Supervisor:
 
     def make_store(self) -> None:
         """Have a place for what the processes share, as the user that we run as; StartError."""
-        folder, self.folder_lock = run_folder()
-        self.store.path, self.store.size_bytes = os.path.join(folder, "store.sqlite"), self.current.setup.own["store_size"]
-        self.current.ask("begin", (self.store.path,), [self.folder_lock])
+        store, own = self.store, self.current.setup.own
+        store.folder, self.folder_lock = run_folder()
+        store.path, store.size_bytes = os.path.join(store.folder, "store.sqlite"), own["store_size"]
+        locks = [self.folder_lock]
+        if own["store_file"]:
+            locks.append(shared("store_file").adopt(store, own["store_file"]))
+        self.current.ask("begin", (store.folder, store.path), locks)
 
     def run(self) -> int:
         """Serve until a signal ends it; returns the exit status."""
@@ -5928,7 +5969,7 @@ class Supervisor:
             endpoint.close(remove=True)
         if self.folder_lock >= 0:
             with contextlib.suppress(OSError):
-                remove_run(os.path.dirname(self.store.path), self.folder_lock)
+                remove_run(self.store.folder, self.folder_lock)
 
     def generations(self) -> list[Generation]:
         """Those whose loaders are wanted."""
@@ -6168,7 +6209,7 @@ class Supervisor:
             self.written = text
             set_title(f"midatagram: attendant {places[0]}")
             with contextlib.suppress(OSError):
-                pathlib.Path(os.path.dirname(self.store.path), "status").write_text(text)
+                pathlib.Path(self.store.folder, "status").write_text(text)
         return status
 
     def spawn(self, generation: Generation, rank: int) -> None:
@@ -6399,11 +6440,11 @@ class Loading:
         return ((), setup._replace(registry=Registry(()), destinations={}),
                 [counters.column(stat.group, stat.name) for stat in levels], (counters.columns, counters.room, counters.blocks))
 
-    def begin(self, path: str, lock: list[int]) -> None:
-        """At the first start: log, and be the user, as the attendant does by now; hold its lock of the store's folder."""
+    def begin(self, folder: str, path: str, locks: list[int]) -> None:
+        """At the first start: log, and be the user, as the attendant does by now; hold its locks of the store."""
         self.attendant.prepare(self.server.setup)
         libc().prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # another user's process has none
-        self.server.store.path = path
+        self.server.store.folder, self.server.store.path = folder, path
 
     def fork(self, row: int, rank: int, places: list, descriptors: Iterable[int]) -> None:
         """Fork a child twice: whose parent ends is given to the attendant, which reads its pid in the process table."""

@@ -35,7 +35,7 @@ What `imitate` changes; `dialect` and all else stay as they are set:
 | `imitate` | `version` shows | `which` lists | a short name of 4.0 (`list`) | defaults |
 |---|---|---|---|---|
 %s
-Whatever it is, a command is known by its name of 2.x and 3.x and by its full name of 4.0 (`cache_store`, `cache:store`), and
+A command is known by its name of 2.x and 3.x and by its full name of 4.0 (`cache_store`, `cache:store`), and
 `disable`, `allow_command` and `trace_bwlist` hold for it under all its names.
 
 A configuration may be a whole opensips.cfg of any release; `-f -` reads it from standard input. The folders of all `mpath` lines
@@ -72,7 +72,7 @@ def releases():
     for name, release in mi.RELEASES.items():
         version = f"`OpenSIPS ({release.version} (x86_64/linux))`" if release.version else "`midatagram (...)`"
         defaults = ", ".join(f"`{module}:{param}` {value}" for (module, param), value in release.defaults.items())
-        new = "`cache:store`", "known, or `-32001` if several have it"
+        new = "`cache:store`", f"known, or `-32001` if several have it; {', '.join(release.renamed)} have no others"
         listed, short = new if release.full_names else ("`cache_store`", "unknown")
         yield f"| `{name}` | {version} | {listed} | {short} | {defaults or 'as ever'} |\n"
 

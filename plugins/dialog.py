@@ -239,7 +239,9 @@ def read_dialogs(ctx) -> None:
     """Take those dialogs from the table that are not here yet, and have not ended meanwhile; TableError."""
     now_s = ctx.store.time_s()
     for age, row in enumerate(opensips.rows_of(ctx, opensips.url_of(ctx), DIALOG.named(ctx, ctx.param("table_name")))):
-        if row["state"] == DELETED or str(row["dlg_id"]) in calls(ctx).dialogs:
+        sockets = [row[name] for name in ("caller_sock", "callee_sock") if row[name]]
+        if row["state"] == DELETED or str(row["dlg_id"]) in calls(ctx).dialogs \
+                or None in [opensips.own_socket(ctx, place) for place in sockets]:
             continue
         if 0 < row["timeout"] <= now_s:
             ctx.count("expired_dialogs")

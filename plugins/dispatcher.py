@@ -1,13 +1,16 @@
 """dispatcher -- sets of destinations and their states, as OpenSIPS' module shows them.
 
-The tables are read at the start and by ds_reload. A partition is a key of the store, whose value has all its sets.
+The tables are read at the start and by ds_reload. A partition is a key of the store, whose value has all its sets; each
+destination whose state was changed since has a key of its own.
 """
 from __future__ import annotations
 
 import ipaddress
 import json
+import random
 import re
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import midatagram as mi
 
@@ -16,23 +19,16 @@ opensips = mi.shared("opensips_base")
 SPACE = "dispatcher"
 LEAST_BYTES = 45  # of a destination in a reply
 INACTIVE, PROBING = 1, 2  # flags of a destination
+STATE = ("flags", "failures", "script_attrs")  # what commands change of a destination
 DISPATCHER = opensips.table("dispatcher", [7, 8, 9], """setid# destination socket? state# weight priority# attrs?
     description?=-""", "%s_col")
-
-
-def partition_line(value) -> tuple[str, dict]:
-    """Converter: `NAME: db_url = URL; table_name = TABLE` to the name and its settings."""
-    name, colon, rest = mi.string(value).partition(":")
-    pairs = [item.partition("=") for item in rest.split(";") if item.strip()]
-    if not colon or not name.strip() or not all(sign for _, sign, _ in pairs):
-        raise ValueError('takes "NAME: db_url = URL; table_name = TABLE"')
-    return name.strip(), {key.strip(): text.strip() for key, _, text in pairs}
 
 
 PARAMS = [
     mi.Param("db_url", "", mi.string, "database with the table: text://DIRECTORY or sqlite://FILE"),
     mi.Param("table_name", "dispatcher", mi.string, "name of the table"),
-    mi.Param("partition", (), partition_line, "another set of sets: `NAME: db_url = URL; table_name = TABLE`", repeat=True),
+    mi.Param("partition", (), opensips.partition_line, "another set of sets: `NAME: db_url = URL; table_name = TABLE`",
+             repeat=True),
     mi.Param("ds_probing_threshhold", 3, mi.integer(1), "how often a destination is set to probing before it is"),
     mi.Param("ds_probing_threshold", 0, mi.integer(0), "the same, as 3.0 spells it; 0: see ds_probing_threshhold"),
     *opensips.columns(DISPATCHER),
@@ -95,43 +91,86 @@ def partitions(ctx) -> dict[str, tuple]:
             for name, settings in reversed(declared.items())}
 
 
-def read_sets(value: str) -> list:
-    """The sets of a partition, as the store has them: pairs of a number and destinations."""
-    return [(number, [Destination(*row) for row in rows]) for number, rows in json.loads(value)]
+class Partition:
+    """A partition as a child sees it: its sets, pairs of a number and destinations, in the order of ds_list.
+
+    generation: tells its states from those of what a reload replaced; places: where a destination is.
+    """
+
+    def __init__(self, value: str):
+        self.generation, sets = json.loads(value)
+        self.sets = [(number, [Destination(*row) for row in rows]) for number, rows in sets]
+        self.places: dict[str, tuple[list, int]] = {}
+        for number, ones in self.sets:
+            for at, one in enumerate(ones):
+                self.places.setdefault(place_of(number, one.uri), (ones, at))
+
+    def take_state(self, place: str, generation: str, *state: Any) -> None:
+        """Give a destination a state, if it is for this generation."""
+        if generation == self.generation and place in self.places:
+            ones, at = self.places[place]
+            ones[at] = ones[at]._replace(**dict(zip(STATE, state)))
+
+
+def place_of(number: int, uri: str) -> str:
+    """What tells a destination from others of its partition."""
+    return f"{number}\n{uri.lower()}"
 
 
 def take_in(view: dict, key: str, value: str | None) -> None:
-    """Keep one partition in a view, which is {partition: sets}."""
-    view.pop(key, None)
-    if value is not None:
-        view[key] = read_sets(value)
+    """Keep one partition, or the state of one destination, in a view, which is {name: Partition}."""
+    name, _, place = key.partition("\n")
+    if not place:
+        view.pop(name, None)
+        if value is not None:
+            view[name] = Partition(value)
+    elif value is not None and name in view:
+        view[name].take_state(place, *json.loads(value))
 
 
-def destinations_of(rows: list[dict]) -> list:
+def destinations_of(ctx, rows: list[dict]) -> list:
     """The sets that the rows of a table make."""
     sets: dict[int, list] = {}
     for row in rows:
         flags = {1: INACTIVE, 2: PROBING}.get(row["state"], 0)
         sets.setdefault(row["setid"], []).append(Destination(
-            row["destination"] or "", flags, 0, row["socket"] or None, row["attrs"] or None,
+            row["destination"] or "", flags, 0, opensips.own_socket(ctx, row["socket"]), row["attrs"] or None,
             int(row["weight"]) if (row["weight"] or "").isdigit() else 0, row["priority"], row["description"] or ""))
     return [(number, sorted(made, key=lambda one: -one.priority)) for number, made in reversed(sets.items())]
 
 
 def read_partition(ctx, name: str, inherits: bool = True) -> None:
     """Read the table of a partition; destinations that stay have the state that they had. TableError."""
-    made = destinations_of(opensips.rows_of(ctx, *partitions(ctx)[name]))
+    made = destinations_of(ctx, opensips.rows_of(ctx, *partitions(ctx)[name]))
+    old = ctx.view(SPACE, take_in).get(name) if inherits else None
+    generation = f"{random.getrandbits(64):x}"
+    ctx.store.put(SPACE, name, json.dumps([generation, [
+        (number, [inherit(one, old, place_of(number, one.uri)) for one in ones]) for number, ones in made]]))
+    for key, _ in ctx.store.items(SPACE):
+        if key.startswith(f"{name}\n"):
+            ctx.store.change(SPACE, key, lambda value: value if value and json.loads(value)[0] == generation else None)
+
+
+def inherit(new: Destination, old: Partition | None, place: str) -> Destination:
+    """A destination with the state of the one that was in its place."""
+    if not old or place not in old.places:
+        return new
+    ones, at = old.places[place]
+    return new._replace(**{field: getattr(ones[at], field) for field in STATE})
+
+
+def alter(ctx, name: str, place: str, change: Callable[[Destination], Destination]) -> None:
+    """Give a destination the state that change(destination) returns, in one step; KeyError if it is not there."""
+    partition = ctx.view(SPACE, take_in)[name]
+    ones, at = partition.places[place]
+    first = ones[at]
 
     def step(value: str | None) -> str:
-        old = {(number, one.uri): one for number, ones in read_sets(value or "[]") for one in ones} if inherits else {}
-        return json.dumps([(number, [inherit(one, old.get((number, one.uri))) for one in ones]) for number, ones in made])
+        generation, *state = json.loads(value) if value else [""]
+        one = change(first._replace(**dict(zip(STATE, state))) if generation == partition.generation else first)
+        return json.dumps([partition.generation, *[getattr(one, field) for field in STATE]])
 
-    ctx.store.change(SPACE, name, step)
-
-
-def inherit(new: Destination, old: Destination | None) -> Destination:
-    """A destination with the state of the one that was in its place."""
-    return new._replace(flags=old.flags, failures=old.failures, script_attrs=old.script_attrs) if old else new
+    ctx.store.change(SPACE, f"{name}\n{place}", step)
 
 
 def init(ctx):
@@ -162,17 +201,14 @@ def ds_set_state(ctx, state, group, address):
     uri = argument(ctx, values, "address", "address not found")
     flips: list[bool] = []
 
-    def step(value: str | None) -> str:
-        sets = read_sets(value or "[]")
-        place = [(ones, at) for found, ones in sets if found == number
-                 for at, one in enumerate(ones) if one.uri.lower() == uri.lower()]
-        if not place:
-            raise mi.Error(404, "destination not found")
-        ones, at = place[0]
-        ones[at], flips[:] = switched(ones[at], word, ctx.param("ds_probing_threshold") or ctx.param("ds_probing_threshhold"))
-        return json.dumps(sets)
+    def change(one: Destination) -> Destination:
+        one, flips[:] = switched(one, word, ctx.param("ds_probing_threshold") or ctx.param("ds_probing_threshhold"))
+        return one
 
-    ctx.store.change(SPACE, partition, step)
+    try:
+        alter(ctx, partition, place_of(number, uri), change)
+    except KeyError:
+        raise mi.Error(404, "destination not found") from None
     for is_set in flips:
         attributes = {} if partition == "default" else {"partition": partition}
         opensips.raise_event(ctx, "E_DISPATCHER_STATUS", **attributes, group=number, address=uri,
@@ -235,9 +271,10 @@ def ds_list(ctx, partition=None, full=None):
         if names[0] not in partitions(ctx):
             raise mi.Error(400, "Bad parameter")
     view, shown = ctx.view(SPACE, take_in), []
-    opensips.check_size(ctx, sum(len(ones) for name in names for _, ones in view.get(name, ())), LEAST_BYTES)
+    sets_of = {name: view[name].sets if name in view else [] for name in names}
+    opensips.check_size(ctx, sum(len(ones) for sets in sets_of.values() for _, ones in sets), LEAST_BYTES)
     for name in names:
-        sets = [{"id": number, "Destinations": [one.shown(full) for one in ones]} for number, ones in view.get(name, ())]
+        sets = [{"id": number, "Destinations": [one.shown(full) for one in ones]} for number, ones in sets_of[name]]
         shown.append({"name": name, **({"SETS": sets} if sets else {})})
     return opensips.reply(ctx, {"PARTITIONS": shown}, depends=(SPACE,))
 
@@ -274,9 +311,9 @@ def ds_push_script_attrs(ctx, attrs, ip, port, set, partition=None):
         raise mi.Error(404, "destination not found") from None
     place = f"[{wanted}]:{port}" if wanted.version == 6 else f"{wanted}:{port}"
 
-    def step(value: str | None) -> str:
-        return json.dumps([(found, [one._replace(script_attrs=attrs) if found == number and place in one.resolved() else one
-                                    for one in ones]) for found, ones in read_sets(value or "[]")])
-
-    ctx.store.change(SPACE, name, step)
+    partition = ctx.view(SPACE, take_in).get(name)
+    for found, ones in partition.sets if partition else ():
+        for one in [*ones] if found == number else ():
+            if place in one.resolved():
+                alter(ctx, name, place_of(number, one.uri), lambda one: one._replace(script_attrs=attrs))
     return mi.Reply()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import os
 import re
 import sqlite3
@@ -108,7 +109,7 @@ def command(function: Callable | None = None, **options: Any) -> Any:
 def full_name(function: Any) -> str:
     """The name of a command in 4.0: the module's, and the old one without its prefix."""
     module = function.__module__.rpartition("plugin_")[2]
-    return f"{module}:{re.sub('^(?:ul|dlg|ds|dr|lb|t|rl|reg|nh|pike|rtpproxy|domain)_', '', function.__name__)}"
+    return f"{module}:{re.sub('^(?:ul|dlg|ds|dr|lb|t|rl|reg|nh|pike|rtpproxy|domain|dbt)_', '', function.__name__)}"
 
 
 def binder(text: str, names: list[str]) -> Callable:
@@ -196,6 +197,50 @@ def columns(table: Table) -> list:
             for column in table.columns if column.param]
 
 
+def partition_line(value: Any) -> tuple[str, dict]:
+    """Converter: `NAME: db_url = URL; table_name = TABLE` to the name and its settings."""
+    name, colon, rest = mi.string(value).partition(":")
+    pairs = [item.partition("=") for item in rest.split(";") if item.strip()]
+    if not colon or not name.strip() or not all(sign for _, sign, _ in pairs):
+        raise ValueError('takes "NAME: db_url = URL; table_name = TABLE"')
+    return name.strip(), {key.strip(): text.strip() for key, _, text in pairs}
+
+
+###############################################################################
+# Sockets
+###############################################################################
+# The routing script's `listen=` and `socket=` lines say which ones the server has; without any it has all.
+
+SOCKET = re.compile(r"(?:(\w+):)?(\*|\[[^\]]*\]|[^:\[\]*]+)(?::(\d+))?")
+
+
+def has_socket(ctx: Any, place: str) -> bool:
+    """Whether the server has a socket, PROTOCOL:ADDRESS:PORT; where a line does not tell the address, it may be any."""
+    lines = [re.sub(r"\s*([:[\]])\s*", r"\1", rest).split(" ")[0] for word, rest, *_ in ctx.own.calls
+             if word in ("listen", "socket")]
+    wanted = SOCKET.fullmatch(place)
+    return not lines or bool(wanted) and any(is_same(wanted, SOCKET.match(line)) for line in lines)
+
+
+def is_same(wanted: Any, line: Any) -> bool:
+    """Whether a socket is that of a line of the configuration, both as SOCKET matches them."""
+    if line is None:
+        return True
+    (protocol, host, port), (own_protocol, own_host, own_port) = wanted.groups(), line.groups()
+    default = {"tls": 5061, "ws": 80, "wss": 443}.get(own_protocol, 5060)
+    is_address = re.fullmatch(r"[\d.]+|\[.*\]", own_host)
+    return (protocol or "udp", int(port or default)) == (own_protocol or "udp", int(own_port or default)) \
+        and (not is_address or host.lower() == own_host.lower())
+
+
+def own_socket(ctx: Any, place: str | None) -> str | None:
+    """A socket that a table names, None with a log line if the server does not have it."""
+    if place and not has_socket(ctx, place):
+        ctx.log.error("socket %s is none of this server's, passed over", place)
+        return None
+    return place or None
+
+
 ###############################################################################
 # Tables
 ###############################################################################
@@ -247,12 +292,12 @@ def can_read(url: str) -> bool:
     return url.startswith(("text://", "sqlite://"))
 
 
-def read_table(url: str, table: Table) -> list[dict]:
-    """The rows of a table as {column: value}, by the names that the schema has; TableError."""
+def read_table(url: str, table: Table, read_file: Callable | None = None) -> list[dict]:
+    """The rows of a table as {column: value}, by the names that the schema has; read_file: as read_fields(). TableError."""
     place = url.partition("://")[2]
-    reader = read_text_table if url.startswith("text://") else read_sqlite_table
     try:
-        return reader(place, table)
+        return read_text_table(place, table, read_file or read_fields) if url.startswith("text://") \
+            else read_sqlite_table(place, table)
     except (OSError, UnicodeError, sqlite3.Error) as error:
         raise TableError(f"{place}: table {table.name}: {error}") from None
 
@@ -282,15 +327,15 @@ def read_sqlite_table(path: str, table: Table) -> list[dict]:
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "0": "\0"}
 
 
-def read_text_table(folder: str, table: Table) -> list[dict]:
+def read_text_table(folder: str, table: Table, read_file: Callable) -> list[dict]:
     """A table of db_text, and its version; TableError, OSError."""
     version = None
     if table.name != "version":
-        for name, number in read_fields(os.path.join(folder, "version"))[1]:
+        for name, number in read_file(os.path.join(folder, "version"))[1]:
             version = int(number) if name == table.name and number and number.isdigit() else version
         check_version(folder, table, version)
     path = os.path.join(folder, table.name)
-    header, rows = read_fields(path)
+    header, rows = read_file(path)
     places = []
     for column in table.columns:
         if column.source not in header:
@@ -361,8 +406,31 @@ def check_tables(ctx: Any, *wanted: tuple[str, Table]) -> None:
 def rows_of(ctx: Any, url: str, table: Table) -> list[dict]:
     """The rows of a table, none of a database that cannot be read here; TableError. For load(), and for commands that reload."""
     if can_read(url):
-        return read_table(url, table)
+        return read_table(url, table, functools.partial(read_file_once, ctx) if reads_once(ctx) else None)
     if url:
         ctx.log.warning("table %s of %s is taken as empty; midatagram's db_url, as text://DIRECTORY, names a dump of it",
                         table.name, re.sub("//.*@", "//...@", url))
     return []
+
+
+# The module db_text reads a file once, and again when dbt_reload asks for it.
+FILES = "db_text"  # the space of the store that has what was read
+
+
+def reads_once(ctx: Any) -> bool:
+    """Whether files of db_text are read once: as the module does if it is loaded."""
+    module = ctx.server.registry.modules_by_name.get("db_text")
+    return bool(module) and not module.settings["db_mode"]
+
+
+def read_file_once(ctx: Any, path: str) -> Any:
+    """As read_fields(), from the store if the file was read before; TableError, OSError."""
+    value = ctx.store.get(FILES, path)
+    return read_file_anew(ctx, path) if value is None else json.loads(value)
+
+
+def read_file_anew(ctx: Any, path: str) -> Any:
+    """As read_fields(), also into the store; TableError, OSError."""
+    fields = read_fields(path)
+    ctx.store.put(FILES, path, json.dumps(fields))
+    return fields

@@ -20,7 +20,8 @@ class Rows(NamedTuple):
     """Nodes of one name in the tree, and the objects of one array in JSON.
 
     member: the name of the array, or empty where one object stands for itself, or `*` where the array does; node: the name of
-    the nodes; value: the member that is the value of the node, or empty; attributes: members that are attributes of the node;
+    the nodes, None for lines without one; value: the member that is the value of the node, or empty; attributes: members that
+    are attributes of the node;
     children: members that are nodes below it, and further parts; order: the members as JSON has them, where that differs.
     shown: whether JSON has the array when there is nothing in it; single: the member for one that was asked for by name;
     container: the node around the nodes; nothing: the value of a node for null; made: members that JSON makes of others,
@@ -28,7 +29,7 @@ class Rows(NamedTuple):
     """
 
     member: str
-    node: str
+    node: str | None
     value: str = ""
     attributes: tuple = ()
     children: tuple = ()
@@ -132,6 +133,26 @@ class Switches(NamedTuple):
         return {self.member: [{self.name: node[0], self.switch: node[1] == "1"} for node in nodes]}
 
 
+class Addresses(NamedTuple):
+    """Destinations by partition. In 2.4 those of one that was asked for stand beside its node, or `twice` below it."""
+
+    twice: bool
+
+    def nodes(self, value: dict) -> list[tuple]:
+        """The nodes of all partitions, or of one."""
+        if "part" not in value:
+            return PARTITIONS.nodes(value)
+        listed = ADDRESSES.nodes(value)
+        return [("part", value["part"], (), listed * 2)] if self.twice else [("part", value["part"], (), ()), *listed]
+
+    def members(self, nodes: Iterable[tuple], named: bool = False) -> dict:
+        """What the nodes are in JSON; named: those of one partition that was asked for."""
+        if not named:
+            return PARTITIONS.members(nodes)
+        head, *beside = nodes
+        return {"part": head[1], **ADDRESSES.members(head[3][:len(head[3]) // 2] if self.twice else beside)}
+
+
 class Form(NamedTuple):
     """What a command takes and gives.
 
@@ -205,7 +226,7 @@ def to_nodes(tree: tuple, value: Any) -> list[tuple]:
 def to_json(tree: tuple, nodes: Iterable[tuple], named: bool = False) -> Any:
     """The result of 3.4 for a tree of 2.4; named: what was asked for by its name."""
     nodes = list(nodes)
-    if len(tree) == 1 and isinstance(tree[0], Rows):
+    if len(tree) == 1 and isinstance(tree[0], (Rows, Addresses)):
         return tree[0].members(nodes, named)
     if named and isinstance(tree[-1], Rows):
         return tree[-1].members(nodes, named)
@@ -235,6 +256,8 @@ DIALOGS = Rows("Dialogs", "dialog", "", ("ID=db_id",), (
     Group("context", (Pairs("values"), Pairs("profiles")))), single="Dialog", made=(("ID", "db_id", "dialog_id"),))
 DIALOG_LISTS = ("", "callid", "callid from_tag", "index counter")
 PROFILE = ("profile", "profile value")
+ADDRESSES = Rows("Destinations", "dest", "", ("grp#", "ip", "mask", "port#", "proto", "pattern", "context_info"))
+PARTITIONS = Rows("Partitions", "part", "name", (), (ADDRESSES,))
 
 FORMS = {
     # usrloc
@@ -280,6 +303,17 @@ FORMS = {
     "ds_reload": Form("[partition]", ("", "inherit_state", "partition", "partition inherit_state")),
     "ds_push_script_attrs": Form("attrs ip port set [partition]", ("attrs ip port set", "attrs ip port set partition"),
                                  "port set"),
+    # permissions
+    "address_reload": Form("[partition] ...", ("", "partition")),
+    "address_dump": Form("[partition] ...", ("", "partition"), tree=(Addresses(False),)),
+    "subnet_dump": Form("[partition] ...", ("", "partition"), tree=(Addresses(True),)),
+    "allow_uri": Form("basename uri contact", ("basename uri contact",)),
+    # domain
+    "domain_reload": Form(None),
+    "domain_dump": Form(None, tree=(Rows("Domains", None, "name", ("attributes",)),)),
+    # db_text
+    "dbt_reload": Form("[db_name] [table_name]", ("", "db_name", "db_name table_name"), errors=BAD_PARAMETER),
+    "dbt_dump": Form("..."),
 }
 # The attributes that an event has in 2.4, all of those that it has in 3.4.
 CONTACT_EVENT = "aor uri received path qval socket bflags expires callid cseq attr latency"

@@ -280,3 +280,9 @@ def test_a_list_that_cannot_fit_is_given_up_before_it_is_made(trial):
     assert ask(one, "dlg_list") == "500 reply of more than 261828 bytes exceeds 65457\n"
     assert one.ask(b'{"jsonrpc":"2.0","method":"dlg_list","id":1}') == b"500 Internal error"
     assert len(rpc(one, "dlg_list", {"index": 5, "counter": 20})["Dialogs"]) == 20
+
+
+def test_a_dialog_of_other_sockets_is_passed_over(tmp_path):
+    for line, count in (("listen=udp:127.0.0.1:5170", 2), ("socket=tcp:127.0.0.1:5170", 0)):
+        with mi.Trial(f'{line}\nloadmodule "dialog.so"\n{table(tmp_path, 24)}') as one:
+            assert ask(one, "dlg_list").count("dialog::") == count

@@ -50,11 +50,12 @@ def states(trial, *words):
 @pytest.mark.parametrize("version", [24, 34])
 def test_partitions_as_recorded_with_their_events(start, tmp_path, version):
     dialect = "text" if version == 24 else "jsonrpc"
-    server = start(lines(tables(tmp_path, version)))
+    server = start(f'loadmodule "db_text.so"\n{lines(tables(tmp_path, version))}')
     listener, client, wrong = subscribed(server, dialect, "E_DISPATCHER_STATUS"), server.client(), []
     rows = [row for row in rows_of(f"variants{version}.jsonl") if row["id"].startswith("dspart")]
-    rows = [row for row in rows if b"dbt_" not in row["request"]]  # a command of db_text
     for row in rows:
+        if b"dbt_reload" in row["request"]:  # of a file that has gone bad, which leaves what there is
+            (tmp_path / "ds_p2").write_text("bad")
         wrong.append(differs(row, client.ask(row["request"])))
         for event in row["events"]:
             assert listener.receive() == event.encode("latin-1"), row["id"]
@@ -151,3 +152,73 @@ def test_a_list_that_cannot_fit_is_given_up_before_it_is_made(tmp_path):
     with mi.Trial(lines(tables(tmp_path, dispatcher=many))) as trial:
         assert ask(trial, "ds_list") == "500 reply of more than 261828 bytes exceeds 65457\n"
         assert trial.ask(b'{"jsonrpc":"2.0","method":"ds_list","id":1}') == b"500 Internal error"
+
+
+SOCKETS = """listen=udp:127.0.0.1:5062 use_children 2 as 1.2.3.4:5060
+listen = tcp:127.0.0.1
+socket=tls:[2001:DB8::1] anycast
+socket=ws:eth0:8080
+listen=sctp:*:5080
+listen=10.0.0.1:5070"""
+
+
+@pytest.mark.parametrize("place, is_shown", [
+    ("udp:127.0.0.1:5062", True), ("127.0.0.1:5062", True), ("udp:127.0.0.1:5060", False), ("udp:127.0.0.1", False),
+    ("udp:1.2.3.4:5060", False), ("tcp:127.0.0.1:5060", True), ("tcp:127.0.0.1", True), ("tcp:127.0.0.1:5062", False),
+    ("tls:[2001:db8::1]:5061", True), ("tls:[2001:db8::2]:5061", False), ("tls:[2001:db8::1]:5060", False),
+    ("ws:9.9.9.9:8080", True), ("ws:9.9.9.9:80", False), ("sctp:9.9.9.9:5080", True), ("udp:10.0.0.1:5070", True),
+    ("udp:x:y:z", False), ("5060", False)])
+def test_a_socket_is_shown_if_the_server_has_it(tmp_path, place, is_shown, caplog):
+    """By the lines of the configuration; what is none is logged. Without a line any socket is the server's."""
+    escaped = place.replace(":", "\\:")
+    row = f"1:1:sip\\:a:{escaped}:0:5:0:k:d"
+    with mi.Trial(f"{SOCKETS}\n{lines(tables(tmp_path, dispatcher=(row,)))}") as trial:
+        listed = ask(trial, "ds_list", "default")
+        assert "URI:: sip:a state=Active" in listed and (f"socket:: {place}\n" in listed) is is_shown
+    assert (f"socket {place} is none of this server's" in caplog.text) is not is_shown
+    with mi.Trial(lines(tables(tmp_path, dispatcher=(row,)))) as trial:
+        assert f"socket:: {place}\n" in ask(trial, "ds_list", "default")
+
+
+def test_a_change_is_a_row_of_its_own(tmp_path):
+    """Which a reload takes into the partition; one for a set that is gone is forgotten."""
+    many = [f"{number}:{number % 5}:sip\\:d{number}::0:5:0:key:d" for number in range(1000)]
+    url = tables(tmp_path, dispatcher=many)
+    with mi.Trial(lines(url)) as trial:
+        store = trial.server.store
+        for number in range(0, 1000, 10):
+            assert ask(trial, "ds_set_state", "i", f"{number % 5}", f"SIP:D{number}") == "200 OK\n\n"
+        written = [value for key, value in store.items("dispatcher") if "\n" in key]
+        assert len(written) == 100 and max(map(len, written)) < 60
+        tables(tmp_path, dispatcher=many[500:])
+        assert ask(trial, "ds_reload", "default") == "200 OK\n\n"
+        assert [key for key, _ in store.items("dispatcher") if key.startswith("default")] == ["default"]
+        found = states(trial, "default")
+        assert [uri for uri, state in found.items() if state == "Inactive"] == [
+            f"sip:d{number}" for rest in (5, 0) for number in range(500, 1000, 10) if number % 10 == rest] and len(found) == 500
+        assert ask(trial, "ds_set_state", "a", "0", "sip:d500") == "200 OK\n\n"
+        assert ask(trial, "ds_set_state", "a", "0", "sip:d0") == "404 destination not found\n\n"
+        assert list(states(trial, "default").values()).count("Inactive") == 49
+
+
+def test_states_of_a_set_that_was_replaced_are_not_taken(tmp_path):
+    """What a child writes that has not taken in a reload yet."""
+    with mi.Trial(lines(tables(tmp_path))) as trial:
+        ask(trial, "ds_set_state", "i", "1", "sip:127.0.0.1:5171")
+        key, value = next((key, value) for key, value in trial.server.store.items("dispatcher") if "\n" in key)
+        request = {"jsonrpc": "2.0", "method": "ds_reload", "params": {"inherit_state": "0"}, "id": 1}
+        trial.ask(json.dumps(request).encode())
+        trial.server.store.put("dispatcher", key, value)
+        assert states(trial)["sip:127.0.0.1:5171"] == "Active"
+
+
+def test_children_change_states_of_one_partition_at_the_same_time(start, tmp_path):
+    """No change is lost."""
+    many = [f"{number}:1:sip\\:d{number}::0:5:0:key:d" for number in range(60)]
+    server = start(lines(tables(tmp_path, dispatcher=many), 'modparam("mi_datagram", "children_count", 3)'))
+    clients = [server.client() for _ in range(6)]
+    for number in range(60):
+        clients[number % 6].send(f":ds_set_state:\ni\n1\nsip:d{number}\n".encode())
+    for number in range(60):
+        assert clients[number % 6].receive() == b"200 OK\n\n"
+    assert {client.ask(b":ds_list:\ndefault\n").count(b"state=Inactive") for client in clients} == {60}

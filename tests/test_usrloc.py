@@ -374,3 +374,13 @@ def test_a_lab_moves_the_clock_of_contacts(trial):
     assert "Expires:: expired" in ask(one, ":lab_clock:\n200\n") + ask(one, ":ul_show_contact:\nlocation\nalice\n")
     assert ask(one, ":ul_flush:\n") == "200 OK\n\n"
     assert ask(one, ":get_statistics:\nusrloc:\n").endswith("location-contacts:: 0\nusrloc:location-expires:: 1\n\n")
+
+
+def test_a_socket_of_a_row_is_shown_if_the_server_has_it(tmp_path):
+    """The contact stays."""
+    text = f'loadmodule "usrloc.so"\nmodparam("usrloc", "db_mode", 1)\n' \
+           f'modparam("usrloc", "db_url", "{with_table(tmp_path, *ROWS)}")\n'
+    for line, is_shown in (("listen=udp:127.0.0.1:5060", True), ("socket=udp:127.0.0.1:5061", False)):
+        with mi.Trial(f"{line}\n{text}") as one:
+            first = next(contact for contact in contacts(one) if contact["Contact"] == "sip:a@10.0.0.1")
+            assert ("Socket" in first) is is_shown

@@ -1,0 +1,81 @@
+"""domain -- the domains that a server is responsible for, as OpenSIPS' module shows them.
+
+The table is read at the start and by domain_reload, into one key of the store.
+"""
+from __future__ import annotations
+
+import json
+
+import midatagram as mi
+
+opensips = mi.shared("opensips_base")
+
+SPACE, BUCKETS = "domain", 128
+LEAST_BYTES = 2  # of a domain in a reply
+DOMAIN = opensips.table("domain", [1, 2, 3, 4], "domain attrs?", "%s_col")
+
+PARAMS = [
+    mi.Param("db_url", "", mi.string, "database with the table: text://DIRECTORY or sqlite://FILE"),
+    mi.Param("db_mode", 0, mi.integer(0), "whether the table is kept in memory, without which the commands have nothing to show"),
+    mi.Param("domain_table", "domain", mi.string, "name of the table"),
+    *opensips.columns(DOMAIN),
+    *opensips.without_effect("accept_subdomain_col"),
+]
+
+
+def take_in(view: dict, key: str, value: str | None) -> None:
+    """Keep the table in a view: its domains as they are shown."""
+    view[key] = json.loads(value or "[]")
+
+
+def place(ctx) -> tuple:
+    """The database and the table."""
+    return opensips.url_of(ctx), DOMAIN.named(ctx, ctx.param("domain_table"))
+
+
+def read_domains(ctx) -> None:
+    """Read the table; TableError."""
+    newest_first = reversed(opensips.rows_of(ctx, *place(ctx)))
+    rows = sorted(newest_first, key=lambda row: opensips.core_hash(mi.encode((row["domain"] or "").lower())) % BUCKETS)
+    ctx.store.put(SPACE, "", json.dumps([{"name": row["domain"] or "", **({"attributes": row["attrs"]} if row["attrs"] else {})}
+                                         for row in rows]))
+
+
+def init(ctx):
+    """Check the table."""
+    if ctx.param("db_mode"):
+        opensips.check_tables(ctx, place(ctx))
+
+
+def load(ctx):
+    """Read the table."""
+    if ctx.param("db_mode"):
+        read_domains(ctx)
+
+
+def check_mode(ctx) -> None:
+    """Refuse a command without a table in memory; mi.Error."""
+    if not ctx.param("db_mode"):
+        imitates_40 = ctx.server.setup.own["imitate"] == "4.0"
+        raise mi.Error(500, "DB is disabled (db_mode=0)" if imitates_40 else "command not activated")
+
+
+@opensips.command
+def domain_reload(ctx):
+    """Read the table again."""
+    check_mode(ctx)
+    try:
+        read_domains(ctx)
+    except opensips.TableError as error:
+        ctx.log.error("domain_reload: %s", error)
+        raise mi.Error(500, "Domain table reload failed") from None
+    return mi.Reply()
+
+
+@opensips.command
+def domain_dump(ctx):
+    """Show the domains with their attributes."""
+    check_mode(ctx)
+    domains = ctx.view(SPACE, take_in).get("", [])
+    opensips.check_size(ctx, len(domains), LEAST_BYTES)
+    return opensips.reply(ctx, {"Domains": domains}, depends=(SPACE,))

@@ -1,0 +1,268 @@
+"""permissions -- addresses, subnets and rule files, as OpenSIPS' module shows them.
+
+The tables are read at the start and by address_reload, rule files at the start. A partition is a key of the store, whose value
+has its addresses and subnets as they are listed.
+"""
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+from typing import Any, NamedTuple
+
+import midatagram as mi
+
+opensips = mi.shared("opensips_base")
+
+SPACE, RULES = "permissions", "permissions rules"
+ADDRESS = opensips.table("address", [5], "grp# ip mask# port# proto pattern? context_info?=info_col", "%s_col")
+PROTOCOLS = ("any", "udp", "tcp", "tls", "sctp", "ws", "wss", "ipsec", "bin", "bins", "hep_udp", "hep_tcp", "hep_tls", "smpp",
+             "msrp", "msrps")
+BUCKETS = 128
+LEAST_BYTES = 60  # of a destination in a reply
+MOST_NAME, MOST_URI = 127, 1024  # bytes, of the name of a rule file and of a URI
+
+PARAMS = [
+    mi.Param("db_url", "", mi.string, "database with the table: text://DIRECTORY or sqlite://FILE"),
+    mi.Param("address_table", "", mi.string, "name of the table; address unless set"),
+    mi.Param("partition", (), opensips.partition_line, "another table: `NAME: db_url = URL; table_name = TABLE`", repeat=True),
+    mi.Param("default_allow_file", "permissions.allow", mi.string, "rule file that is always read"),
+    mi.Param("default_deny_file", "permissions.deny", mi.string, "rule file that is always read"),
+    mi.Param("allow_suffix", ".allow", mi.string, "what ends the name of a file of rules that allow"),
+    mi.Param("deny_suffix", ".deny", mi.string, "what ends the name of a file of rules that deny"),
+    mi.Param("rule_files", (), mi.words, "basenames of rule files, comma-separated, besides those that the routing script names"),
+    *opensips.columns(ADDRESS),
+    *opensips.without_effect("check_all_branches"),
+]
+
+###############################################################################
+# Tables
+###############################################################################
+
+
+def partitions(ctx) -> dict[str, tuple]:
+    """The database and the table of each partition, in the order of the dumps: the default one first, if there is one."""
+    url, name = opensips.url_of(ctx), ctx.param("address_table")
+    declared = {**({"default": {}} if url or name else {}), **dict(ctx.param("partition"))}
+    return {part: (opensips.url_of(ctx, settings.get("db_url", "")),
+                   ADDRESS.named(ctx, settings.get("table_name") or (name if part == "default" else "") or "address"))
+            for part, settings in declared.items()}
+
+
+def listed(ctx, rows: list[dict]) -> dict[str, list]:
+    """The addresses and the subnets that the rows of a table make, each in the order of its dump."""
+    found: dict[str, list] = {"addresses": [], "subnets": []}
+    for row in rows:
+        try:
+            network = ipaddress.ip_network((row["ip"] or "", row["mask"]), strict=False)
+        except ValueError:
+            ctx.log.warning("address %s with mask %s is none, passed over", row["ip"], row["mask"])
+            continue
+        if row["proto"] not in PROTOCOLS:
+            ctx.log.warning("address %s has no protocol %s, passed over", row["ip"], row["proto"])
+            continue
+        full = row["mask"] == network.max_prefixlen
+        found["addresses" if full else "subnets"].append((network, {
+            "grp": row["grp"], "ip": shown(network.network_address), "mask": f"{row['mask']}" if full else shown(network.netmask),
+            "port": row["port"], "proto": row["proto"], "pattern": row["pattern"] or "",
+            "context_info": row["context_info"] or ""}))
+    addresses = found["addresses"]
+    if ctx.server.setup.own["imitate"] != "4.0":  # which has them in another structure
+        newest_first = addresses[::-1]
+        addresses = sorted(newest_first, key=lambda pair: opensips.core_hash(pair[0].network_address.packed) % BUCKETS)
+    return {"addresses": [item for _, item in addresses],
+            "subnets": sorted([item for _, item in found["subnets"]], key=lambda item: item["grp"])}
+
+
+def shown(address: Any) -> str:
+    """An address as OpenSIPS prints it: IPv6 in capitals and with all its groups, without leading zeros."""
+    if address.version == 4:
+        return f"{address}"
+    return ":".join(f"{int(group, 16):X}" for group in address.exploded.split(":"))
+
+
+def take_in(view: dict, key: str, value: str | None) -> None:
+    """Keep one partition in a view, which is {partition: what listed() returns}."""
+    view.pop(key, None)
+    if value is not None:
+        view[key] = json.loads(value)
+
+
+def read_partition(ctx, name: str) -> None:
+    """Read the table of a partition; TableError."""
+    ctx.store.put(SPACE, name, json.dumps(listed(ctx, opensips.rows_of(ctx, *partitions(ctx)[name]))))
+
+
+def init(ctx):
+    """Check the tables."""
+    opensips.check_tables(ctx, *partitions(ctx).values())
+
+
+def load(ctx):
+    """Read the tables and the rule files."""
+    for name in partitions(ctx):
+        read_partition(ctx, name)
+    ctx.store.put(RULES, "files", json.dumps({allow: [read_rules(ctx, allow), read_rules(ctx, deny)]
+                                              for allow, deny in rule_files(ctx).items()}))
+
+
+###############################################################################
+# Rule files
+###############################################################################
+# A line is `URI, URI EXCEPT URI : CONTACT, CONTACT EXCEPT CONTACT`, where each is a regular expression in quotes, or ALL.
+
+SIDE = r'\s*(?P<{0}>ALL|"[^"]*"(?:\s*,\s*"[^"]*")*)(?:\s+EXCEPT\s+(?P<{0}_but>"[^"]*"(?:\s*,\s*"[^"]*")*))?\s*'
+LINE = re.compile(rf"{SIDE.format('uri')}:{SIDE.format('contact')}(?:#.*)?")
+CLASSES = {"alpha": "a-zA-Z", "digit": "0-9", "alnum": "a-zA-Z0-9", "space": r"\s", "upper": "A-Z", "lower": "a-z",
+           "xdigit": "0-9a-fA-F", "blank": r" \t", "punct": r"!-/:-@\[-`{-~"}
+
+
+class Rule(NamedTuple):
+    """Patterns of URIs and of contacts, with those that are left out; None: all."""
+
+    uri: list | None
+    uri_but: list | None
+    contact: list | None
+    contact_but: list | None
+
+    def fits(self, uri: str, contact: str) -> bool:
+        """Whether the rule is for a URI and a contact."""
+        return all((patterns is None or matches(patterns, text)) and not (but and matches(but, text))
+                   for patterns, but, text in ((self.uri, self.uri_but, uri), (self.contact, self.contact_but, contact)))
+
+
+def matches(patterns: list, text: str) -> bool:
+    """Whether one of the patterns is in a text, in any case."""
+    return any(re.search(pattern, text, re.I) for pattern in patterns)
+
+
+def rule_files(ctx) -> dict[str, str]:
+    """The files of rules that allow, each with that of rules that deny, which the routing script reads at its start."""
+    allow, deny = ctx.param("allow_suffix"), ctx.param("deny_suffix")
+    named = [(ctx.param("default_allow_file"), ctx.param("default_deny_file")),
+             *[(base + allow, base + deny) for base in ctx.param("rule_files")]]
+    for function, *texts in ctx.own.calls:
+        if function in ("allow_routing", "allow_register") and len(texts) > 1:
+            named.append((texts[0], texts[1]))
+        elif function in ("allow_routing", "allow_register", "allow_uri"):
+            named.append((texts[0] + allow, texts[0] + deny))
+    return {path_of(ctx, first): path_of(ctx, second) for first, second in reversed(named)}
+
+
+def path_of(ctx, name: str) -> str:
+    """Where a rule file is: as named, or without a folder beside the configuration that sets this module's parameters."""
+    files = [path for places in ctx.own.lines.values() for path, _ in places] or [ctx.server.setup.path]
+    return name if "/" in name else os.path.join(os.path.dirname(files[0]), name)
+
+
+def read_rules(ctx, path: str) -> list[Rule]:
+    """The rules of a file, none if it is not there; what is no rule is logged and passed over."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.read().split("\n")
+    except OSError:
+        return []
+    rules = []
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            try:
+                rules.append(read_rule(line))
+            except (ValueError, re.error) as error:
+                ctx.log.error("%s:%d: %s, passed over", path, number, error)
+    return rules
+
+
+def read_rule(line: str) -> Rule:
+    """The rule of a line; ValueError, re.error."""
+    match = LINE.fullmatch(line)
+    if not match:
+        raise ValueError('is no rule: "URI" : "CONTACT"')
+    return Rule(*[patterns_of(match[name]) for name in Rule._fields])
+
+
+def patterns_of(words: str | None) -> list[str] | None:
+    """The regular expressions of a list of them, None for ALL; re.error."""
+    if words in (None, "ALL"):
+        return None
+    patterns = [re.sub(r"\[:(\w+):\]", lambda match: CLASSES.get(match[1], ""), word) for word in re.findall('"([^"]*)"', words)]
+    for pattern in patterns:
+        re.compile(pattern)
+    return patterns
+
+
+def take_rules(view: dict, key: str, value: str | None) -> None:
+    """Keep the rules in a view, which is {file of rules that allow: (these, those that deny)}."""
+    view.clear()
+    for path, lists in json.loads(value or "{}").items():
+        view[path] = tuple([Rule(*rule) for rule in rules] for rules in lists)
+
+
+###############################################################################
+# Commands
+###############################################################################
+
+
+@opensips.command
+def address_reload(ctx, partition=None):
+    """Read the tables of all partitions again, or of one."""
+    names = [*partitions(ctx)] if partition is None and not ctx.request.values else [opensips.text(ctx, "partition", partition)]
+    for name in names:
+        if name not in partitions(ctx):
+            raise mi.Error(400, "Trusted table reload failed")
+        try:
+            read_partition(ctx, name)
+        except opensips.TableError as error:
+            ctx.log.error("address_reload: %s", error)
+            raise mi.Error(400, f"failed to reload partition  {name}!") from None
+    return mi.Reply()
+
+
+def dump(ctx, kind: str, partition: Any) -> Any:
+    """The reply that shows the addresses or the subnets of all partitions, or of one; mi.Error."""
+    view, wanted = ctx.view(SPACE, take_in), [*partitions(ctx)]
+    one = partition is not None or bool(ctx.request.values)
+    if one:
+        wanted = [opensips.text(ctx, "partition", partition)]
+        if wanted[0] not in partitions(ctx):
+            raise mi.Error(404, "No such partition")
+    lists = {name: view[name][kind] for name in wanted if name in view}
+    opensips.check_size(ctx, sum(map(len, lists.values())), LEAST_BYTES)
+    result = {"part": wanted[0], "Destinations": lists[wanted[0]]} if one else {
+        "Partitions": [{"name": name, "Destinations": items} for name, items in lists.items()]}
+    return opensips.reply(ctx, result, depends=(SPACE,))
+
+
+@opensips.command
+def address_dump(ctx, partition=None):
+    """Show the addresses of all partitions, or of one."""
+    return dump(ctx, "addresses", partition)
+
+
+@opensips.command
+def subnet_dump(ctx, partition=None):
+    """Show the subnets of all partitions, or of one."""
+    return dump(ctx, "subnets", partition)
+
+
+@opensips.command
+def allow_uri(ctx, basename, uri, contact):
+    """Say whether the rule files of a BASENAME allow a URI with a CONTACT."""
+    suffix, texts = ctx.param("allow_suffix"), []
+    for name, value, most in (("Basename", basename, MOST_NAME - len(suffix)), ("URI", uri, MOST_URI),
+                              ("Contact", contact, MOST_URI)):
+        texts.append(opensips.text(ctx, name.lower(), value))
+        if ctx.request.dialect == "jsonrpc" and not texts[-1]:
+            raise mi.Error(404, "Basename is empty")
+        if len(mi.encode(texts[-1])) > most:
+            raise mi.Error(404, f"{name} is too long")
+    rules = ctx.view(RULES, take_rules).get(path_of(ctx, texts[0] + suffix))
+    if rules is None or not is_allowed(rules, *texts[1:]):
+        raise mi.Error(403, "Forbidden")
+    return mi.Reply()
+
+
+def is_allowed(rules: tuple, uri: str, contact: str) -> bool:
+    """Whether rules that allow and rules that deny let a URI and a contact pass."""
+    allowed, denied = [any(rule.fits(uri, contact) for rule in listed) for listed in rules]
+    return allowed or not denied
