@@ -132,7 +132,8 @@ def reply(ctx: Any, value: Any, depends: tuple = (), until_s: float | None = Non
     """A reply that has 3.4's result, or 2.4's tree of it."""
     if ctx.request.dialect == "jsonrpc":
         return mi.Reply(result=value, depends=depends, until_s=until_s)
-    nodes = forms.to_nodes(forms.FORMS[ctx.request.name].tree, value)
+    form = forms.FORMS[ctx.server.registry.names[ctx.request.name].name]  # it may be asked for by a name of 4.0
+    nodes = forms.to_nodes(form.tree, value)
     return mi.Reply(nodes=nodes, depends=depends, until_s=until_s)
 
 

@@ -151,3 +151,8 @@ def test_a_list_that_cannot_fit_is_given_up_before_it_is_made(tmp_path):
     with mi.Trial(lines(tables(tmp_path, dispatcher=many))) as trial:
         assert ask(trial, "ds_list") == "500 reply of more than 261828 bytes exceeds 65457\n"
         assert trial.ask(b'{"jsonrpc":"2.0","method":"ds_list","id":1}') == b"500 Internal error"
+
+
+def test_a_text_request_by_the_name_of_40_gets_the_same(tmp_path):
+    with mi.Trial(lines(tables(tmp_path))) as trial:
+        assert ask(trial, "dispatcher:list") == ask(trial, "ds_list") != "200 OK\n\n"
