@@ -64,6 +64,14 @@ def text(ctx: Any, name: str, value: Any) -> str:
     return value.partition("\0")[0]  # as C reads it
 
 
+def keeps_states(value: Any) -> bool:
+    """Whether a reload keeps states, by 3.4's argument `inherit_state`: all but 0, n and N mean yes."""
+    try:
+        return mi.json_string(value, "inherit_state") not in ("0", "n", "N")
+    except mi.Error:
+        return True
+
+
 Q = re.compile(r"[ \t]*(?:0*(?:\.([0-9]*))?|0*(1)(?:\.0*)?)")
 
 
@@ -133,7 +141,7 @@ def reply(ctx: Any, value: Any, depends: tuple = (), until_s: float | None = Non
     if ctx.request.dialect == "jsonrpc":
         return mi.Reply(result=value, depends=depends, until_s=until_s)
     form = forms.FORMS[ctx.server.registry.names[ctx.request.name].name]  # it may be asked for by a name of 4.0
-    nodes = forms.to_nodes(form.tree, value)
+    nodes = () if value == form.nothing else forms.to_nodes(form.tree, value)
     return mi.Reply(nodes=nodes, depends=depends, until_s=until_s)
 
 
@@ -233,13 +241,13 @@ class Table(NamedTuple):
 
 def table(name: str, versions: Iterable[int], columns: str, renamed: str = "%s") -> Table:
     """A table from the words `column`, `column#` (an integer), `column~` (a float); `?` behind it: may be NULL. A parameter of
-    the form `renamed` renames a column, or the one behind `=`, or behind `=-` none."""
+    the form `renamed`, if it is not empty, renames a column, or the one behind `=`, or behind `=-` none."""
     made = []
     for word in columns.split():
         mark, _, param = word.partition("=")
         bare = mark.rstrip("#~?")
         kind: Any = int if "#" in mark else float if "~" in mark else str
-        made.append(Column(bare, kind, "?" in mark, (param or renamed % bare).removeprefix("-"), bare))
+        made.append(Column(bare, kind, "?" in mark, (param or renamed and renamed % bare).removeprefix("-"), bare))
     return Table(name, tuple(versions), tuple(made))
 
 

@@ -10,10 +10,10 @@ from test_recorded import DATA, expand, shape
 import midatagram as mi
 
 FOLDER = DATA / "modules"
-TEXT = ("usrloc", "dispatcher", "dialog")  # groups of text.jsonl whose modules are here
-JSON = ("ul", "ds", "par", "dlg")
+TEXT = ("usrloc", "dispatcher", "dialog", "drouting")  # groups of text.jsonl whose modules are here
+JSON = ("ul", "ds", "par", "dlg", "dr")
 # Of the rows that were recorded on a fresh server, and of groups of several modules.
-COMMANDS = ("ul_", "ds_", "dlg_", "profile_", "list_all_")
+COMMANDS = ("ul_", "ds_", "dlg_", "profile_", "list_all_", "dr_")
 LEFT_OUT = {  # id -> why
     "dialog-067": "shows the profiles of load_balancer", "auto-397": "shows the profiles of load_balancer",
 }
@@ -135,7 +135,7 @@ def test_an_opensips_cfg_is_a_lab_in_a_minute(start, tmp_path):
 def test_every_parameter_of_all_releases_is_accepted():
     """Of the modules that are here; and each has its row in docs/modules.md."""
     page = (ROOT / "docs" / "modules.md").read_text()
-    for name in ("usrloc", "registrar", "dialog", "dispatcher"):
+    for name in ("usrloc", "registrar", "dialog", "dispatcher", "drouting"):
         module = mi.load_plugin(str(ROOT / "plugins" / f"{name}.py"))
         assert {param.help for param in module.params.values()} >= {"accepted without effect"}
         assert re.search(rf"^\| {name} \|", page, re.M)
@@ -189,7 +189,7 @@ def test_events(start, dialect, version):
     missing = ("upper case", "ds_reload", "ds_list")  # rows that change states are, which these tell of
     server = start(configuration(f"{version}.cfg", SOCK="{socket}"))
     listener = subscribed(server, dialect, "E_UL_AOR_INSERT", "E_UL_AOR_DELETE", "E_UL_CONTACT_INSERT", "E_UL_CONTACT_UPDATE",
-                          "E_UL_CONTACT_DELETE", "E_DISPATCHER_STATUS", "E_DLG_STATE_CHANGED")
+                          "E_UL_CONTACT_DELETE", "E_DISPATCHER_STATUS", "E_DLG_STATE_CHANGED", "E_DROUTING_STATUS")
     client = server.client()
     for row in rows:
         if any(word in row["note"] for word in missing):
