@@ -227,17 +227,6 @@ def rule(row: dict, known: dict, digits: str) -> tuple:
     return -row["priority"], prefix, numbers, destinations(row["gwlist"], known), row["attrs"] or ""
 
 
-def good(ctx, rows: Iterable[dict], table: Any, make: Any, *more: Any) -> list:
-    """What the rows of a table make, but for those that are no good."""
-    made = []
-    for number, row in enumerate(rows, 1):
-        try:
-            made.append(make(row, *more))
-        except ValueError as error:
-            ctx.log.error("table %s, row %d is left out: it %s", table.name, number, error)
-    return made
-
-
 def digits_of(ctx) -> str:
     """What a prefix may have."""
     return "0123456789" + ctx.param("extra_prefix_chars")
@@ -247,10 +236,10 @@ def read_partition(ctx, name: str, at: int, url: str, names: tuple, inherits: bo
     """Read the tables of a partition; gateways and carriers that stay have the state that they had. TableError."""
     tables, has_state = tables_of(ctx, url, names), bool(ctx.param("persistent_state"))
     rows = [opensips.rows_of(ctx, *table) for table in tables]
-    gateways = by_name(good(ctx, rows[0], tables[0][1], gateway, has_state))
-    carriers = by_name(good(ctx, rows[1], tables[1][1], carrier, has_state, gateways))
+    gateways = by_name(opensips.good(ctx, rows[0], names[0], gateway, has_state))
+    carriers = by_name(opensips.good(ctx, rows[1], names[1], carrier, has_state, gateways))
     known = {"GATEWAY": gateways, "CARRIER": carriers}
-    rules = sorted(good(ctx, rows[2], tables[2][1], rule, known, digits_of(ctx)), key=lambda one: one[0])
+    rules = sorted(opensips.good(ctx, rows[2], names[2], rule, known, digits_of(ctx)), key=lambda one: one[0])
     new = Partition(at, url, names, int(ctx.store.time_s()), gateways, carriers)
 
     def step(value: str | None) -> str:

@@ -217,13 +217,15 @@ class TableError(Exception):
 
 
 class Column(NamedTuple):
-    """A column: `kind` is int, float or str; `null`: whether it may be empty; `param`: what renames it, `source`: to what."""
+    """A column: `kind` is int, float or str; `null`: whether it may be empty; `param`: what renames it, `source`: to what;
+    `since`: the first version of the table that has it."""
 
     name: str
     kind: type = str
     null: bool = False
     param: str = ""
     source: str = ""
+    since: int = 0
 
 
 class Table(NamedTuple):
@@ -240,14 +242,17 @@ class Table(NamedTuple):
 
 
 def table(name: str, versions: Iterable[int], columns: str, renamed: str = "%s") -> Table:
-    """A table from the words `column`, `column#` (an integer), `column~` (a float); `?` behind it: may be NULL. A parameter of
-    the form `renamed`, if it is not empty, renames a column, or the one behind `=`, or behind `=-` none."""
+    """A table from the words `column`, `column#` (an integer), `column~` (a float); `?` behind it: may be NULL; `@3` behind
+    that: from version 3 on. A parameter of the form `renamed`, if it is not empty, renames a column, or the one behind `=`, or
+    behind `=-` none."""
     made = []
     for word in columns.split():
-        mark, _, param = word.partition("=")
+        place, _, param = word.partition("=")
+        mark, _, since = place.partition("@")
         bare = mark.rstrip("#~?")
         kind: Any = int if "#" in mark else float if "~" in mark else str
-        made.append(Column(bare, kind, "?" in mark, (param or renamed and renamed % bare).removeprefix("-"), bare))
+        param = (param or renamed and renamed % bare).removeprefix("-")
+        made.append(Column(bare, kind, "?" in mark, param, bare, int(since or 0)))
     return Table(name, tuple(versions), tuple(made))
 
 
@@ -266,11 +271,12 @@ def read_table(url: str, table: Table) -> list[dict]:
         raise TableError(f"{place}: table {table.name}: {error}") from None
 
 
-def check_version(place: str, table: Table, version: Any) -> None:
-    """Refuse a table of another version; TableError."""
+def of_version(place: str, table: Table, version: Any) -> Table:
+    """The table with the columns that this version has; TableError for a version that cannot be read."""
     if version not in table.versions:
         wanted = " or ".join(map(str, table.versions))
         raise TableError(f"{place}: table {table.name} has version {version if version is not None else 'none'}, not {wanted}")
+    return table._replace(columns=tuple(column for column in table.columns if column.since <= (version or 0)))
 
 
 def read_sqlite_table(path: str, table: Table) -> list[dict]:
@@ -280,7 +286,7 @@ def read_sqlite_table(path: str, table: Table) -> list[dict]:
     connection = sqlite3.connect(f"file:{path.replace('?', '%3f').replace('#', '%23')}?mode=ro", uri=True)
     try:
         versions = connection.execute("SELECT table_version FROM version WHERE table_name = ?", (table.name,)).fetchone()
-        check_version(path, table, versions and versions[0])
+        table = of_version(path, table, versions and versions[0])
         names = ", ".join(f'"{column.source}"' for column in table.columns)
         rows = connection.execute(f'SELECT {names} FROM "{table.name}"').fetchall()
     finally:
@@ -297,7 +303,7 @@ def read_text_table(folder: str, table: Table) -> list[dict]:
     if table.name != "version":
         for name, number in read_fields(os.path.join(folder, "version"))[1]:
             version = int(number) if name == table.name and number and number.isdigit() else version
-        check_version(folder, table, version)
+        table = of_version(folder, table, version)
     path = os.path.join(folder, table.name)
     header, rows = read_fields(path)
     places = []
@@ -375,3 +381,14 @@ def rows_of(ctx: Any, url: str, table: Table) -> list[dict]:
         ctx.log.warning("table %s of %s is taken as empty; midatagram's db_url, as text://DIRECTORY, names a dump of it",
                         table.name, re.sub("//.*@", "//...@", url))
     return []
+
+
+def good(ctx: Any, rows: Iterable[dict], name: str, make: Callable, *more: Any) -> list:
+    """What make(row, *more) makes of the rows of a table, but for those for which it raises ValueError: they are logged."""
+    made = []
+    for number, row in enumerate(rows, 1):
+        try:
+            made.append(make(row, *more))
+        except ValueError as error:
+            ctx.log.error("table %s, row %d is left out: it %s", name, number, error)
+    return made

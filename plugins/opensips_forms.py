@@ -297,6 +297,14 @@ FORMS = {
     "dr_reload_status": Form("...", ("", "partition_name"), tree=(
         "Date", Rows("Partitions", "Partition", "name", ("Date",), shown=False, single="*"))),
     "dr_enable_probing": Form("[status]", ("", "status"), "status", ("Status#",)),
+    # load_balancer
+    "lb_reload": Form(None),
+    "lb_list": Form(None, tree=(Rows("Destinations", "Destination", "uri", ("id#", "group#", "enabled", "auto-reenable"), (
+        Rows("Resources", "Resource", "name", ("max#", "load#"), container="Resources"), "attrs!")),)),
+    "lb_resize": Form("destination_id res_name new_capacity", ("destination_id res_name new_capacity",),
+                      "destination_id new_capacity"),
+    "lb_status": Form("destination_id [new_status] ...", ("destination_id", "destination_id new_status"),
+                      "destination_id new_status", ("enable", "attrs!")),
 }
 # The attributes that an event has in 2.4, all of those that it has in 3.4.
 CONTACT_EVENT = "aor uri received path qval socket bflags expires callid cseq attr latency"
@@ -305,4 +313,5 @@ EVENT_FORMS = {
     "E_UL_CONTACT_UPDATE": CONTACT_EVENT, "E_UL_CONTACT_DELETE": CONTACT_EVENT, "E_UL_LATENCY_UPDATE": CONTACT_EVENT,
     "E_DLG_STATE_CHANGED": "hash_entry hash_id callid from_tag to_tag old_state new_state",
     "E_DISPATCHER_STATUS": "partition group address status", "E_DROUTING_STATUS": "partition gwid address status",
+    "E_LOAD_BALANCER_STATUS": "group uri status",
 }
