@@ -125,9 +125,11 @@ class Rules:
         self.rules: dict[tuple, tuple] = {}
         self.inner: set[str] = set()  # what longer prefixes begin with
         for _, prefix, groups, destinations, attrs in json.loads(value):
-            self.inner.update(prefix[:end] for end in range(1, len(prefix)))
             for group in groups:
                 self.rules.setdefault((prefix, group), (destinations, attrs))
+            while len(prefix) > 1 and prefix[:-1] not in self.inner:
+                prefix = prefix[:-1]
+                self.inner.add(prefix)
 
     def find(self, number: str, group: int, digits: str) -> tuple[str, tuple] | None:
         """The longest prefix of a number with a rule of a group, and that rule. None too where a number goes on with something
