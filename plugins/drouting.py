@@ -451,7 +451,4 @@ def dr_enable_probing(ctx, status=...):
     """Show whether gateways are probed, or say it: 0 or 1."""
     if not ctx.param("probing_interval"):
         raise mi.Error(400, "Gateways probing disabled from script")
-    if status is ... or (status is None and is_text(ctx)):
-        return opensips.reply(ctx, {"Status": int(ctx.store.get(PROBING, "") or 1)}, depends=(PROBING,))
-    ctx.store.put(PROBING, "", f"{int(opensips.number(ctx, 'status', status) != 0)}")
-    return mi.Reply()
+    return opensips.switch(ctx, PROBING, ... if is_text(ctx) and not ctx.request.values else status)

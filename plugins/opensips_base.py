@@ -48,12 +48,18 @@ def uint(text: str | None) -> int:
     return int(text[-32:]) & 0xFFFFFFFF  # 10**32 is a multiple of 2**32
 
 
-def number(ctx: Any, name: str, value: Any) -> int:
-    """An argument that is a number; Error."""
+def hexuint(text: str | None) -> int:
+    """An unsigned integer as 2.4 reads it where it may be hexadecimal, as 0x1f; ValueError."""
+    digits = re.fullmatch("0x([0-9a-fA-F]+)", text or "")
+    return int(digits[1][-8:], 16) if digits else uint(text)
+
+
+def number(ctx: Any, name: str, value: Any, convert: Callable = uint) -> int:
+    """An argument that is a number; convert: how 2.4 reads it. Error."""
     if ctx.request.dialect == "jsonrpc":
         return mi.json_int(value, name)
     try:
-        return uint(value)
+        return convert(value)
     except ValueError:
         raise mi.Error(400, "Bad parameter") from None
 
@@ -392,3 +398,12 @@ def good(ctx: Any, rows: Iterable[dict], name: str, make: Callable, *more: Any) 
         except ValueError as error:
             ctx.log.error("table %s, row %d is left out: it %s", name, number, error)
     return made
+
+
+def switch(ctx: Any, space: str, value: Any, convert: Callable = uint) -> Any:
+    """The reply to a command that shows whether something is on, {"Status": 0 or 1}, which it is at the start, or says it; value:
+    of its argument `status`, `...` if there is none. Error."""
+    if value is ...:
+        return reply(ctx, {"Status": int(ctx.store.get(space, "") or 1)}, depends=(space,))
+    ctx.store.put(space, "", f"{int(number(ctx, 'status', value, convert) != 0)}")
+    return mi.Reply()

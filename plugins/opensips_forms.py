@@ -305,6 +305,14 @@ FORMS = {
                       "destination_id new_capacity"),
     "lb_status": Form("destination_id [new_status] ...", ("destination_id", "destination_id new_status"),
                       "destination_id new_status", ("enable", "attrs!")),
+    # nathelper
+    "nh_enable_ping": Form("[status] ...", ("", "status"), "status", ("Status#",)),
+    # rtpproxy
+    "rtpproxy_enable": Form("url [setid] enable ...", ("url enable", "url enable setid"), "enable setid",
+                            errors={"Bad parameter": (400, "Empty url")}),
+    "rtpproxy_show": Form(None, tree=(Rows("*", "Set", "Set#", (), (
+        Rows("Nodes", "node", "url", ("index#", "disabled#", "weight#", "recheck_ticks#")),)),)),
+    "rtpproxy_reload": Form(None, errors={"Bad parameter": (400, "Dynamic loading not enabled")}),
 }
 # The attributes that an event has in 2.4, all of those that it has in 3.4.
 CONTACT_EVENT = "aor uri received path qval socket bflags expires callid cseq attr latency"
@@ -313,5 +321,5 @@ EVENT_FORMS = {
     "E_UL_CONTACT_UPDATE": CONTACT_EVENT, "E_UL_CONTACT_DELETE": CONTACT_EVENT, "E_UL_LATENCY_UPDATE": CONTACT_EVENT,
     "E_DLG_STATE_CHANGED": "hash_entry hash_id callid from_tag to_tag old_state new_state",
     "E_DISPATCHER_STATUS": "partition group address status", "E_DROUTING_STATUS": "partition gwid address status",
-    "E_LOAD_BALANCER_STATUS": "group uri status",
+    "E_LOAD_BALANCER_STATUS": "group uri status", "E_RTPPROXY_STATUS": "socket status",
 }

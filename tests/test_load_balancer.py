@@ -6,7 +6,7 @@ import signal
 import sqlite3
 
 import pytest
-from test_modules import rows_of
+from test_modules import wrong_pairs
 
 import midatagram as mi
 
@@ -54,19 +54,16 @@ def loads(trial):
 
 @pytest.mark.parametrize("dialect, version", [("text", 2), ("json", 3)])
 def test_the_same_questions_to_both_versions(tmp_path, dialect, version):
-    """In the order in which they were recorded, with a table that is empty, has one row and many; a row between them that
-    enables a destination again is not among them."""
-    url, wrong = table(tmp_path, version=version), []
-    with mi.Trial(lines(url, f'modparam("midatagram", "dialect", "{"jsonrpc" if version == 3 else "text"}")')) as trial:
-        for row in [row for row in rows_of("pairs.jsonl") if row["command"].startswith("lb_")]:
+    """With a table that is empty, has one row and many; a row between them that enables a destination again is not there."""
+    with mi.Trial(lines(table(tmp_path, version=version),
+                        f'modparam("midatagram", "dialect", "{"jsonrpc" if version == 3 else "text"}")')) as trial:
+        def before(row):
             if row["id"] in ("p0126", "p0143"):  # which reload
                 table(tmp_path, *(MANY if row["id"] == "p0143" else [ONE]), version=version)
             if row["id"] == "p0271":
                 trial.ask(ENABLE[dialect])
-            reply = trial.ask(row[f"{dialect}_request"].encode()).decode()
-            if reply != row[f"{dialect}_reply"]:
-                wrong.append((row["id"], row["note"], reply, row[f"{dialect}_reply"]))
-    assert wrong == []
+
+        assert wrong_pairs(trial, dialect, "lb_", before) == []
 
 
 ###############################################################################

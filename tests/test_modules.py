@@ -10,10 +10,11 @@ from test_recorded import DATA, expand, shape
 import midatagram as mi
 
 FOLDER = DATA / "modules"
-TEXT = ("usrloc", "dispatcher", "dialog", "drouting", "load_balancer")  # groups of text.jsonl whose modules are here
-JSON = ("ul", "ds", "par", "dlg", "dr", "lb")
+# Groups of text.jsonl whose modules are here.
+TEXT = ("usrloc", "dispatcher", "dialog", "drouting", "load_balancer", "rtpproxy", "nathelper")
+JSON = ("ul", "ds", "par", "dlg", "dr", "lb", "rtpp", "nat")
 # Of the rows that were recorded on a fresh server, and of groups of several modules.
-COMMANDS = ("ul_", "ds_", "dlg_", "profile_", "list_all_", "dr_", "lb_")
+COMMANDS = ("ul_", "ds_", "dlg_", "profile_", "list_all_", "dr_", "lb_", "rtpproxy_", "nh_")
 
 
 def rows_of(name):
@@ -52,6 +53,21 @@ def stable(reply):
     """A reply without the last 14 bits of ContactIDs, which are random, and without seconds that passed."""
     reply = re.sub(rb"(?<=ContactID:: )\d+", lambda match: b"%d" % (int(match[0]) >> 14), reply)
     return re.sub(rb"Expires:: 35\d\d\n", b"Expires:: 3600\n", reply)
+
+
+DATE = re.compile(r"\w{3} \w{3} [ \d]\d [\d:]{8} \d{4}")
+
+
+def wrong_pairs(trial, dialect, prefix, before=lambda row: None):
+    """What is wrong with the replies to the questions that both versions were asked in one state, to commands of a prefix in the
+    order of the recording; before(row) brings about what a row wants before it."""
+    wrong = []
+    for row in [row for row in rows_of("pairs.jsonl") if row["command"].startswith(prefix)]:
+        before(row)
+        reply, wanted = trial.ask(row[f"{dialect}_request"].encode()).decode(), row[f"{dialect}_reply"]
+        if DATE.sub("DATE", reply) != DATE.sub("DATE", wanted):
+            wrong.append(f"{row['id']}: {row['note']}\n     is {reply!r}\n not {wanted!r}")
+    return wrong
 
 
 CALLS = {  # id -> calls before it
@@ -103,7 +119,8 @@ def test_text(group):
 
 @pytest.mark.parametrize("group", JSON)
 def test_jsonrpc(group):
-    rows = [row for row in rows_of("jsonrpc.jsonl") if row["id"].startswith(f"{group}-") and is_asked(row)]
+    rows = [row for name in ("jsonrpc.jsonl", "jsonrpc_more.jsonl") for row in rows_of(name)
+            if row["id"].startswith(f"{group}-") and is_asked(row)]
     wrong = []
     with mi.Trial(f'{configuration("34.cfg")}\nmodparam("midatagram", "dialect", "jsonrpc")') as trial:
         for row in rows:
@@ -131,7 +148,7 @@ def test_an_opensips_cfg_is_a_lab_in_a_minute(start, tmp_path):
 def test_every_parameter_of_all_releases_is_accepted():
     """Of the modules that are here; and each has its row in docs/modules.md."""
     page = (ROOT / "docs" / "modules.md").read_text()
-    for name in ("usrloc", "registrar", "dialog", "dispatcher", "drouting", "load_balancer"):
+    for name in ("usrloc", "registrar", "dialog", "dispatcher", "drouting", "load_balancer", "rtpproxy", "nathelper"):
         module = mi.load_plugin(str(ROOT / "plugins" / f"{name}.py"))
         assert {param.help for param in module.params.values()} >= {"accepted without effect"}
         assert re.search(rf"^\| {name} \|", page, re.M)
@@ -186,7 +203,7 @@ def test_events(start, dialect, version):
     server = start(configuration(f"{version}.cfg", SOCK="{socket}"))
     listener = subscribed(server, dialect, "E_UL_AOR_INSERT", "E_UL_AOR_DELETE", "E_UL_CONTACT_INSERT", "E_UL_CONTACT_UPDATE",
                           "E_UL_CONTACT_DELETE", "E_DISPATCHER_STATUS", "E_DLG_STATE_CHANGED", "E_DROUTING_STATUS",
-                          "E_LOAD_BALANCER_STATUS")
+                          "E_LOAD_BALANCER_STATUS", "E_RTPPROXY_STATUS")
     client = server.client()
     for row in rows:
         if any(word in row["note"] for word in missing):
