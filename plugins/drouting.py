@@ -17,7 +17,7 @@ opensips = mi.shared("opensips_base")
 
 SPACE, RULES, PROBING = "drouting", "drouting_rules", "drouting_probing"
 DEFAULT = "Default"  # the partition where there are none
-LEAST_BYTES = 30  # of a gateway or a carrier in a reply
+LEAST_BYTES = 19  # of a gateway or a carrier in a reply
 GATEWAYS = opensips.table("dr_gateways", [6], "gwid address attrs? probe_mode# state#", "")
 CARRIERS = opensips.table("dr_carriers", [2, 3], "carrierid gwlist? attrs? state#", "")
 RULES_TABLE = opensips.table("dr_rules", [3, 4], "groupid prefix? priority# gwlist? attrs?", "")

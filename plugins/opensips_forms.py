@@ -313,6 +313,13 @@ FORMS = {
     "rtpproxy_show": Form(None, tree=(Rows("*", "Set", "Set#", (), (
         Rows("Nodes", "node", "url", ("index#", "disabled#", "weight#", "recheck_ticks#")),)),)),
     "rtpproxy_reload": Form(None, errors={"Bad parameter": (400, "Dynamic loading not enabled")}),
+    # uac_registrant
+    "reg_list": Form("...", ("", "aor contact registrar"), tree=(Rows("Records", "AOR", "AOR", ("expires#",), (
+        "state", "enabled!", "last_register_sent", "registration_t_out", "registrar", "binding", "binding_params!",
+        "third_party_=third_party_registrant", "socket!", "proxy", "shtag!", "cluster_id!"), single="Registrant"),)),
+    "reg_reload": Form("...", ("", "aor contact registrar")),
+    "reg_enable": Form("aor contact registrar", ("aor contact registrar",)),
+    "reg_disable": Form("aor contact registrar", ("aor contact registrar",)),
 }
 # The attributes that an event has in 2.4, all of those that it has in 3.4.
 CONTACT_EVENT = "aor uri received path qval socket bflags expires callid cseq attr latency"

@@ -20,7 +20,8 @@ EXAMPLE = (ROOT / "midatagram.conf.example").read_text()
 SHIPPED = [mi.load_plugin(str(path)) for path in sorted((ROOT / "plugins").iterdir()) if path.suffix in (".py", ".conf")]
 MODULES = [*mi.built_in_modules(), *SHIPPED]
 # Modules whose parameters an opensips.cfg has.
-OPENSIPS = "statistics", "usrloc", "registrar", "dialog", "dispatcher", "drouting", "load_balancer", "rtpproxy", "nathelper"
+OPENSIPS = "statistics", "usrloc", "registrar", "dialog", "dispatcher", "drouting", "load_balancer", "rtpproxy", \
+    "nathelper", "uac_registrant"
 PARAMS = [(module, param) for module in MODULES for param in module.params.values()]
 
 

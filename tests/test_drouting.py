@@ -333,10 +333,10 @@ def test_a_table_of_another_version_ends_the_start(tmp_path):
 
 
 def test_a_list_that_cannot_fit_is_given_up_before_it_is_made(tmp_path):
-    """And what a gateway takes at least is no more than one takes."""
-    with mi.Trial(lines(tables(tmp_path, gw=("a:b::0:0",)))) as trial:
-        assert len(ask(trial, "dr_gw_status").splitlines()[1]) + 1 >= 25
-    many = [f"g{number}:h::0:0" for number in range(12000)]
+    """And what a carrier takes at least is no more than one takes."""
+    with mi.Trial(lines(tables(tmp_path, gw=("a:b::0:0",), cr=("c:a:0:",)))) as trial:
+        assert len(ask(trial, "dr_carrier_status").splitlines()[1]) + 1 >= 19
+    many = [f"g{number}:h::0:0" for number in range(14000)]
     with mi.Trial(lines(tables(tmp_path, gw=many))) as trial:
         assert ask(trial, "dr_gw_status") == "500 reply of more than 261828 bytes exceeds 65457\n"
         assert trial.ask(b'{"jsonrpc":"2.0","method":"dr_gw_status","id":1}') == b"500 Internal error"
