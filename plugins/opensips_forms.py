@@ -135,6 +135,23 @@ class Switches(NamedTuple):
         return {self.member: [{self.name: node[0], self.switch: node[1] == "1"} for node in nodes]}
 
 
+class Named(NamedTuple):
+    """Nodes whose names are a member of the objects of an array, and that have the other members as attributes."""
+
+    member: str
+    name: str
+    attributes: tuple
+
+    def nodes(self, value: dict) -> list[tuple]:
+        """The nodes of the array."""
+        return [(item[self.name], None, [(name, item[name]) for name in self.attributes if name in item], ())
+                for item in value[self.member]]
+
+    def members(self, nodes: Iterable[tuple]) -> dict:
+        """The array of the nodes."""
+        return {self.member: [{self.name: node[0], **dict(node[2])} for node in nodes if node[2]]}
+
+
 class Form(NamedTuple):
     """What a command takes and gives.
 
@@ -238,6 +255,10 @@ DIALOGS = Rows("Dialogs", "dialog", "", ("ID=db_id",), (
 DIALOG_LISTS = ("", "callid", "callid from_tag", "index counter")
 PROFILE = ("profile", "profile value")
 
+TRACES = Form("[id] [mode] ...", ("", "id", "mode", "id mode"), tree=(
+    "global", Named("trace destinations", "name", ("type", "uri", "state"))), named=True,
+              errors={"Bad parameter": (400, "Bad trace id value")})
+
 FORMS = {
     # usrloc
     "ul_add": Form("table_name aor contact expires q - flags cflags methods",
@@ -320,6 +341,10 @@ FORMS = {
     "reg_reload": Form("...", ("", "aor contact registrar")),
     "reg_enable": Form("aor contact registrar", ("aor contact registrar",)),
     "reg_disable": Form("aor contact registrar", ("aor contact registrar",)),
+    # siptrace, tracer
+    "sip_trace": TRACES, "trace": TRACES,
+    "trace_start": Form("id uri [filter] [scope] [type]", ("id uri", "id uri filter", "id uri filter scope type")),
+    "trace_stop": Form("id", ("id",)),
 }
 # The attributes that an event has in 2.4, all of those that it has in 3.4.
 CONTACT_EVENT = "aor uri received path qval socket bflags expires callid cseq attr latency"

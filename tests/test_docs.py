@@ -21,7 +21,7 @@ SHIPPED = [mi.load_plugin(str(path)) for path in sorted((ROOT / "plugins").iterd
 MODULES = [*mi.built_in_modules(), *SHIPPED]
 # Modules whose parameters an opensips.cfg has.
 OPENSIPS = "statistics", "usrloc", "registrar", "dialog", "dispatcher", "drouting", "load_balancer", "rtpproxy", \
-    "nathelper", "uac_registrant"
+    "nathelper", "uac_registrant", "tracer", "siptrace"
 PARAMS = [(module, param) for module in MODULES for param in module.params.values()]
 
 

@@ -11,10 +11,11 @@ import midatagram as mi
 
 FOLDER = DATA / "modules"
 # Groups of text.jsonl whose modules are here.
-TEXT = ("usrloc", "dispatcher", "dialog", "drouting", "load_balancer", "rtpproxy", "nathelper", "uac_registrant")
-JSON = ("ul", "ds", "par", "dlg", "dr", "lb", "rtpp", "nat", "reg")
+TEXT = ("usrloc", "dispatcher", "dialog", "drouting", "load_balancer", "rtpproxy", "nathelper", "uac_registrant",
+        "siptrace")
+JSON = ("ul", "ds", "par", "dlg", "dr", "lb", "rtpp", "nat", "reg", "trace")
 # Of the rows that were recorded on a fresh server, and of groups of several modules.
-COMMANDS = ("ul_", "ds_", "dlg_", "profile_", "list_all_", "dr_", "lb_", "rtpproxy_", "nh_", "reg_")
+COMMANDS = ("ul_", "ds_", "dlg_", "profile_", "list_all_", "dr_", "lb_", "rtpproxy_", "nh_", "reg_", "sip_trace", '"trace')
 
 
 def rows_of(name):
@@ -149,7 +150,7 @@ def test_every_parameter_of_all_releases_is_accepted():
     """Of the modules that are here; and each has its row in docs/modules.md."""
     page = (ROOT / "docs" / "modules.md").read_text()
     for name in ("usrloc", "registrar", "dialog", "dispatcher", "drouting", "load_balancer", "rtpproxy", "nathelper",
-                 "uac_registrant"):
+                 "uac_registrant", "tracer", "siptrace"):
         module = mi.load_plugin(str(ROOT / "plugins" / f"{name}.py"))
         assert {param.help for param in module.params.values()} >= {"accepted without effect"}
         assert re.search(rf"^\| {name} \|", page, re.M)

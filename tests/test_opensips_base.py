@@ -106,7 +106,7 @@ def test_forms_are_read_without_the_modules():
 
 def test_every_command_of_the_modules_has_a_form():
     for name in ("usrloc", "dialog", "dispatcher", "drouting", "load_balancer", "rtpproxy", "nathelper",
-                 "uac_registrant"):
+                 "uac_registrant", "tracer", "siptrace"):
         for command in mi.load_plugin(str(ROOT / "plugins" / f"{name}.py")).commands:
             form = forms.FORMS[command.name]
             assert [" ".join(recipe) for recipe in command.recipes] == list(form.recipes)
