@@ -5,6 +5,7 @@ Each dialog is a key of the store. What SIP would bring about is done by call(),
 from __future__ import annotations
 
 import bisect
+import collections
 import json
 import random
 import re
@@ -476,16 +477,18 @@ def in_profile(ctx, name: str, wanted: str | None) -> list[Dialog]:
             for other, value in dialog.profiles if other == name and wanted in (None, value or "")]
 
 
-def profile_size(ctx, name: str, wanted: str | None = None) -> int:
-    """How many dialogs are in a profile; for load_balancer as well."""
-    return len(in_profile(ctx, name, wanted if profiles(ctx)[name] else None))
+def profile_sizes(ctx) -> collections.Counter:
+    """How many dialogs are in the profiles, by name and value; for load_balancer."""
+    return collections.Counter(pair for dialog in calls(ctx).dialogs.values() if dialog.state != DELETED
+                               for pair in map(tuple, dialog.profiles))
 
 
 @opensips.command
 def profile_get_size(ctx, profile, value=None):
     """Show how many dialogs are in a profile."""
     name, wanted = asked_profile(ctx, profile, value)
-    shown = {"name": name, "value": wanted, "count": profile_size(ctx, name, wanted), "shared": "no", "replicated": "no"}
+    count = len(in_profile(ctx, name, wanted if profiles(ctx)[name] else None))
+    shown = {"name": name, "value": wanted, "count": count, "shared": "no", "replicated": "no"}
     return opensips.reply(ctx, {"Profile": shown}, depends=(SPACE,))
 
 

@@ -282,13 +282,12 @@ def ds_list(ctx, partition=None, full=None):
 @opensips.command
 def ds_reload(ctx, partition=None, inherit_state=None):
     """Read the tables of all partitions again, or of one; destinations that stay have the state that they had."""
-    inherits = inherit_state is None or opensips.text(ctx, "inherit_state", inherit_state)[:1] not in ("0", "n", "N")
     name = "" if partition is None else opensips.text(ctx, "partition", partition)
     if name and name not in partitions(ctx):
         raise mi.Error(500, "ERROR Unknown partition")
     try:
         for one in [name] if name else partitions(ctx):
-            read_partition(ctx, one, inherits)
+            read_partition(ctx, one, opensips.keeps_states(inherit_state))
     except opensips.TableError as error:
         ctx.log.error("ds_reload: %s", error)
         raise mi.Error(500, "ERROR Reloading data") from None

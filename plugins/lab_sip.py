@@ -67,3 +67,17 @@ def lab_hangup(ctx, callid):
     """End a call."""
     dialogs(ctx).hang_up(ctx, callid)
     return mi.Reply()
+
+
+@mi.command(also="lab:registrant")
+def lab_registrant(ctx, aor, state):
+    """Take what is registered elsewhere for an AOR to a STATE, such as registered or wrong_credentials."""
+    try:
+        module = ctx.module("uac_registrant")
+    except KeyError:
+        raise mi.Error(500, "module uac_registrant is not loaded") from None
+    name = f"{state.upper().removesuffix('_STATE')}_STATE"
+    if name not in module.STATES:
+        raise mi.BAD_PARAMETER
+    module.move(ctx, aor, name)
+    return mi.Reply()

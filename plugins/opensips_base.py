@@ -49,12 +49,18 @@ def uint(text: str | None) -> int:
     return int(text[-32:]) & 0xFFFFFFFF  # 10**32 is a multiple of 2**32
 
 
-def number(ctx: Any, name: str, value: Any) -> int:
-    """An argument that is a number; Error."""
+def hexuint(text: str | None) -> int:
+    """An unsigned integer as 2.4 reads it where it may be hexadecimal, as 0x1f; ValueError."""
+    digits = re.fullmatch("0x([0-9a-fA-F]+)", text or "")
+    return int(digits[1][-8:], 16) if digits else uint(text)
+
+
+def number(ctx: Any, name: str, value: Any, convert: Callable = uint) -> int:
+    """An argument that is a number; convert: how 2.4 reads it. Error."""
     if ctx.request.dialect == "jsonrpc":
         return mi.json_int(value, name)
     try:
-        return uint(value)
+        return convert(value)
     except ValueError:
         raise mi.Error(400, "Bad parameter") from None
 
@@ -63,6 +69,14 @@ def text(ctx: Any, name: str, value: Any) -> str:
     """An argument that is a text, empty for none; Error."""
     value = mi.json_string(value, name) if ctx.request.dialect == "jsonrpc" else value or ""
     return value.partition("\0")[0]  # as C reads it
+
+
+def keeps_states(value: Any) -> bool:
+    """Whether a reload keeps states, by 3.4's argument `inherit_state`: all but 0, n and N mean yes."""
+    try:
+        return mi.json_string(value, "inherit_state") not in ("0", "n", "N")
+    except mi.Error:
+        return True
 
 
 Q = re.compile(r"[ \t]*(?:0*(?:\.([0-9]*))?|0*(1)(?:\.0*)?)")
@@ -133,7 +147,8 @@ def reply(ctx: Any, value: Any, depends: tuple = (), until_s: float | None = Non
     """A reply that has 3.4's result, or 2.4's tree of it."""
     if ctx.request.dialect == "jsonrpc":
         return mi.Reply(result=value, depends=depends, until_s=until_s)
-    nodes = forms.to_nodes(forms.FORMS[ctx.request.name].tree, value)
+    form = forms.FORMS[ctx.server.registry.names[ctx.request.name].name]  # it may be asked for by a name of 4.0
+    nodes = () if value == form.nothing else forms.to_nodes(form.tree, value)
     return mi.Reply(nodes=nodes, depends=depends, until_s=until_s)
 
 
@@ -253,13 +268,15 @@ class TableError(Exception):
 
 
 class Column(NamedTuple):
-    """A column: `kind` is int, float or str; `null`: whether it may be empty; `param`: what renames it, `source`: to what."""
+    """A column: `kind` is int, float or str; `null`: whether it may be empty; `param`: what renames it, `source`: to what;
+    `since`: the first version of the table that has it."""
 
     name: str
     kind: type = str
     null: bool = False
     param: str = ""
     source: str = ""
+    since: int = 0
 
 
 class Table(NamedTuple):
@@ -276,14 +293,17 @@ class Table(NamedTuple):
 
 
 def table(name: str, versions: Iterable[int], columns: str, renamed: str = "%s") -> Table:
-    """A table from the words `column`, `column#` (an integer), `column~` (a float); `?` behind it: may be NULL. A parameter of
-    the form `renamed` renames a column, or the one behind `=`, or behind `=-` none."""
+    """A table from the words `column`, `column#` (an integer), `column~` (a float); `?` behind it: may be NULL; `@3` behind
+    that: from version 3 on. A parameter of the form `renamed`, if it is not empty, renames a column, or the one behind `=`, or
+    behind `=-` none."""
     made = []
     for word in columns.split():
-        mark, _, param = word.partition("=")
+        place, _, param = word.partition("=")
+        mark, _, since = place.partition("@")
         bare = mark.rstrip("#~?")
         kind: Any = int if "#" in mark else float if "~" in mark else str
-        made.append(Column(bare, kind, "?" in mark, (param or renamed % bare).removeprefix("-"), bare))
+        param = (param or renamed and renamed % bare).removeprefix("-")
+        made.append(Column(bare, kind, "?" in mark, param, bare, int(since or 0)))
     return Table(name, tuple(versions), tuple(made))
 
 
@@ -302,11 +322,12 @@ def read_table(url: str, table: Table, read_file: Callable | None = None) -> lis
         raise TableError(f"{place}: table {table.name}: {error}") from None
 
 
-def check_version(place: str, table: Table, version: Any) -> None:
-    """Refuse a table of another version; TableError."""
+def of_version(place: str, table: Table, version: Any) -> Table:
+    """The table with the columns that this version has; TableError for a version that cannot be read."""
     if version not in table.versions:
         wanted = " or ".join(map(str, table.versions))
         raise TableError(f"{place}: table {table.name} has version {version if version is not None else 'none'}, not {wanted}")
+    return table._replace(columns=tuple(column for column in table.columns if column.since <= (version or 0)))
 
 
 def read_sqlite_table(path: str, table: Table) -> list[dict]:
@@ -316,7 +337,7 @@ def read_sqlite_table(path: str, table: Table) -> list[dict]:
     connection = sqlite3.connect(f"file:{path.replace('?', '%3f').replace('#', '%23')}?mode=ro", uri=True)
     try:
         versions = connection.execute("SELECT table_version FROM version WHERE table_name = ?", (table.name,)).fetchone()
-        check_version(path, table, versions and versions[0])
+        table = of_version(path, table, versions and versions[0])
         names = ", ".join(f'"{column.source}"' for column in table.columns)
         rows = connection.execute(f'SELECT {names} FROM "{table.name}"').fetchall()
     finally:
@@ -333,7 +354,7 @@ def read_text_table(folder: str, table: Table, read_file: Callable) -> list[dict
     if table.name != "version":
         for name, number in read_file(os.path.join(folder, "version"))[1]:
             version = int(number) if name == table.name and number and number.isdigit() else version
-        check_version(folder, table, version)
+        table = of_version(folder, table, version)
     path = os.path.join(folder, table.name)
     header, rows = read_file(path)
     places = []
@@ -418,8 +439,8 @@ FILES = "db_text"  # the space of the store that has what was read
 
 
 def reads_once(ctx: Any) -> bool:
-    """Whether files of db_text are read once: as the module does if it is loaded."""
-    module = ctx.server.registry.modules_by_name.get("db_text")
+    """Whether files of db_text are read once: as the module does if it is loaded. In init() there is no store yet."""
+    module = ctx.server.registry.modules_by_name.get("db_text") if ctx.server else None
     return bool(module) and not module.settings["db_mode"]
 
 
@@ -434,3 +455,23 @@ def read_file_anew(ctx: Any, path: str) -> Any:
     fields = read_fields(path)
     ctx.store.put(FILES, path, json.dumps(fields))
     return fields
+
+
+def good(ctx: Any, rows: Iterable[dict], name: str, make: Callable, *more: Any) -> list:
+    """What make(row, *more) makes of the rows of a table, but for those for which it raises ValueError: they are logged."""
+    made = []
+    for number, row in enumerate(rows, 1):
+        try:
+            made.append(make(row, *more))
+        except ValueError as error:
+            ctx.log.error("table %s, row %d is left out: it %s", name, number, error)
+    return made
+
+
+def switch(ctx: Any, space: str, value: Any, convert: Callable = uint) -> Any:
+    """The reply to a command that shows whether something is on, {"Status": 0 or 1}, which it is at the start, or says it; value:
+    of its argument `status`, `...` if there is none. Error."""
+    if value is ...:
+        return reply(ctx, {"Status": int(ctx.store.get(space, "") or 1)}, depends=(space,))
+    ctx.store.put(space, "", f"{int(number(ctx, 'status', value, convert) != 0)}")
+    return mi.Reply()

@@ -222,3 +222,8 @@ def test_children_change_states_of_one_partition_at_the_same_time(start, tmp_pat
     for number in range(60):
         assert clients[number % 6].receive() == b"200 OK\n\n"
     assert {client.ask(b":ds_list:\ndefault\n").count(b"state=Inactive") for client in clients} == {60}
+
+
+def test_a_text_request_by_the_name_of_40_gets_the_same(tmp_path):
+    with mi.Trial(lines(tables(tmp_path))) as trial:
+        assert ask(trial, "dispatcher:list") == ask(trial, "ds_list") != "200 OK\n\n"

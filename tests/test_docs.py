@@ -19,8 +19,9 @@ COMMANDS = (ROOT / "docs" / "commands.md").read_text()
 EXAMPLE = (ROOT / "midatagram.conf.example").read_text()
 SHIPPED = [mi.load_plugin(str(path)) for path in sorted((ROOT / "plugins").iterdir()) if path.suffix in (".py", ".conf")]
 MODULES = [*mi.built_in_modules(), *SHIPPED]
-# Whose parameters an opensips.cfg has.
-OPENSIPS = ("statistics", "cachedb_redis", "usrloc", "registrar", "dialog", "dispatcher", "permissions", "domain", "db_text")
+# Modules whose parameters an opensips.cfg has.
+OPENSIPS = set("""statistics cachedb_redis usrloc registrar dialog dispatcher permissions domain db_text drouting load_balancer
+    rtpproxy nathelper uac_registrant tracer siptrace""".split())
 PARAMS = [(module, param) for module in MODULES for param in module.params.values()]
 
 

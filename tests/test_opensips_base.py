@@ -57,13 +57,17 @@ def test_q(text, wanted, shown):
 ###############################################################################
 
 
+LEFT_OUT = ("p0507",)  # where 2.4 shows all records, whatever it is asked for
+
+
 def pairs():
     """The recorded replies with data of one state in both versions, for commands that have a tree."""
     for row in rows_of("pairs.jsonl"):
         form, text, answer = forms.FORMS.get(row["command"]), row.get("text_reply"), row.get("json_reply")
         if form and form.tree and text and answer and text.startswith("200 OK\n") and '"result"' in answer:
-            yield pytest.param(form.tree, text.removeprefix("200 OK\n")[:-1].removesuffix("\n"), json.loads(answer)["result"],
-                               id=row["id"])
+            result = json.loads(answer)["result"]
+            if not isinstance(result, str) and row["id"] not in LEFT_OUT:
+                yield pytest.param(form.tree, text.removeprefix("200 OK\n")[:-1].removesuffix("\n"), result, id=row["id"])
 
 
 def without(value, *names):
@@ -73,14 +77,16 @@ def without(value, *names):
     return [without(item, *names) for item in value] if isinstance(value, list) else value
 
 
-VOLATILE = "ContactID", "Expires", "ID", "db_id", "timestart", "datestart", "timeout", "dateout"  # of different servers
+VOLATILE = ("ContactID", "Expires", "ID", "db_id", "timestart", "datestart", "timeout", "dateout", "Date",  # of different servers
+            "Matched Prefix")  # 2.4 shows what else is in that place of the datagram
+ONLY_JSON = "resolved_addresses", "ATTRS", "attrs", "enabled", "binding_params"
+NAMED = {"Dialog", "State", "Enabled", "part"}  # what a reply has that is about the one thing that was asked for
 
 
 @pytest.mark.parametrize("tree, text, result", [*pairs()])
 def test_a_tree_becomes_the_json_of_34(tree, text, result):
-    made = forms.to_json(tree, mi.read_tree(text), isinstance(result, dict) and bool({"Dialog", "part"} & {*result}))
-    assert without(made, *VOLATILE) == without(result, *VOLATILE, "resolved_addresses")
-    assert json.dumps(without(made, *VOLATILE)) == json.dumps(without(result, *VOLATILE, "resolved_addresses"))
+    made = forms.to_json(tree, mi.read_tree(text), isinstance(result, dict) and bool(NAMED & {*result}))
+    assert json.dumps(without(made, *VOLATILE, *ONLY_JSON)) == json.dumps(without(result, *VOLATILE, *ONLY_JSON))
 
 
 @pytest.mark.parametrize("tree, text, result", [*pairs()])
@@ -99,7 +105,8 @@ def test_forms_are_read_without_the_modules():
 
 
 def test_every_command_of_the_modules_has_a_form():
-    for name in ("usrloc", "dialog", "dispatcher", "permissions", "domain", "db_text"):
+    for name in ("usrloc", "dialog", "dispatcher", "permissions", "domain", "db_text", "drouting", "load_balancer", "rtpproxy",
+                 "nathelper", "uac_registrant", "tracer", "siptrace"):
         for command in mi.load_plugin(str(ROOT / "plugins" / f"{name}.py")).commands:
             form = forms.FORMS[command.name]
             assert [" ".join(recipe) for recipe in command.recipes] == list(form.recipes)

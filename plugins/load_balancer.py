@@ -1,0 +1,210 @@
+"""load_balancer -- destinations, their resources and their load, as OpenSIPS' module shows them.
+
+The table is read at the start and by lb_reload. The load of a resource is how many dialogs the profile `lbX` and its name of the
+module dialog has, with the number of the destination, in hexadecimal, as the value.
+"""
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NamedTuple
+
+import midatagram as mi
+
+opensips = mi.shared("opensips_base")
+
+SPACE, DIALOGS = "load_balancer", "dialog"
+LEAST_BYTES = 70  # of a destination in a reply
+TABLE = opensips.table("load_balancer", [2, 3], "id# group_id# dst_uri resources attrs?@3", "")
+
+PARAMS = [
+    mi.Param("db_url", "", mi.string, "database with the table: text://DIRECTORY or sqlite://FILE"),
+    mi.Param("db_table", "load_balancer", mi.string, "name of the table"),
+    mi.Param("fetch_freeswitch_stats", 0, mi.integer(0, 1), "1: a resource may have a FreeSWITCH server instead of a size"),
+    mi.Param("initial_freeswitch_load", 1000, mi.integer(0), "size of such a resource"),
+    *opensips.without_effect("""accept_replicated_status cluster_id cluster_sharing_tag lb_define_blacklist probing_from
+        probing_interval probing_method probing_reply_codes probing_verbose replicate_status_to status_replication_cluster"""),
+]
+EVENTS = [mi.Event("E_LOAD_BALANCER_STATUS", "a destination is enabled or disabled")]
+
+
+class Destination(NamedTuple):
+    """A destination as the store has it; resources: pairs of a name and a size."""
+
+    number: int
+    group: int
+    uri: str
+    resources: list
+    attrs: str = ""
+    enabled: bool = True
+
+    def shown(self, loads: dict) -> dict:
+        """The destination as 3.4 lists it; loads: by profile and value."""
+        resources = [{"name": name, "max": size, "load": loads.get((f"lbX{name}", f"{self.number:X}"), 0)}
+                     for name, size in self.resources]
+        return {"uri": self.uri, "id": self.number, "group": self.group, "enabled": "yes" if self.enabled else "no",
+                "auto-reenable": "on" if self.enabled else "off", "Resources": resources,
+                **({"attrs": self.attrs} if self.attrs else {})}
+
+
+###############################################################################
+# State
+###############################################################################
+# It is one value of the store: the destinations, and the names of all resources that there ever were, since dialog keeps their
+# profiles.
+
+
+class Balance(NamedTuple):
+    """All destinations in the order of the table, and the names of resources in the order in which they came."""
+
+    destinations: list = []
+    names: list = []
+
+    @classmethod
+    def read(cls, value: str | None) -> Balance:
+        """What a value of the store means."""
+        destinations, names = json.loads(value or "[[], []]")
+        return cls([Destination(*row) for row in destinations], names)
+
+
+def take_in(view: dict, key: str, value: str | None) -> None:
+    """Keep the destinations in a view, which is {"": Balance}."""
+    view[key] = Balance.read(value)
+
+
+def balance(ctx) -> Balance:
+    """The destinations of now."""
+    return ctx.view(SPACE, take_in).get("") or Balance()
+
+
+def profiles(ctx) -> list[str]:
+    """The profiles that dialog has for the resources."""
+    return [f"lbX{name}" for name in balance(ctx).names]
+
+
+def resources(ctx, text: str) -> list[tuple[str, int]]:
+    """The names and sizes of a list `pstn=32;transc=16`; ValueError. One on a FreeSWITCH server is alone."""
+    found: list[tuple[str, int]] = []
+    for item in text.rstrip().removesuffix(";").split(";"):
+        name, _, size = (part.strip() for part in item.partition("="))
+        if name and size.startswith("fs://") and ctx.param("fetch_freeswitch_stats"):
+            return [(name, ctx.param("initial_freeswitch_load"))]
+        if not (name and re.fullmatch("[0-9]+", size)):
+            raise ValueError(f"has the resource {item!r}")
+        found.append((name, opensips.uint(size)))
+    return found
+
+
+def destination(row: dict, ctx: Any) -> Destination:
+    """The destination of a row; ValueError."""
+    if not re.fullmatch(r"sips?:(?:[^@]*@)?[^@:;?]+.*", row["dst_uri"] or "", re.I | re.S):
+        raise ValueError(f"has the URI {row['dst_uri']!r}")
+    return Destination(row["id"], row["group_id"], row["dst_uri"], resources(ctx, row["resources"] or ""), row.get("attrs") or "")
+
+
+def place(ctx) -> tuple:
+    """The database and the table."""
+    return opensips.url_of(ctx), TABLE.named(ctx, ctx.param("db_table"))
+
+
+def read_table(ctx) -> None:
+    """Read the table; destinations that stay are enabled or disabled as before, sizes are those of the table. TableError."""
+    made = opensips.good(ctx, opensips.rows_of(ctx, *place(ctx)), ctx.param("db_table"), destination, ctx)
+
+    def step(value: str | None) -> str:
+        old = Balance.read(value)
+        states = {(one.number, one.group, one.uri.lower()): one.enabled for one in reversed(old.destinations)}
+        new = [one._replace(enabled=states.get((one.number, one.group, one.uri.lower()), True)) for one in made]
+        return json.dumps((new, [*dict.fromkeys([*old.names, *(name for one in new for name, _ in one.resources)])]))
+
+    ctx.store.change(SPACE, "", step)
+
+
+def init(ctx):
+    """Check the table."""
+    opensips.check_tables(ctx, place(ctx))
+
+
+def load(ctx):
+    """Read the table."""
+    read_table(ctx)
+
+
+###############################################################################
+# Commands
+###############################################################################
+
+
+def change(ctx, number: int, how: Any) -> list[Destination]:
+    """Put how(destination) in the place of the destination of a number; returns it as it was and as it is; mi.Error."""
+    both: list[Destination] = []
+
+    def step(value: str | None) -> str:
+        destinations, names = Balance.read(value)
+        at = next((at for at, one in enumerate(destinations) if one.number == number), None)
+        if at is None:
+            raise mi.Error(404, "Destination ID not found")
+        both[:] = destinations[at], how(destinations[at])
+        destinations[at] = both[1]
+        return json.dumps((destinations, names))
+
+    ctx.store.change(SPACE, "", step)
+    return both
+
+
+@opensips.command
+def lb_list(ctx):
+    """Show all destinations with their resources, and how many dialogs use these."""
+    destinations = balance(ctx).destinations
+    opensips.check_size(ctx, len(destinations), LEAST_BYTES)
+    dialog = opensips.context_of(ctx, "dialog")
+    loads = dialog.own.namespace.profile_sizes(dialog) if dialog else {}
+    value = {"Destinations": [one.shown(loads) for one in destinations]}
+    return opensips.reply(ctx, value, depends=(SPACE, DIALOGS))
+
+
+@opensips.command
+def lb_resize(ctx, destination_id, res_name, new_capacity):
+    """Give a resource of a destination another size."""
+    number, name = opensips.number(ctx, "destination_id", destination_id), opensips.text(ctx, "res_name", res_name)
+    size = opensips.number(ctx, "new_capacity", new_capacity) & 0xFFFFFFFF
+
+    def resized(one: Destination) -> Destination:
+        if name not in dict(one.resources):
+            raise mi.Error(404, "Destination has no such resource")
+        return one._replace(resources=[(other, size if other == name else old) for other, old in one.resources])
+
+    change(ctx, number, resized)
+    return mi.Reply()
+
+
+@opensips.command
+def lb_status(ctx, destination_id, new_status=...):
+    """Show whether a destination is enabled, or disable (0) or enable it."""
+    number = opensips.number(ctx, "destination_id", destination_id)
+    if ctx.request.dialect == "text" and len(ctx.request.values) > 2:
+        raise mi.WRONG_COUNT
+    is_set = len(ctx.request.values) > 1 if ctx.request.dialect == "text" else new_status is not ...
+    if is_set:
+        on = opensips.number(ctx, "new_status", new_status) != 0
+        old, new = change(ctx, number, lambda one: one._replace(enabled=on))
+        if new != old:
+            opensips.raise_event(ctx, "E_LOAD_BALANCER_STATUS", group=new.group, uri=new.uri,
+                                 status="enabled" if on else "disabled")
+        return mi.Reply()
+    one = next((one for one in balance(ctx).destinations if one.number == number), None)
+    if one is None:
+        raise mi.Error(404, "Destination ID not found")
+    shown = {"enable": "yes" if one.enabled else "no", **({"attrs": one.attrs} if one.attrs else {})}
+    return opensips.reply(ctx, shown, depends=(SPACE,))
+
+
+@opensips.command
+def lb_reload(ctx):
+    """Read the table again; destinations that stay are enabled or disabled as before."""
+    try:
+        read_table(ctx)
+    except opensips.TableError as error:
+        ctx.log.error("lb_reload: %s", error)
+        raise mi.Error(500, "Failed to reload") from None
+    return mi.Reply()

@@ -1,0 +1,18 @@
+"""siptrace -- the module tracer as it was called until 2.4, whose command is sip_trace."""
+from __future__ import annotations
+
+import midatagram as mi
+
+opensips = mi.shared("opensips_base")
+tracer = mi.shared("tracer")
+
+PARAMS = tracer.params("""db_url duplicate_uri duplicate_with_hep enable_ack_trace hep_capture_id hep_version table trace_flag
+    trace_table_avp trace_to_database traced_user_avp traced_user_column""")
+STATS = tracer.STATS
+load = tracer.load
+
+
+@opensips.command(bind=tracer.no_values, also="siptrace:sip_trace")
+def sip_trace(ctx, id=..., mode=...):
+    """Show where SIP is traced to, or switch tracing or that of an ID on or off."""
+    return tracer.show_or_switch(ctx, id, mode)

@@ -1,0 +1,240 @@
+"""uac_registrant -- what OpenSIPS registers elsewhere, as its module shows it.
+
+The table is read at the start and by reg_reload. No REGISTER is sent: what would come of one is said by a lab command.
+"""
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Any, NamedTuple
+
+import midatagram as mi
+
+opensips = mi.shared("opensips_base")
+
+SPACE = "uac_registrant"
+LEAST_BYTES = 150  # of a record in a reply
+STATES = [f"{word}_STATE" for word in (
+    "NOT_REGISTERED", "REGISTERING", "AUTHENTICATING", "REGISTERED", "REGISTER_TIMEOUT", "INTERNAL_ERROR", "WRONG_CREDENTIALS",
+    "REGISTRAR_ERROR", "UNREGISTERING")]
+NOT_REGISTERED, REGISTERING, AUTHENTICATING, REGISTERED, *_, UNREGISTERING = STATES
+TABLE = opensips.table("registrant", [1, 2, 3], """registrar proxy? aor third_party_registrant? binding_URI binding_params?
+    expiry#? forced_socket? cluster_shtag?@2 state#@3""", "%s_column")
+
+PARAMS = [
+    mi.Param("db_url", "", mi.string, "database with the table: text://DIRECTORY or sqlite://FILE"),
+    mi.Param("table_name", "registrant", mi.string, "name of the table"),
+    mi.Param("hash_size", 1, mi.integer(1, 20), "the table has two to this power of buckets, by which lists are ordered"),
+    mi.Param("timer_interval", 100, mi.integer(10), "a record whose expiry is no longer is left out; seconds"),
+    *opensips.columns(TABLE),
+    *opensips.without_effect("""default_expires enable_clustering failure_retry_interval password_column
+        reregister_expiry_percentage username_column"""),
+]
+
+
+class Record(NamedTuple):
+    """A registration as the store has it; expires: seconds; sent and timeout: seconds since the epoch."""
+
+    aor: str
+    binding: str
+    registrar: str
+    expires: int
+    enabled: bool = True
+    params: str = ""
+    third_party: str = ""
+    socket: str = ""
+    proxy: str = ""
+    tag: str = ""
+    state: str = NOT_REGISTERED
+    sent: int = 0
+    timeout: int = 0
+
+    @property
+    def key(self) -> tuple:
+        """What tells it from others."""
+        return self.aor, self.binding, self.registrar
+
+    def shown(self, with_socket: bool) -> dict:
+        """The record as 3.4 shows it, and 4.0 with its socket."""
+        name, _, cluster = self.tag.partition("/")
+        given = {"binding_params": self.params, "third_party_registrant": self.third_party,
+                 "socket": self.socket if with_socket else "", "proxy": self.proxy, "shtag": name.strip(),
+                 "cluster_id": int(cluster) if name else ""}
+        return {"AOR": self.aor, "expires": self.expires, "state": self.state, "enabled": "yes" if self.enabled else "no",
+                "last_register_sent": time.ctime(self.sent), "registration_t_out": time.ctime(self.timeout),
+                "registrar": self.registrar, "binding": self.binding,
+                **{name: value for name, value in given.items() if value != ""}}
+
+
+###############################################################################
+# State
+###############################################################################
+
+
+def read_records(value: str | None) -> list[Record]:
+    """The records of a value of the store."""
+    return [Record(*row) for row in json.loads(value or "[]")]
+
+
+def take_in(view: dict, key: str, value: str | None) -> None:
+    """Keep the records in a view, which is {"": records}."""
+    view[key] = read_records(value)
+
+
+def records(ctx) -> list[Record]:
+    """The records in the order in which the original's table has them."""
+    buckets = 2**ctx.param("hash_size")
+    found = ctx.view(SPACE, take_in).get("", [])
+    return sorted(found, key=lambda one: opensips.core_hash(mi.encode(one.aor)) & buckets - 1)
+
+
+def change(ctx, how: Any) -> list[Record]:
+    """Put how(record) in the place of each record; returns those that it changed."""
+    changed: list[Record] = []
+
+    def step(value: str | None) -> str:
+        old = read_records(value)
+        new = [how(one) for one in old]
+        changed[:] = [one for one, before in zip(new, old) if one is not before]
+        return json.dumps(new)
+
+    ctx.store.change(SPACE, "", step)
+    return changed
+
+
+def moved(ctx, one: Record, state: str) -> Record:
+    """A record in another state, with the moments that go with it."""
+    now_s = int(ctx.store.time_s())
+    sent = now_s if state in (REGISTERING, AUTHENTICATING) or not one.sent and state == REGISTERED else one.sent
+    ends_s = {REGISTERED: now_s + one.expires - ctx.param("timer_interval"), NOT_REGISTERED: 0}
+    return one._replace(state=state, sent=sent, timeout=ends_s.get(state, one.timeout))
+
+
+def move(ctx, aor: str, state: str) -> None:
+    """Take the records of an AOR to a state, for lab commands; ctx: of any module. mi.Error if there are none."""
+    own = opensips.context_of(ctx, "uac_registrant")
+    if not change(own, lambda one: moved(own, one, state) if one.aor == aor else one):
+        raise mi.Error(404, "No such registrant")
+
+
+###############################################################################
+# The table
+###############################################################################
+
+
+def place(ctx) -> tuple:
+    """The database and the table."""
+    return opensips.url_of(ctx), TABLE.named(ctx, ctx.param("table_name"))
+
+
+def record(row: dict, ctx: Any) -> Record:
+    """The record of a row; ValueError."""
+    for name, pattern in {"registrar": "sips?:[^@]+", "proxy": "(?:sips?:[^@]+)?", "aor": "(?:sips?|tel):.+",
+                          "binding_URI": "(?:sips?|tel):.+", "third_party_registrant": "(?:(?:sips?|tel):.+)?",
+                          "cluster_shtag": r"(?:[^/]+/\s*\d+\s*)?"}.items():
+        if not re.fullmatch(pattern, row.get(name) or "", re.I | re.S):
+            raise ValueError(f"has the {name} {row[name]!r}")
+    if (row["expiry"] or 0) <= ctx.param("timer_interval"):
+        raise ValueError(f"has an expiry of {row['expiry']} seconds, which must be more than timer_interval")
+    return Record(row["aor"], row["binding_URI"], row["registrar"], row["expiry"], not row.get("state"),
+                  row["binding_params"] or "", row["third_party_registrant"] or "", row["forced_socket"] or "",
+                  row["proxy"] or "", row.get("cluster_shtag") or "")
+
+
+def inherit(new: Record, old: Record | None) -> Record:
+    """A record with the state of the one that was in its place, if that is registered and it still may be."""
+    if old is None or old.state != REGISTERED or not new.enabled:
+        return new
+    return new._replace(state=old.state, sent=old.sent, timeout=old.timeout)
+
+
+def read_table(ctx, key: tuple | None = None) -> bool:
+    """Read the table, or the row of one record; what is registered stays so. Returns whether there is a row; TableError."""
+    url, table = place(ctx)
+    rows = [row for row in opensips.rows_of(ctx, url, table)
+            if key in (None, (row["aor"], row["binding_URI"], row["registrar"]))]
+    made = opensips.good(ctx, rows, table.name, record, ctx)
+
+    def step(value: str | None) -> str:
+        old = {one.key: one for one in read_records(value)}
+        new = {one.key: inherit(one, old.get(one.key)) for one in made}
+        return json.dumps([*({**old, **new} if key else new).values()])
+
+    ctx.store.change(SPACE, "", step)
+    return bool(rows)
+
+
+def init(ctx):
+    """Check the table."""
+    opensips.check_tables(ctx, place(ctx))
+
+
+def load(ctx):
+    """Read the table."""
+    read_table(ctx)
+
+
+###############################################################################
+# Commands
+###############################################################################
+
+
+def key_of(ctx, aor: Any, contact: Any, registrar: Any) -> tuple:
+    """The record that a request means; mi.Error."""
+    return tuple(opensips.text(ctx, name, value) for name, value in
+                 (("aor", aor), ("contact", contact), ("registrar", registrar)))
+
+
+@opensips.command
+def reg_list(ctx, aor=..., contact=..., registrar=...):
+    """Show all records, in JSON-RPC one as well."""
+    with_socket = ctx.server.setup.own.get("imitate") == "4.0"
+    found = records(ctx)
+    if ctx.request.dialect == "jsonrpc" and aor is not ...:
+        key = key_of(ctx, aor, contact, registrar)
+        found = [one for one in found if one.key == key]
+        if not found:
+            raise mi.Error(404, "No such registrant")
+        return opensips.reply(ctx, {"Registrant": found[0].shown(with_socket)}, depends=(SPACE,))
+    opensips.check_size(ctx, len(found), LEAST_BYTES)
+    return opensips.reply(ctx, {"Records": [one.shown(with_socket) for one in found]}, depends=(SPACE,))
+
+
+@opensips.command
+def reg_reload(ctx, aor=..., contact=..., registrar=...):
+    """Read the table again, in JSON-RPC also the row of one record; what is registered stays so."""
+    is_one = ctx.request.dialect == "jsonrpc" and aor is not ...
+    try:
+        if not read_table(ctx, key_of(ctx, aor, contact, registrar) if is_one else None) and is_one:
+            raise mi.Error(404, "No such registrant in database")
+    except opensips.TableError as error:
+        raise mi.Failed(f"reg_reload: {error}") from None
+    return mi.Reply()
+
+
+def switch(ctx, key: tuple, on: bool) -> mi.Reply:
+    """Enable or disable a record; mi.Error if there is none."""
+    before, after = (NOT_REGISTERED, REGISTERING) if on else (REGISTERED, UNREGISTERING)
+    if key not in [one.key for one in records(ctx)]:
+        raise mi.Error(404, "No such registrant")
+
+    def switched(one: Record) -> Record:
+        if one.key != key or one.enabled == on:
+            return one
+        return (moved(ctx, one, after) if one.state == before else one)._replace(enabled=on)
+
+    change(ctx, switched)
+    return mi.Reply()
+
+
+@opensips.command
+def reg_enable(ctx, aor, contact, registrar):
+    """Enable a record: it is registered again."""
+    return switch(ctx, key_of(ctx, aor, contact, registrar), True)
+
+
+@opensips.command
+def reg_disable(ctx, aor, contact, registrar):
+    """Disable a record: its registration ends."""
+    return switch(ctx, key_of(ctx, aor, contact, registrar), False)

@@ -1,0 +1,179 @@
+"""uac_registrant beyond the recordings: states, reloads, what is wrong with a table."""
+
+import json
+import signal
+import time
+
+import pytest
+from test_modules import wrong_pairs
+
+import midatagram as mi
+
+HEADER = ("id(int,auto) registrar(string) proxy(string,null) aor(string) third_party_registrant(string,null) "
+          "username(string,null) password(string,null) binding_URI(string) binding_params(string,null) expiry(int,null) "
+          "forced_socket(string,null)")
+MORE = {1: "", 2: " cluster_shtag(string,null)", 3: " cluster_shtag(string,null) state(int)"}
+ONE = {"registrar": "sip:127.0.0.1:5171", "aor": "sip:reg1@example.com", "binding_URI": "sip:reg1@127.0.0.1:5170", "expiry": 3600}
+TWO = {"registrar": "sip:127.0.0.1:5172", "proxy": "sip:127.0.0.1:5171", "aor": "sip:reg2@example.com",
+       "third_party_registrant": "sip:third@example.com", "binding_URI": "sip:reg2@127.0.0.1:5170", "binding_params": ";q=0.5",
+       "expiry": 7200, "forced_socket": "udp:127.0.0.1:5170"}
+KEY = {"aor": ONE["aor"], "contact": ONE["binding_URI"], "registrar": ONE["registrar"]}
+
+
+def table(folder, *rows, version=3):
+    """A folder with a table of these rows."""
+    header = HEADER + MORE[version]
+    (folder / "version").write_text(f"table_name(string) table_version(int)\nregistrant:{version}\n")
+    lines = []
+    for row in rows:
+        row = {"id": 1, "state": 0, **row}
+        lines.append(":".join(str(row.get(name.partition("(")[0], "")).replace(":", "\\:") for name in header.split()))
+    (folder / "registrant").write_text("\n".join([header, *lines, ""]))
+    return f"text://{folder}"
+
+
+def lines(url, *more):
+    """A configuration with lab commands."""
+    return "\n".join(['loadmodule "uac_registrant.so"', 'loadmodule "lab_sip.so"',
+                      f'modparam("uac_registrant", "db_url", "{url}")', *more, ""])
+
+
+def ask(trial, *words):
+    """The reply to a text request of these words."""
+    return trial.ask("\n".join([f":{words[0]}:", *words[1:], ""]).encode()).decode()
+
+
+def rpc(trial, method, **params):
+    """The result of a JSON-RPC request, or the values of its error."""
+    reply = json.loads(trial.ask(json.dumps({"jsonrpc": "2.0", "method": method, "params": params, "id": 1}).encode()))
+    return reply["result"] if "result" in reply else tuple(reply["error"].values())
+
+
+def state(trial, **key):
+    """The state of a record, and whether it is enabled."""
+    shown = rpc(trial, "reg_list", **(key or KEY))["Registrant"]
+    return shown["state"].removesuffix("_STATE"), shown["enabled"]
+
+
+@pytest.mark.parametrize("dialect, version", [("text", 1), ("json", 3)])
+def test_the_same_questions_to_both_versions(tmp_path, dialect, version):
+    """With a table that is empty, has one row and two; lists are in the order of the original's table."""
+    url = table(tmp_path, version=version)
+    with mi.Trial(lines(url, f'modparam("midatagram", "dialect", "{"jsonrpc" if version == 3 else "text"}")')) as trial:
+        def before(row):
+            if row["id"] in ("p0129", "p0146"):  # which reload
+                table(tmp_path, *[ONE, TWO][:1 if row["id"] == "p0129" else 2], version=version)
+
+        assert wrong_pairs(trial, dialect, "reg_", before) == []
+
+
+def test_disabled_and_enabled_again(tmp_path):
+    """What is registered unregisters; what is not registers. It stays on the way until a lab command says what came of it."""
+    with mi.Trial(lines(table(tmp_path, ONE, {**TWO, "state": 1}))) as trial:
+        assert state(trial) == ("NOT_REGISTERED", "yes")
+        assert rpc(trial, "reg_disable", **KEY) == rpc(trial, "reg_disable", **KEY) == "OK"
+        assert state(trial) == ("NOT_REGISTERED", "no")
+        assert rpc(trial, "reg_enable", **KEY) == "OK"
+        assert state(trial) == ("REGISTERING", "yes")
+        assert ask(trial, "lab_registrant", KEY["aor"], "registered") == "200 OK\n\n"
+        assert rpc(trial, "reg_enable", **KEY) == "OK"
+        assert state(trial) == ("REGISTERED", "yes")
+        assert ask(trial, "reg_disable", *KEY.values()) == "200 OK\n\n"
+        assert state(trial) == ("UNREGISTERING", "no")
+        assert ask(trial, "reg_list").count("state:: NOT_REGISTERED_STATE") == 1
+        assert rpc(trial, "reg_disable", **{**KEY, "registrar": "sip:x"}) == (404, "No such registrant")
+        assert rpc(trial, "reg_disable", **{**KEY, "aor": None})[-1] == "Bad type for parameter 'aor'"
+
+
+@pytest.mark.parametrize("word, wanted", [
+    ("registered", "REGISTERED"), ("REGISTER_TIMEOUT_STATE", "REGISTER_TIMEOUT"), ("wrong_credentials", "WRONG_CREDENTIALS"),
+    ("Registrar_Error", "REGISTRAR_ERROR"), ("authenticating", "AUTHENTICATING"), ("not_registered", "NOT_REGISTERED")])
+def test_a_lab_command_says_what_came_of_a_register(tmp_path, word, wanted):
+    with mi.Trial(lines(table(tmp_path, ONE))) as trial:
+        assert rpc(trial, "lab_registrant", aor=KEY["aor"], state=word) == "OK"
+        assert state(trial)[0] == wanted
+
+
+def test_the_lab_command_knows_records_and_states(tmp_path):
+    with mi.Trial(lines(table(tmp_path, ONE))) as trial:
+        assert ask(trial, "lab_registrant", "sip:no", "registered") == "404 No such registrant\n\n"
+        assert ask(trial, "lab_registrant", KEY["aor"], "well") == "400 Bad parameter\n\n"
+    with mi.Trial('loadmodule "lab_sip.so"') as other:
+        assert ask(other, "lab_registrant", "a", "registered") == "500 module uac_registrant is not loaded\n\n"
+
+
+def test_the_moments_of_a_registration(tmp_path):
+    """It is to end timer_interval seconds before it expires."""
+    with mi.Trial(lines(table(tmp_path, ONE), 'modparam("uac_registrant", "timer_interval", 1000)')) as trial:
+        ask(trial, "lab_registrant", KEY["aor"], "registered")
+        shown = rpc(trial, "reg_list", **KEY)["Registrant"]
+        sent, ends = (time.mktime(time.strptime(shown[name])) for name in ("last_register_sent", "registration_t_out"))
+        assert ends - sent == 2600
+
+
+def test_a_reload_keeps_what_is_registered(tmp_path):
+    """Of all records, or of one; one that is new comes, one that is disabled in the table is not registered."""
+    with mi.Trial(lines(table(tmp_path, ONE, TWO))) as trial:
+        for one in (ONE, TWO):
+            ask(trial, "lab_registrant", one["aor"], "registered")
+        table(tmp_path, {**ONE, "expiry": 5000}, {**TWO, "state": 1}, {**ONE, "aor": "sip:new@x"})
+        assert rpc(trial, "reg_reload", **KEY) == "OK"
+        assert [one["expires"] for one in rpc(trial, "reg_list")["Records"]] == [7200, 5000]
+        assert state(trial) == ("REGISTERED", "yes")
+        assert ask(trial, "reg_reload") == "200 OK\n\n"
+        assert sorted((one["AOR"], one["state"], one["enabled"]) for one in rpc(trial, "reg_list")["Records"]) == [
+            ("sip:new@x", "NOT_REGISTERED_STATE", "yes"), ("sip:reg1@example.com", "REGISTERED_STATE", "yes"),
+            ("sip:reg2@example.com", "NOT_REGISTERED_STATE", "no")]
+        assert rpc(trial, "reg_reload", aor="sip:new2@x", contact="c", registrar="r") == (404, "No such registrant in database")
+
+
+def test_states_are_shared_by_children_and_survive_a_reload_of_the_configuration(start, tmp_path):
+    server = start(lines(table(tmp_path, ONE), 'modparam("mi_datagram", "children_count", 3)'))
+    clients = [server.client() for _ in range(6)]
+    assert clients[0].ask(b":lab_registrant:\nsip:reg1@example.com\nregistered\n") == b"200 OK\n\n"
+    assert len({client.ask(b":reg_list:\n") for client in clients}) == 1
+    server.signal(signal.SIGHUP)
+    server.wait_log("reloaded")
+    assert b"state:: REGISTERED_STATE\n" in server.ask(b":reg_list:\n")
+
+
+@pytest.mark.parametrize("row, wrong", [
+    ({"expiry": 100}, "has an expiry of 100 seconds"), ({"expiry": ""}, "has an expiry of None seconds"),
+    ({"registrar": "sip:u@h"}, "has the registrar 'sip:u@h'"), ({"aor": "reg1"}, "has the aor 'reg1'"),
+    ({"binding_URI": "x"}, "has the binding_URI 'x'"), ({"proxy": "sip:u@h"}, "has the proxy"),
+    ({"cluster_shtag": "vip"}, "has the cluster_shtag 'vip'")])
+def test_a_row_that_is_no_good_is_left_out_with_a_line_in_the_log(caplog, tmp_path, row, wrong):
+    with mi.Trial(lines(table(tmp_path, {**ONE, **row}, {**TWO, "cluster_shtag": "vip/3"}))) as trial:
+        listed = rpc(trial, "reg_list")["Records"]
+    assert [(one["AOR"], one["shtag"], one["cluster_id"]) for one in listed] == [("sip:reg2@example.com", "vip", 3)]
+    assert f"table registrant, row 1 is left out: it {wrong}" in caplog.text
+
+
+def test_a_table_that_cannot_be_read_leaves_what_there_is(start, tmp_path):
+    server = start(lines(table(tmp_path, ONE)))
+    table(tmp_path, {**ONE, "expiry": "x"})
+    assert server.ask(b":reg_reload:\n") == b"500 command failed\n"
+    server.wait_log("registrant:2: expiry is 'x', which is no number")
+    assert b"AOR:: sip:reg1@example.com expires=3600" in server.ask(b":reg_list:\n")
+
+
+def test_a_table_that_cannot_be_read_ends_the_start(tmp_path):
+    with pytest.raises(mi.ConfigError, match="registrant:2: state is 'x'"):
+        mi.Trial(lines(table(tmp_path, {**ONE, "state": "x"})))
+
+
+def test_a_list_that_cannot_fit_is_given_up_before_it_is_made(tmp_path):
+    """And what a record takes at least is no more than one takes."""
+    short = {"registrar": "sip:r", "aor": "sip:a", "binding_URI": "sip:b", "expiry": 101}
+    with mi.Trial(lines(table(tmp_path, short))) as trial:
+        assert len(ask(trial, "reg_list")) - len("200 OK\n\n") >= 150
+    with mi.Trial(lines(table(tmp_path, *[{**short, "aor": f"sip:a{number}"} for number in range(2000)]))) as trial:
+        assert ask(trial, "reg_list") == "500 reply of more than 261828 bytes exceeds 65457\n"
+
+
+def test_the_names_of_40_and_the_socket_that_it_shows(tmp_path):
+    with mi.Trial(lines(table(tmp_path, TWO), 'modparam("midatagram", "imitate", "4.0")')) as trial:
+        shown = [*rpc(trial, "uac_registrant:list")["Records"][0].items()]
+        assert shown[-2:] == [("socket", "udp:127.0.0.1:5170"), ("proxy", "sip:127.0.0.1:5171")]
+        assert rpc(trial, "uac_registrant:reload") == "OK"
+        assert ask(trial, "uac_registrant:list").startswith("200 OK\nAOR:: sip:reg2@example.com expires=7200\n\tstate::")
