@@ -7,6 +7,7 @@ from __future__ import annotations
 import midatagram as mi
 
 opensips = mi.shared("opensips_base")
+STATS = opensips.SIP_STATS
 
 
 def flags(value) -> dict:
@@ -66,4 +67,22 @@ def lab_call_state(ctx, callid, state):
 def lab_hangup(ctx, callid):
     """End a call."""
     dialogs(ctx).hang_up(ctx, callid)
+    return mi.Reply()
+
+
+@mi.command(by=mi.integer(-2**62, 2**62), also="lab:count")
+def lab_count(ctx, name, by=1):
+    """Add BY (1) to the statistic NAME, or GROUP:NAME: what SIP traffic or a script counts."""
+    known = ctx.server.registry.stats[ctx.request.dialect]
+    group, _, rest = name.partition(":")
+    found = [stat for stat in known[f"{group}:"] if stat.name == rest] or [stat for stat in known[name] if stat.name == name]
+    if not found:
+        raise mi.Error(404, "Statistics Not Found")
+    if found[0].read:
+        raise mi.Error(400, f"{name} is no counter, it shows what there is")
+    counters, column = ctx.server.counters, ctx.server.counters.column(found[0].group, found[0].name)
+    if found[0].resettable:
+        ctx.own.row[column] += by
+    else:  # which would go with this child
+        counters.set(column, *(value + by for value in ctx.server.values_of(found[:1])()))
     return mi.Reply()

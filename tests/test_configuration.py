@@ -291,19 +291,6 @@ def test_cachedb_url_in_all_its_forms(url, system):
             assert (b"k value=v" in it.ask(b":cache_fetch_chunk:\nk\n%s\n" % name)) == (name == collection)
 
 
-def test_variables_of_the_module_statistics():
-    with mi.Trial('loadmodule "statistics.so"\nmodparam("statistics", "variable", "calls/no_reset")\n'
-                  + 'modparam("statistics", "variable", "register_counter")\n' * 2 +
-                  'modparam("statistics", "stat_groups", "packet, method")\nmodparam("statistics", "variable", "packet:udp")\n'
-                  'modparam("statistics", "stat_series_profile", "x: algorithm=avg")') as it:
-        assert it.ask(b":get_statistics:\ncalls\n") == b"200 OK\ndynamic:calls:: 0\n\n"
-        assert it.ask(b":get_statistics:\ndynamic:\npacket:\n") == \
-            b"200 OK\ndynamic:calls:: 0\ndynamic:register_counter:: 0\npacket:udp:: 0\n\n"
-        assert it.ask(b":list_statistics:\ndynamic:\n") == \
-            b"200 OK\ndynamic:calls:: non-incremental\ndynamic:register_counter:: incremental\n\n"
-        assert it.ask(b":reset_statistics:\nregister_counter\n") == b"200 OK\n\n"
-
-
 @pytest.mark.parametrize("size", [1000, 200000])
 def test_socket_buf_size_limits_requests_and_replies(start, size):
     server = start(f'loadmodule "mi_echo.so"\nmodparam("mi_datagram", "socket_buf_size", {size})\n', "-p", str(PLUGINS))

@@ -135,7 +135,7 @@ def test_an_opensips_cfg_is_a_lab_in_a_minute(start, tmp_path):
 def test_every_parameter_of_all_releases_is_accepted():
     """Of the modules that are here; and each has its row in docs/modules.md."""
     page = (ROOT / "docs" / "modules.md").read_text()
-    for name in ("usrloc", "registrar", "dialog", "dispatcher"):
+    for name in ("statistics", "sl", "usrloc", "registrar", "dialog", "dispatcher"):
         module = mi.load_plugin(str(ROOT / "plugins" / f"{name}.py"))
         assert {param.help for param in module.params.values()} >= {"accepted without effect"}
         assert re.search(rf"^\| {name} \|", page, re.M)
