@@ -2269,8 +2269,8 @@ class Token(NamedTuple):
 
 
 class Directive(NamedTuple):
-    """A statement: `word` is the first word of one of ours, or for another, whose first word is its argument,
-    `passed`, `stray` if that is a mark."""
+    """A statement: `word` is the first word of one of ours, or for another, whose words are its arguments,
+    `passed`, `stray` if the first is a mark."""
 
     word: str
     args: tuple
@@ -2422,7 +2422,7 @@ class ConfigReader:
 
     def pass_over(self) -> None:
         """Skip a statement that is not ours: to the end of its line or its block, or to a word that is ours."""
-        first, depth, inside = self.tokens[self.at], 0, True
+        first, depth, inside, start = self.tokens[self.at], 0, True, self.at
         while inside:
             last, following = self.next(), self.tokens[self.at]
             depth += {"{": 1, "}": -1}.get(last.kind, 0)
@@ -2433,7 +2433,8 @@ class ConfigReader:
         if depth:
             raise ConfigError(self.path, first.line, f'no closing "}}" for the block that {first.value} starts')
         kind = "passed" if first.kind in ("word", "string", "number") else "stray"
-        self.directives.append(Directive(kind, (first.value,), self.path, first.line))
+        words = tuple([token.value for token in self.tokens[start:self.at]])
+        self.directives.append(Directive(kind, words, self.path, first.line))
 
 ###############################################################################
 ###############################################################################
@@ -3968,7 +3969,7 @@ class Setup(NamedTuple):
     registry: Registry
     mi: dict  # settings of mi_datagram
     own: dict  # settings of midatagram
-    globals: dict  # logging lines
+    globals: dict  # logging lines, and SIP sockets
     notes: list[tuple[int, str]]  # (logging level, text) to log at the start
     listeners: list[Place]
     destinations: dict  # name -> function that makes a Tracer, of those that are traced to
@@ -4096,6 +4097,8 @@ class Loader:
             elif word == "mpath":
                 self.mpaths += [(folder, where) for folder in args]
             elif word == "passed":
+                if args[0] in ("listen", "socket"):  # of SIP, for modules
+                    self.globals.setdefault("sockets", []).append(" ".join(args[2:]))
                 hint = "" if args[0] in self.opensips["words"] else nearest(args[0], FORMS, 0.85)
                 self.pass_over(where, f"{args[0]}: passed over, it is not for midatagram", hint)
             elif word == "stray":

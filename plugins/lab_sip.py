@@ -16,6 +16,14 @@ def flags(value) -> dict:
     return {"cflags": int(names)} if names.isdigit() else {"cflags": 2**len(names.split()) - 1, "flag_names": names}
 
 
+def functions(ctx, module: str):
+    """The functions of a module; mi.Error."""
+    try:
+        return ctx.module(module)
+    except KeyError:
+        raise mi.Error(500, f"module {module} is not loaded") from None
+
+
 @mi.command(expires=opensips.uint, q=opensips.q_value, cseq=opensips.uint, flags=opensips.uint, cflags=flags,
             methods=opensips.uint, also="lab:register")
 def lab_register(ctx, table, aor, contact, *, expires=None, q=None, callid=None, cseq=None, user_agent=None, received=None,
@@ -24,11 +32,7 @@ def lab_register(ctx, table, aor, contact, *, expires=None, q=None, callid=None,
     given = {"expires": expires, "q": q, "callid": callid, "cseq": cseq, "user_agent": user_agent, "received": received,
              "path": path, "socket": socket, "flags": flags, "methods": methods, "attr": attr, "sip_instance": sip_instance}
     fields = {name: value for name, value in given.items() if value is not None}
-    try:
-        register = ctx.module("usrloc").register
-    except KeyError:
-        raise mi.Error(500, "module usrloc is not loaded") from None
-    register(ctx, table, aor, contact, **fields, **(cflags or {}))
+    functions(ctx, "usrloc").register(ctx, table, aor, contact, **fields, **(cflags or {}))
     return mi.Reply()
 
 
@@ -38,35 +42,43 @@ def pairs(value) -> tuple:
     return tuple((name.strip(), text.strip() if sign else None) for name, sign, text in items)
 
 
-def dialogs(ctx):
-    """The functions of dialog; mi.Error."""
-    try:
-        return ctx.module("dialog")
-    except KeyError:
-        raise mi.Error(500, "module dialog is not loaded") from None
-
-
 @mi.command(state=mi.integer(1, 5), timeout=mi.integer(1), profiles=pairs, values=pairs, also="lab:call")
 def lab_call(ctx, callid, from_uri, to_uri, *, from_tag=None, to_tag=None, state=None, socket=None, caller_contact=None,
              callee_contact=None, timeout=None, profiles=None, values=None):
     """Begin a call and take it to STATE: 1 unconfirmed, 2 early, 3 answered, 4 confirmed (the default), 5 ended."""
     given = {"from_tag": from_tag, "to_tag": to_tag, "state": state, "socket": socket, "caller_contact": caller_contact,
              "callee_contact": callee_contact, "timeout": timeout, "profiles": profiles, "values": values}
-    dialogs(ctx).call(ctx, callid, from_uri, to_uri, **{name: value for name, value in given.items() if value is not None})
+    fields = {name: value for name, value in given.items() if value is not None}
+    functions(ctx, "dialog").call(ctx, callid, from_uri, to_uri, **fields)
     return mi.Reply()
 
 
 @mi.command(state=mi.integer(1, 5), also="lab:call_state")
 def lab_call_state(ctx, callid, state):
     """Take a call to a later STATE."""
-    dialogs(ctx).move(ctx, callid, state)
+    functions(ctx, "dialog").move(ctx, callid, state)
     return mi.Reply()
 
 
 @mi.command(also="lab:hangup")
 def lab_hangup(ctx, callid):
     """End a call."""
-    dialogs(ctx).hang_up(ctx, callid)
+    functions(ctx, "dialog").hang_up(ctx, callid)
+    return mi.Reply()
+
+
+@mi.command(code=mi.integer(100, 699), ms=mi.integer(0, 86400000), also="lab:answer")
+def lab_answer(ctx, method, uri_pattern, code, reason=None, *, headers=None, body=None, ms=None):
+    """Answer requests of t_uac_dlg whose METHOD and URI fit these shell patterns; the newest answer that fits is taken. A CODE
+    below 200 lets them ring."""
+    functions(ctx, "tm").add_answer(ctx, method, uri_pattern, code, reason, headers or "", body or "", ms or 0)
+    return mi.Reply()
+
+
+@mi.command(index=mi.integer(0, 2**32 - 1), label=mi.integer(0, 2**32 - 1), also="lab:transaction")
+def lab_transaction(ctx, index, label, callid, cseq, method):
+    """Have a transaction that was received and has no answer yet, for t_reply and t_uac_cancel."""
+    functions(ctx, "tm").begin(ctx, index, label, callid, cseq, method)
     return mi.Reply()
 
 

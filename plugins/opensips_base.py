@@ -80,6 +80,15 @@ def shown_q(thousandths: int) -> str:
     return "" if thousandths < 0 else f"{thousandths / 1000:.3f}".rstrip("0").rstrip(".")
 
 
+HOST = r"(?:\[[0-9a-f:.]+\]|[^:;?<>\s@\[\]]+)"
+URI = re.compile(rf"sips?:(?:[^@]*@)?{HOST}(?::\d{{1,5}})?(?:;.*)?(?:\?.*)?|tels?:.+|urn:.+", re.I | re.S)
+
+
+def is_uri(text: str) -> bool:
+    """Whether OpenSIPS can read a text as a URI."""
+    return bool(URI.fullmatch(text))
+
+
 ###############################################################################
 # Commands, replies and events in both dialects
 ###############################################################################

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 # A member of an object is written as its name. Behind the name, `#` marks a number in JSON, which may be a word where it is
-# not all digits; `!` what only JSON has; `+` what the tree always has, JSON only if it is not empty; `?` what is null in JSON
-# where there is nothing in the tree; `~` a number in the tree that is words in JSON, which cannot be told from each other.
+# not all digits; `!` what only JSON has; `+` what the tree always has, JSON only if it is not empty; `*` the same, the tree has a
+# dot for it; `?` what is null in JSON where there is nothing in the tree; `~` a number in the tree that is words in JSON, which
+# cannot be told from each other.
 # Where the tree has another name, that stands before: `IP=address`.
 
 
@@ -132,6 +133,40 @@ class Switches(NamedTuple):
         return {self.member: [{self.name: node[0], self.switch: node[1] == "1"} for node in nodes]}
 
 
+class Joined(NamedTuple):
+    """A node whose value is the items of an array, with a word before them, or a dot where JSON has no array."""
+
+    name: str
+    word: str
+
+    def nodes(self, item: dict) -> list[tuple]:
+        """The node of an array."""
+        return [(self.name, self.word + ", ".join(item[self.name]) if item.get(self.name) else ".", (), ())]
+
+    def members(self, nodes: Iterable[tuple]) -> dict:
+        """The array of the node, if it has any items."""
+        values = [node[1] for node in nodes if node[0] == self.name and node[1] != "."]
+        return {self.name: values[0].removeprefix(self.word).split(", ")} if values else {}
+
+
+class Message(NamedTuple):
+    """The last node, whose value goes on over further lines; a dot where JSON has none."""
+
+    name: str
+
+    def nodes(self, item: dict) -> list[tuple]:
+        """The node of a text."""
+        return [(self.name, item.get(self.name, "."), (), ())]
+
+    def members(self, nodes: Iterable[tuple]) -> dict:
+        """The text of the node and of all behind it, which read_tree() takes for nodes."""
+        lines: list[str] = []
+        for name, value, *_ in nodes:
+            if lines or name == self.name:
+                lines.append(f"{name}:: {value}" if lines and name else value or "")
+        return {self.name: "\n".join(lines)} if lines and lines != ["."] else {}
+
+
 class Form(NamedTuple):
     """What a command takes and gives.
 
@@ -153,7 +188,7 @@ class Form(NamedTuple):
 def split(mark: str) -> tuple[str, str, str]:
     """The names that a mark has in the tree and in JSON, and the marks behind it."""
     label, _, member = mark.rpartition("=")
-    name = member.rstrip("#!+?~")
+    name = member.rstrip("#!+*?~")
     return label or name, name, member[len(name):]
 
 
@@ -177,8 +212,8 @@ def nodes_of(parts: tuple, item: dict) -> list[tuple]:
             nodes += part.nodes(item)
             continue
         label, name, marks = split(part)
-        if (name in item or "+" in marks) and "!" not in marks:
-            value = item.get(name, "")
+        if (name in item or "+" in marks or "*" in marks) and "!" not in marks:
+            value = item.get(name, "." if "*" in marks else "")
             nodes.append((label, 0 if "~" in marks and not f"{value}".isdigit() else in_tree(value, ""), (), ()))
     return nodes
 
@@ -192,7 +227,7 @@ def members_of(parts: tuple, nodes: Iterable[tuple]) -> dict:
             item.update(part.members(nodes))
             continue
         label, name, marks = split(part)
-        if label in leaves and not ("+" in marks and not leaves[label]):
+        if label in leaves and not ("+" in marks and not leaves[label] or "*" in marks and leaves[label] == "."):
             item[name] = in_json(leaves[label], marks)
     return item
 
@@ -280,6 +315,16 @@ FORMS = {
     "ds_reload": Form("[partition]", ("", "inherit_state", "partition", "partition inherit_state")),
     "ds_push_script_attrs": Form("attrs ip port set [partition]", ("attrs ip port set", "attrs ip port set partition"),
                                  "port set"),
+    # tm
+    "t_uac_dlg": Form("method ruri next_hop socket headers [body]", tuple(f"method ruri headers {more}" for more in (
+        "", "next_hop", "socket", "body", "next_hop socket", "next_hop body", "socket body", "next_hop socket body")),
+                      tree=("Status", "RURI*", "Next-hop*", Joined("Routes", "Route: "), Message("Message")), named=True,
+                      errors={"Invalid RURI": (400, "Invalid ruri"), "Invalid NEXTHOP": (400, "Invalid next_hop")}),
+    "t_uac_cancel": Form("callid cseq", ("callid cseq",)),
+    "t_hash": Form(None),
+    "t_reply": Form("code reason trans_id to_tag new_headers [body]", tuple(f"code reason trans_id to_tag {more}" for more in (
+        "", "new_headers", "body", "new_headers body")), "code", named=True, errors={
+            f"Invalid {part} in trans_id": (400, f"Invalid {part} in old trans_id") for part in ("index", "label")}),
 }
 # The attributes that an event has in 2.4, all of those that it has in 3.4.
 CONTACT_EVENT = "aor uri received path qval socket bflags expires callid cseq attr latency"

@@ -10,11 +10,12 @@ from test_recorded import DATA, expand, shape
 import midatagram as mi
 
 FOLDER = DATA / "modules"
-TEXT = ("usrloc", "dispatcher", "dialog")  # groups of text.jsonl whose modules are here
-JSON = ("ul", "ds", "par", "dlg")
+TEXT = ("usrloc", "dispatcher", "dialog", "tm")  # groups of text.jsonl whose modules are here
+JSON = ("ul", "ds", "par", "dlg", "tm")
 # Of the rows that were recorded on a fresh server, and of groups of several modules.
-COMMANDS = ("ul_", "ds_", "dlg_", "profile_", "list_all_")
+COMMANDS = ("ul_", "ds_", "dlg_", "profile_", "list_all_", "t_uac_", "t_hash", "t_reply")
 LEFT_OUT = {  # id -> why
+    "tm-022": "stays open, see test_tm",
     "dialog-067": "shows the profiles of load_balancer", "auto-397": "shows the profiles of load_balancer",
 }
 
@@ -63,6 +64,16 @@ CALLS = {  # id -> calls before it
 }
 
 
+CONTACT = "headers::\"Contact: <sip:uas@127.0.0.1:5171>\r\n\""
+JSON_HEADERS = 'Contact: <sip:bob@127.0.0.1:5482>\r\nX-Test: a"b'
+TM = {  # id -> requests before it
+    "tm-003": [("lab_answer", "*", "sip:*@127.0.0.1:5171", "200", CONTACT)],
+    "tm-023": [("lab_transaction", "1", "2", "mi-inv-2", "6", "INVITE")],
+    "tm-038": [("lab_transaction", "12120", "237107357", "held", "1", "OPTIONS")],
+}
+TM_ANSWERS = {"tm-002": 200, "tm-004": 486}  # the code that the peer of 3.4 answers with from then on
+
+
 def begin_call(trial, callid, caller, is_text):
     """A call as the recording server had it."""
     if is_text:
@@ -84,6 +95,11 @@ def before(trial, row):
     many = {"usrloc-053": 60, "usrloc-056": 400, "usrloc-055": 400}.get(row["id"], 0)
     for number in range(many):
         trial.ask(b":ul_add:\nlocation\nu%03d\nsip:u%03d@10.0.0.9\n0\n0.5\n0\n0\n0\n1\n" % (number, number))
+    for words in TM.get(row["id"], ()) if row.get("module") else ():
+        assert trial.ask(lab(*words)) == b"200 OK\n\n"
+    if row["id"] in TM_ANSWERS and not row.get("module"):
+        params = {"method": "*", "uri_pattern": "sip:x@*", "code": TM_ANSWERS[row["id"]], "headers": JSON_HEADERS}
+        assert b'"OK"' in trial.ask(json.dumps({"jsonrpc": "2.0", "method": "lab_answer", "params": params, "id": 1}).encode())
     if row["id"] == "registrar-002":
         trial.ask(b":lab_register:\nlocation\nreggie\nsip:reggie@127.0.0.1:5171\nexpires::600\nuser_agent::corpus UA\n"
                   b"callid::regcid1\nsocket::udp:127.0.0.1:5170\n")
@@ -135,7 +151,7 @@ def test_an_opensips_cfg_is_a_lab_in_a_minute(start, tmp_path):
 def test_every_parameter_of_all_releases_is_accepted():
     """Of the modules that are here; and each has its row in docs/modules.md."""
     page = (ROOT / "docs" / "modules.md").read_text()
-    for name in ("statistics", "sl", "usrloc", "registrar", "dialog", "dispatcher"):
+    for name in ("statistics", "sl", "tm", "usrloc", "registrar", "dialog", "dispatcher"):
         module = mi.load_plugin(str(ROOT / "plugins" / f"{name}.py"))
         assert {param.help for param in module.params.values()} >= {"accepted without effect"}
         assert re.search(rf"^\| {name} \|", page, re.M)

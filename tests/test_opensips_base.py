@@ -61,7 +61,8 @@ def pairs():
     """The recorded replies with data of one state in both versions, for commands that have a tree."""
     for row in rows_of("pairs.jsonl"):
         form, text, answer = forms.FORMS.get(row["command"]), row.get("text_reply"), row.get("json_reply")
-        if form and form.tree and text and answer and text.startswith("200 OK\n") and '"result"' in answer:
+        is_ours = form and form.tree and row["command"] != "t_uac_dlg"  # which test_tm has
+        if is_ours and text and answer and text.startswith("200 OK\n") and '"result"' in answer:
             yield pytest.param(form.tree, text.removeprefix("200 OK\n")[:-1].removesuffix("\n"), json.loads(answer)["result"],
                                id=row["id"])
 
