@@ -82,6 +82,20 @@ def lab_transaction(ctx, index, label, callid, cseq, method):
     return mi.Reply()
 
 
+@mi.command(limit=opensips.uint, counter=opensips.uint, also="lab:pipe")
+def lab_pipe(ctx, name, algorithm, limit, counter=0):
+    """Have a pipe of ratelimit with this ALGORITHM, LIMIT and COUNTER."""
+    functions(ctx, "ratelimit").put_pipe(ctx, name, algorithm, limit, counter)
+    return mi.Reply()
+
+
+@mi.command(also="lab:block")
+def lab_block(ctx, ip):
+    """Have pike block an IP."""
+    functions(ctx, "pike").block(ctx, ip)
+    return mi.Reply()
+
+
 @mi.command(by=mi.integer(-2**62, 2**62), also="lab:count")
 def lab_count(ctx, name, by=1):
     """Add BY (1) to the statistic NAME, or GROUP:NAME: what SIP traffic or a script counts."""

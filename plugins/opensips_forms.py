@@ -60,7 +60,7 @@ class Rows(NamedTuple):
         nodes = list(nodes)
         if self.container:
             nodes = [child for node in nodes if node[0] == self.container for child in node[3]]
-        objects = [self.object_of(node) for node in nodes if node[0] == self.node]
+        objects = [item for item in map(self.object_of, [node for node in nodes if node[0] == self.node]) if item]
         if self.single and (named or not self.member):
             return {self.single: objects[0]} if objects else {}
         if self.member in ("", "*"):
@@ -117,6 +117,24 @@ class Pairs(NamedTuple):
         return {self.name: lists[0]} if lists else {}
 
 
+class Attribute(NamedTuple):
+    """The last node of a name, which has an attribute and no value."""
+
+    name: str
+    attribute: str
+
+    def nodes(self, item: dict) -> list[tuple]:
+        """The node of a member."""
+        label, name, _ = split(self.attribute)
+        return [(self.name, None, ((label, item[name]),), ())]
+
+    def members(self, nodes: Iterable[tuple]) -> dict:
+        """The member of the node."""
+        label, name, marks = split(self.attribute)
+        values = [dict(node[2]).get(label) for node in nodes if node[0] == self.name]
+        return {name: in_json(values[-1], marks)} if values else {}
+
+
 class Switches(NamedTuple):
     """Nodes whose names are values and whose values are 0 or 1, in JSON an array of objects with a boolean."""
 
@@ -131,6 +149,20 @@ class Switches(NamedTuple):
     def members(self, nodes: Iterable[tuple]) -> dict:
         """The array of the nodes."""
         return {self.member: [{self.name: node[0], self.switch: node[1] == "1"} for node in nodes]}
+
+
+class Lines(NamedTuple):
+    """Nodes without a name, in JSON an array of their values."""
+
+    name: str
+
+    def nodes(self, item: dict) -> list[tuple]:
+        """The nodes of an array."""
+        return [(None, value, (), ()) for value in item[self.name]]
+
+    def members(self, nodes: Iterable[tuple]) -> dict:
+        """The array of the nodes."""
+        return {self.name: [node[1] or "" for node in nodes if node[0] is None]}
 
 
 class Joined(NamedTuple):
@@ -244,6 +276,8 @@ def to_json(tree: tuple, nodes: Iterable[tuple], named: bool = False) -> Any:
         return tree[0].members(nodes, named)
     if named and isinstance(tree[-1], Rows):
         return tree[-1].members(nodes, named)
+    if named and isinstance(tree[0], Rows):
+        return {**tree[0].members(nodes, named), **members_of(tree[1:], nodes)}
     return members_of(tree, nodes)
 
 
@@ -315,6 +349,18 @@ FORMS = {
     "ds_reload": Form("[partition]", ("", "inherit_state", "partition", "partition inherit_state")),
     "ds_push_script_attrs": Form("attrs ip port set [partition]", ("attrs ip port set", "attrs ip port set partition"),
                                  "port set"),
+    # ratelimit; the last node of rl_list has another attribute
+    "rl_list": Form("[pipe] ...", ("", "pipe", "filter", "filter_out"), tree=(
+        Rows("Pipes", "PIPE", "", ("id", "algorithm", "limit#", "counter#"), single="Pipe"),
+        Attribute("PIPE", "drop_rate#"))),
+    "rl_reset_pipe": Form("pipe ...", ("pipe",), errors={"Bad parameter": (500, "Internal error")}),
+    "rl_set_pid": Form("ki [kp] [kd] ...", ("ki kp kd",), errors=BAD_PARAMETER),
+    "rl_get_pid": Form(None, tree=(Rows("", "PID", "", ("ki", "kp", "kd"), single="PID"),)),
+    "rl_bin_status": Form(None),
+    "rl_dump_pipe": Form("pipe", ("pipe",), tree=("Pipe", "Algorithm", "Counter#", "Replication Nodes!", "Total#")),
+    # pike
+    "pike_list": Form(None, tree=(Lines("IPs"),)),
+    "pike_rm": Form("ip ...", ("ip",)),
     # tm
     "t_uac_dlg": Form("method ruri next_hop socket headers [body]", tuple(f"method ruri headers {more}" for more in (
         "", "next_hop", "socket", "body", "next_hop socket", "next_hop body", "socket body", "next_hop socket body")),
@@ -332,5 +378,5 @@ EVENT_FORMS = {
     "E_UL_AOR_INSERT": "aor", "E_UL_AOR_DELETE": "aor", "E_UL_CONTACT_INSERT": CONTACT_EVENT,
     "E_UL_CONTACT_UPDATE": CONTACT_EVENT, "E_UL_CONTACT_DELETE": CONTACT_EVENT, "E_UL_LATENCY_UPDATE": CONTACT_EVENT,
     "E_DLG_STATE_CHANGED": "hash_entry hash_id callid from_tag to_tag old_state new_state",
-    "E_DISPATCHER_STATUS": "partition group address status",
+    "E_DISPATCHER_STATUS": "partition group address status", "E_PIKE_BLOCKED": "ip",
 }

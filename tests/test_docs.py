@@ -19,7 +19,8 @@ COMMANDS = (ROOT / "docs" / "commands.md").read_text()
 EXAMPLE = (ROOT / "midatagram.conf.example").read_text()
 SHIPPED = [mi.load_plugin(str(path)) for path in sorted((ROOT / "plugins").iterdir()) if path.suffix in (".py", ".conf")]
 MODULES = [*mi.built_in_modules(), *SHIPPED]
-OPENSIPS = "statistics", "sl", "tm", "usrloc", "registrar", "dialog", "dispatcher"  # whose parameters an opensips.cfg has
+# Whose parameters an opensips.cfg has.
+OPENSIPS = "statistics", "sl", "tm", "ratelimit", "pike", "usrloc", "registrar", "dialog", "dispatcher"
 PARAMS = [(module, param) for module in MODULES for param in module.params.values()]
 
 

@@ -10,10 +10,12 @@ from test_recorded import DATA, expand, shape
 import midatagram as mi
 
 FOLDER = DATA / "modules"
-TEXT = ("usrloc", "dispatcher", "dialog", "tm")  # groups of text.jsonl whose modules are here
-JSON = ("ul", "ds", "par", "dlg", "tm")
+TEXT = ("usrloc", "dispatcher", "dialog", "tm", "ratelimit")  # groups of text.jsonl whose modules are here
+TOGETHER = {"registrar": "usrloc", "pike": "ratelimit"}  # modules whose rows stand among those of another
+JSON = ("ul", "ds", "par", "dlg", "tm", "rl", "pike")
 # Of the rows that were recorded on a fresh server, and of groups of several modules.
-COMMANDS = ("ul_", "ds_", "dlg_", "profile_", "list_all_", "t_uac_", "t_hash", "t_reply")
+COMMANDS = ("ul_", "ds_", "dlg_", "profile_", "list_all_", "t_uac_", "t_hash", "t_reply", "rl_",
+            "pike_")
 LEFT_OUT = {  # id -> why
     "tm-022": "stays open, see test_tm",
     "dialog-067": "shows the profiles of load_balancer", "auto-397": "shows the profiles of load_balancer",
@@ -71,6 +73,7 @@ TM = {  # id -> requests before it
     "tm-023": [("lab_transaction", "1", "2", "mi-inv-2", "6", "INVITE")],
     "tm-038": [("lab_transaction", "12120", "237107357", "held", "1", "OPTIONS")],
 }
+PIPES = (("pipe1", 100), ("pipe2", 3))
 TM_ANSWERS = {"tm-002": 200, "tm-004": 486}  # the code that the peer of 3.4 answers with from then on
 
 
@@ -100,6 +103,11 @@ def before(trial, row):
     if row["id"] in TM_ANSWERS and not row.get("module"):
         params = {"method": "*", "uri_pattern": "sip:x@*", "code": TM_ANSWERS[row["id"]], "headers": JSON_HEADERS}
         assert b'"OK"' in trial.ask(json.dumps({"jsonrpc": "2.0", "method": "lab_answer", "params": params, "id": 1}).encode())
+    if row["id"] in ("pike-002", "rl-002"):
+        requests = [("lab_block", "127.0.0.1"), *[("lab_pipe", name, "TAILDROP", str(limit)) for name, limit in PIPES]]
+        for command, *words in requests:
+            request = {"jsonrpc": "2.0", "method": command, "params": words, "id": 1}
+            assert b"OK" in trial.ask(lab(command, *words) if row.get("module") else json.dumps(request).encode())
     if row["id"] == "registrar-002":
         trial.ask(b":lab_register:\nlocation\nreggie\nsip:reggie@127.0.0.1:5171\nexpires::600\nuser_agent::corpus UA\n"
                   b"callid::regcid1\nsocket::udp:127.0.0.1:5170\n")
@@ -107,7 +115,7 @@ def before(trial, row):
 
 @pytest.mark.parametrize("group", [*TEXT, "auto"])
 def test_text(group):
-    rows = [row for row in rows_of("text.jsonl") if row["module"] == group or (group, row["module"]) == ("usrloc", "registrar")]
+    rows = [row for row in rows_of("text.jsonl") if group in (row["module"], TOGETHER.get(row["module"]))]
     rows = [row for row in rows if row["id"] not in LEFT_OUT and (group != "auto" or is_asked(row))]
     wrong = []
     with mi.Trial(configuration("24.cfg")) as trial:
@@ -122,8 +130,8 @@ def test_text(group):
 
 @pytest.mark.parametrize("group", JSON)
 def test_jsonrpc(group):
-    rows = [row for row in rows_of("jsonrpc.jsonl") if row["id"].startswith(f"{group}-") and is_asked(row)]
-    rows = [row for row in rows if row["id"] not in LEFT_OUT]
+    rows = [row for name in ("jsonrpc.jsonl", "jsonrpc_more.jsonl") for row in rows_of(name) if row["id"].startswith(f"{group}-")]
+    rows = [row for row in rows if row["id"] not in LEFT_OUT and is_asked(row)]
     wrong = []
     with mi.Trial(f'{configuration("34.cfg")}\nmodparam("midatagram", "dialect", "jsonrpc")') as trial:
         for row in rows:
@@ -151,7 +159,7 @@ def test_an_opensips_cfg_is_a_lab_in_a_minute(start, tmp_path):
 def test_every_parameter_of_all_releases_is_accepted():
     """Of the modules that are here; and each has its row in docs/modules.md."""
     page = (ROOT / "docs" / "modules.md").read_text()
-    for name in ("statistics", "sl", "tm", "usrloc", "registrar", "dialog", "dispatcher"):
+    for name in ("statistics", "sl", "tm", "ratelimit", "pike", "usrloc", "registrar", "dialog", "dispatcher"):
         module = mi.load_plugin(str(ROOT / "plugins" / f"{name}.py"))
         assert {param.help for param in module.params.values()} >= {"accepted without effect"}
         assert re.search(rf"^\| {name} \|", page, re.M)
@@ -173,7 +181,7 @@ REGISTER = ("lab_register", "location", "reggie", "sip:reggie@127.0.0.1:5171", "
 LAB = {  # what SIP traffic did on the recording servers
     "SIP: REGISTER": lab(*REGISTER, "expires::600"), "SIP: REGISTER again": lab(*REGISTER, "expires::600", "cseq::2"),
     "SIP: unREGISTER": lab(*REGISTER, "expires::0"), "SIP: call": lab("lab_call", "c1@x", *CALL),
-    "SIP: failed call 486": lab("lab_call", "c2@x", *CALL, "state::5"),
+    "SIP: pike flood": lab("lab_block", "127.0.0.1"), "SIP: failed call 486": lab("lab_call", "c2@x", *CALL, "state::5"),
 }
 VOLATILE = re.compile(rb"Expires|timestart")
 
@@ -205,7 +213,7 @@ def test_events(start, dialect, version):
     missing = ("upper case", "ds_reload", "ds_list")  # rows that change states are, which these tell of
     server = start(configuration(f"{version}.cfg", SOCK="{socket}"))
     listener = subscribed(server, dialect, "E_UL_AOR_INSERT", "E_UL_AOR_DELETE", "E_UL_CONTACT_INSERT", "E_UL_CONTACT_UPDATE",
-                          "E_UL_CONTACT_DELETE", "E_DISPATCHER_STATUS", "E_DLG_STATE_CHANGED")
+                          "E_UL_CONTACT_DELETE", "E_DISPATCHER_STATUS", "E_DLG_STATE_CHANGED", "E_PIKE_BLOCKED")
     client = server.client()
     for row in rows:
         if any(word in row["note"] for word in missing):
