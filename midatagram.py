@@ -54,7 +54,8 @@ from typing import Any, NamedTuple
 __version__ = "1.0.0"
 __all__ = [  # what plug-ins may use
     # errors and values
-    "Error", "Failed", "Node", "Reply", "LIVE", "CONSTANT", "Request", "Exchange", "Answer", "leaves", "encode", "decode",
+    "Error", "Failed", "NOT_AVAILABLE", "Node", "Reply", "LIVE", "CONSTANT", "Request", "Exchange", "Answer", "leaves", "encode",
+    "decode",
     # dialects
     "first_line", "read_first_line", "read_arguments", "JSON_START", "read_envelope", "text_of", "shown_address",
     "read_json", "json_text", "json_tree", "json_nodes", "read_tree", "write_request", "write_jsonrpc",

@@ -21,13 +21,13 @@ listen=udp:127.0.0.1:5060   # CUSTOMIZE ME
 alias="example.com:5060"
 mpath="/usr/lib/x86_64-linux-gnu/opensips/modules/"
 loadmodule "signaling.so"
-loadmodule "tm.so"
-modparam("tm", "fr_timeout", 5)
+loadmodule "maxfwd.so"
+modparam("maxfwd", "max_limit", 5)
 loadmodule "mi_datagrm.so"
 loadmodule "mi_datagram.so"
 modparam("mi_datagram", "socket_name",
     "{path}")
-modparam("mi_datagram|tm", "children_count", 0x2)
+modparam("mi_datagram|maxfwd", "children_count", 0x2)
 route{
     if (!mf_process_maxfwd_header(10)) { send_reply(483, "Too Many } Hops"); exit; }
     # modparam("mi_datagram", "children_count", 7)
@@ -90,7 +90,7 @@ def test_a_whole_opensips_cfg(start, tmp_path):
         assert server.log.count(f"INFO:midatagram: {server.config_path}:{line}: {text}") == 1, text
     assert server.log.count('WARNING:midatagram:') == 1
     assert 'mi_datagrm has no plug-in here, passed over; did you mean "mi_datagram"?' in server.log
-    assert server.log.count("tm") >= 1 and "modparam for tm" not in server.log
+    assert "module maxfwd has" in server.log and "modparam for maxfwd" not in server.log
 
 
 @pytest.mark.parametrize("written, mark", [
@@ -504,7 +504,7 @@ def test_c_is_content_with_what_works(tmp_path):
     path = tmp_path / "lab.cfg"
     (tmp_path / "lab.conf").write_text("[one]\nreply = x\n[[a]]\narguments = x,\n[[b]]\narguments = y,\ndelay = 5\n"
                                        "[two]\nreply = '''\nA:: 1\n\tB:: 2\n'''\n")
-    path.write_text(f'mpath="/usr/lib/no/opensips/modules/"\nloadmodule "tm.so"\nloadmodule "lab.so"\n'
+    path.write_text(f'mpath="/usr/lib/no/opensips/modules/"\nloadmodule "maxfwd.so"\nloadmodule "lab.so"\n'
                     f'modparam("mi_datagram", "socket_name", "{tmp_path}/mi.sock")\n'
                     f'modparam("midatagram", "log_file", "{tmp_path}/log")\n')
     done = run("-c", "-f", path, "-p", tmp_path)

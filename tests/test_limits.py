@@ -1,6 +1,7 @@
 """ratelimit and pike: pipes and blocked IPs, in both dialects."""
 
 import json
+import signal
 
 import pytest
 from conftest import wait_for
@@ -112,6 +113,21 @@ def test_an_ip_that_is_blocked_no_more_is_known_for_a_while(start):
     server.ask(lab("lab_clock", "61"))
     wait_for(lambda: server.ask(lab("pike_rm", "10.0.0.2")) == b"404 Match not found\n\n", 5, "the IP to be forgotten")
     assert server.ask(lab("lab_block", "zz")) == b"400 Bad IP\n\n"
+
+
+def test_what_the_lab_brought_about_survives_a_reload(start):
+    """In these modules, and in tm."""
+    server = start(f'{LINES}loadmodule "tm.so"\nmodparam("mi_datagram", "children_count", 2)\n')
+    for words in (("lab_pipe", "p", "RED", "5", "6"), ("lab_block", "10.0.0.1"), ("rl_set_pid", "1", "2", "3"),
+                  ("lab_transaction", "7", "8", "c", "1", "INVITE"), ("lab_answer", "*", "*", "603")):
+        assert server.ask(lab(*words)) == b"200 OK\n\n"
+    server.signal(signal.SIGHUP)
+    server.wait_log("reloaded")
+    assert b"limit=5 counter=6" in server.ask(b":rl_list:\n") and b"10.0.0.1\n" in server.ask(b":pike_list:\n")
+    assert b"ki=1.000 kp=2.000 kd=3.000" in server.ask(b":rl_get_pid:\n")
+    headers = '"From: <sip:a@b>\r\nTo: <sip:c@d>\r\n"'
+    assert b"Status:: 603 Decline\n" in server.ask(lab("t_uac_dlg", "OPTIONS", "sip:a@b", ".", ".", headers))
+    assert server.ask(lab("t_reply", "200", "OK", "7:8", "t", ".")) == b"200 OK\n\n"
 
 
 def test_lists_that_cannot_fit_are_given_up_before_they_are_made(trial):

@@ -99,6 +99,12 @@ def test_an_opensips_cfg_has_the_counters_once():
         assert ask(trial, "help", "get_statistics")[-1] == "Exported by:: statistics"
 
 
+@pytest.mark.parametrize("module", ["statistics", "sl", "tm", "registrar", "dialog", "lab_sip"])
+def test_each_of_these_modules_has_them(module):
+    with mi.Trial(f'loadmodule "{module}.so"') as trial:
+        assert ask(trial, "get_statistics", "rcv_requests", "waiting_udp") == ["core:rcv_requests:: 0", "net:waiting_udp:: 0"]
+
+
 def test_what_the_lab_counts_outlives_children_and_reloads(start):
     """The ones that cannot be reset as well."""
     server = start(f'{SCRIPT}modparam("mi_datagram", "children_count", 2)\n')
