@@ -1322,6 +1322,7 @@ class Module:
         self.row: Any = None  # this process' row of the counters
         self.server: Any = None
         self.db_url = ""  # the database of all modules, in place of their own
+        self.calls: list[tuple] = []  # in the routing script, see calls()
 
 
 
@@ -2270,8 +2271,8 @@ class Token(NamedTuple):
 
 
 class Directive(NamedTuple):
-    """A statement: `word` is the first word of one of ours, or for another, whose words are its arguments,
-    `passed`, `stray` if the first is a mark."""
+    """A statement: `word` is the first word of one of ours, or for another, whose first word is its argument,
+    `passed`, `stray` if that is a mark."""
 
     word: str
     args: tuple
@@ -2423,7 +2424,7 @@ class ConfigReader:
 
     def pass_over(self) -> None:
         """Skip a statement that is not ours: to the end of its line or its block, or to a word that is ours."""
-        first, depth, inside, start = self.tokens[self.at], 0, True, self.at
+        first, start, depth, inside = self.tokens[self.at], self.at, 0, True
         while inside:
             last, following = self.next(), self.tokens[self.at]
             depth += {"{": 1, "}": -1}.get(last.kind, 0)
@@ -2434,8 +2435,18 @@ class ConfigReader:
         if depth:
             raise ConfigError(self.path, first.line, f'no closing "}}" for the block that {first.value} starts')
         kind = "passed" if first.kind in ("word", "string", "number") else "stray"
-        words = tuple([token.value for token in self.tokens[start:self.at]])
-        self.directives.append(Directive(kind, words, self.path, first.line))
+        self.directives.append(Directive(kind, (first.value, *calls(self.tokens[start:self.at])), self.path, first.line))
+
+
+def calls(script: list[Token]) -> Iterator[tuple]:
+    """The calls in a script whose first arguments are strings: the name, and these strings; of a socket the word and the rest."""
+    if script[0].value in ("listen", "socket"):
+        yield script[0].value, " ".join([token.value for token in script[2:]])
+    for at, token in enumerate(script):
+        texts = [after.value for after in itertools.takewhile(lambda after: after.kind in ("string", ","), script[at + 1:at + 20])
+                 if after.kind == "string"] if token.kind == "(" and at else []
+        if texts:
+            yield (script[at - 1].value, *texts)
 
 ###############################################################################
 ###############################################################################
@@ -3970,7 +3981,7 @@ class Setup(NamedTuple):
     registry: Registry
     mi: dict  # settings of mi_datagram
     own: dict  # settings of midatagram
-    globals: dict  # logging lines, and SIP sockets
+    globals: dict  # logging lines
     notes: list[tuple[int, str]]  # (logging level, text) to log at the start
     listeners: list[Place]
     destinations: dict  # name -> function that makes a Tracer, of those that are traced to
@@ -4079,6 +4090,7 @@ class Loader:
         self.mi, self.own = self.modules["mi_datagram"], self.modules["midatagram"]
         self.loaded: dict[str, Where] = {}
         self.passed: set[str] = set()  # modules without a plug-in
+        self.calls: list[tuple] = []  # in the routing script
         self.globals: dict[str, Any] = {}
         self.notes: list[tuple[int, str]] = []
 
@@ -4098,10 +4110,9 @@ class Loader:
             elif word == "mpath":
                 self.mpaths += [(folder, where) for folder in args]
             elif word == "passed":
-                if args[0] in ("listen", "socket"):  # of SIP, for modules
-                    self.globals.setdefault("sockets", []).append(" ".join(args[2:]))
                 hint = "" if args[0] in self.opensips["words"] else nearest(args[0], FORMS, 0.85)
                 self.pass_over(where, f"{args[0]}: passed over, it is not for midatagram", hint)
+                self.calls += args[1:]
             elif word == "stray":
                 self.note(where, f'stray "{args[0]}", passed over; nothing ends a statement but the next one')
             else:
@@ -4180,7 +4191,7 @@ class Loader:
                 self.modules[name].settings[param] = value
         self.modules["core"].stats += self.core_stats(mi["children_count"])
         for module in self.modules.values():
-            module.db_url = own["db_url"]
+            module.db_url, module.calls = own["db_url"], self.calls
             if "init" in module.hooks:
                 with plugin_code(module.path, "init: "):
                     module.hooks["init"](Context(module))

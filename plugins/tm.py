@@ -185,7 +185,7 @@ SOCKET = re.compile(r"(?:(udp|tcp|tls|sctp|wss?):)?(\[[0-9a-f:.]+\]|\*|[\w.-]+)(
 
 def sockets_of(ctx) -> list[tuple]:
     """The sockets that the configuration has for SIP: protocol, host and port as text."""
-    written = [re.sub(r" ?([^\w.-]) ?", r"\1", text) for text in ctx.server.setup.globals.get("sockets", [])]
+    written = [re.sub(r" ?([^\w.-]) ?", r"\1", call[1]) for call in ctx.own.calls if call[0] in ("listen", "socket")]
     found = [SOCKET.match(text) for text in written if not text.startswith(("hep_", "bin:"))]
     return [((match[1] or "udp").lower(), match[2], match[3] or "5060") for match in found if match]
 
