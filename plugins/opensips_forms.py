@@ -117,40 +117,6 @@ class Pairs(NamedTuple):
         return {self.name: lists[0]} if lists else {}
 
 
-class Attribute(NamedTuple):
-    """The last node of a name, which has an attribute and no value."""
-
-    name: str
-    attribute: str
-
-    def nodes(self, item: dict) -> list[tuple]:
-        """The node of a member."""
-        label, name, _ = split(self.attribute)
-        return [(self.name, None, ((label, item[name]),), ())]
-
-    def members(self, nodes: Iterable[tuple]) -> dict:
-        """The member of the node."""
-        label, name, marks = split(self.attribute)
-        values = [dict(node[2]).get(label) for node in nodes if node[0] == self.name]
-        return {name: in_json(values[-1], marks)} if values else {}
-
-
-class Switches(NamedTuple):
-    """Nodes whose names are values and whose values are 0 or 1, in JSON an array of objects with a boolean."""
-
-    member: str
-    name: str
-    switch: str
-
-    def nodes(self, value: dict) -> list[tuple]:
-        """The nodes of the array."""
-        return [(item[self.name], int(item[self.switch]), (), ()) for item in value[self.member]]
-
-    def members(self, nodes: Iterable[tuple]) -> dict:
-        """The array of the nodes."""
-        return {self.member: [{self.name: node[0], self.switch: node[1] == "1"} for node in nodes]}
-
-
 class Lines(NamedTuple):
     """Nodes without a name, in JSON an array of their values."""
 
@@ -197,6 +163,40 @@ class Message(NamedTuple):
             if lines or name == self.name:
                 lines.append(f"{name}:: {value}" if lines and name else value or "")
         return {self.name: "\n".join(lines)} if lines and lines != ["."] else {}
+
+
+class Attribute(NamedTuple):
+    """The last node of a name, which has an attribute and no value."""
+
+    name: str
+    attribute: str
+
+    def nodes(self, item: dict) -> list[tuple]:
+        """The node of a member."""
+        label, name, _ = split(self.attribute)
+        return [(self.name, None, ((label, item[name]),), ())]
+
+    def members(self, nodes: Iterable[tuple]) -> dict:
+        """The member of the node."""
+        label, name, marks = split(self.attribute)
+        values = [dict(node[2]).get(label) for node in nodes if node[0] == self.name]
+        return {name: in_json(values[-1], marks)} if values else {}
+
+
+class Switches(NamedTuple):
+    """Nodes whose names are values and whose values are 0 or 1, in JSON an array of objects with a boolean."""
+
+    member: str
+    name: str
+    switch: str
+
+    def nodes(self, value: dict) -> list[tuple]:
+        """The nodes of the array."""
+        return [(item[self.name], int(item[self.switch]), (), ()) for item in value[self.member]]
+
+    def members(self, nodes: Iterable[tuple]) -> dict:
+        """The array of the nodes."""
+        return {self.member: [{self.name: node[0], self.switch: node[1] == "1"} for node in nodes]}
 
 
 class Form(NamedTuple):
@@ -340,15 +340,6 @@ FORMS = {
     "profile_list_dlgs": Form("[profile] [value] ...", PROFILE, tree=(DIALOGS,)),
     "profile_end_dlgs": Form("[profile] [value] ...", PROFILE),
     "list_all_profiles": Form("...", tree=(Switches("Profiles", "name", "has value"),)),
-    # dispatcher
-    "ds_set_state": Form("[state] [group] [address] ...", ("state group address",)),
-    "ds_list": Form("[partition] [full] ...", ("", "partition", "full", "full partition"), "full",
-                    (Rows("PARTITIONS", "PARTITION", "name", (), (
-                        Rows("SETS", "SET", "id#", (), (DESTINATIONS,), shown=False),)),),
-                    errors={"Bad parameter": (500, "ERROR Unknown partition")}),
-    "ds_reload": Form("[partition]", ("", "inherit_state", "partition", "partition inherit_state")),
-    "ds_push_script_attrs": Form("attrs ip port set [partition]", ("attrs ip port set", "attrs ip port set partition"),
-                                 "port set"),
     # ratelimit; the last node of rl_list has another attribute
     "rl_list": Form("[pipe] ...", ("", "pipe", "filter", "filter_out"), tree=(
         Rows("Pipes", "PIPE", "", ("id", "algorithm", "limit#", "counter#"), single="Pipe"),
@@ -371,12 +362,22 @@ FORMS = {
     "t_reply": Form("code reason trans_id to_tag new_headers [body]", tuple(f"code reason trans_id to_tag {more}" for more in (
         "", "new_headers", "body", "new_headers body")), "code", named=True, errors={
             f"Invalid {part} in trans_id": (400, f"Invalid {part} in old trans_id") for part in ("index", "label")}),
+    # dispatcher
+    "ds_set_state": Form("[state] [group] [address] ...", ("state group address",)),
+    "ds_list": Form("[partition] [full] ...", ("", "partition", "full", "full partition"), "full",
+                    (Rows("PARTITIONS", "PARTITION", "name", (), (
+                        Rows("SETS", "SET", "id#", (), (DESTINATIONS,), shown=False),)),),
+                    errors={"Bad parameter": (500, "ERROR Unknown partition")}),
+    "ds_reload": Form("[partition]", ("", "inherit_state", "partition", "partition inherit_state")),
+    "ds_push_script_attrs": Form("attrs ip port set [partition]", ("attrs ip port set", "attrs ip port set partition"),
+                                 "port set"),
 }
 # The attributes that an event has in 2.4, all of those that it has in 3.4.
 CONTACT_EVENT = "aor uri received path qval socket bflags expires callid cseq attr latency"
 EVENT_FORMS = {
+    "E_PIKE_BLOCKED": "ip",
     "E_UL_AOR_INSERT": "aor", "E_UL_AOR_DELETE": "aor", "E_UL_CONTACT_INSERT": CONTACT_EVENT,
     "E_UL_CONTACT_UPDATE": CONTACT_EVENT, "E_UL_CONTACT_DELETE": CONTACT_EVENT, "E_UL_LATENCY_UPDATE": CONTACT_EVENT,
     "E_DLG_STATE_CHANGED": "hash_entry hash_id callid from_tag to_tag old_state new_state",
-    "E_DISPATCHER_STATUS": "partition group address status", "E_PIKE_BLOCKED": "ip",
+    "E_DISPATCHER_STATUS": "partition group address status",
 }
