@@ -60,7 +60,7 @@ class Rows(NamedTuple):
         nodes = list(nodes)
         if self.container:
             nodes = [child for node in nodes if node[0] == self.container for child in node[3]]
-        objects = [item for item in map(self.object_of, [node for node in nodes if node[0] == self.node]) if item]
+        objects = [self.object_of(node) for node in nodes if node[0] == self.node]
         if self.single and (named or not self.member):
             return {self.single: objects[0]} if objects else {}
         if self.member in ("", "*"):
@@ -165,22 +165,19 @@ class Message(NamedTuple):
         return {self.name: "\n".join(lines)} if lines and lines != ["."] else {}
 
 
-class Attribute(NamedTuple):
-    """The last node of a name, which has an attribute and no value."""
+class Pipes(NamedTuple):
+    """Pipes, and the drop rate of all in a last node of their name."""
 
-    name: str
-    attribute: str
+    pipes: Rows
 
-    def nodes(self, item: dict) -> list[tuple]:
-        """The node of a member."""
-        label, name, _ = split(self.attribute)
-        return [(self.name, None, ((label, item[name]),), ())]
+    def nodes(self, value: dict) -> list[tuple]:
+        """The nodes of an object."""
+        return [*self.pipes.nodes(value), (self.pipes.node, None, (("drop_rate", value["drop_rate"]),), ())]
 
-    def members(self, nodes: Iterable[tuple]) -> dict:
-        """The member of the node."""
-        label, name, marks = split(self.attribute)
-        values = [dict(node[2]).get(label) for node in nodes if node[0] == self.name]
-        return {name: in_json(values[-1], marks)} if values else {}
+    def members(self, nodes: Iterable[tuple], named: bool = False) -> dict:
+        """The object of the nodes; named: of one pipe that was asked for."""
+        *pipes, last = nodes
+        return {**self.pipes.members(pipes, named), "drop_rate": in_json(dict(last[2]).get("drop_rate"), "#")}
 
 
 class Switches(NamedTuple):
@@ -272,12 +269,10 @@ def to_nodes(tree: tuple, value: Any) -> list[tuple]:
 def to_json(tree: tuple, nodes: Iterable[tuple], named: bool = False) -> Any:
     """The result of 3.4 for a tree of 2.4; named: what was asked for by its name."""
     nodes = list(nodes)
-    if len(tree) == 1 and isinstance(tree[0], Rows):
+    if len(tree) == 1 and isinstance(tree[0], (Rows, Pipes)):
         return tree[0].members(nodes, named)
     if named and isinstance(tree[-1], Rows):
         return tree[-1].members(nodes, named)
-    if named and isinstance(tree[0], Rows):
-        return {**tree[0].members(nodes, named), **members_of(tree[1:], nodes)}
     return members_of(tree, nodes)
 
 
@@ -340,10 +335,9 @@ FORMS = {
     "profile_list_dlgs": Form("[profile] [value] ...", PROFILE, tree=(DIALOGS,)),
     "profile_end_dlgs": Form("[profile] [value] ...", PROFILE),
     "list_all_profiles": Form("...", tree=(Switches("Profiles", "name", "has value"),)),
-    # ratelimit; the last node of rl_list has another attribute
-    "rl_list": Form("[pipe] ...", ("", "pipe", "filter", "filter_out"), tree=(
-        Rows("Pipes", "PIPE", "", ("id", "algorithm", "limit#", "counter#"), single="Pipe"),
-        Attribute("PIPE", "drop_rate#"))),
+    # ratelimit
+    "rl_list": Form("[pipe] ...", ("", "pipe", "filter", "filter_out"), tree=(Pipes(
+        Rows("Pipes", "PIPE", "", ("id", "algorithm", "limit#", "counter#"), single="Pipe")),)),
     "rl_reset_pipe": Form("pipe ...", ("pipe",), errors={"Bad parameter": (500, "Internal error")}),
     "rl_set_pid": Form("ki [kp] [kd] ...", ("ki kp kd",), errors=BAD_PARAMETER),
     "rl_get_pid": Form(None, tree=(Rows("", "PID", "", ("ki", "kp", "kd"), single="PID"),)),
