@@ -4128,6 +4128,7 @@ class Loader:
         built_in = self.modules.get(name)  # to which a plug-in beside this script may add
         path = find_plugin(file, [BESIDE] if built_in else self.folders)
         if built_in and not path:
+            self.passed.update(() if built_in.params else (name,))  # its parameters, too
             return
         if path:
             self.modules[name] = load_plugin(path, built_in)
@@ -4147,7 +4148,8 @@ class Loader:
         """modparam: the name of the module is a regular expression over the modules loaded so far, or one of ours."""
         match = name_pattern(pattern, where)
         modules = [module for module in self.modules.values() if match(module.name)
-                   and (module.name in self.loaded or module.params and module.name in ("mi_datagram", pattern.lower()))]
+                   and (module.name in {*self.loaded} - self.passed
+                        or module.params and module.name in ("mi_datagram", pattern.lower()))]
         for module in modules:
             self.set_in(module, where, name, value)
         if modules or pattern in self.passed:

@@ -1,15 +1,18 @@
 """statistics and sl: the statistics of a script, the SIP counters of the core, and what moves them."""
 
 import json
+import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
-from conftest import wait_for
+from conftest import SCRIPT, wait_for
 from test_modules import configuration
 
 import midatagram as mi
 
-SCRIPT = """loadmodule "statistics.so"
+SCRIPT_LINES = """loadmodule "statistics.so"
 loadmodule "lab_sip.so"
 modparam("statistics", "stat_groups", "packet, method")
 modparam("statistics", "variable", "register_counter")
@@ -25,7 +28,7 @@ CORE = ("rcv_requests", "rcv_replies", "fwd_requests", "fwd_replies", "drop_requ
 
 @pytest.fixture
 def trial():
-    with mi.Trial(SCRIPT) as one:
+    with mi.Trial(SCRIPT_LINES) as one:
         yield one
 
 
@@ -107,7 +110,7 @@ def test_each_of_these_modules_has_them(module):
 
 def test_what_the_lab_counts_outlives_children_and_reloads(start):
     """The ones that cannot be reset as well."""
-    server = start(f'{SCRIPT}modparam("mi_datagram", "children_count", 2)\n')
+    server = start(f'{SCRIPT_LINES}modparam("mi_datagram", "children_count", 2)\n')
     for name in (b"calls", b"waiting_tls", b"register_counter"):
         assert server.ask(b":lab_count:\n%s\n4\n" % name) == b"200 OK\n\n"
     server.signal(signal.SIGHUP)
@@ -120,6 +123,15 @@ def test_what_the_lab_counts_outlives_children_and_reloads(start):
 def test_a_variable_has_a_name_and_no_other_flag(value):
     with pytest.raises(mi.ConfigError, match='takes "NAME", "NAME/no_reset" or "GROUP:NAME"'):
         mi.Trial(f'loadmodule "statistics.so"\nmodparam("statistics", "variable", "{value}")')
+
+
+def test_a_script_alone_passes_over_what_it_lacks(tmp_path):
+    """As it does with all modules."""
+    shutil.copy(SCRIPT, tmp_path)
+    (tmp_path / "opensips.cfg").write_text(f'{SCRIPT_LINES}modparam("mi_datagram", "socket_name", "{tmp_path}/mi.sock")\n')
+    words = [sys.executable, tmp_path / "midatagram.py", "-c", "-f", tmp_path / "opensips.cfg"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, f"{tmp_path}/opensips.cfg: OK"), done.stdout + done.stderr
 
 
 def test_the_module_is_loaded_for_its_parameters():
