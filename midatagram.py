@@ -54,7 +54,8 @@ from typing import Any, NamedTuple
 __version__ = "1.0.0"
 __all__ = [  # what plug-ins may use
     # errors and values
-    "Error", "Failed", "Node", "Reply", "LIVE", "CONSTANT", "Request", "Exchange", "Answer", "leaves", "encode", "decode",
+    "Error", "Failed", "NOT_AVAILABLE", "Node", "Reply", "LIVE", "CONSTANT", "Request", "Exchange", "Answer", "leaves", "encode",
+    "decode",
     # dialects
     "first_line", "read_first_line", "read_arguments", "JSON_START", "read_envelope", "text_of", "shown_address",
     "read_json", "json_text", "json_tree", "json_nodes", "read_tree", "write_request", "write_jsonrpc",
@@ -1100,6 +1101,7 @@ class Stat(NamedTuple):
     """A statistic: a counter that ctx.count adds to, or with `read` a figure asked for when wanted.
 
     read() gives the figure, or {name: figure} for all statistics that have this function, which is called once for them.
+    dialect: the one whose requests it is shown to, text or jsonrpc; empty: both. Modules may declare the same one.
     """
 
     name: str
@@ -1107,6 +1109,7 @@ class Stat(NamedTuple):
     group: str = ""
     resettable: bool = True
     read: Callable[..., int | dict[str, int]] | None = None
+    dialect: str = ""
 
     @property
     def kind(self) -> str:
@@ -1567,7 +1570,7 @@ class Registry:
         self.ambiguous: dict[str, Refusal] = {}  # short names that several have
         self.catch_alls: list[Command] = []
         self.wrappers: list[tuple] = []  # (module, function, names of commands or none for all)
-        self.stats = Statistics(all=[])
+        self.stats = {"text": Statistics(all=[]), "jsonrpc": Statistics(all=[])}
         self.events: dict[str, int] = {}
         for module in self.modules:
             self.wrappers += [(module, function, frozenset(function.mi_around)) for function in module.around]
@@ -1579,6 +1582,8 @@ class Registry:
                 if event.name in self.events:
                     raise ConfigError(module.path, 0, f'event "{event.name}" is there already')
                 self.events[event.name] = len(self.events)
+        for stats in self.stats.values():
+            stats["core:"].sort(key=lambda stat: stat.name == "timestamp")  # OpenSIPS has it last
         self.known = dict(self.names)  # with those that are switched off
         for command in [self.names[name] for name in switched_off if name in self.names]:
             self.names.pop(command.name, None), self.names.pop(command.full_name, None)
@@ -1632,11 +1637,14 @@ class Registry:
     def add_stat(self, module: Module, stat: Stat) -> None:
         """Register a statistic under its group; its name alone means the first of that name."""
         group = f"{stat.group.lower()}:"
-        if any(other.name == stat.name for other in self.stats[group]):
-            raise ConfigError(module.path, 0, f'statistic "{stat.group}:{stat.name}" is there already')
-        self.stats["all"].append(stat)
-        self.stats.setdefault(group, []).append(stat)
-        self.stats.setdefault(stat.name, [stat])
+        for stats in [stats for dialect, stats in self.stats.items() if stat.dialect in ("", dialect)]:
+            if stat in stats[group]:
+                continue
+            if any(other.name == stat.name for other in stats[group]):
+                raise ConfigError(module.path, 0, f'statistic "{stat.group}:{stat.name}" is there already')
+            stats["all"].append(stat)
+            stats.setdefault(group, []).append(stat)
+            stats.setdefault(stat.name, [stat])
 
 
 ###############################################################################
@@ -3208,12 +3216,12 @@ class Server:
                  else Reader(counters, [counters.column(stat.group, stat.name) for stat in run]) for source, run in runs]
         return parts[0] if len(parts) == 1 else lambda: tuple(itertools.chain.from_iterable([part() for part in parts]))
 
-    def statistics(self, names: tuple, once: bool = False) -> Reply:
+    def statistics(self, names: tuple, dialect: str) -> Reply:
         """The reply that shows statistics, which is cached: pollers ask for the same ones again. Error when unknown.
 
-        once: a statistic asked for twice is shown once, as the members of a JSON object are.
+        In JSON a statistic asked for twice is shown once, as the members of an object are.
         """
-        known = self.registry.stats
+        known, once = self.registry.stats[dialect], dialect == "jsonrpc"
         key = (once, *[name for name in within_limit(names) if known[name]])
         reply = self.plans.get(key)
         if reply is None:
@@ -4007,13 +4015,14 @@ class Setup(NamedTuple):
         return min(self.mi["socket_buf_size"], UDP_LIMIT if udp else GIVE_UP)
 
 
-def load_plugin(path: str) -> Module:
-    """A plug-in file as a Module; ConfigError."""
+def load_plugin(path: str, built_in: Module | None = None) -> Module:
+    """A plug-in file as a Module, with what a built-in one of its name has; ConfigError."""
     if path.endswith(".conf"):
         return shared("canned_replies", path, "to read canned replies, ").read_file(path)
     namespace = import_plugin(path)
     own = {key: value for key, value in vars(namespace).items()
            if not callable(value) or getattr(value, "__module__", namespace.__name__) == namespace.__name__}
+    own = {**vars(built_in.namespace), **own} if built_in else own
     return Module(pathlib.Path(path).stem, own, path, functools.partial(line_of, read_source(path)))
 
 
@@ -4138,11 +4147,13 @@ class Loader:
         if name in self.loaded and name not in self.passed:
             raise ConfigError(*where, "module {} is loaded already, at {}:{}".format(name, *self.loaded[name]))
         self.loaded[name] = where
-        if name in self.modules:  # a built-in one
+        built_in = self.modules.get(name)  # to which a plug-in beside this script may add
+        path = find_plugin(file, [BESIDE] if built_in else self.folders)
+        if built_in and not path:
+            self.passed.update(() if built_in.params else (name,))  # its parameters, too
             return
-        path = find_plugin(file, self.folders)
         if path:
-            self.modules[name] = load_plugin(path)
+            self.modules[name] = load_plugin(path, built_in)
             for line, text in self.modules[name].notes:
                 self.note((self.modules[name].path, line), text, logging.ERROR)
             return
@@ -4159,7 +4170,8 @@ class Loader:
         """modparam: the name of the module is a regular expression over the modules loaded so far, or one of ours."""
         match = name_pattern(pattern, where)
         modules = [module for module in self.modules.values() if match(module.name)
-                   and (module.name in (*self.loaded, "mi_datagram", pattern.lower()))]
+                   and (module.name in {*self.loaded} - self.passed
+                        or module.params and module.name in ("mi_datagram", pattern.lower()))]
         for module in modules:
             self.set_in(module, where, name, value)
         if modules or pattern in self.passed:
@@ -4201,9 +4213,6 @@ class Loader:
         for (name, param), value in release.defaults.items():
             if name in self.modules and param not in self.modules[name].lines:
                 self.modules[name].settings[param] = value
-        statistics = self.modules["statistics"]
-        statistics.stats += [Stat(name, "of scripts", group, resettable)
-                             for group, name, resettable in dict.fromkeys(statistics.settings["variable"])]
         self.modules["core"].stats += self.core_stats(mi["children_count"])
         for module in self.modules.values():
             module.db_url, module.calls = own["db_url"], self.calls
@@ -4360,13 +4369,13 @@ def get_statistics(ctx, *statistics):
     """Show statistics: each argument is a name, a group such as `core:`, or `all`."""
     if not statistics:
         raise WRONG_COUNT
-    return ctx.server.statistics(statistics, once=ctx.request.dialect == "jsonrpc")
+    return ctx.server.statistics(statistics, ctx.request.dialect)
 
 
 @command("list_statistics", also="statistics:list", json=JsonForm(recipes=[(), ("statistics",)]))
 def list_statistics(ctx, *statistics):
     """List all statistics, or those named, and whether each is incremental."""
-    stats_of = ctx.server.registry.stats.__getitem__
+    stats_of = ctx.server.registry.stats[ctx.request.dialect].__getitem__
     stats = [(f"{stat.group}:{stat.name}", stat) for stat in stats_of("all") if not statistics] or within_limit(
         (f"{stat.group}:{stat.name}" if name.endswith(":") else name, stat)
         for name in within_limit(statistics) if name != "all" for stat in stats_of(name))
@@ -4384,7 +4393,7 @@ def reset_statistics(ctx, *statistics):
     if not statistics:
         raise WRONG_COUNT
     stats = {id(stat): stat for name in within_limit(statistics) if not name.endswith(":") and name != "all"
-             for stat in ctx.server.registry.stats[name]}
+             for stat in ctx.server.registry.stats[ctx.request.dialect][name]}
     if not stats:
         raise Error(404, "Statistics Not Found")
     return reset(ctx, stats.values())
@@ -4393,7 +4402,7 @@ def reset_statistics(ctx, *statistics):
 @command("reset_all_statistics", also="statistics:reset_all")
 def reset_all_statistics(ctx):
     """Reset all statistics to 0, except those that cannot be reset."""
-    return reset(ctx, ctx.server.registry.stats["all"])
+    return reset(ctx, itertools.chain.from_iterable([stats["all"] for stats in ctx.server.registry.stats.values()]))
 
 
 def reset(ctx, stats: Iterable[Stat]) -> Reply:
@@ -4671,15 +4680,6 @@ def cachedb_url(value) -> tuple:
     if not match:
         raise ValueError('takes "local://", "local:///COLLECTION" or "local:ID:///COLLECTION"')
     return match.group(1), match.group(2) or "default"
-
-
-def script_variable(value) -> tuple:
-    """Converter: a statistic of the module statistics, `[GROUP:]NAME[/no_reset]`, to (GROUP, NAME, whether it can be reset)."""
-    name, *flags = string(value).split("/")
-    group, _, name = name.strip().rpartition(":")
-    if not name or set(flags) - {"no_reset"}:
-        raise ValueError('takes "NAME", "NAME/no_reset" or "GROUP:NAME"')
-    return group or "dynamic", name, not flags
 
 
 def bind_subscription(request: Request) -> list:
@@ -4982,9 +4982,7 @@ def built_in_modules() -> list[Module]:
         return Module(name, {**{function.__name__: function for function in functions}, **rows}, __file__)
 
     return [
-        module("statistics", get_statistics, list_statistics, reset_statistics, reset_all_statistics, PARAMS=[
-            Param("variable", (), script_variable, "a statistic of scripts, which stays 0: [GROUP:]NAME[/no_reset]", repeat=True),
-            Param("stat_groups", None, string, NO_EFFECT), Param("stat_series_profile", None, string, NO_EFFECT)]),
+        module("statistics", get_statistics, list_statistics, reset_statistics, reset_all_statistics),
         module("core", uptime, version, working_directory, command_line_arguments, which, list_processes, kill, log_level,
                xlog_level, cache_store, cache_fetch, cache_remove, event_subscribe, events_list, subscribers_list,
                raise_event, list_tcp_conns, show_help),
@@ -6436,7 +6434,7 @@ class Loading:
             log.exception("the configuration cannot be loaded")
             return (EXIT_CONFIG, f"{type(error).__name__}: {error}"), None, (), ()
         self.server.attendant_pid = attendant.server.attendant_pid
-        levels = [stat for stat in setup.registry.stats["all"] if stat.read is None and not stat.resettable]
+        levels = [stat for module in setup.registry.modules for stat in module.stats if stat.read is None and not stat.resettable]
         return ((), setup._replace(registry=Registry(()), destinations={}),
                 [counters.column(stat.group, stat.name) for stat in levels], (counters.columns, counters.room, counters.blocks))
 

@@ -27,8 +27,6 @@ NOTES = {  # module -> what stands behind its parameters
 `socket_name` is UDP if it starts with `udp:` in lower case; IPv6 with or without brackets, `udp:*:PORT` for all addresses; the
 last line wins. 600 is not 0600: a mode in decimal gets a warning. A request or reply has no more than 65507 bytes where a socket
 is UDP, whatever `socket_buf_size` says, else 261828.""",
-    "statistics": """\
-There is no script that could change a variable: `get_statistics calls` answers `dynamic:calls:: 0`.""",
     "midatagram": """\
 What `imitate` changes; `dialect` and all else stay as they are set:
 
@@ -84,7 +82,6 @@ MODULES = {  # name -> what stands before its parameters
     "mi_datagram": "The parameters of OpenSIPS' own module, and `pretty_printing` of 3.x.",
     "midatagram": "Parameters OpenSIPS lacks.",
     "cachedb_local": "The cache of the core.",
-    "statistics": "The parameters of OpenSIPS' own module.",
 }
 
 
@@ -126,9 +123,8 @@ def configuration():
                 yield f"\nAccepted without effect: {', '.join(f'`{name}`' for name in without)}.\n"
             yield f"\n{NOTES[module.name]}\n" if module.name in NOTES else ""
     yield "\n## Statistics\n\n| statistic | what it shows |\n|---|---|\n"
-    for module in modules():
-        for stat in module.stats:
-            yield f"| `{stat.group}:{stat.name}` | {cell(stat.help)} |\n"
+    for stat in dict.fromkeys(stat for module in modules() for stat in module.stats):
+        yield f"| `{stat.group}:{stat.name}` | {cell(stat.help)} |\n"
     yield "\n## Events\n\n| event | when it is raised |\n|---|---|\n"
     for module in modules():
         for event in module.events:

@@ -61,6 +61,7 @@ def figures(ctx):
 
 
 STATS = [
+    *opensips.SIP_STATS,
     mi.Stat("active_dialogs", "calls that are answered", read=figures),
     mi.Stat("early_dialogs", "calls that ring", read=figures),
     mi.Stat("processed_dialogs", "calls since the start"),

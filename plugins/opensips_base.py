@@ -95,6 +95,15 @@ def shown_q(thousandths: int) -> str:
     return "" if thousandths < 0 else f"{thousandths / 1000:.3f}".rstrip("0").rstrip(".")
 
 
+HOST = r"(?:\[[0-9a-f:.]+\]|[^:;?<>\s@\[\]]+)"
+URI = re.compile(rf"sips?:(?:[^@]*@)?{HOST}(?::\d{{1,5}})?(?:;.*)?(?:\?.*)?|tels?:.+|urn:.+", re.I | re.S)
+
+
+def is_uri(text: str) -> bool:
+    """Whether OpenSIPS can read a text as a URI."""
+    return bool(URI.fullmatch(text))
+
+
 ###############################################################################
 # Commands, replies and events in both dialects
 ###############################################################################
@@ -189,6 +198,26 @@ def context_of(ctx: Any, name: str) -> Any:
     module = ctx.server.registry.modules_by_name.get(name)
     return type(ctx)(module, ctx.request, ctx.caller, ctx.data) if module else None
 
+
+###############################################################################
+# Statistics
+###############################################################################
+# What the core of OpenSIPS counts has no module of its own. Each module with SIP traffic declares it; it is there once.
+
+
+def counters(names: str, help: str, group: str = "", dialect: str = "") -> list:
+    """Statistics that count, by their names."""
+    return [mi.Stat(name, help, group, dialect=dialect) for name in names.split()]
+
+
+SIP_STATS = [
+    *counters("""rcv_requests rcv_replies fwd_requests fwd_replies drop_requests drop_replies err_requests err_replies
+        bad_URIs_rcvd""", "SIP messages", "core"),
+    *counters("unsupported_methods", "SIP messages; of 2.4", "core", "text"),
+    *counters("bad_msg_hdr", "SIP messages", "core"),
+    *counters("slow_messages", "SIP messages; of 3.4", "core", "jsonrpc"),
+    *[mi.Stat(f"waiting_{way}", "bytes that wait in sockets", "net", False) for way in ("udp", "tcp", "tls")],
+]
 
 ###############################################################################
 # Parameters

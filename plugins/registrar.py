@@ -33,6 +33,7 @@ def settings(ctx):
 
 
 STATS = [
+    *opensips.SIP_STATS,
     mi.Stat("max_expires", "the parameter max_expires", read=settings),
     mi.Stat("max_contacts", "the parameter max_contacts", read=settings),
     mi.Stat("default_expire", "the parameter default_expires", read=settings),

@@ -269,7 +269,7 @@ def put_contact(ctx, record: Record, aor: str, contact: Contact, happened: list)
             record.contacts[at] = contact._replace(contact_id=old.contact_id, state=state)
             happened.append(("CONTACT_UPDATE", record.contacts[at]))
             return
-    if not is_uri(contact.uri):
+    if not opensips.is_uri(contact.uri):
         return
     first = opensips.core_hash(mi.encode(aor)) & 0xFFFF
     contact = contact._replace(contact_id=(first << 46) + (record.label << 14) + record.following,
@@ -278,15 +278,6 @@ def put_contact(ctx, record: Record, aor: str, contact: Contact, happened: list)
     places = [at for at, other in enumerate(record.contacts) if other.q < contact.q or ctx.param("desc_time_order")]
     record.contacts.insert(places[0] if places else len(record.contacts), contact)
     happened.append(("CONTACT_INSERT", contact))
-
-
-HOST = r"(?:\[[0-9a-f:.]+\]|[^:;?<>\s@\[\]]+)"
-URI = re.compile(rf"sips?:(?:[^@]*@)?{HOST}(?::\d{{1,5}})?(?:;.*)?(?:\?.*)?|tels?:.+|urn:.+", re.I | re.S)
-
-
-def is_uri(text: str) -> bool:
-    """Whether OpenSIPS can read a contact as a URI."""
-    return bool(URI.fullmatch(text))
 
 
 def drop_contacts(record: Record, happened: list, dropped: Any) -> None:
@@ -558,7 +549,7 @@ def register(ctx, table: str, aor: str, contact: str, expires: int | None = None
         aor, expires, q = rules.settled(registrar, aor, expires, q)
         has_room = rules.has_room(registrar, len(uris_of(own, table, aor) - {contact}))
     expires, q = 3600 if expires is None else expires, UNSET_Q if q is None else q
-    if expires and not is_uri(contact):
+    if expires and not opensips.is_uri(contact):
         refuse(registrar, mi.Error(400, "Contact is no URI"))
     if expires and not has_room:
         refuse(registrar, mi.Error(503, "Service Unavailable"))

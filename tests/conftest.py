@@ -20,6 +20,8 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "midatagram.py"
 PLUGINS = ROOT / "tests" / "plugins"
+OPENSIPS_MODULES = ("usrloc", "registrar", "dialog", "dispatcher", "sl", "tm", "drouting", "load_balancer", "permissions",
+                    "domain", "db_text", "ratelimit", "nathelper", "rtpproxy", "uac_registrant", "siptrace", "tracer", "pike")
 NO_SKIP = os.environ.get("MIDATAGRAM_NO_SKIP") == "1"
 START_S = 20  # how long a start may take on a busy machine
 STOP_S = 5  # the longest stop that is promised

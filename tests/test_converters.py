@@ -47,9 +47,6 @@ GOOD = [
     (mi.cachedb_url, "local:two://host/", ("local:two", "default")), (mi.cachedb_url, "local://", ("local", "default")),
     (mi.cachedb_url, "local:///c2", ("local", "c2")), (mi.cachedb_url, "local:my-2://", ("local:my-2", "default")),
     (mi.collections_of, "c1/r; c2/r = 5; c3 = 4", ("default", "c1", "c2", "c3")),
-    (mi.script_variable, "calls", ("dynamic", "calls", True)),
-    (mi.script_variable, "calls/no_reset", ("dynamic", "calls", False)),
-    (mi.script_variable, "packet:calls", ("packet", "calls", True)),
 ]
 BAD = [
     (mi.string, 7, "takes a string"),
@@ -88,8 +85,7 @@ BAD = [
     *((mi.trace_list, text, "empty name") for text in ("b: ", "b:,ps", "b:ps,,which", "w:ps,,")),
     *((mi.c_integer, text, "takes an integer") for text in ("", "1x", "0x1", "1 2", "1.5", "٣")),
     (mi.collections_of, "a b", "names of collections"), (mi.cachedb_url, "local:two", "local:ID:///COLLECTION"),
-    (mi.cachedb_url, "redis:x:///c", "local:ID"), (mi.script_variable, "x/maybe", "NAME/no_reset"),
-    (mi.script_variable, "", "NAME"),
+    (mi.cachedb_url, "redis:x:///c", "local:ID"),
     (mi.address, "UDP:127.0.0.1:8080", "is written udp:127.0.0.1:8080"), (mi.address, "tcp:x:1", "is written udp:x:1"),
     (mi.address, "127.0.0.1:8080", "is written udp:127.0.0.1:8080"), (mi.address, "localhost:80", "is written udp:localhost:80"),
     (mi.address, "[::1]:8080", "is written udp:[::1]:8080"), (mi.address, "unix:/run/mi", "is written /run/mi"),

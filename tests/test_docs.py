@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, free_port, needs, run
+from conftest import OPENSIPS_MODULES, ROOT, free_port, needs, run
 
 import midatagram as mi
 
@@ -19,9 +19,7 @@ COMMANDS = (ROOT / "docs" / "commands.md").read_text()
 EXAMPLE = (ROOT / "midatagram.conf.example").read_text()
 SHIPPED = [mi.load_plugin(str(path)) for path in sorted((ROOT / "plugins").iterdir()) if path.suffix in (".py", ".conf")]
 MODULES = [*mi.built_in_modules(), *SHIPPED]
-# Modules whose parameters an opensips.cfg has.
-OPENSIPS = set("""statistics cachedb_redis usrloc registrar dialog dispatcher permissions domain db_text drouting load_balancer
-    rtpproxy nathelper uac_registrant tracer siptrace""".split())
+OPENSIPS = "statistics", "cachedb_redis", *OPENSIPS_MODULES  # whose parameters an opensips.cfg has
 PARAMS = [(module, param) for module in MODULES for param in module.params.values()]
 
 

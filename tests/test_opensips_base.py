@@ -5,7 +5,7 @@ import re
 import sqlite3
 
 import pytest
-from conftest import ROOT, run
+from conftest import OPENSIPS_MODULES, ROOT, run
 from test_modules import rows_of
 
 import midatagram as mi
@@ -64,7 +64,8 @@ def pairs():
     """The recorded replies with data of one state in both versions, for commands that have a tree."""
     for row in rows_of("pairs.jsonl"):
         form, text, answer = forms.FORMS.get(row["command"]), row.get("text_reply"), row.get("json_reply")
-        if form and form.tree and text and answer and text.startswith("200 OK\n") and '"result"' in answer:
+        is_ours = form and form.tree and row["command"] != "t_uac_dlg"  # which test_tm has
+        if is_ours and text and answer and text.startswith("200 OK\n") and '"result"' in answer:
             result = json.loads(answer)["result"]
             if not isinstance(result, str) and row["id"] not in LEFT_OUT:
                 yield pytest.param(form.tree, text.removeprefix("200 OK\n")[:-1].removesuffix("\n"), result, id=row["id"])
@@ -80,7 +81,7 @@ def without(value, *names):
 VOLATILE = ("ContactID", "Expires", "ID", "db_id", "timestart", "datestart", "timeout", "dateout", "Date",  # of different servers
             "Matched Prefix")  # 2.4 shows what else is in that place of the datagram
 ONLY_JSON = "resolved_addresses", "ATTRS", "attrs", "enabled", "binding_params"
-NAMED = {"Dialog", "State", "Enabled", "part"}  # what a reply has that is about the one thing that was asked for
+NAMED = {"Dialog", "State", "Enabled", "part", "Pipe"}  # what a reply has that is about the one thing that was asked for
 
 
 @pytest.mark.parametrize("tree, text, result", [*pairs()])
@@ -105,11 +106,10 @@ def test_forms_are_read_without_the_modules():
 
 
 def test_every_command_of_the_modules_has_a_form():
-    for name in ("usrloc", "dialog", "dispatcher", "permissions", "domain", "db_text", "drouting", "load_balancer", "rtpproxy",
-                 "nathelper", "uac_registrant", "tracer", "siptrace"):
+    for name in OPENSIPS_MODULES:
         for command in mi.load_plugin(str(ROOT / "plugins" / f"{name}.py")).commands:
             form = forms.FORMS[command.name]
-            assert [" ".join(recipe) for recipe in command.recipes] == list(form.recipes)
+            assert [*map(list, command.recipes)] == [recipe.split() for recipe in form.recipes]
             names = set(" ".join(form.recipes).split())
             assert set(form.numbers.split()) <= names
 

@@ -1,0 +1,64 @@
+"""pike -- the IPs that are blocked, as OpenSIPS' module shows them.
+
+No traffic is watched here: lab_block of lab_sip blocks an IP. It is a key of the store.
+"""
+from __future__ import annotations
+
+import ipaddress
+
+import midatagram as mi
+
+opensips = mi.shared("opensips_base")
+
+SPACE = "pike"  # IP -> BLOCKED, or KNOWN for one that is blocked no more
+BLOCKED, KNOWN = "blocked", "known"
+
+PARAMS = [
+    mi.Param("remove_latency", 120, mi.integer(1), "how long an IP is known that is blocked no more, seconds"),
+    *opensips.without_effect("check_route pike_log_level reqs_density_per_unit sampling_time_unit"),
+]
+EVENTS = [mi.Event("E_PIKE_BLOCKED", "an IP is blocked")]
+
+
+def take_in(view: dict, ip: str, value: str | None) -> None:
+    """Keep the IPs that are blocked in a view."""
+    view.pop(ip, None)
+    if value == BLOCKED:
+        view[ip] = value
+
+
+@opensips.command
+def pike_list(ctx):
+    """Show the IPs that are blocked."""
+    blocked = sorted(map(ipaddress.ip_address, ctx.view(SPACE, take_in)), key=lambda ip: (ip.version, ip))
+    opensips.check_size(ctx, len(blocked), len("1.1.1.1\n"))
+    return opensips.reply(ctx, {"IPs": list(map(str, blocked))}, depends=(SPACE,))
+
+
+@opensips.command
+def pike_rm(ctx, ip):
+    """Block an IP no more."""
+    try:
+        key = str(ipaddress.IPv4Address(opensips.text(ctx, "ip", ip)))
+    except ValueError:
+        raise mi.Error(500, "Bad IP") from None
+
+    def step(value: str | None) -> str:
+        if value is None:
+            raise mi.Error(404, "Match not found")
+        if value == KNOWN:
+            raise mi.Error(400, "IP not blocked")
+        return KNOWN
+
+    ctx.store.change(SPACE, key, step, ctx.param("remove_latency"))
+    return mi.Reply()
+
+
+def block(ctx, ip: str) -> None:
+    """Block an IP; mi.Error if it is none."""
+    try:
+        key = str(ipaddress.ip_address(ip))
+    except ValueError:
+        raise mi.Error(400, "Bad IP") from None
+    ctx.store.put(SPACE, key, BLOCKED)
+    opensips.raise_event(ctx, "E_PIKE_BLOCKED", ip=key)
