@@ -7,13 +7,15 @@ to_json() the JSON value of a tree.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 # A member of an object is written as its name. Behind the name, `#` marks a number in JSON, which may be a word where it is
 # not all digits; `!` what only JSON has; `+` what the tree always has, JSON only if it is not empty; `?` what is null in JSON
-# where there is nothing in the tree; `~` a number in the tree that is words in JSON, which cannot be told from each other.
-# Where the tree has another name, that stands before: `IP=address`.
+# where there is nothing in the tree; `~` a number in the tree that is words in JSON, which cannot be told from each other;
+# `@NAME` what a pair of functions in CONVERTERS turns into each other. Where the tree has another name, that stands before:
+# `IP=address`.
 
 
 class Rows(NamedTuple):
@@ -50,7 +52,8 @@ class Rows(NamedTuple):
 
     def node_of(self, item: dict) -> tuple:
         """The node of one object."""
-        attributes = [(label, in_tree(item[name], "")) for label, name, _ in map(split, self.attributes) if name in item]
+        attributes = [(label, in_tree(item[name], "", marks)) for label, name, marks in map(split, self.attributes)
+                      if name in item and "!" not in marks]
         value = in_tree(item[split(self.value)[1]], self.nothing) if self.value else "" if self.container else None
         return self.node, value, attributes, nodes_of(self.children, item)
 
@@ -68,13 +71,13 @@ class Rows(NamedTuple):
 
     def object_of(self, node: tuple) -> dict:
         """The object of one node."""
-        value, texts = node[1], dict(node[2])
+        value, texts = "".join([node[1] or "", *(f" {label}={text}" for label, text in node[2])]), {}
         item: dict = {}
+        for label, _, _ in map(split, reversed(self.attributes)):  # read_tree() knows neither blanks in labels nor their order
+            head, mark, tail = value.rpartition(f" {label}=")
+            if mark:
+                value, texts[label] = head, tail
         if self.value:
-            for label, _, _ in map(split, reversed(self.attributes)):  # read_tree() leaves them in the value
-                head, mark, tail = (value or "").rpartition(f" {label}=")
-                if mark:
-                    value, texts[label] = head, tail
             _, name, marks = split(self.value)
             item[name] = in_json(value, marks, self.nothing)
         item.update({name: in_json(texts[label], marks) for label, name, marks in map(split, self.attributes) if label in texts})
@@ -132,6 +135,35 @@ class Switches(NamedTuple):
         return {self.member: [{self.name: node[0], self.switch: node[1] == "1"} for node in nodes]}
 
 
+class Lines(NamedTuple):
+    """Nodes without a name, in JSON an array of texts, or without a member the result itself."""
+
+    member: str = ""
+
+    def nodes(self, value: Any) -> list[tuple]:
+        """The nodes of the array."""
+        return [(None, text, (), ()) for text in (value[self.member] if self.member else value)]
+
+    def members(self, nodes: Iterable[tuple], named: bool = False) -> Any:
+        """The array of the nodes."""
+        lines = [node[1] or "" for node in nodes]
+        return {self.member: lines} if self.member else lines
+
+
+class Members(NamedTuple):
+    """Nodes of any names, in JSON the members of an object; marks: those of each member."""
+
+    marks: str = ""
+
+    def nodes(self, value: dict) -> list[tuple]:
+        """The nodes of the members."""
+        return [(name, item, (), ()) for name, item in value.items()]
+
+    def members(self, nodes: Iterable[tuple], named: bool = False) -> dict:
+        """The members that the nodes are."""
+        return {node[0]: in_json(node[1], self.marks) for node in nodes}
+
+
 class Form(NamedTuple):
     """What a command takes and gives.
 
@@ -153,20 +185,22 @@ class Form(NamedTuple):
 def split(mark: str) -> tuple[str, str, str]:
     """The names that a mark has in the tree and in JSON, and the marks behind it."""
     label, _, member = mark.rpartition("=")
-    name = member.rstrip("#!+?~")
+    name = re.split("[#!+?~@]", member)[0]
     return label or name, name, member[len(name):]
 
 
 def in_json(text: str | None, marks: str, nothing: str = "") -> Any:
     """The text of a node or an attribute as JSON has it."""
-    if "#" in marks and text and text.isdigit():
+    if "@" in marks:
+        return CONVERTERS[marks.partition("@")[2]][0](text or "")
+    if "#" in marks and text and text.lstrip("-").isdigit():
         return int(text)
     return None if "?" in marks and (text or "") == nothing else "" if "~" in marks else text or ""
 
 
-def in_tree(value: Any, nothing: str) -> Any:
+def in_tree(value: Any, nothing: str, marks: str = "") -> Any:
     """A JSON value as the tree has it."""
-    return nothing if value is None else value
+    return CONVERTERS[marks.partition("@")[2]][1](value) if "@" in marks else nothing if value is None else value
 
 
 def nodes_of(parts: tuple, item: dict) -> list[tuple]:
@@ -179,7 +213,7 @@ def nodes_of(parts: tuple, item: dict) -> list[tuple]:
         label, name, marks = split(part)
         if (name in item or "+" in marks) and "!" not in marks:
             value = item.get(name, "")
-            nodes.append((label, 0 if "~" in marks and not f"{value}".isdigit() else in_tree(value, ""), (), ()))
+            nodes.append((label, 0 if "~" in marks and not f"{value}".isdigit() else in_tree(value, "", marks), (), ()))
     return nodes
 
 
@@ -217,7 +251,28 @@ def dialog_id(db_id: Any) -> str:
     return ".".join(f"{half:x}"[::-1] for half in divmod(int(db_id), 2**32))
 
 
+def dialog_number(dialog_id: str) -> int:
+    """The number of a dialog in 2.4, of its ID in 3.4."""
+    entry, number = [int(half[::-1], 16) for half in dialog_id.split(".")]
+    return entry * 2**32 + number
+
+
 MAKERS = {"dialog_id": dialog_id}
+PROTOCOLS = ["any", "udp", "tcp", "tls", "sctp", "ws", "wss"]
+
+
+def number_of(words: list[str], word: str, other: int = 0) -> int:
+    """The number of a word, `other` for one that is not known."""
+    return words.index(word) if word in words else other
+
+
+CONVERTERS: dict = {  # (of the tree, of JSON) -> the other
+    "process": (lambda text: text.rstrip(" "), lambda word: f"{word} " if word.startswith("SIP receiver ") else word),
+    "protocol": (lambda text: PROTOCOLS[int(text)] if text.isdigit() and int(text) < len(PROTOCOLS) else text,
+                 lambda word: number_of(PROTOCOLS, word)),
+    "owner": (lambda text: "script" if text == "13" else text, lambda word: 13 if word == "script" else word),
+    "list_flags": (lambda text: ["read-only"] if text == "1" else [], lambda words: int("read-only" in words)),
+}
 BAD_PARAMETER = {"Bad parameter": (400, "Bad parameter value")}
 
 CONTACTS = Rows("Contacts", "Contact", "Contact", ("Q",), (
@@ -236,7 +291,44 @@ DIALOGS = Rows("Dialogs", "dialog", "", ("ID=db_id",), (
 DIALOG_LISTS = ("", "callid", "callid from_tag", "index counter")
 PROFILE = ("profile", "profile value")
 
+PROCESSES = Rows("Processes", "Process", "", ("ID#", "PID#", "Log level#", "Type@process"), shown=False)
+SUBSCRIBERS = Rows("Subscribers", "Subscriber", "", ("socket", "expire#", "ttl!"), single="Subscriber")
+CACHE_ERRORS = dict.fromkeys(("Too few arguments", "Too many arguments", "Too many parameters"),
+                             (-32602, "Invalid params", "Too few or too many parameters"))
+
 FORMS = {
+    # core
+    "version": Form(None, ("", "revision"), tree=("Server",)),
+    "uptime": Form(None, tree=("Now", "Up since", "Up time")),
+    "pwd": Form(None, tree=("WD",)),
+    "arg": Form(None, tree=(Lines(),)),
+    "which": Form(None, ("", "command"), tree=(Lines(),)),
+    "ps": Form(None, tree=(PROCESSES,)),
+    "kill": Form(None),
+    "log_level": Form("[level] [pid] ...", ("", "level", "level pid"), "level pid",
+                      (PROCESSES, "New global log level#", "New log level=Log level#")),
+    "xlog_level": Form("[level]", ("", "level"), "level", ("xLog Level#", "New xLog level#")),
+    "help": Form("[mi_cmd] ...", ("", "mi_cmd"), tree=("Help", "Exported by")),
+    "list_blacklists": Form(None, ("", "name"), tree=(Rows("Lists", "List", "name", ("owner@owner", "flags@list_flags"), (
+        Rows("Rules", "Rule", "", ("flags#",), ("IP", "Mask", "Proto@protocol", "Port#", "Match")),)),)),
+    "list_tcp_conns": Form(None, tree=(Rows("Connections", "Connection", "", (
+        "ID#", "Type", "State#", "Remote", "Local", "Lifetime"), ("Alias port#",)),)),
+    "tcp_trace": Form("[trace_mode]", ("", "trace_mode"), tree=("TCP tracing",), errors={
+        "Server Internal Error": (-32602, "Invalid params", "trace_mode should be 'on' or 'off'")}),
+    "get_statistics": Form("statistics ...", ("statistics",), tree=(Members("#"),)),
+    "list_statistics": Form("[statistics] ...", ("", "statistics"), tree=(Members(),)),
+    "reset_statistics": Form("statistics ...", ("statistics",)),
+    "reset_all_statistics": Form(None),
+    "cache_store": Form("system attr value [expire]", ("system attr value", "system attr value expire"), "expire",
+                        errors=CACHE_ERRORS),
+    "cache_fetch": Form("system attr", ("system attr",), tree=("key", "value"), errors=CACHE_ERRORS),
+    "cache_remove": Form("system attr", ("system attr",), errors=CACHE_ERRORS),
+    "cache_remove_chunk": Form("[collection] glob", ("glob", "glob collection")),
+    "event_subscribe": Form("event socket [expire] ...", ("event socket", "event socket expire"), "expire", errors=BAD_PARAMETER),
+    "events_list": Form(None, tree=(Rows("Events", "Event", "name", ("id#",)),)),
+    "subscribers_list": Form("[event] [socket]", ("", "event", "event socket"), tree=(
+        Rows("Events", "Event", "name", ("id#",), (SUBSCRIBERS,), single="Event"),)),
+    "raise_event": Form("event ...", ("event", "event params")),
     # usrloc
     "ul_add": Form("table_name aor contact expires q - flags cflags methods",
                    ("table_name aor contact expires q flags cflags methods",), "expires flags cflags methods",
@@ -289,3 +381,106 @@ EVENT_FORMS = {
     "E_DLG_STATE_CHANGED": "hash_entry hash_id callid from_tag to_tag old_state new_state",
     "E_DISPATCHER_STATUS": "partition group address status",
 }
+# The names of a command in 4.0 and before, a line for each module of 4.0: `MODULE PREFIX: NAME...`. MODULE:NAME was PREFIX
+# and NAME before, or what stands behind `=`, where further names follow.
+NAMES_40 = """
+blacklists -: list=list_blacklists check_all=check_blacklists check=check_blacklist add_rule=add_blacklist_rule
+  del_rule=del_blacklist_rule
+core -: uptime version pwd arg which ps kill log_level xlog_level log_level_filter log_mute_state reload_routes help
+tcp -: list=list_tcp_conns
+mem mem_: shm_check=shm_check=mem_shm_check pkg_dump shm_dump rpm_dump
+cache cache_: store fetch remove
+status_report sr_list_: get=sr_get_status status reports identifiers
+evi event_: subscribe list=events_list subscribers=subscribers_list raise=raise_event
+statistics -: get=get_statistics list=list_statistics reset=reset_statistics reset_all=reset_all_statistics
+aaa_diameter -: fd_log_level
+auth_aka aka_: av_add av_drop av_drop_all av_fail
+b2b_entities -: list=b2be_list ua_session_client_start ua_session_update ua_session_reply ua_session_terminate
+  ua_session_list
+b2b_logic b2b_: trigger_scenario bridge list terminate_call
+b2b_sca sca_: list
+benchmark bm_: enable_global enable_timer granularity loglevel poll_results
+cachedb_local cache_: remove_chunk fetch_chunk
+call_center cc_: reload agent_login list_queue list_flows list_agents list_calls reset_stats dispatch_call_to_agent
+  internal_call_dispatching
+callops call_: transfer hold unhold
+carrierroute cr_: reload_routes dump_routes replace_host deactivate_host activate_host add_host delete_host
+cfgutils -: rand_set_prob rand_reset_prob rand_get_prob get_config_hash check_config_hash shv_get shv_set
+clusterer clusterer_: reload set_status list list_topology send_mi=cluster_send_mi broadcast_mi=cluster_broadcast_mi
+  list_cap set_cap_status list_shtags shtag_set_active remove_node
+config config_: reload list push push_bulk flush
+cpl_c -: load=LOAD_CPL remove=REMOVE_CPL get=GET_CPL
+db_berkeley bdb_: reload
+db_flatstore flat_: rotate
+db_text dbt_: dump reload
+db_virtual db_: get set
+dialog dlg_: list list_ctx end_dlg db_sync restore_db cluster_sync profile_get_size=profile_get_size
+  profile_list_dlgs=profile_list_dlgs profile_get_values=profile_get_values list_all_profiles=list_all_profiles
+  profile_end_dlgs=profile_end_dlgs push_var send_sequential set_profile unset_profile
+dialplan dp_: reload translate show_partition
+dispatcher ds_: set_state list reload push_script_attrs
+domain domain_: reload dump
+drouting dr_: reload gw_status carrier_status number_routing reload_status enable_probing
+event_flatstore evi_flat_: rotate
+fraud_detection fraud_: show_stats=show_fraud_stats reload
+freeswitch_scripting fs_: subscribe unsubscribe list reload
+gflags -: set=set_gflag reset=reset_gflag check=is_gflag get=get_gflags
+httpd httpd_: list_root_path
+imc imc_: list_rooms list_members
+load_balancer lb_: reload resize list status
+lua -: watch
+media_exchange media_: fork_from_call_to_uri from_call_to_uri=media_exchange_from_call_to_uri
+  from_call_to_uri_body=media_exchange_from_call_to_uri_body terminate
+mqueue mq_: get_sizes get_size fetch
+msrp_gateway msrp_gw_: end_session list_sessions
+msrp_ua msrp_ua_: send_message end_session list_sessions start_session
+nathelper nh_: enable_ping
+permissions -: address_reload address_dump subnet_dump allow_uri
+pi_http pi_: reload_tbls_and_cmds
+pike pike_: list rm
+presence -: refresh_watchers=refresh_watchers=refreshWatchers cleanup expose=pres_expose
+  phtable_list=pres_phtable_list subs_phtable_list
+presence_callinfo sca_: list_lines release_line set_log_level
+presence_dfks dfks_: set_feature
+msrp msrp_: trace
+tls tls_: trace
+ws ws_: trace
+wss wss_: trace
+pua_mi pua_: publish subscribe
+qrouting qr_: status reload disable_dst enable_dst
+rate_cacher rc_: addVendor deleteVendor getVendorPrice reloadVendorRate deleteVendorRate addClient deleteClient
+  getClientPrice reloadClientRate deleteClientRate
+ratelimit rl_: list reset_pipe set_pid get_pid dump_pipe
+regex regex_: reload match match_group
+rls rls_: update_subscriptions
+rtp_relay rtp_relay_: list update update_callid
+rtpengine rtpengine_: enable show reload teardown=teardown
+rtpproxy rtpproxy_: enable show reload
+sipcapture sip_: capture
+sockets_mgm sockets_: reload list
+sql_cacher sql_cacher_: reload
+stir_shaken stir_shaken_: ca_reload crl_reload
+tcp_mgm tcp_: reload
+tls_mgm tls_: reload list
+tm t_: uac_dlg uac_cancel hash reply
+tracer trace_: trace=trace=sip_trace start stop
+trie trie_: reload search reload_status number_delete number_upsert
+uac_registrant reg_: list reload enable disable force_register upsert delete
+userblacklist -: reload=reload_blacklist
+usrloc ul_: rm rm_contact dump flush add show_contact sync cluster_sync
+xcap_client -: refreshXcapDoc
+"""
+
+
+def names_of(table: str) -> dict[str, tuple]:
+    """The names that a command has in all releases, by each of them."""
+    names: dict[str, tuple] = {}
+    for module, prefix, words in re.findall(r"^(\w+) (\S+): (.*(?:\n  .*)*)", table, re.M):
+        for word in words.split():
+            name, *old = word.split("=")
+            every = (*(old or [f"{prefix.strip('-')}{name}"]), f"{module}:{name}")
+            names.update(dict.fromkeys(every, every))
+    return names
+
+
+NAMES = names_of(NAMES_40)
