@@ -70,9 +70,32 @@ def form_of(name: str) -> Any:
     return forms.FORMS.get(flat(name))
 
 
+def renamed(request: bytes, name: str) -> bytes:
+    """A request of either dialect with another command's name and nothing else changed; mi.Error."""
+    if request.startswith(b":"):
+        return mi.encode(f":{name}:\n") + request[len(mi.read_first_line(request)):]
+    value = mi.read_json(request)
+    return mi.encode(mi.json_text({key: name if key.lower() == "method" else item for key, item in value.items()}))
+
+
 def needs_recipes(name: str) -> bool:
-    """Whether to_jsonrpc() wants the recipes that the server tells for a command (`which COMMAND`)."""
+    """Whether to_jsonrpc() wants the recipes that the server tells for a command, in its reply to `which COMMAND`."""
     return form_of(name) is None
+
+
+def recipes_in(reply: bytes) -> tuple | None:
+    """The recipes in a JSON-RPC reply to `which COMMAND`, each a text of names; None if it has none."""
+    result = mi.read_json(reply).get("result")
+    return tuple(" ".join(recipe) for recipe in result) if isinstance(result, list) else None
+
+
+def names_in(reply: bytes) -> list[str]:
+    """The names of commands in a reply to `which`, in either dialect; mi.Error if it is none."""
+    try:
+        names = mi.decode(reply).split("\n")[1:-2] if reply.startswith(b"200 OK\n") else mi.read_json(reply)["result"]
+        return [mi.string(name) for name in names]
+    except (mi.ParseError, KeyError, TypeError, ValueError):
+        raise mi.Error(500, f"the server does not list its commands: {mi.decode(reply[:60])!r}") from None
 
 
 ###############################################################################
@@ -408,7 +431,8 @@ IN_JSON = {  # first line of 2.4 -> error of 3.x
     "500 command not available": (-32601, "Method not found"),
     "500 command failed": (-32000, "Server error", "Command handler returned null"),
     "500 Server Internal Error": (500, "Internal error"), "400 Bad parameter": (400, "Bad parameter value"),
-    **{f"{code} Too few or too many arguments": (-32602, "Invalid params", "Too few or too many parameters") for code in (400, 401)},
+    **dict.fromkeys(("400 Too few or too many arguments", "401 Too few or too many arguments"),
+                    (-32602, "Invalid params", "Too few or too many parameters")),
 }
 NOT_NAMES = {"index", "counter", "brief", "full", "profile", "value"}  # params that do not name one thing
 SETTING = {"status", "new_status", "mode", "trace_mode", "enable"}  # params without which a command shows something
@@ -457,9 +481,8 @@ def result_of(name: str, form: Any, given: dict, nodes: list) -> Any:
         return f"Usage: {nodes[0].value}"
     if not form.tree:
         return by_rule(nodes)
-    if isinstance(form.tree[0], forms.Lines):
-        return form.tree[0].members(nodes)
-    result = forms.to_json(form.tree, nodes, bool(given.keys() - NOT_NAMES))
+    lines = isinstance(form.tree[0], forms.Lines)
+    result = form.tree[0].members(nodes) if lines else forms.to_json(form.tree, nodes, bool(given.keys() - NOT_NAMES))
     return SHAPES[name](result, given) if name in SHAPES and given else result
 
 
@@ -478,7 +501,17 @@ def shape_lists(result: dict, given: dict) -> Any:
     return known.get(given["name"]) or mi.Error(404, "Unknown name")
 
 
-SHAPES = {"subscribers_list": shape_subscribers, "list_blacklists": shape_lists}  # command -> its result by what was asked
+def shape_recipes(result: list, given: dict) -> Any:
+    """The recipes of a command, of which 2.4 knows nothing."""
+    form = form_of(given["command"])
+    if given["command"] not in result and not set(forms.NAMES.get(given["command"], ())) & set(result):
+        return mi.Error(404, "unknown MI command")
+    return [recipe.split() for recipe in form.recipes] if form else [[]]
+
+
+SHAPES: dict = {  # command -> what its result is, by what was asked
+    "subscribers_list": shape_subscribers, "list_blacklists": shape_lists, "which": shape_recipes,
+}
 
 
 def read_nodes(name: str, body: str) -> list:
