@@ -22,15 +22,17 @@ class Rows(NamedTuple):
     """Nodes of one name in the tree, and the objects of one array in JSON.
 
     member: the name of the array, or empty where one object stands for itself, or `*` where the array does; node: the name of
-    the nodes; value: the member that is the value of the node, or empty; attributes: members that are attributes of the node;
+    the nodes, None for lines without one; value: the member that is the value of the node, or empty; attributes: members that
+    are attributes of the node;
     children: members that are nodes below it, and further parts; order: the members as JSON has them, where that differs.
-    shown: whether JSON has the array when there is nothing in it; single: the member for one that was asked for by name;
+    shown: whether JSON has the array when there is nothing in it; single: the member for one that was asked for by name, `*`
+    where it stands for itself;
     container: the node around the nodes; nothing: the value of a node for null; made: members that JSON makes of others,
     with the name of the function in MAKERS.
     """
 
     member: str
-    node: str
+    node: str | None
     value: str = ""
     attributes: tuple = ()
     children: tuple = ()
@@ -64,7 +66,7 @@ class Rows(NamedTuple):
             nodes = [child for node in nodes if node[0] == self.container for child in node[3]]
         objects = [self.object_of(node) for node in nodes if node[0] == self.node]
         if self.single and (named or not self.member):
-            return {self.single: objects[0]} if objects else {}
+            return {} if not objects else objects[0] if self.single == "*" else {self.single: objects[0]}
         if self.member in ("", "*"):
             return objects if self.member else objects[0] if objects else {}
         return {self.member: objects} if objects or self.shown else {}
@@ -104,19 +106,21 @@ class Group(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """A node whose children are names and values, in JSON an array of objects with one member each."""
+    """Names and values, in JSON an array of objects with one member each; in the tree the children of a node unless they are
+    not wrapped."""
 
     name: str
+    wrapped: bool = True
 
     def nodes(self, item: dict) -> list[tuple]:
-        """The node of a member, if there is one."""
+        """The nodes of a member, if there is one."""
         pairs = [(key, value, (), ()) for pair in item.get(self.name, ()) for key, value in pair.items()]
-        return [(self.name, "", (), pairs)] if pairs else []
+        return [(self.name, "", (), pairs)] if pairs and self.wrapped else pairs
 
     def members(self, nodes: Iterable[tuple]) -> dict:
-        """The member that the node is, if there is one."""
-        lists = [[{key: value or ""} for key, value, _, _ in node[3]] for node in nodes if node[0] == self.name]
-        return {self.name: lists[0]} if lists else {}
+        """The member that the nodes are, if there is one."""
+        lists = [node[3] for node in nodes if node[0] == self.name] if self.wrapped else [nodes]
+        return {self.name: [{node[0]: node[1] or ""} for node in lists[0]]} if lists else {}
 
 
 class Switches(NamedTuple):
@@ -161,7 +165,27 @@ class Members(NamedTuple):
 
     def members(self, nodes: Iterable[tuple], named: bool = False) -> dict:
         """The members that the nodes are."""
-        return {node[0]: in_json(node[1], self.marks) for node in nodes}
+        return {node[0]: in_json(node[1], self.marks) for node in nodes if node[0]}
+
+
+class Addresses(NamedTuple):
+    """Destinations by partition. In 2.4 those of one that was asked for stand beside its node, or `twice` below it."""
+
+    twice: bool
+
+    def nodes(self, value: dict) -> list[tuple]:
+        """The nodes of all partitions, or of one."""
+        if "part" not in value:
+            return PARTITIONS.nodes(value)
+        listed = ADDRESSES.nodes(value)
+        return [("part", value["part"], (), listed * 2)] if self.twice else [("part", value["part"], (), ()), *listed]
+
+    def members(self, nodes: Iterable[tuple], named: bool = False) -> dict:
+        """What the nodes are in JSON; named: those of one partition that was asked for."""
+        if not named:
+            return PARTITIONS.members(nodes)
+        head, *beside = nodes
+        return {"part": head[1], **ADDRESSES.members(head[3][:len(head[3]) // 2] if self.twice else beside)}
 
 
 class Form(NamedTuple):
@@ -170,7 +194,7 @@ class Form(NamedTuple):
     text: the names of 2.4's arguments in order, `[name]` may be left out, `-` is not looked at, `...` stands for any number
     that are ignored; None: arguments are never read. recipes: the names that 3.4 takes together. numbers: arguments that are
     numbers in JSON. tree: the parts of a reply with data. errors: 2.4's text -> code and text of 3.4, where they differ.
-    named: whether 3.4 takes them by name only.
+    named: whether 3.4 takes them by name only; nothing: what 3.4 says where 2.4 has an empty tree.
     """
 
     text: str | None
@@ -179,6 +203,7 @@ class Form(NamedTuple):
     tree: tuple = ()
     errors: dict = {}
     named: bool = False
+    nothing: str | None = None
 
 
 @functools.lru_cache(1000)
@@ -238,12 +263,10 @@ def to_nodes(tree: tuple, value: Any) -> list[tuple]:
 
 def to_json(tree: tuple, nodes: Iterable[tuple], named: bool = False) -> Any:
     """The result of 3.4 for a tree of 2.4; named: what was asked for by its name."""
-    nodes = list(nodes)
-    if len(tree) == 1 and isinstance(tree[0], Rows):
-        return tree[0].members(nodes, named)
-    if named and isinstance(tree[-1], Rows):
-        return tree[-1].members(nodes, named)
-    return members_of(tree, nodes)
+    nodes, last = list(nodes), tree[-1]
+    if isinstance(last, (Addresses, Lines, Members)) or isinstance(last, Rows) and (len(tree) == 1 or named and last.single):
+        return last.members(nodes, named)
+    return members_of(tuple(part for part in tree if isinstance(part, str)) if named else tree, nodes)
 
 
 def dialog_id(db_id: Any) -> str:
@@ -290,6 +313,8 @@ DIALOGS = Rows("Dialogs", "dialog", "", ("ID=db_id",), (
     Group("context", (Pairs("values"), Pairs("profiles")))), single="Dialog", made=(("ID", "db_id", "dialog_id"),))
 DIALOG_LISTS = ("", "callid", "callid from_tag", "index counter")
 PROFILE = ("profile", "profile value")
+ADDRESSES = Rows("Destinations", "dest", "", ("grp#", "ip", "mask", "port#", "proto", "pattern", "context_info"))
+PARTITIONS = Rows("Partitions", "part", "name", (), (ADDRESSES,))
 
 PROCESSES = Rows("Processes", "Process", "", ("ID#", "PID#", "Log level#", "Type@process"), shown=False)
 SUBSCRIBERS = Rows("Subscribers", "Subscriber", "", ("socket", "expire#", "ttl!"), single="Subscriber")
@@ -372,6 +397,32 @@ FORMS = {
     "ds_reload": Form("[partition]", ("", "inherit_state", "partition", "partition inherit_state")),
     "ds_push_script_attrs": Form("attrs ip port set [partition]", ("attrs ip port set", "attrs ip port set partition"),
                                  "port set"),
+    # drouting; with use_partitions the name of a partition stands before all other values of a text request
+    "dr_reload": Form("...", ("", "inherit_state", "partition_name", "partition_name inherit_state")),
+    "dr_gw_status": Form("[gw_id] [status] ...", (
+        "", "partition_name", "gw_id", "gw_id status", "partition_name gw_id", "partition_name gw_id status"), "status", (
+        "State", Rows("Gateways", "ID", "ID", ("IP", "State"), order=("ID", "IP", "ATTRS", "State"))), named=True),
+    "dr_carrier_status": Form("[carrier_id] [status] ...", (
+        "", "partition_name", "carrier_id", "carrier_id status", "partition_name carrier_id",
+        "partition_name carrier_id status"), "status", (
+        "Enabled", Rows("Carriers", "ID", "ID", ("Enabled",), order=("ID", "ATTRS", "Enabled"))), named=True),
+    "dr_number_routing": Form("[group_id] number ...", (
+        "number", "group_id number", "partition_name number", "partition_name group_id number"), "group_id", (
+        Rows("", "Matched Prefix", "Matched Prefix", (), (Pairs("GW List", wrapped=False),)),), named=True, nothing="No match"),
+    "dr_reload_status": Form("...", ("", "partition_name"), tree=(
+        "Date", Rows("Partitions", "Partition", "name", ("Date",), shown=False, single="*"))),
+    "dr_enable_probing": Form("[status]", ("", "status"), "status", ("Status#",)),
+    # permissions
+    "address_reload": Form("[partition] ...", ("", "partition")),
+    "address_dump": Form("[partition] ...", ("", "partition"), tree=(Addresses(False),)),
+    "subnet_dump": Form("[partition] ...", ("", "partition"), tree=(Addresses(True),)),
+    "allow_uri": Form("basename uri contact", ("basename uri contact",)),
+    # domain
+    "domain_reload": Form(None),
+    "domain_dump": Form(None, tree=(Rows("Domains", None, "name", ("attributes",)),)),
+    # db_text
+    "dbt_reload": Form("[db_name] [table_name]", ("", "db_name", "db_name table_name"), errors=BAD_PARAMETER),
+    "dbt_dump": Form("..."),
 }
 # The attributes that an event has in 2.4, all of those that it has in 3.4.
 CONTACT_EVENT = "aor uri received path qval socket bflags expires callid cseq attr latency"
@@ -379,7 +430,7 @@ EVENT_FORMS = {
     "E_UL_AOR_INSERT": "aor", "E_UL_AOR_DELETE": "aor", "E_UL_CONTACT_INSERT": CONTACT_EVENT,
     "E_UL_CONTACT_UPDATE": CONTACT_EVENT, "E_UL_CONTACT_DELETE": CONTACT_EVENT, "E_UL_LATENCY_UPDATE": CONTACT_EVENT,
     "E_DLG_STATE_CHANGED": "hash_entry hash_id callid from_tag to_tag old_state new_state",
-    "E_DISPATCHER_STATUS": "partition group address status",
+    "E_DISPATCHER_STATUS": "partition group address status", "E_DROUTING_STATUS": "partition gwid address status",
 }
 # The names of a command in 4.0 and before, a line for each module of 4.0: `MODULE PREFIX: NAME...`. MODULE:NAME was PREFIX
 # and NAME before, or what stands behind `=`, where further names follow.

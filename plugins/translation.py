@@ -47,14 +47,20 @@ def name_on(name: str, names: Iterable[str] | None, dialect: str = "text") -> st
 
     mi.Error, in the client's dialect, if the server has none of its names.
     """
-    for known in (name, *forms.NAMES.get(name, ())):
+    for known in names_of(name):
         if names is None or known in names:
             return known
-    raise not_there(dialect, REASONS.get(flat(name), ""))
+    raise not_there(name, dialect)
 
 
-def not_there(dialect: str, reason: str = "") -> mi.Error:
+def names_of(name: str) -> tuple:
+    """The names of a command in all releases, the given one first."""
+    return (name, *forms.NAMES.get(name, ()))
+
+
+def not_there(name: str, dialect: str) -> mi.Error:
     """The refusal of a command that a server does not have, with the reason if it is known."""
+    reason = next((REASONS[known] for known in names_of(name) if known in REASONS), "")
     if dialect == "jsonrpc":
         return mi.Error(-32601, "Method not found", reason or None)
     return mi.Error(500, f"command not available: {reason}" if reason else "command not available")
@@ -62,7 +68,7 @@ def not_there(dialect: str, reason: str = "") -> mi.Error:
 
 def flat(name: str) -> str:
     """The name that the form of a command has, whatever release a name is of."""
-    return next((known for known in forms.NAMES.get(name, ()) if known in forms.FORMS), name)
+    return next((known for known in names_of(name) if known in forms.FORMS), name)
 
 
 def form_of(name: str) -> Any:
@@ -269,7 +275,7 @@ def values_of(name: str, params: Any) -> list[str]:
         items = params.values() if isinstance(params, dict) else params
         return [text_of(item) for value in items for item in (value if isinstance(value, list) else [value])]
     if flat(name) in SINCE_30.split():
-        raise not_there("jsonrpc", REASONS[flat(name)])
+        raise not_there(name, "jsonrpc")
     given = bound(form, params)
     checked: dict[str, Any] = {key: f"{mi.json_int(given[key], key)}" if key in form.numbers.split() else
                mi.json_array(given[key], key) if key == "statistics" else mi.json_string(given[key], key) for key in given}
@@ -307,7 +313,7 @@ def in_places(text: str | None, params: dict, missing: str = "") -> list[str]:
     places = [word.strip("[]") for word in words]
     lacking = [name for name in params if name not in places]
     if lacking and text is not None:
-        raise mi.Error(400, "Bad parameter value", f"OpenSIPS 2.4 has no parameter '{lacking[0]}'")
+        raise mi.Error(400, f"Invalid parameter: '{lacking[0]}'", "OpenSIPS 2.4 has no such parameter")
     last = max([at for at, place in enumerate(places, 1) if place in params or not words[at - 1].startswith("[")], default=0)
     return [params.get(place, "0" if place == "-" else missing) for place, word in zip(places[:last], words)
             if place in params or missing or not word.startswith("[") or place == "-"]
@@ -352,9 +358,9 @@ OF_COMMANDS = {  # the same for single commands
 INDENT = "\t"
 BARE = ("500 command not available", "500 command failed", "400 parse_error")  # without an empty line behind them
 COUNT = re.compile("Too few or too many|Named parameters do not match|only supports named|Ambiguous|Empty array")
-EMPTY = {  # command -> result of 3.x that has nothing, and the reply of 2.4
+EMPTY: dict = {  # command -> result of 3.x that has nothing, and the reply of 2.4
     "get_statistics": ({}, "404 Statistics Not Found\n\n"), "list_statistics": ({}, "404 Statistics Not Found\n\n"),
-    "dr_number_routing": ("No match", "200 OK\n\n"), "subscribers_list": ({"Event": {}}, "200 OK\n\n"),
+    "subscribers_list": ({"Event": {}}, "200 OK\n\n"),
 }
 UNLIKE = (AttributeError, IndexError, KeyError, TypeError, ValueError)  # a reply that has not the form of its command
 
@@ -391,7 +397,7 @@ def error_in_text(name: str, error: Any) -> str:
 def result_in_text(name: str, result: Any) -> str:
     """The reply of 2.4 for a result of 3.x."""
     form, (nothing, line) = forms.FORMS.get(name), EMPTY.get(name, ("OK", "200 OK\n\n"))
-    if result in ("OK", None, nothing):
+    if result in ("OK", None, nothing, form and form.nothing):
         return line if result == nothing else "200 OK\n\n"
     if name == "help" and isinstance(result, str):
         result = dict([result.split(": ", 1)])
@@ -445,13 +451,21 @@ def reply_to_jsonrpc(request: bytes, reply: bytes) -> bytes:
     first, _, rest = mi.decode(reply).partition("\n")
     if not re.match(r"[0-9]{3,10} ", first):
         raise mi.Error(500, "Internal error", f"the server answered what is no reply: {first[:60]!r}")
-    result = outcome(asked.name, params, first, rest.removesuffix("\n").removesuffix("\n"))
+    body = rest.removesuffix("\n").removesuffix("\n")
+    try:
+        return written(asked, outcome(flat(asked.name), params, first, body))
+    except UNLIKE:  # another release's
+        return written(asked, by_rule(mi.read_tree(body)))
+
+
+def written(asked: mi.Request, result: Any) -> bytes:
+    """The JSON-RPC reply with a result or an mi.Error."""
     return mi.encode(mi.write_jsonrpc(mi.Reply(result=result), asked, mi.NO_FORM))
 
 
 def outcome(name: str, params: Any, first: str, body: str) -> Any:
-    """The result, or the mi.Error, for the first line and the tree of a text reply."""
-    name, form = flat(name), form_of(name)
+    """The result, or the mi.Error, for the first line and the tree of a text reply; one of UNLIKE."""
+    form = forms.FORMS.get(name)
     code, _, reason = first.partition(" ")
     if first == "404 Statistics Not Found" and name in ("get_statistics", "list_statistics"):
         return {}
@@ -461,10 +475,7 @@ def outcome(name: str, params: Any, first: str, body: str) -> Any:
     if (name, body) == ("cache_fetch", "Value not found"):
         return mi.Error(400, body)
     nodes = read_nodes(name, body)
-    try:
-        return result_of(name, form, bound(form, params) if params else {}, nodes) if form else by_rule(nodes)
-    except UNLIKE:  # another release's
-        return by_rule(nodes)
+    return result_of(name, form, bound(form, params) if params else {}, nodes) if form else by_rule(nodes)
 
 
 def by_rule(nodes: list) -> Any:
@@ -474,15 +485,16 @@ def by_rule(nodes: list) -> Any:
 
 def result_of(name: str, form: Any, given: dict, nodes: list) -> Any:
     """The result of 3.x for the tree of a command with a form."""
+    if not nodes and form.nothing:
+        return form.nothing
     has_rows = any(not isinstance(part, str) for part in form.tree)
     if not nodes and (not has_rows or SETTING & given.keys()):
-        return "No match" if name == "dr_number_routing" else "OK"
+        return "OK"
     if nodes and nodes[0].name == "Usage":
         return f"Usage: {nodes[0].value}"
     if not form.tree:
         return by_rule(nodes)
-    lines = isinstance(form.tree[0], forms.Lines)
-    result = form.tree[0].members(nodes) if lines else forms.to_json(form.tree, nodes, bool(given.keys() - NOT_NAMES))
+    result = forms.to_json(form.tree, nodes, bool(given.keys() - NOT_NAMES))
     return SHAPES[name](result, given) if name in SHAPES and given else result
 
 
@@ -504,7 +516,7 @@ def shape_lists(result: dict, given: dict) -> Any:
 def shape_recipes(result: list, given: dict) -> Any:
     """The recipes of a command, of which 2.4 knows nothing."""
     form = form_of(given["command"])
-    if given["command"] not in result and not set(forms.NAMES.get(given["command"], ())) & set(result):
+    if not {*names_of(given["command"])} & {*result}:
         return mi.Error(404, "unknown MI command")
     return [recipe.split() for recipe in form.recipes] if form else [[]]
 
