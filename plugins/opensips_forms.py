@@ -333,7 +333,7 @@ FORMS = {
     "log_level": Form("[level] [pid] ...", ("", "level", "level pid"), "level pid",
                       (PROCESSES, "New global log level#", "New log level=Log level#")),
     "xlog_level": Form("[level]", ("", "level"), "level", ("xLog Level#", "New xLog level#")),
-    "help": Form("[mi_cmd] ...", ("", "mi_cmd"), tree=("Help", "Exported by")),
+    "help": Form("[mi_cmd] ...", ("", "mi_cmd"), tree=("Usage", "Help", "Exported by")),
     "list_blacklists": Form(None, ("", "name"), tree=(Rows("Lists", "List", "name", ("owner@owner", "flags@list_flags"), (
         Rows("Rules", "Rule", "", ("flags#",), ("IP", "Mask", "Proto@protocol", "Port#", "Match")),)),)),
     "list_tcp_conns": Form(None, tree=(Rows("Connections", "Connection", "", (
@@ -348,7 +348,7 @@ FORMS = {
                         errors=CACHE_ERRORS),
     "cache_fetch": Form("system attr", ("system attr",), tree=("key", "value"), errors=CACHE_ERRORS),
     "cache_remove": Form("system attr", ("system attr",), errors=CACHE_ERRORS),
-    "cache_remove_chunk": Form("[collection] glob", ("glob", "glob collection")),
+    "cache_remove_chunk": Form("[collection] glob ...", ("glob", "glob collection")),
     "event_subscribe": Form("event socket [expire] ...", ("event socket", "event socket expire"), "expire", errors=BAD_PARAMETER),
     "events_list": Form(None, tree=(Rows("Events", "Event", "name", ("id#",)),)),
     "subscribers_list": Form("[event] [socket]", ("", "event", "event socket"), tree=(

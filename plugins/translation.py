@@ -110,10 +110,14 @@ def names_in(reply: bytes) -> list[str]:
 
 
 def read_text(request: bytes) -> mi.Request:
-    """The command and the arguments of a text request; mi.Error."""
+    """The command of a text request, and its arguments if it reads them; mi.Error."""
     line = mi.read_first_line(request)
+    name = mi.decode(line[1:-2])
+    form = form_of(name)
+    if form and form.text is None:
+        return mi.Request(name)
     try:
-        return mi.Request(mi.decode(line[1:-2]), *mi.read_arguments(request[len(line):]))
+        return mi.Request(name, *mi.read_arguments(request[len(line):]))
     except mi.ParseError:
         raise mi.Error(400, "parse_error") from None
 
@@ -140,11 +144,9 @@ def by_position(values: tuple) -> list:
 def params_of(asked: mi.Request, recipes: tuple | None) -> Any:
     """The params that the arguments of a text request are: texts, by name wherever names are known. mi.Error."""
     form, values = form_of(asked.name), [value or "" for value in asked.values]
-    if form and form.text is None:
-        return {}
     if form:
         read = READERS.get(flat(asked.name))
-        return read(values, asked) if read else placed(form.text, values, WRONG_COUNTS.get(flat(asked.name), WRONG))
+        return read(values, asked) if read else placed(form.text or "", values, WRONG_COUNTS.get(flat(asked.name), WRONG))
     if asked.names and all(asked.names):
         return dict(zip(asked.names, values))
     if recipes is None:
