@@ -1,5 +1,6 @@
 """What one release's client and another's server say to each other: requests, replies, errors and events, both ways."""
 
+import contextlib
 import json
 import re
 import socket
@@ -31,8 +32,9 @@ def raw(text):
 
 
 # What differs between two servers by nature: ids, times, ports, paths.
-VOLATILE = """ContactID Expires ID db_id PID id timestart datestart timeout dateout Lifetime Remote expires Now Server WD Date
-    last_register_sent registration_t_out ttl""".split() + ["Up since", "Up time", "Alias port"]
+VOLATILE = ("ContactID", "Expires", "ID", "db_id", "PID", "id", "timestart", "datestart", "timeout", "dateout", "Lifetime",
+            "Remote", "expires", "Now", "Up since", "Up time", "Server", "WD", "Date", "last_register_sent", "registration_t_out", "ttl",
+            "Alias port")
 VALUE = re.compile(rf"\b({'|'.join(VOLATILE)})(:: ?|=)[^\n]*?(?= \w+=|\n)")
 SIP = re.compile(r"branch=\S+|tag=[-0-9a-f]+|Call-ID: \S+|(?<=To: )\S+")  # 2.4 has no brackets around the URI of To
 
@@ -421,10 +423,8 @@ def test_whatever_a_server_answers_is_translated_or_an_error(data, text):
             (translation.reply_to_jsonrpc, (asked, b"200 OK\n" + data + b"\n\n")), (translation.to_text, (data,)),
             (translation.to_jsonrpc, (text + data,)), (translation.event_to_text, (data,)),
             (translation.event_to_jsonrpc, (data,))):
-        try:
+        with contextlib.suppress(mi.Error):
             assert isinstance(function(*arguments), bytes)
-        except mi.Error:
-            pass
 
 
 # Kamailio.
