@@ -33,8 +33,8 @@ def raw(text):
 
 # What differs between two servers by nature: ids, times, ports, paths.
 VOLATILE = ("ContactID", "Expires", "ID", "db_id", "PID", "id", "timestart", "datestart", "timeout", "dateout", "Lifetime",
-            "Remote", "expires", "Now", "Up since", "Up time", "Server", "WD", "Date", "last_register_sent", "registration_t_out", "ttl",
-            "Alias port")
+            "Remote", "expires", "Now", "Up since", "Up time", "Server", "WD", "Date", "last_register_sent",
+            "registration_t_out", "ttl", "Alias port")
 VALUE = re.compile(rf"\b({'|'.join(VOLATILE)})(:: ?|=)[^\n]*?(?= \w+=|\n)")
 SIP = re.compile(r"branch=\S+|tag=[-0-9a-f]+|Call-ID: \S+|(?<=To: )\S+")  # 2.4 has no brackets around the URI of To
 
