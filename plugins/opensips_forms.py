@@ -64,7 +64,7 @@ class Rows(NamedTuple):
         nodes = list(nodes)
         if self.container:
             nodes = [child for node in nodes if node[0] == self.container for child in node[3]]
-        objects = [self.object_of(node) for node in nodes if node[0] == self.node]
+        objects = [item for item in (self.object_of(node) for node in nodes if node[0] == self.node) if item]
         if self.single and (named or not self.member):
             return {} if not objects else objects[0] if self.single == "*" else {self.single: objects[0]}
         if self.member in ("", "*"):
@@ -188,6 +188,40 @@ class Addresses(NamedTuple):
         return {"part": head[1], **ADDRESSES.members(head[3][:len(head[3]) // 2] if self.twice else beside)}
 
 
+class Named(NamedTuple):
+    """Nodes whose names are a member of the objects of an array, and that have the other members as attributes."""
+
+    member: str
+    name: str
+    attributes: tuple
+
+    def nodes(self, value: dict) -> list[tuple]:
+        """The nodes of the array."""
+        return [(item[self.name], None, [(name, item[name]) for name in self.attributes], ()) for item in value[self.member]]
+
+    def members(self, nodes: Iterable[tuple]) -> dict:
+        """The array of the nodes."""
+        return {self.member: [{self.name: node[0], **dict(node[2])} for node in nodes if node[2]]}
+
+
+class Field(NamedTuple):
+    """A member that is the attribute of a node of its own."""
+
+    node: str
+    mark: str
+
+    def nodes(self, value: dict) -> list[tuple]:
+        """The node of the member, if there is one."""
+        label, name, _ = split(self.mark)
+        return [(self.node, None, [(label, value[name])], ())] if name in value else []
+
+    def members(self, nodes: Iterable[tuple]) -> dict:
+        """The member of the node, if there is one."""
+        label, name, marks = split(self.mark)
+        texts = [dict(node[2])[label] for node in nodes if node[0] == self.node and label in dict(node[2])]
+        return {name: in_json(texts[0], marks)} if texts else {}
+
+
 class Form(NamedTuple):
     """What a command takes and gives.
 
@@ -242,13 +276,13 @@ def nodes_of(parts: tuple, item: dict) -> list[tuple]:
     return nodes
 
 
-def members_of(parts: tuple, nodes: Iterable[tuple]) -> dict:
-    """The members that nodes are, by the parts of an object."""
+def members_of(parts: tuple, nodes: Iterable[tuple], named: bool = False) -> dict:
+    """The members that nodes are, by the parts of an object; named: what was asked for by its name."""
     nodes = list(nodes)
     leaves, item = {node[0]: node[1] for node in nodes if not node[3]}, {}
     for part in parts:
         if not isinstance(part, str):
-            item.update(part.members(nodes))
+            item.update(part.members(nodes, named) if named and isinstance(part, Rows) else part.members(nodes))
             continue
         label, name, marks = split(part)
         if label in leaves and not ("+" in marks and not leaves[label]):
@@ -266,7 +300,7 @@ def to_json(tree: tuple, nodes: Iterable[tuple], named: bool = False) -> Any:
     nodes, last = list(nodes), tree[-1]
     if isinstance(last, (Addresses, Lines, Members)) or isinstance(last, Rows) and (len(tree) == 1 or named and last.single):
         return last.members(nodes, named)
-    return members_of(tuple(part for part in tree if isinstance(part, str)) if named else tree, nodes)
+    return members_of(tuple(part for part in tree if not named or getattr(part, "single", part)), nodes, named)
 
 
 def dialog_id(db_id: Any) -> str:
@@ -321,7 +355,7 @@ SUBSCRIBERS = Rows("Subscribers", "Subscriber", "", ("socket", "expire#", "ttl!"
 CACHE_ERRORS = dict.fromkeys(("Too few arguments", "Too many arguments", "Too many parameters"),
                              (-32602, "Invalid params", "Too few or too many parameters"))
 
-FORMS = {
+FORMS: dict[str, Form] = {
     # core
     "version": Form(None, ("", "revision"), tree=("Server",)),
     "uptime": Form(None, tree=("Now", "Up since", "Up time")),
@@ -424,6 +458,38 @@ FORMS = {
     "dbt_reload": Form("[db_name] [table_name]", ("", "db_name", "db_name table_name"), errors=BAD_PARAMETER),
     "dbt_dump": Form("..."),
 }
+
+# Commands of modules that are no plug-ins here.
+RECORD = "aor contact registrar"
+TRACES = Form("[id] [mode] ...", ("", "id", "mode", "id mode"), tree=(
+    "global", Named("trace destinations", "name", ("type", "uri", "state"))), named=True,
+              errors={"Bad parameter": (400, "Bad trace id value")})
+OTHERS = {
+    "nh_enable_ping": Form("[status] ...", ("", "status"), "status", ("Status#",)),
+    "pike_list": Form(None, tree=(Lines("IPs"),)),
+    "pike_rm": Form("ip ...", ("ip",)),
+    "reg_list": Form(None, ("", RECORD), tree=(Rows("Records", "AOR", "AOR", ("expires#",), (
+        "state", "enabled!", "last_register_sent", "registration_t_out", "registrar", "binding", "binding_params!",
+        "third_party_=third_party_registrant", "socket!", "proxy"), single="Registrant"),)),
+    "reg_reload": Form(None, ("", RECORD)),
+    "reg_enable": Form(RECORD, (RECORD,)),
+    "reg_disable": Form(RECORD, (RECORD,)),
+    "rl_list": Form("[pipe] ...", ("", "pipe", "filter", "filter_out"), tree=(
+        Rows("Pipes", "PIPE", "", ("id", "algorithm", "limit#", "counter#"), single="Pipe"), Field("PIPE", "drop_rate#")),
+        errors={"command failed": (404, "Pipe Not Found")}),
+    "rl_reset_pipe": Form("pipe ...", ("pipe",), errors={"Bad parameter": (500, "Internal error")}),
+    "rl_set_pid": Form("ki kp kd ...", ("ki kp kd",), errors=BAD_PARAMETER),
+    "rl_get_pid": Form(None, tree=(Rows("", "PID", "", ("ki", "kp", "kd"), single="PID"),)),
+    "rl_bin_status": Form(None),
+    "rtpproxy_enable": Form("url [setid] enable ...", ("url enable", "url enable setid"), "enable setid",
+                            errors={"Bad parameter": (400, "Empty url")}),
+    "rtpproxy_show": Form(None, tree=(Rows("*", "Set", "Set#", (), (Rows("Nodes", "node", "url", (
+        "index#", "disabled#", "weight#", "recheck_ticks#")),)),)),
+    "rtpproxy_reload": Form("..."),
+    "sip_trace": TRACES, "trace": TRACES,
+}
+FORMS = {**OTHERS, **FORMS}
+
 # The attributes that an event has in 2.4, all of those that it has in 3.4.
 CONTACT_EVENT = "aor uri received path qval socket bflags expires callid cseq attr latency"
 EVENT_FORMS = {

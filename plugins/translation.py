@@ -162,7 +162,7 @@ def params_of(asked: mi.Request, recipes: tuple | None) -> Any:
 WRONG = (mi.WRONG_COUNT, mi.WRONG_COUNT)
 WRONG_COUNTS = {  # command -> the refusal of too few values, and of too many
     name: (mi.Error(404, "Too few arguments"), mi.Error(404, f"Too many {what}"))
-    for name, what in {"cache_store": "parameters", "cache_fetch": "arguments", "cache_remove": "arguments"}.items()
+    for name, what in {"cache_store": "parameters", "cache_fetch": "arguments", "cache_remove": "parameters"}.items()
 }
 
 
@@ -442,7 +442,7 @@ IN_JSON = {  # first line of 2.4 -> error of 3.x
     **dict.fromkeys(("400 Too few or too many arguments", "401 Too few or too many arguments"),
                     (-32602, "Invalid params", "Too few or too many parameters")),
 }
-NOT_NAMES = {"index", "counter", "brief", "full", "profile", "value"}  # params that do not name one thing
+NOT_NAMES = {"index", "counter", "brief", "full", "profile", "value", "filter", "filter_out"}  # params that do not name one thing
 SETTING = {"status", "new_status", "mode", "trace_mode", "enable"}  # params without which a command shows something
 LAST = {"cache_fetch": "value", "t_uac_dlg": "Message"}  # command -> node whose value may have lines of its own
 
@@ -496,17 +496,25 @@ def result_of(name: str, form: Any, given: dict, nodes: list) -> Any:
         return f"Usage: {nodes[0].value}"
     if not form.tree:
         return by_rule(nodes)
-    result = forms.to_json(form.tree, nodes, bool(given.keys() - NOT_NAMES))
-    return SHAPES[name](result, given) if name in SHAPES and given else result
+    if name in SHAPES and given:
+        return SHAPES[name](forms.to_json(form.tree, nodes), given)
+    return forms.to_json(form.tree, nodes, any(given[key] != "" for key in given.keys() - NOT_NAMES))
 
 
 def shape_subscribers(result: dict, given: dict) -> dict:
     """The subscribers of one event, or one subscriber."""
-    event = result.get("Event", {})
+    event = result["Events"][0] if result["Events"] else {}
     if event and "socket" in given:
         *members, (_, subscribers) = event.items()
         event = dict([*members, ("Subscriber", subscribers[0])])
     return {"Event": event}
+
+
+def shape_records(result: dict, given: dict) -> Any:
+    """The record that was asked for, of which 2.4 knows nothing."""
+    wanted = given["aor"], given["contact"], given["registrar"]
+    known = {(one["AOR"], one["binding"], one["registrar"]): one for one in result["Records"]}
+    return {"Registrant": known[wanted]} if wanted in known else mi.Error(404, "No such registrant")
 
 
 def shape_lists(result: dict, given: dict) -> Any:
@@ -525,6 +533,7 @@ def shape_recipes(result: list, given: dict) -> Any:
 
 SHAPES: dict = {  # command -> what its result is, by what was asked
     "subscribers_list": shape_subscribers, "list_blacklists": shape_lists, "which": shape_recipes,
+    "reg_list": shape_records,
 }
 
 

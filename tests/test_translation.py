@@ -88,21 +88,25 @@ ASKED = "the recordings ask something else: 2.4 ignores what 3.4 refuses, or tak
 STATE = "the servers were in different states, or list what their release has"
 EMPTY = "2.4 tells NULL from an empty text"
 MINUS = "2.4 takes no minus sign"
+ONLY_24 = "3.4 does not have the command"
 PREFIX = "2.4 shows a part of the memory behind the prefix, here `: 30` for 4930"
 PARTITIONS = "a text request does not say that a value is a partition, whose name is refused in other words"
 TEXT_DIFFERS = {
     ASKED: """p0004 p0015 p0024 p0025 p0029 p0030 p0156 p0157 p0160 p0161 p0165 p0166 p0170 p0171 p0190 p0216 p0217 p0256 p0316
-        p0338 p0365 p0386 p0587 p0591 p0608 p0684 p0685""",
-    STATE: "p0006 p0007 p0036 p0052 p0424 p0573 p0582", EMPTY: "p0211 p0398 p0421", MINUS: "p0325", PREFIX: "p0139 p0248",
-    PARTITIONS: "p0235 p0260 p0261",
+        p0338 p0365 p0386 p0450 p0451 p0464 p0488 p0494 p0503 p0507 p0508 p0509 p0511 p0587 p0591 p0608 p0684 p0685""",
+    STATE: "p0006 p0007 p0036 p0052 p0424 p0573 p0582", EMPTY: "p0211 p0398 p0421", MINUS: "p0325 p0449", PREFIX: "p0139 p0248",
+    PARTITIONS: "p0235 p0260 p0261", ONLY_24: "p0504",
     "JSON has a member twice, of which one is read": "p0576",
+    "3.4 takes no hexadecimal number": "p0447",
 }
 JSON_DIFFERS = {
-    ASKED: "p0002 p0307", STATE: "p0006 p0007 p0036 p0052 p0424 p0573 p0582", EMPTY: "p0211 p0398 p0421", MINUS: "p0325",
-    PREFIX: "p0139 p0248", PARTITIONS: "p0235 p0260 p0261",
+    ASKED: "p0002 p0307", STATE: "p0006 p0007 p0036 p0052 p0424 p0573 p0582", EMPTY: "p0211 p0398 p0421", MINUS: "p0325 p0449",
+    PREFIX: "p0139 p0248", PARTITIONS: "p0235 p0260 p0261", ONLY_24: "p0504",
     "2.4 does not say how long a subscription lasts": "p0087 p0088 p0090",
     "2.4 does not show resolved addresses": "p0136 p0138 p0186 p0189 p0193",
     "2.4 does not show attributes": "p0151 p0238 p0241",
+    "2.4 does not show parameters of a binding, nor whether a record is enabled": "p0154 p0507",
+    "2.4 has one text for a bad identifier and a bad mode": "p0523",
 }
 
 
