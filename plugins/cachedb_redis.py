@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
-import importlib.util
+import importlib
 import re
 import time
 from typing import Any, NamedTuple
@@ -55,9 +55,11 @@ PARAMS = [
 
 
 def init(ctx):
-    """Check that redis-py is there if it is needed, and that no system is declared twice."""
+    """Import redis-py if it is needed, and check that no system is declared twice."""
     systems = [place.system for place in ctx.param("cachedb_url")]
-    if systems and importlib.util.find_spec("redis") is None:
+    try:
+        importlib.import_module("redis") if systems else None
+    except ImportError:
         ctx.refuse("cachedb_url", "cachedb_redis needs redis-py: pip install redis, or apt install python3-redis")
     for nth, system in enumerate(systems):
         if system in systems[:nth]:

@@ -131,6 +131,8 @@ def to_jsonrpc(request: bytes, name: str = "", recipes: tuple | None = None, kam
     asked = read_text(request)
     if flat(asked.name) == MUTE and not kamailio:
         raise mi.Error(500, "command not available: OpenSIPS 3.x is mute after it")
+    if any("\0" in (value or "") for value in asked.values):  # which 3.x takes for no JSON
+        raise mi.BAD_PARAMETER
     params = by_position(asked.values) if kamailio else params_of(asked, recipes)
     members = {"jsonrpc": "2.0", "method": name or asked.name, **({"params": params} if params else {}), "id": 1}
     return mi.encode(mi.json_text(members))

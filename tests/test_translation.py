@@ -296,6 +296,21 @@ def test_what_cannot_be_asked_in_text_is_refused_as_34_does(method, given, code,
     assert (refused.value.code, refused.value.reason, refused.value.data) == (code, message, data)
 
 
+@given(st.lists(st.binary(min_size=1, max_size=20).map(mi.decode), min_size=3, max_size=3))
+def test_values_come_back_from_either_dialect(values):
+    try:
+        text = mi.write_request("cache_store", [(None, value) for value in values])
+    except ValueError:
+        return  # what no text request carries
+    if any("\0" in value for value in values):
+        with pytest.raises(mi.Error, match="Bad parameter"):
+            translation.to_jsonrpc(text)
+        return
+    asked = translation.to_jsonrpc(text)
+    assert json.loads(mi.decode(asked))["params"] == dict(zip(("system", "attr", "value"), values))
+    assert translation.to_text(asked) == text
+
+
 # Names.
 
 
