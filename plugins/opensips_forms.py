@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 # A member of an object is written as its name. Behind the name, `#` marks a number in JSON, which may be a word where it is
-# not all digits; `!` what only JSON has; `+` what the tree always has, JSON only if it is not empty; `?` what is null in JSON
-# where there is nothing in the tree; `~` a number in the tree that is words in JSON, which cannot be told from each other;
+# not all digits; `!` what only JSON has; `+` what the tree always has, JSON only if it is not empty; `*` the same, the tree has a
+# dot for it; `?` what is null in JSON where there is nothing in the tree; `~` a number in the tree that is words in JSON, which
+# cannot be told from each other;
 # `@NAME` what a pair of functions in CONVERTERS turns into each other. Where the tree has another name, that stands before:
 # `IP=address`.
 
@@ -139,6 +140,40 @@ class Switches(NamedTuple):
         return {self.member: [{self.name: node[0], self.switch: node[1] == "1"} for node in nodes]}
 
 
+class Joined(NamedTuple):
+    """A node whose value is the items of an array, with a word before them, or a dot where JSON has no array."""
+
+    name: str
+    word: str
+
+    def nodes(self, item: dict) -> list[tuple]:
+        """The node of an array."""
+        return [(self.name, self.word + ", ".join(item[self.name]) if item.get(self.name) else ".", (), ())]
+
+    def members(self, nodes: Iterable[tuple]) -> dict:
+        """The array of the node, if it has any items."""
+        values = [node[1] for node in nodes if node[0] == self.name and node[1] != "."]
+        return {self.name: values[0].removeprefix(self.word).split(", ")} if values else {}
+
+
+class Message(NamedTuple):
+    """The last node, whose value goes on over further lines; a dot where JSON has none."""
+
+    name: str
+
+    def nodes(self, item: dict) -> list[tuple]:
+        """The node of a text."""
+        return [(self.name, item.get(self.name, "."), (), ())]
+
+    def members(self, nodes: Iterable[tuple]) -> dict:
+        """The text of the node and of all behind it, which read_tree() takes for nodes."""
+        lines: list[str] = []
+        for name, value, *_ in nodes:
+            if lines or name == self.name:
+                lines.append(f"{name}:: {value}" if lines and name else value or "")
+        return {self.name: "\n".join(lines)} if lines and lines != ["."] else {}
+
+
 class Lines(NamedTuple):
     """Nodes without a name, in JSON an array of texts, or without a member the result itself."""
 
@@ -244,7 +279,7 @@ class Form(NamedTuple):
 def split(mark: str) -> tuple[str, str, str]:
     """The names that a mark has in the tree and in JSON, and the marks behind it."""
     label, _, member = mark.rpartition("=")
-    name = re.split("[#!+?~@]", member)[0]
+    name = re.split("[#!+*?~@]", member)[0]
     return label or name, name, member[len(name):]
 
 
@@ -270,8 +305,8 @@ def nodes_of(parts: tuple, item: dict) -> list[tuple]:
             nodes += part.nodes(item)
             continue
         label, name, marks = split(part)
-        if (name in item or "+" in marks) and "!" not in marks:
-            value = item.get(name, "")
+        if (name in item or "+" in marks or "*" in marks) and "!" not in marks:
+            value = item.get(name, "." if "*" in marks else "")
             nodes.append((label, 0 if "~" in marks and not f"{value}".isdigit() else in_tree(value, "", marks), (), ()))
     return nodes
 
@@ -285,7 +320,7 @@ def members_of(parts: tuple, nodes: Iterable[tuple], named: bool = False) -> dic
             item.update(part.members(nodes, named) if named and isinstance(part, Rows) else part.members(nodes))
             continue
         label, name, marks = split(part)
-        if label in leaves and not ("+" in marks and not leaves[label]):
+        if label in leaves and not ("+" in marks and not leaves[label] or "*" in marks and leaves[label] == "."):
             item[name] = in_json(leaves[label], marks)
     return item
 
@@ -457,23 +492,48 @@ FORMS: dict[str, Form] = {
     # db_text
     "dbt_reload": Form("[db_name] [table_name]", ("", "db_name", "db_name table_name"), errors=BAD_PARAMETER),
     "dbt_dump": Form("..."),
+    # load_balancer
+    "lb_reload": Form(None),
+    "lb_list": Form(None, tree=(Rows("Destinations", "Destination", "uri", ("id#", "group#", "enabled", "auto-reenable"), (
+        Rows("Resources", "Resource", "name", ("max#", "load#"), container="Resources"), "attrs!")),)),
+    "lb_resize": Form("destination_id res_name new_capacity", ("destination_id res_name new_capacity",),
+                      "destination_id new_capacity"),
+    "lb_status": Form("destination_id [new_status] ...", ("destination_id", "destination_id new_status"),
+                      "destination_id new_status", ("enable", "attrs!")),
+    # nathelper
+    "nh_enable_ping": Form("[status] ...", ("", "status"), "status", ("Status#",)),
+    # rtpproxy
+    "rtpproxy_enable": Form("url [setid] enable ...", ("url enable", "url enable setid"), "enable setid",
+                            errors={"Bad parameter": (400, "Empty url")}),
+    "rtpproxy_show": Form(None, tree=(Rows("*", "Set", "Set#", (), (
+        Rows("Nodes", "node", "url", ("index#", "disabled#", "weight#", "recheck_ticks#")),)),)),
+    "rtpproxy_reload": Form(None, errors={"Bad parameter": (400, "Dynamic loading not enabled")}),
+    # uac_registrant
+    "reg_list": Form("...", ("", "aor contact registrar"), tree=(Rows("Records", "AOR", "AOR", ("expires#",), (
+        "state", "enabled!", "last_register_sent", "registration_t_out", "registrar", "binding", "binding_params!",
+        "third_party_=third_party_registrant", "socket!", "proxy", "shtag!", "cluster_id!"), single="Registrant"),)),
+    "reg_reload": Form("...", ("", "aor contact registrar")),
+    "reg_enable": Form("aor contact registrar", ("aor contact registrar",)),
+    "reg_disable": Form("aor contact registrar", ("aor contact registrar",)),
+    # tm
+    "t_uac_dlg": Form("method ruri next_hop socket headers [body]", tuple(f"method ruri headers {more}" for more in (
+        "", "next_hop", "socket", "body", "next_hop socket", "next_hop body", "socket body", "next_hop socket body")),
+                      tree=("Status", "RURI*", "Next-hop*", Joined("Routes", "Route: "), Message("Message")), named=True,
+                      errors={"Invalid RURI": (400, "Invalid ruri"), "Invalid NEXTHOP": (400, "Invalid next_hop")}),
+    "t_uac_cancel": Form("callid cseq", ("callid cseq",)),
+    "t_hash": Form(None),
+    "t_reply": Form("code reason trans_id to_tag new_headers [body]", tuple(f"code reason trans_id to_tag {more}" for more in (
+        "", "new_headers", "body", "new_headers body")), "code", named=True, errors={
+            f"Invalid {part} in trans_id": (400, f"Invalid {part} in old trans_id") for part in ("index", "label")}),
 }
 
 # Commands of modules that are no plug-ins here.
-RECORD = "aor contact registrar"
 TRACES = Form("[id] [mode] ...", ("", "id", "mode", "id mode"), tree=(
     "global", Named("trace destinations", "name", ("type", "uri", "state"))), named=True,
               errors={"Bad parameter": (400, "Bad trace id value")})
 OTHERS = {
-    "nh_enable_ping": Form("[status] ...", ("", "status"), "status", ("Status#",)),
     "pike_list": Form(None, tree=(Lines("IPs"),)),
     "pike_rm": Form("ip ...", ("ip",)),
-    "reg_list": Form(None, ("", RECORD), tree=(Rows("Records", "AOR", "AOR", ("expires#",), (
-        "state", "enabled!", "last_register_sent", "registration_t_out", "registrar", "binding", "binding_params!",
-        "third_party_=third_party_registrant", "socket!", "proxy"), single="Registrant"),)),
-    "reg_reload": Form(None, ("", RECORD)),
-    "reg_enable": Form(RECORD, (RECORD,)),
-    "reg_disable": Form(RECORD, (RECORD,)),
     "rl_list": Form("[pipe] ...", ("", "pipe", "filter", "filter_out"), tree=(
         Rows("Pipes", "PIPE", "", ("id", "algorithm", "limit#", "counter#"), single="Pipe"), Field("PIPE", "drop_rate#")),
         errors={"command failed": (404, "Pipe Not Found")}),
@@ -481,11 +541,6 @@ OTHERS = {
     "rl_set_pid": Form("ki kp kd ...", ("ki kp kd",), errors=BAD_PARAMETER),
     "rl_get_pid": Form(None, tree=(Rows("", "PID", "", ("ki", "kp", "kd"), single="PID"),)),
     "rl_bin_status": Form(None),
-    "rtpproxy_enable": Form("url [setid] enable ...", ("url enable", "url enable setid"), "enable setid",
-                            errors={"Bad parameter": (400, "Empty url")}),
-    "rtpproxy_show": Form(None, tree=(Rows("*", "Set", "Set#", (), (Rows("Nodes", "node", "url", (
-        "index#", "disabled#", "weight#", "recheck_ticks#")),)),)),
-    "rtpproxy_reload": Form("..."),
     "sip_trace": TRACES, "trace": TRACES,
 }
 FORMS = {**OTHERS, **FORMS}
@@ -497,6 +552,7 @@ EVENT_FORMS = {
     "E_UL_CONTACT_UPDATE": CONTACT_EVENT, "E_UL_CONTACT_DELETE": CONTACT_EVENT, "E_UL_LATENCY_UPDATE": CONTACT_EVENT,
     "E_DLG_STATE_CHANGED": "hash_entry hash_id callid from_tag to_tag old_state new_state",
     "E_DISPATCHER_STATUS": "partition group address status", "E_DROUTING_STATUS": "partition gwid address status",
+    "E_LOAD_BALANCER_STATUS": "group uri status", "E_RTPPROXY_STATUS": "socket status",
 }
 # The names of a command in 4.0 and before, a line for each module of 4.0: `MODULE PREFIX: NAME...`. MODULE:NAME was PREFIX
 # and NAME before, or what stands behind `=`, where further names follow.

@@ -286,7 +286,10 @@ def values_of(name: str, params: Any) -> list[str]:
     if "expire" in form.numbers or flat(name).startswith("cache_"):
         mi.check_cache({**checked, "expire": int(checked.get("expire", 0))})
     write = WRITERS.get(flat(name))
-    return write(checked) if write else in_places(form.text, checked)
+    return write(checked) if write else in_places(form.text if flat(name) not in WHOLE else None, checked)
+
+
+WHOLE = ("reg_list", "reg_reload")  # of which 2.4 takes no value and does all: the record that was asked for is in the reply
 
 
 def text_of(value: Any) -> str:
@@ -350,12 +353,13 @@ IN_TEXT = {  # message of 3.x -> first line of 2.4
     "Server error": "500 command failed", "Internal error": "500 Server Internal Error",
     "Internal Error": "500 Server Internal Error", "Bad parameter value": "400 Bad parameter",
     "Invalid ruri": "400 Invalid RURI", "Invalid next_hop": "400 Invalid NEXTHOP",
-    "Invalid index in old trans_id": "400 Invalid index in trans_id", "Invalid label in old trans_id":
-    "400 Invalid label in trans_id",
+    "Invalid index in old trans_id": "400 Invalid index in trans_id",
+    "Invalid label in old trans_id": "400 Invalid label in trans_id",
 }
 OF_COMMANDS = {  # the same for single commands
     ("rl_list", "Pipe Not Found"): "500 command failed", ("rl_reset_pipe", "Internal error"): "400 Bad parameter",
     ("ds_list", "ERROR Unknown partition"): "400 Bad parameter", ("rtpproxy_enable", "Empty url"): "400 Bad parameter",
+    ("t_reply", "Invalid params"): "400 Invalid reply code",
     **{(name, "Bad trace id value"): "400 Bad parameter" for name in ("trace", "sip_trace")},
     **{("tcp_trace", message): "500 Server Internal Error" for message in ("Invalid params", "Bad parameter value")},
 }
