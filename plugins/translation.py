@@ -370,6 +370,7 @@ EMPTY: dict = {  # command -> result of 3.x that has nothing, and the reply of 2
     "get_statistics": ({}, "404 Statistics Not Found\n\n"), "list_statistics": ({}, "404 Statistics Not Found\n\n"),
     "subscribers_list": ({"Event": {}}, "200 OK\n\n"),
 }
+PLAIN = re.compile(rb"[0-9]{3} [^\n]*\n?")
 UNLIKE = (AttributeError, IndexError, KeyError, TypeError, ValueError)  # a reply that has not the form of its command
 
 
@@ -380,6 +381,8 @@ def reply_to_text(request: bytes, reply: bytes) -> bytes:
         members = mi.read_json(reply)
     except mi.ParseError:
         members = None
+    if PLAIN.fullmatch(reply):  # as 3.x refuses what it cannot read, and what does not fit
+        return reply.rstrip(b"\n") + b"\n\n"
     if not isinstance(members, dict) or not ("result" in members or "error" in members):
         raise mi.Error(500, f"the server answered what is no reply: {mi.decode(reply[:60])!r}")
     if members.get("error") is not None:

@@ -413,6 +413,11 @@ def test_errors_of_a_jsonrpc_server(name, error, reply):
     assert translation.reply_to_text(f":{name}:\n".encode(), answer) == reply
 
 
+def test_what_34_says_without_json_is_passed_on():
+    assert translation.reply_to_text(b":x:\n", b"400 Parse_error") == b"400 Parse_error\n\n"
+    assert translation.reply_to_text(b":x:\n", b"500 Internal error") == b"500 Internal error\n\n"
+
+
 @pytest.mark.parametrize("name, reply, error", [
     ("x", b"500 command not available\n", {"code": -32601, "message": "Method not found"}),
     ("x", b"500 command failed\n", {"code": -32000, "message": "Server error", "data": "Command handler returned null"}),
