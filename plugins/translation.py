@@ -17,12 +17,28 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import midatagram as mi
 
 forms = mi.shared("opensips_forms")
+
+
+def within_bounds(function: Callable) -> Callable:
+    """Make what is nested too deep or too long to be translated an mi.Error."""
+
+    @functools.wraps(function)
+    def bounded(*arguments: Any, **options: Any) -> Any:
+        try:
+            return function(*arguments, **options)
+        except RecursionError:
+            raise mi.Error(500, "nested too deep to be translated") from None
+        except mi.TooLong as error:
+            raise mi.Error(500, mi.reply_too_long(error.args[0]).reason) from None
+
+    return bounded
+
 
 ###############################################################################
 # Names
@@ -123,6 +139,7 @@ def read_text(request: bytes) -> mi.Request:
 
 
 @functools.lru_cache(256)
+@within_bounds
 def to_jsonrpc(request: bytes, name: str = "", recipes: tuple | None = None, kamailio: bool = False) -> bytes:
     """The JSON-RPC request, with the id 1, for a text request; mi.Error.
 
@@ -262,6 +279,7 @@ def read_jsonrpc(request: bytes) -> tuple[mi.Request, Any]:
 
 
 @functools.lru_cache(256)
+@within_bounds
 def to_text(request: bytes, name: str = "") -> bytes:
     """The text request for a JSON-RPC request; mi.Error. name: the command's on the server."""
     asked, params = read_jsonrpc(request)
@@ -374,6 +392,7 @@ PLAIN = re.compile(rb"[0-9]{3} [^\n]*\n?")
 UNLIKE = (AttributeError, IndexError, KeyError, TypeError, ValueError)  # a reply that has not the form of its command
 
 
+@within_bounds
 def reply_to_text(request: bytes, reply: bytes) -> bytes:
     """The text reply to a text request for the JSON-RPC reply of a server; mi.Error if that is none."""
     name = flat(mi.decode(mi.read_first_line(request)[1:-2]))
@@ -456,6 +475,7 @@ SETTING = {"status", "new_status", "mode", "trace_mode", "enable"}  # params wit
 LAST = {"cache_fetch": "value", "t_uac_dlg": "Message"}  # command -> node whose value may have lines of its own
 
 
+@within_bounds
 def reply_to_jsonrpc(request: bytes, reply: bytes) -> bytes:
     """The JSON-RPC reply to a JSON-RPC request for the text reply of a server; mi.Error if that is none."""
     asked, params = read_jsonrpc(request)
@@ -501,8 +521,8 @@ def result_of(name: str, form: Any, given: dict, nodes: list) -> Any:
     has_rows = any(not isinstance(part, str) for part in form.tree)
     if not nodes and (not has_rows or SETTING & given.keys()):
         return "OK"
-    if nodes and nodes[0].name == "Usage":
-        return f"Usage: {nodes[0].value}"
+    if nodes and nodes[0][0] == "Usage":
+        return f"Usage: {nodes[0][1]}"
     if not form.tree:
         return by_rule(nodes)
     if name in SHAPES and given:
@@ -548,8 +568,13 @@ SHAPES: dict = {  # command -> what its result is, by what was asked
 
 def read_nodes(name: str, body: str) -> list:
     """The nodes of a text reply, whose last one may have lines of its own."""
-    head, mark, value = body.partition(f"\n{LAST[name]}:: ") if name in LAST else (body, "", "")
-    return [*mi.read_tree(head), *([mi.Node(LAST[name], value)] if mark else [])]
+    if name in LAST:
+        head, mark, value = body.partition(f"\n{LAST[name]}:: ")
+        return [*mi.read_tree(head), *([mi.Node(LAST[name], value)] if mark else [])]
+    if "\t" in body or "::  " in body or not body:
+        return mi.read_tree(body)
+    parts = [line.partition(":: ") for line in body.split("\n")]  # no levels and no attributes, as of statistics
+    return [(label, value or None, (), ()) if colons else (None, label, (), ()) for label, colons, value in parts]
 
 
 ###############################################################################
@@ -560,6 +585,7 @@ EVENT_NUMBERS = ("bflags", "cseq", "expires", "group", "latency", "new_state", "
 NULLS = ("received", "path")
 
 
+@within_bounds
 def event_to_text(event: bytes) -> bytes:
     """An event of 3.x, a JSON-RPC notification, as 2.4 sends it; mi.Error if it is none."""
     asked, params = read_jsonrpc(event)
@@ -573,6 +599,7 @@ def event_to_text(event: bytes) -> bytes:
     return mi.write_event(asked.name, params if isinstance(params, dict) else [*map(text_of, params)], "text")
 
 
+@within_bounds
 def event_to_jsonrpc(event: bytes) -> bytes:
     """An event of 2.4 as 3.x sends it, a JSON-RPC notification; mi.Error if it is none."""
     line, _, rest = event.partition(b"\n")

@@ -450,6 +450,17 @@ def test_whatever_a_server_answers_is_translated_or_an_error(data, text):
             assert isinstance(function(*arguments), bytes)
 
 
+@pytest.mark.parametrize("text", [b":x:\n", b":ul_dump:\n"])
+def test_what_is_nested_deep_or_too_long_is_an_error(text):
+    deep = b'{"jsonrpc":"2.0","result":' + b"[" * 5000 + b"]" * 5000 + b"}"
+    many = b'{"jsonrpc":"2.0","result":[' + b'"x",' * 200000 + b'"x"]}'
+    for reply, reason in ((deep, "nested too deep"), (many, "reply of more than")):
+        with pytest.raises(mi.Error, match=reason):
+            translation.reply_to_text(text, reply)
+    with pytest.raises(mi.Error, match="reply of "):
+        translation.reply_to_jsonrpc(request("x"), b"200 OK\n" + b"x\n" * 40000 + b"\n")
+
+
 # Kamailio.
 
 
