@@ -285,22 +285,21 @@ def to_text(request: bytes, name: str = "") -> bytes:
     asked, params = read_jsonrpc(request)
     values = values_of(asked.name, params)
     try:
-        return mi.write_request(name or asked.name, [(None, value) for value in values])
+        return mi.write_request(name or asked.name, [(None, value) if isinstance(value, str) else value for value in values])
     except ValueError as error:
         raise mi.Error(400, "Bad parameter value", f"{error}") from None
 
 
-def values_of(name: str, params: Any) -> list[str]:
-    """The values of a text request for the params of a command, which are checked as 3.x does; mi.Error."""
+def values_of(name: str, params: Any) -> list:
+    """The values of a text request, or their names and them, for the params of a command, checked as 3.x does; mi.Error."""
     form = form_of(name)
     if form is None:
         items = params.values() if isinstance(params, dict) else params
         return [text_of(item) for value in items for item in (value if isinstance(value, list) else [value])]
-    if flat(name) in SINCE_30.split():
-        raise not_there(name, "jsonrpc")
     given = bound(form, params)
     checked: dict[str, Any] = {key: f"{mi.json_int(given[key], key)}" if key in form.numbers.split() else
-               mi.json_array(given[key], key) if key == "statistics" else mi.json_string(given[key], key) for key in given}
+               mi.json_array(given[key], key) if key == "statistics" else
+               mi.event_params(given[key]) if key == "params" else mi.json_string(given[key], key) for key in given}
     if "expire" in form.numbers or flat(name).startswith("cache_"):
         mi.check_cache({**checked, "expire": int(checked.get("expire", 0))})
     write = WRITERS.get(flat(name))
@@ -351,13 +350,19 @@ def write_dialog(params: dict) -> list[str]:
     return [number, *[params[name] for name in params if name != "dialog_id"]]
 
 
+def write_event(params: dict) -> list:
+    """The event and its attributes, with their names if they have any."""
+    given = params.get("params", [])
+    return [params["event"], *([(name, f"{value}") for name, value in given.items()] if isinstance(given, dict) else given)]
+
+
 WRITERS: dict = {  # command -> the values of its params where Form.text does not say it
     **dict.fromkeys(("get_statistics", "list_statistics", "reset_statistics"), lambda params: params.get("statistics", [])),
     "ul_dump": lambda params: ["brief"] if params.get("brief", "0") != "0" else [],
     "ds_list": lambda params: [*[params[name] for name in ("partition",) if name in params],
                                *["full" for name in ("full",) if params.get(name, "0") != "0"]],
     **dict.fromkeys(("dlg_list", "dlg_list_ctx", "trace", "sip_trace"), lambda params: [*params.values()]),
-    "dlg_end_dlg": write_dialog,
+    "dlg_end_dlg": write_dialog, "raise_event": write_event,
     **{name: functools.partial(lambda name, params: in_places(forms.FORMS[name].text, params, "."), name)
        for name in ("t_uac_dlg", "t_reply")},
 }

@@ -270,6 +270,8 @@ def request(method, given=None):
     ("get_statistics", {"statistics": ["a", "b:"]}, b":get_statistics:\na\nb:\n"),
     ("cache_remove_chunk", {"glob": "*", "collection": "c1"}, b":cache_remove_chunk:\nc1\n*\n"),
     ("cache_store", {"system": "local", "attr": "k", "value": 4294967297}, b":cache_store:\nlocal\nk\n2147483647\n"),
+    ("raise_event", ["E_X", ["1", 2]], b":raise_event:\nE_X\n1\n2\n"), ("raise_event", ["E_X"], b":raise_event:\nE_X\n"),
+    ("raise_event", ["E_X", '{"a":"x y","b":2}'], b":raise_event:\nE_X\na::x y\nb::2\n"),
     ("list_blacklists", {"name": "x"}, b":list_blacklists:\n"), ("pwd", None, b":pwd:\n"),
     ("theirs", {"a": 1, "b": [True, "x::y"], "c": ""}, b':theirs:\n1\ntrue\n"x::y"\n""\n')])
 def test_params_go_by_position(method, given, wanted):
@@ -287,7 +289,7 @@ def test_params_go_by_position(method, given, wanted):
     ("ds_reload", {"inherit_state": "0"}, 400, "Invalid parameter: 'inherit_state'", "OpenSIPS 2.4 has no such parameter"),
     ("cache_store", ["local", "k", 'a"\\'], 400, "Bad parameter value",
      "a value that needs quotes cannot end in a backslash: 'a\"\\\\'"),
-    ("dlg_push_var", ["a", "b", "c"], -32601, "Method not found", "OpenSIPS has it since 3.0"),
+    ("raise_event", {"event": "E_X", "params": 5}, 400, "Bad Params", None),
     ("pwd", 5, -32600, "Invalid Request", None)])
 def test_what_cannot_be_asked_in_text_is_refused_as_34_does(method, given, code, message, data):
     with pytest.raises(mi.Error) as refused:
