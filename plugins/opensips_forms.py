@@ -65,7 +65,7 @@ class Rows(NamedTuple):
         nodes = list(nodes)
         if self.container:
             nodes = [child for node in nodes if node[0] == self.container for child in node[3]]
-        objects = [item for item in (self.object_of(node) for node in nodes if node[0] == self.node) if item]
+        objects = [item for item in map(self.object_of, [node for node in nodes if node[0] == self.node]) if item]
         if self.single and (named or not self.member):
             return {} if not objects else objects[0] if self.single == "*" else {self.single: objects[0]}
         if self.member in ("", "*"):
@@ -122,6 +122,24 @@ class Pairs(NamedTuple):
         """The member that the nodes are, if there is one."""
         lists = [node[3] for node in nodes if node[0] == self.name] if self.wrapped else [nodes]
         return {self.name: [{node[0]: node[1] or ""} for node in lists[0]]} if lists else {}
+
+
+class Attribute(NamedTuple):
+    """The last node of a name, which has an attribute and no value."""
+
+    name: str
+    attribute: str
+
+    def nodes(self, item: dict) -> list[tuple]:
+        """The node of a member."""
+        label, name, _ = split(self.attribute)
+        return [(self.name, None, ((label, item[name]),), ())]
+
+    def members(self, nodes: Iterable[tuple]) -> dict:
+        """The member of the node."""
+        label, name, marks = split(self.attribute)
+        values = [dict(node[2]).get(label) for node in nodes if node[0] == self.name]
+        return {name: in_json(values[-1], marks)} if values else {}
 
 
 class Switches(NamedTuple):
@@ -237,24 +255,6 @@ class Named(NamedTuple):
     def members(self, nodes: Iterable[tuple]) -> dict:
         """The array of the nodes."""
         return {self.member: [{self.name: node[0], **dict(node[2])} for node in nodes if node[2]]}
-
-
-class Field(NamedTuple):
-    """A member that is the attribute of a node of its own."""
-
-    node: str
-    mark: str
-
-    def nodes(self, value: dict) -> list[tuple]:
-        """The node of the member, if there is one."""
-        label, name, _ = split(self.mark)
-        return [(self.node, None, [(label, value[name])], ())] if name in value else []
-
-    def members(self, nodes: Iterable[tuple]) -> dict:
-        """The member of the node, if there is one."""
-        label, name, marks = split(self.mark)
-        texts = [dict(node[2])[label] for node in nodes if node[0] == self.node and label in dict(node[2])]
-        return {name: in_json(texts[0], marks)} if texts else {}
 
 
 class Form(NamedTuple):
@@ -515,6 +515,18 @@ FORMS: dict[str, Form] = {
     "reg_reload": Form("...", ("", "aor contact registrar")),
     "reg_enable": Form("aor contact registrar", ("aor contact registrar",)),
     "reg_disable": Form("aor contact registrar", ("aor contact registrar",)),
+    # ratelimit; the last node of rl_list has another attribute
+    "rl_list": Form("[pipe] ...", ("", "pipe", "filter", "filter_out"), tree=(
+        Rows("Pipes", "PIPE", "", ("id", "algorithm", "limit#", "counter#"), single="Pipe"),
+        Attribute("PIPE", "drop_rate#")), errors={"command failed": (404, "Pipe Not Found")}),
+    "rl_reset_pipe": Form("pipe ...", ("pipe",), errors={"Bad parameter": (500, "Internal error")}),
+    "rl_set_pid": Form("ki [kp] [kd] ...", ("ki kp kd",), errors=BAD_PARAMETER),
+    "rl_get_pid": Form(None, tree=(Rows("", "PID", "", ("ki", "kp", "kd"), single="PID"),)),
+    "rl_bin_status": Form(None),
+    "rl_dump_pipe": Form("pipe", ("pipe",), tree=("Pipe", "Algorithm", "Counter#", "Replication Nodes!", "Total#")),
+    # pike
+    "pike_list": Form(None, tree=(Lines("IPs"),)),
+    "pike_rm": Form("ip ...", ("ip",)),
     # tm
     "t_uac_dlg": Form("method ruri next_hop socket headers [body]", tuple(f"method ruri headers {more}" for more in (
         "", "next_hop", "socket", "body", "next_hop socket", "next_hop body", "socket body", "next_hop socket body")),
@@ -532,15 +544,6 @@ TRACES = Form("[id] [mode] ...", ("", "id", "mode", "id mode"), tree=(
     "global", Named("trace destinations", "name", ("type", "uri", "state"))), named=True,
               errors={"Bad parameter": (400, "Bad trace id value")})
 OTHERS = {
-    "pike_list": Form(None, tree=(Lines("IPs"),)),
-    "pike_rm": Form("ip ...", ("ip",)),
-    "rl_list": Form("[pipe] ...", ("", "pipe", "filter", "filter_out"), tree=(
-        Rows("Pipes", "PIPE", "", ("id", "algorithm", "limit#", "counter#"), single="Pipe"), Field("PIPE", "drop_rate#")),
-        errors={"command failed": (404, "Pipe Not Found")}),
-    "rl_reset_pipe": Form("pipe ...", ("pipe",), errors={"Bad parameter": (500, "Internal error")}),
-    "rl_set_pid": Form("ki kp kd ...", ("ki kp kd",), errors=BAD_PARAMETER),
-    "rl_get_pid": Form(None, tree=(Rows("", "PID", "", ("ki", "kp", "kd"), single="PID"),)),
-    "rl_bin_status": Form(None),
     "sip_trace": TRACES, "trace": TRACES,
 }
 FORMS = {**OTHERS, **FORMS}
@@ -552,7 +555,7 @@ EVENT_FORMS = {
     "E_UL_CONTACT_UPDATE": CONTACT_EVENT, "E_UL_CONTACT_DELETE": CONTACT_EVENT, "E_UL_LATENCY_UPDATE": CONTACT_EVENT,
     "E_DLG_STATE_CHANGED": "hash_entry hash_id callid from_tag to_tag old_state new_state",
     "E_DISPATCHER_STATUS": "partition group address status", "E_DROUTING_STATUS": "partition gwid address status",
-    "E_LOAD_BALANCER_STATUS": "group uri status", "E_RTPPROXY_STATUS": "socket status",
+    "E_LOAD_BALANCER_STATUS": "group uri status", "E_PIKE_BLOCKED": "ip", "E_RTPPROXY_STATUS": "socket status",
 }
 # The names of a command in 4.0 and before, a line for each module of 4.0: `MODULE PREFIX: NAME...`. MODULE:NAME was PREFIX
 # and NAME before, or what stands behind `=`, where further names follow.
