@@ -163,6 +163,8 @@ def by_position(values: tuple) -> list:
 def params_of(asked: mi.Request, recipes: tuple | None) -> Any:
     """The params that the arguments of a text request are: texts, by name wherever names are known. mi.Error."""
     form, values = form_of(asked.name), [value or "" for value in asked.values]
+    if form and len(values) > MOST.get(flat(asked.name), len(values)):
+        raise mi.WRONG_COUNT
     if form:
         read = READERS.get(flat(asked.name))
         return read(values, asked) if read else placed(form.text or "", values, WRONG_COUNTS.get(flat(asked.name), WRONG))
@@ -178,6 +180,7 @@ def params_of(asked: mi.Request, recipes: tuple | None) -> Any:
     return dict(zip(fitting[0], values))
 
 
+MOST = dict.fromkeys(("dlg_list", "dlg_list_ctx", "profile_end_dlgs", "profile_get_size", "profile_list_dlgs"), 2)
 WRONG = (mi.WRONG_COUNT, mi.WRONG_COUNT)
 WRONG_COUNTS = {  # command -> the refusal of too few values, and of too many
     name: (mi.Error(404, "Too few arguments"), mi.Error(404, f"Too many {what}"))
@@ -221,7 +224,7 @@ def read_sets(values: list, asked: mi.Request) -> dict:
 
 
 def read_dialogs(values: list, asked: mi.Request) -> dict:
-    """`INDEX COUNTER`, or `[CALLID] [FROM_TAG]`; what follows is ignored."""
+    """`INDEX COUNTER`, or `[CALLID] [FROM_TAG]`."""
     names = ("index", "counter") if len(values) > 1 and all(map(str.isdigit, values[:2])) else ("callid", "from_tag")
     return dict(zip(names, values))
 
