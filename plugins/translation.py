@@ -341,9 +341,9 @@ def in_places(text: str | None, params: dict, missing: str = "") -> list[str]:
     lacking = [name for name in params if name not in places]
     if lacking and text is not None:
         raise mi.Error(400, f"Invalid parameter: '{lacking[0]}'", "OpenSIPS 2.4 has no such parameter")
-    last = max([at for at, place in enumerate(places, 1) if place in params or not words[at - 1].startswith("[")], default=0)
-    return [params.get(place, "0" if place == "-" else missing) for place, word in zip(places[:last], words)
-            if place in params or missing or not word.startswith("[") or place == "-"]
+    optional = [place for place, word in zip(places, words) if word.startswith("[")]
+    given = max([at for at, place in enumerate(optional, 1) if place in params], default=0)  # 2.4 fills them from the left
+    return [params.get(place, "0" if place == "-" else missing) for place in places if place not in optional[given:]]
 
 
 def write_dialog(params: dict) -> list[str]:

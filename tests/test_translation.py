@@ -148,6 +148,11 @@ def test_what_24_says_comes_back_from_json():
     assert count > 150
 
 
+LACKS = "2.4 lacks the command or the parameter"
+JSON_TWINS_DIFFER = {
+    **dict.fromkeys(("ul-030", "ul-031"), MINUS),
+    **dict.fromkeys(("ds-030", "ds-031", "ds-033", "dlg-030", "dlg-051", "dlg-055", "par-051"), LACKS),
+}
 TWINS_DIFFER = {  # id -> why; those that change the state are asked of neither
     "usrloc-013": MINUS, **dict.fromkeys(("dispatcher-017", "dialog-036", "dialog-058", "dialog-060", "dialog-062",
                                           "dialog-063"), EMPTY),
@@ -172,6 +177,32 @@ def test_a_server_behind_the_translation_answers_as_one_that_is_asked_itself(gro
                     reply = f"{error.code} {error.reason}\n\n".encode()
                 assert free_text(reply.decode("latin-1")) == free_text(plain.ask(text).decode("latin-1")), row["id"]
     assert len(rows) > 20
+
+
+@pytest.mark.parametrize("group", ["ul", "ds", "dlg", "par"])
+def test_a_text_server_behind_the_translation_answers_as_one_of_jsonrpc(group):
+    """But for what only JSON has."""
+    only = ("resolved_addresses", "ATTRS", "attrs", "script_attr")
+    lines, rows = configuration("34.cfg"), [row for row in rows_of("jsonrpc.jsonl") if row["id"].startswith(f"{group}-")]
+    with mi.Trial(lines) as plain, mi.Trial(lines) as behind:
+        for row in rows:
+            before(plain, row)
+            before(behind, row)
+            if row["id"] not in JSON_TWINS_DIFFER and (wanted := plain.ask(row["request"])):
+                asked = row["request"]
+                try:
+                    made = mi.read_json(translation.reply_to_jsonrpc(asked, behind.ask(translation.to_text(asked))))
+                except mi.Error as error:
+                    made = mi.read_json(mi.write_jsonrpc(mi.Reply(result=error), mi.Request("", id=1), mi.NO_FORM).encode())
+                assert free_json(without(made, *only)) == free_json(without(mi.read_json(wanted), *only)), row["id"]
+    assert len(rows) > 4
+
+
+def without(value, *names):
+    """A JSON value without members of some names."""
+    if isinstance(value, dict):
+        return {name: without(item, *names) for name, item in value.items() if name not in names}
+    return [without(item, *names) for item in value] if isinstance(value, list) else value
 
 
 def test_replies_of_40_are_as_those_of_34():
@@ -297,6 +328,9 @@ def request(method, given=None):
     ("get_statistics", {"statistics": ["a", "b:"]}, b":get_statistics:\na\nb:\n"),
     ("cache_remove_chunk", {"glob": "*", "collection": "c1"}, b":cache_remove_chunk:\nc1\n*\n"),
     ("cache_store", {"system": "local", "attr": "k", "value": 4294967297}, b":cache_store:\nlocal\nk\n2147483647\n"),
+    ("dlg_send_sequential", {"callid": "c", "method": "INFO"}, b':dlg_send_sequential:\nc\n""\nINFO\n'),
+    ("t_uac_dlg", {"method": "OPTIONS", "ruri": "sip:a", "headers": "X: 1\r\n"},
+     b':t_uac_dlg:\nOPTIONS\nsip:a\n.\n.\n"X: 1\r\n"\n'),
     ("raise_event", ["E_X", ["1", 2]], b":raise_event:\nE_X\n1\n2\n"), ("raise_event", ["E_X"], b":raise_event:\nE_X\n"),
     ("raise_event", ["E_X", '{"a":"x y","b":2}'], b":raise_event:\nE_X\na::x y\nb::2\n"),
     ("list_blacklists", {"name": "x"}, b":list_blacklists:\n"), ("pwd", None, b":pwd:\n"),
