@@ -250,7 +250,8 @@ class Named(NamedTuple):
 
     def nodes(self, value: dict) -> list[tuple]:
         """The nodes of the array."""
-        return [(item[self.name], None, [(name, item[name]) for name in self.attributes], ()) for item in value[self.member]]
+        return [(item[self.name], None, [(name, item[name]) for name in self.attributes if name in item], ())
+                for item in value[self.member]]
 
     def members(self, nodes: Iterable[tuple]) -> dict:
         """The array of the nodes."""
@@ -384,6 +385,10 @@ DIALOG_LISTS = ("", "callid", "callid from_tag", "index counter")
 PROFILE = ("profile", "profile value")
 ADDRESSES = Rows("Destinations", "dest", "", ("grp#", "ip", "mask", "port#", "proto", "pattern", "context_info"))
 PARTITIONS = Rows("Partitions", "part", "name", (), (ADDRESSES,))
+
+TRACES = Form("[id] [mode] ...", ("", "id", "mode", "id mode"), tree=(
+    "global", Named("trace destinations", "name", ("type", "uri", "state"))), named=True,
+              errors={"Bad parameter": (400, "Bad trace id value")})
 
 PROCESSES = Rows("Processes", "Process", "", ("ID#", "PID#", "Log level#", "Type@process"), shown=False)
 SUBSCRIBERS = Rows("Subscribers", "Subscriber", "", ("socket", "expire#", "ttl!"), single="Subscriber")
@@ -527,6 +532,10 @@ FORMS: dict[str, Form] = {
     # pike
     "pike_list": Form(None, tree=(Lines("IPs"),)),
     "pike_rm": Form("ip ...", ("ip",)),
+    # siptrace, tracer
+    "sip_trace": TRACES, "trace": TRACES,
+    "trace_start": Form("id uri [filter] [scope] [type]", ("id uri", "id uri filter", "id uri filter scope type")),
+    "trace_stop": Form("id", ("id",)),
     # tm
     "t_uac_dlg": Form("method ruri next_hop socket headers [body]", tuple(f"method ruri headers {more}" for more in (
         "", "next_hop", "socket", "body", "next_hop socket", "next_hop body", "socket body", "next_hop socket body")),
@@ -538,16 +547,6 @@ FORMS: dict[str, Form] = {
         "", "new_headers", "body", "new_headers body")), "code", named=True, errors={
             f"Invalid {part} in trans_id": (400, f"Invalid {part} in old trans_id") for part in ("index", "label")}),
 }
-
-# Commands of modules that are no plug-ins here.
-TRACES = Form("[id] [mode] ...", ("", "id", "mode", "id mode"), tree=(
-    "global", Named("trace destinations", "name", ("type", "uri", "state"))), named=True,
-              errors={"Bad parameter": (400, "Bad trace id value")})
-OTHERS = {
-    "sip_trace": TRACES, "trace": TRACES,
-}
-FORMS = {**OTHERS, **FORMS}
-
 # The attributes that an event has in 2.4, all of those that it has in 3.4.
 CONTACT_EVENT = "aor uri received path qval socket bflags expires callid cseq attr latency"
 EVENT_FORMS = {
