@@ -253,6 +253,13 @@ def read_event(values: list, asked: mi.Request) -> dict:
     return {"event": values[0], **({"params": params if isinstance(params, list) else mi.json_text(params)} if params else {})}
 
 
+def read_status(name: str, values: list, asked: mi.Request) -> dict:
+    """`[PARTITION] ID STATUS`, or `[ID]`."""
+    if len(values) > 3:
+        raise mi.WRONG_COUNT
+    return dict(zip(("partition_name", name, "status") if len(values) == 3 else (name, "status"), values))
+
+
 def without_dots(name: str, values: list, asked: mi.Request) -> dict:
     """Values by their places, a `.` for one that is left out."""
     return {name: value for name, value in placed(forms.FORMS[name].text, values).items() if value != "."}
@@ -262,6 +269,7 @@ READERS: dict = {  # command -> reads its values where their places depend on wh
     "get_statistics": read_statistics, "list_statistics": read_statistics, "reset_statistics": read_statistics,
     "ul_dump": read_dump, "ds_list": read_sets, "dlg_list": read_dialogs, "dlg_list_ctx": read_dialogs,
     "dlg_end_dlg": read_dialog, "trace": read_trace, "sip_trace": read_trace, "raise_event": read_event,
+    "dr_gw_status": functools.partial(read_status, "gw_id"), "dr_carrier_status": functools.partial(read_status, "carrier_id"),
     **{name: functools.partial(without_dots, name) for name in ("t_uac_dlg", "t_reply")},
 }
 
@@ -385,6 +393,7 @@ IN_TEXT = {  # message of 3.x -> first line of 2.4
 OF_COMMANDS = {  # the same for single commands
     ("rl_list", "Pipe Not Found"): "500 command failed", ("rl_reset_pipe", "Internal error"): "400 Bad parameter",
     ("ds_list", "ERROR Unknown partition"): "400 Bad parameter", ("rtpproxy_enable", "Empty url"): "400 Bad parameter",
+    ("rtpproxy_reload", "Dynamic loading not enabled"): "400 Bad parameter",
     ("t_reply", "Invalid params"): "400 Invalid reply code",
     **{(name, "Bad trace id value"): "400 Bad parameter" for name in ("trace", "sip_trace")},
     **{("tcp_trace", message): "500 Server Internal Error" for message in ("Invalid params", "Bad parameter value")},

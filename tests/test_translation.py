@@ -272,6 +272,8 @@ def params(text, **how):
     (b":ds_list:\np\nfull\n", {"partition": "p", "full": "1"}),
     (b":ul_dump:\nBrief\n", {"brief": "1"}), (b":ul_dump:\nlong\n", None),
     (b":dlg_list:\n1\n2\n", {"index": "1", "counter": "2"}), (b":dlg_list:\nc\nt\n", {"callid": "c", "from_tag": "t"}),
+    (b":dr_gw_status:\ngw1\n0\n", {"gw_id": "gw1", "status": "0"}), (b":dr_carrier_status:\n", None),
+    (b":dr_gw_status:\npstn\ngw1\n0\n", {"partition_name": "pstn", "gw_id": "gw1", "status": "0"}),
     (b":dlg_end_dlg:\n5910780863915\n", {"dialog_id": forms.dialog_id(5910780863915)}),
     (b':dlg_end_dlg:\nc@x\n"X: 1\r\n"\n', {"dialog_id": "c@x", "extra_hdrs": "X: 1\r\n"}),
     (b":get_statistics:\na\nb:\n", {"statistics": ["a", "b:"]}), (b":list_statistics:\n", None),
