@@ -46,14 +46,20 @@ def within_bounds(function: Callable) -> Callable:
 # A server is asked by a name that it has: the client's, or another that the same command has in another release.
 
 ONLY_24 = "OpenSIPS has it up to 2.4"
-SINCE_30 = """add_blacklist_rule cache_fetch_chunk check_blacklist check_blacklists del_blacklist_rule dlg_push_var
-    dlg_send_sequential ds_push_script_attrs log_level_filter log_mute_state mem_pkg_dump mem_rpm_dump mem_shm_dump raise_event
+SINCE_30 = """add_blacklist_rule check_blacklist check_blacklists del_blacklist_rule dlg_push_var dlg_send_sequential
+    dr_enable_probing ds_push_script_attrs log_level_filter log_mute_state mem_pkg_dump mem_rpm_dump mem_shm_dump raise_event
     reg_disable reg_enable reload_routes reset_all_statistics rl_dump_pipe shm_check sr_get_status sr_list_identifiers
-    sr_list_reports sr_list_status trace_start trace_stop xlog_level"""
+    sr_list_reports sr_list_status trace_start trace_stop ua_session_client_start ua_session_list ua_session_reply
+    ua_session_terminate ua_session_update xlog_level"""
+SINCE_40 = """cache_fetch_chunk config_flush config_list config_push config_push_bulk config_reload core:profiling_proc
+    dlg_set_profile dlg_unset_profile mq_fetch mq_get_size mq_get_sizes reg_delete reg_force_register reg_upsert regex_match
+    regex_match_group sockets_list sockets_reload tcp:close trie_number_delete trie_number_upsert trie_reload
+    trie_reload_status trie_search"""
 REASONS = {  # command -> why a server does not have it
     "rl_bin_status": ONLY_24, "dlg_list_sharing_tags": f"{ONLY_24}, then clusterer_list_shtags",
     "dlg_set_sharing_tag_active": f"{ONLY_24}, then clusterer_shtag_set_active",
     **dict.fromkeys(SINCE_30.split(), "OpenSIPS has it since 3.0"),
+    **dict.fromkeys(SINCE_40.split(), "OpenSIPS has it since 4.0"),
 }
 MUTE = "t_hash"  # 3.x does not answer it, and then no request at all
 

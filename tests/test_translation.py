@@ -404,6 +404,16 @@ def test_a_command_that_a_server_lacks_is_refused_with_the_reason(name, dialect,
     assert (refused.value.code, refused.value.reason, refused.value.data) == (code, reason, data)
 
 
+def test_each_command_is_on_each_server_or_has_a_reason():
+    """By what `which` lists on three real servers of the same modules."""
+    for known in (NAMES_24, NAMES_34, NAMES_40):
+        for name in {*NAMES_24, *NAMES_34, *NAMES_40}:
+            with contextlib.suppress(mi.Error):
+                translation.name_on(name, known)
+                continue
+            assert any(other in translation.REASONS for other in translation.names_of(name)), name
+
+
 def test_a_request_gets_another_name_and_stays_the_same():
     assert translation.renamed(b':ul_rm:\nlocation\n"a\nb"\n', "usrloc:rm") == b':usrloc:rm:\nlocation\n"a\nb"\n'
     assert translation.renamed(b'{"jsonrpc":"2.0","Method":"ul_rm","params":["a"],"id":"x"}', "usrloc:rm") == \
