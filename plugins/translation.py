@@ -169,11 +169,10 @@ def by_position(values: tuple) -> list:
 def params_of(asked: mi.Request, recipes: tuple | None) -> Any:
     """The params that the arguments of a text request are: texts, by name wherever names are known. mi.Error."""
     form, values = form_of(asked.name), [value or "" for value in asked.values]
-    if form and len(values) > MOST.get(flat(asked.name), len(values)):
-        raise mi.WRONG_COUNT
+    check_as_24(flat(asked.name), asked)
     if form:
         read = READERS.get(flat(asked.name))
-        return read(values, asked) if read else placed(form.text or "", values, WRONG_COUNTS.get(flat(asked.name), WRONG))
+        return read(values, asked) if read else placed(form.text or "", values)
     if asked.names and all(asked.names):
         return dict(zip(asked.names, values))
     if recipes is None:
@@ -187,19 +186,34 @@ def params_of(asked: mi.Request, recipes: tuple | None) -> Any:
 
 
 MOST = dict.fromkeys(("dlg_list", "dlg_list_ctx", "profile_end_dlgs", "profile_get_size", "profile_list_dlgs"), 2)
-WRONG = (mi.WRONG_COUNT, mi.WRONG_COUNT)
-WRONG_COUNTS = {  # command -> the refusal of too few values, and of too many
-    name: (mi.Error(404, "Too few arguments"), mi.Error(404, f"Too many {what}"))
-    for name, what in {"cache_store": "parameters", "cache_fetch": "arguments", "cache_remove": "parameters"}.items()
+NO_PROFILE = (mi.WRONG_COUNT, mi.BAD_PARAMETER)
+NO_CALL_ID = (mi.Error(400, "Invalid Call-ID specified"),)
+WITHOUT = {  # command -> what 2.4 says to a value that is NULL or empty, by its place
+    **dict.fromkeys(("profile_end_dlgs", "profile_get_size", "profile_get_values", "profile_list_dlgs"), NO_PROFILE),
+    "dlg_list": NO_CALL_ID, "dlg_list_ctx": NO_CALL_ID, "dlg_end_dlg": (mi.BAD_PARAMETER,),
+    "ds_set_state": (mi.Error(500, "Bad state value"), mi.Error(500, "group not found"), mi.Error(500, "address not found")),
 }
+BINDERS = {command.mi_command.name: command.mi_command.bind for command in (
+    mi.cache_store, mi.cache_fetch, mi.cache_remove, mi.cache_remove_chunk, mi.event_subscribe, mi.log_level)}
 
 
-def placed(text: str, values: list[str], wrong: tuple = WRONG) -> dict:
-    """Values by the names of their places, as Form.text has them; mi.Error for a wrong count, one of the two in `wrong`."""
+def check_as_24(name: str, asked: mi.Request) -> None:
+    """Refuse what 2.4 would, where 3.x has other words for it or takes it; mi.Error."""
+    if name in BINDERS:
+        BINDERS[name](asked)
+    if len(asked.values) > MOST.get(name, len(asked.values)):
+        raise mi.WRONG_COUNT
+    for value, error in zip(asked.values, WITHOUT.get(name, ())):
+        if not value:
+            raise error
+
+
+def placed(text: str, values: list[str]) -> dict:
+    """Values by the names of their places, as Form.text has them; mi.Error for a wrong count."""
     words = text.removesuffix("...").split()
     least = sum(not word.startswith("[") for word in words)
     if len(values) < least or len(values) > len(words) and not text.endswith("..."):
-        raise wrong[len(values) >= least]
+        raise mi.WRONG_COUNT
     left_out = len(words) - len(values)  # of those that may be, the last ones
     for word in reversed(words):
         if left_out > 0 and word.startswith("["):
@@ -222,7 +236,7 @@ def read_dump(values: list, asked: mi.Request) -> dict:
 
 def read_sets(values: list, asked: mi.Request) -> dict:
     """`[PARTITION] [full]`; what follows is ignored."""
-    params = {} if values[:1] in ([], ["full"]) else {"partition": values[0]}
+    params = {} if values[:1] in ([], ["full"]) else {"partition": values[0] or "default"}
     last = values[len(params):][:1]
     if last not in ([], ["full"]):
         raise mi.BAD_PARAMETER
@@ -232,7 +246,7 @@ def read_sets(values: list, asked: mi.Request) -> dict:
 def read_dialogs(values: list, asked: mi.Request) -> dict:
     """`INDEX COUNTER`, or `[CALLID] [FROM_TAG]`."""
     names = ("index", "counter") if len(values) > 1 and all(map(str.isdigit, values[:2])) else ("callid", "from_tag")
-    return dict(zip(names, values))
+    return {name: value for name, value in zip(names, values) if value}
 
 
 def read_dialog(values: list, asked: mi.Request) -> dict:
@@ -319,10 +333,21 @@ def values_of(name: str, params: Any) -> list:
                mi.event_params(given[key]) if key == "params" else mi.json_string(given[key], key) for key in given}
     if "expire" in form.numbers or flat(name).startswith("cache_"):
         mi.check_cache({**checked, "expire": int(checked.get("expire", 0))})
+    for key, error in EMPTY_PARAMS.get(flat(name), {}).items():
+        if checked.get(key) == "":
+            raise error
     write = WRITERS.get(flat(name))
     return write(checked) if write else in_places(form.text if flat(name) not in WHOLE else None, checked)
 
 
+EMPTY_PARAMS = {  # command -> what 3.4 says to an empty text
+    "allow_uri": dict.fromkeys(("basename", "uri", "contact"), mi.Error(404, "Basename is empty")),
+    "dlg_end_dlg": {"dialog_id": mi.Error(404, "Requested Dialog not found")},
+    "ds_set_state": {"state": mi.Error(500, "Bad state value"), "group": mi.Error(500, "bad group value"),
+                     "address": mi.Error(404, "destination not found")},
+    **dict.fromkeys(("profile_end_dlgs", "profile_get_size", "profile_get_values", "profile_list_dlgs"),
+                    {"profile": mi.Error(404, "Profile not found")}),
+}
 WHOLE = ("reg_list", "reg_reload")  # of which 2.4 takes no value and does all: the record that was asked for is in the reply
 
 
@@ -399,6 +424,7 @@ IN_TEXT = {  # message of 3.x -> first line of 2.4
 OF_COMMANDS = {  # the same for single commands
     ("rl_list", "Pipe Not Found"): "500 command failed", ("rl_reset_pipe", "Internal error"): "400 Bad parameter",
     ("ds_list", "ERROR Unknown partition"): "400 Bad parameter", ("rtpproxy_enable", "Empty url"): "400 Bad parameter",
+    ("allow_uri", "Basename is empty"): "403 Forbidden",
     ("rtpproxy_reload", "Dynamic loading not enabled"): "400 Bad parameter",
     ("t_reply", "Invalid params"): "400 Invalid reply code",
     **{(name, "Bad trace id value"): "400 Bad parameter" for name in ("trace", "sip_trace")},
