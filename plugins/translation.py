@@ -172,7 +172,7 @@ def params_of(asked: mi.Request, recipes: tuple | None) -> Any:
     check_as_24(flat(asked.name), asked)
     if form:
         read = READERS.get(flat(asked.name))
-        return read(values, asked) if read else placed(form.text or "", values)
+        return with_numbers(form, flat(asked.name), read(values, asked) if read else placed(form.text or "", values))
     if asked.names and all(asked.names):
         return dict(zip(asked.names, values))
     if recipes is None:
@@ -206,6 +206,21 @@ def check_as_24(name: str, asked: mi.Request) -> None:
     for value, error in zip(asked.values, WITHOUT.get(name, ())):
         if not value:
             raise error
+
+
+HEXADECIMAL = ("nh_enable_ping", "rtpproxy_enable")  # commands of 2.4 that take 0x1 for a number
+SIGNED = ("log_level", "xlog_level", "t_reply")  # that look at their numbers in another way
+
+
+def with_numbers(form: Any, name: str, params: dict) -> dict:
+    """Params whose numbers are such for 2.4, digits alone; mi.Error."""
+    for key in form.numbers.split() if name not in SIGNED else ():
+        value = params.get(key, "0")
+        if name in HEXADECIMAL and re.fullmatch("0[xX][0-9a-fA-F]{1,8}", value):
+            params = {**params, key: f"{int(value, 16)}"}
+        elif not (value.isascii() and value.isdigit()) and name not in BINDERS:
+            raise mi.BAD_PARAMETER
+    return params
 
 
 def placed(text: str, values: list[str]) -> dict:
@@ -275,7 +290,7 @@ def read_event(values: list, asked: mi.Request) -> dict:
 
 def read_status(name: str, values: list, asked: mi.Request) -> dict:
     """`[PARTITION] ID STATUS`, or `[ID]`."""
-    if len(values) > 3:
+    if len(values) > 3 or len(values) == 3 and not values[2].isdigit():
         raise mi.WRONG_COUNT
     return dict(zip(("partition_name", name, "status") if len(values) == 3 else (name, "status"), values))
 
@@ -289,6 +304,7 @@ READERS: dict = {  # command -> reads its values where their places depend on wh
     "get_statistics": read_statistics, "list_statistics": read_statistics, "reset_statistics": read_statistics,
     "ul_dump": read_dump, "ds_list": read_sets, "dlg_list": read_dialogs, "dlg_list_ctx": read_dialogs,
     "dlg_end_dlg": read_dialog, "trace": read_trace, "sip_trace": read_trace, "raise_event": read_event,
+    "dr_reload_status": lambda values, asked: {"partition_name": values[0]} if values else {},
     "dr_gw_status": functools.partial(read_status, "gw_id"), "dr_carrier_status": functools.partial(read_status, "carrier_id"),
     **{name: functools.partial(without_dots, name) for name in ("t_uac_dlg", "t_reply")},
 }
@@ -340,6 +356,7 @@ def values_of(name: str, params: Any) -> list:
     return write(checked) if write else in_places(form.text if flat(name) not in WHOLE else None, checked)
 
 
+NO_PARTITIONS = "'partition_name' supported only when 'use_partitions' is set"
 EMPTY_PARAMS = {  # command -> what 3.4 says to an empty text
     "allow_uri": dict.fromkeys(("basename", "uri", "contact"), mi.Error(404, "Basename is empty")),
     "dlg_end_dlg": {"dialog_id": mi.Error(404, "Requested Dialog not found")},
@@ -379,7 +396,8 @@ def in_places(text: str | None, params: dict, missing: str = "") -> list[str]:
     places = [word.strip("[]") for word in words]
     lacking = [name for name in params if name not in places]
     if lacking and text is not None:
-        raise mi.Error(400, f"Invalid parameter: '{lacking[0]}'", "OpenSIPS 2.4 has no such parameter")
+        detail = NO_PARTITIONS if lacking == ["partition_name"] else "OpenSIPS 2.4 has no such parameter"
+        raise mi.Error(400, f"Invalid parameter: '{lacking[0]}'", detail)
     optional = [place for place, word in zip(places, words) if word.startswith("[")]
     given = max([at for at, place in enumerate(optional, 1) if place in params], default=0)  # 2.4 fills them from the left
     return [params.get(place, "0" if place == "-" else missing) for place in places if place not in optional[given:]]
@@ -421,10 +439,14 @@ IN_TEXT = {  # message of 3.x -> first line of 2.4
     "Invalid index in old trans_id": "400 Invalid index in trans_id",
     "Invalid label in old trans_id": "400 Invalid label in trans_id",
 }
+NO_PARTITION = "Invalid parameter: 'partition_name'"
 OF_COMMANDS = {  # the same for single commands
     ("rl_list", "Pipe Not Found"): "500 command failed", ("rl_reset_pipe", "Internal error"): "400 Bad parameter",
     ("ds_list", "ERROR Unknown partition"): "400 Bad parameter", ("rtpproxy_enable", "Empty url"): "400 Bad parameter",
     ("allow_uri", "Basename is empty"): "403 Forbidden",
+    **dict.fromkeys((("dr_gw_status", NO_PARTITION), ("dr_carrier_status", NO_PARTITION)), "400 Too few or too many arguments"),
+    ("dr_reload_status", NO_PARTITION):
+        "400 Too many arguments (use_partitions is 0 so no parameter should be supplied to the MI function)",
     ("rtpproxy_reload", "Dynamic loading not enabled"): "400 Bad parameter",
     ("t_reply", "Invalid params"): "400 Invalid reply code",
     **{(name, "Bad trace id value"): "400 Bad parameter" for name in ("trace", "sip_trace")},
