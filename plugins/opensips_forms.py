@@ -65,7 +65,7 @@ class Rows(NamedTuple):
         nodes = list(nodes)
         if self.container:
             nodes = [child for node in nodes if node[0] == self.container for child in node[3]]
-        objects = [item for item in map(self.object_of, [node for node in nodes if node[0] == self.node]) if item]
+        objects = [self.object_of(node) for node in nodes if node[0] == self.node]
         if self.single and (named or not self.member):
             return {} if not objects else objects[0] if self.single == "*" else {self.single: objects[0]}
         if self.member in ("", "*"):
@@ -124,22 +124,19 @@ class Pairs(NamedTuple):
         return {self.name: [{node[0]: node[1] or ""} for node in lists[0]]} if lists else {}
 
 
-class Attribute(NamedTuple):
-    """The last node of a name, which has an attribute and no value."""
+class Pipes(NamedTuple):
+    """Pipes, and the drop rate of all in a last node of their name."""
 
-    name: str
-    attribute: str
+    pipes: Rows
 
-    def nodes(self, item: dict) -> list[tuple]:
-        """The node of a member."""
-        label, name, _ = split(self.attribute)
-        return [(self.name, None, ((label, item[name]),), ())]
+    def nodes(self, value: dict) -> list[tuple]:
+        """The nodes of an object."""
+        return [*self.pipes.nodes(value), (self.pipes.node, None, (("drop_rate", value["drop_rate"]),), ())]
 
-    def members(self, nodes: Iterable[tuple]) -> dict:
-        """The member of the node."""
-        label, name, marks = split(self.attribute)
-        values = [dict(node[2]).get(label) for node in nodes if node[0] == self.name]
-        return {name: in_json(values[-1], marks)} if values else {}
+    def members(self, nodes: Iterable[tuple], named: bool = False) -> dict:
+        """The object of the nodes; named: of one pipe that was asked for."""
+        *pipes, last = nodes
+        return {**self.pipes.members(pipes, named), "drop_rate": in_json(dict(last[2]).get("drop_rate"), "#")}
 
 
 class Switches(NamedTuple):
@@ -312,13 +309,13 @@ def nodes_of(parts: tuple, item: dict) -> list[tuple]:
     return nodes
 
 
-def members_of(parts: tuple, nodes: Iterable[tuple], named: bool = False) -> dict:
-    """The members that nodes are, by the parts of an object; named: what was asked for by its name."""
+def members_of(parts: tuple, nodes: Iterable[tuple]) -> dict:
+    """The members that nodes are, by the parts of an object."""
     nodes = list(nodes)
     leaves, item = {node[0]: node[1] for node in nodes if not node[3]}, {}
     for part in parts:
         if not isinstance(part, str):
-            item.update(part.members(nodes, named) if named and isinstance(part, Rows) else part.members(nodes))
+            item.update(part.members(nodes))
             continue
         label, name, marks = split(part)
         if label in leaves and not ("+" in marks and not leaves[label] or "*" in marks and leaves[label] == "."):
@@ -334,9 +331,11 @@ def to_nodes(tree: tuple, value: Any) -> list[tuple]:
 def to_json(tree: tuple, nodes: Iterable[tuple], named: bool = False) -> Any:
     """The result of 3.4 for a tree of 2.4; named: what was asked for by its name."""
     nodes, last = list(nodes), tree[-1]
-    if isinstance(last, (Addresses, Lines, Members)) or isinstance(last, Rows) and (len(tree) == 1 or named and last.single):
+    is_whole = len(tree) == 1 or named and last.single if isinstance(last, Rows) else \
+        isinstance(last, (Addresses, Lines, Members, Pipes))
+    if is_whole:
         return last.members(nodes, named)
-    return members_of(tuple(part for part in tree if not named or getattr(part, "single", part)), nodes, named)
+    return members_of(tuple(part for part in tree if not named or getattr(part, "single", part)), nodes)
 
 
 def dialog_id(db_id: Any) -> str:
@@ -520,10 +519,10 @@ FORMS: dict[str, Form] = {
     "reg_reload": Form("...", ("", "aor contact registrar")),
     "reg_enable": Form("aor contact registrar", ("aor contact registrar",)),
     "reg_disable": Form("aor contact registrar", ("aor contact registrar",)),
-    # ratelimit; the last node of rl_list has another attribute
-    "rl_list": Form("[pipe] ...", ("", "pipe", "filter", "filter_out"), tree=(
-        Rows("Pipes", "PIPE", "", ("id", "algorithm", "limit#", "counter#"), single="Pipe"),
-        Attribute("PIPE", "drop_rate#")), errors={"command failed": (404, "Pipe Not Found")}),
+    # ratelimit
+    "rl_list": Form("[pipe] ...", ("", "pipe", "filter", "filter_out"), tree=(Pipes(
+        Rows("Pipes", "PIPE", "", ("id", "algorithm", "limit#", "counter#"), single="Pipe")),),
+                    errors={"command failed": (404, "Pipe Not Found")}),
     "rl_reset_pipe": Form("pipe ...", ("pipe",), errors={"Bad parameter": (500, "Internal error")}),
     "rl_set_pid": Form("ki [kp] [kd] ...", ("ki kp kd",), errors=BAD_PARAMETER),
     "rl_get_pid": Form(None, tree=(Rows("", "PID", "", ("ki", "kp", "kd"), single="PID"),)),

@@ -1,12 +1,10 @@
 """What the plug-ins of OpenSIPS' modules share: the order of lists, numbers, forms in both directions, tables."""
 
-import json
 import re
 import sqlite3
 
 import pytest
 from conftest import OPENSIPS_MODULES, ROOT, run
-from test_modules import rows_of
 
 import midatagram as mi
 
@@ -55,46 +53,6 @@ def test_q(text, wanted, shown):
 ###############################################################################
 # Forms
 ###############################################################################
-
-
-LEFT_OUT = ("p0507",)  # where 2.4 shows all records, whatever it is asked for
-
-
-def pairs():
-    """The recorded replies with data of one state in both versions, for commands that have a tree."""
-    for row in rows_of("pairs.jsonl"):
-        form, text, answer = forms.FORMS.get(row["command"]), row.get("text_reply"), row.get("json_reply")
-        is_ours = form and form.tree and row["command"] != "t_uac_dlg"  # which test_tm has
-        if is_ours and text and answer and text.startswith("200 OK\n") and '"result"' in answer:
-            result = json.loads(answer)["result"]
-            if not isinstance(result, str) and row["id"] not in LEFT_OUT:
-                yield pytest.param(form.tree, text.removeprefix("200 OK\n")[:-1].removesuffix("\n"), result, id=row["id"])
-
-
-def without(value, *names):
-    """A JSON value without members of some names."""
-    if isinstance(value, dict):
-        return {name: without(item, *names) for name, item in value.items() if name not in names}
-    return [without(item, *names) for item in value] if isinstance(value, list) else value
-
-
-VOLATILE = ("ContactID", "Expires", "ID", "db_id", "timestart", "datestart", "timeout", "dateout", "Date",  # of different servers
-            "Matched Prefix")  # 2.4 shows what else is in that place of the datagram
-ONLY_JSON = "resolved_addresses", "ATTRS", "attrs", "enabled", "binding_params"
-NAMED = {"Dialog", "State", "Enabled", "part", "Pipe"}  # what a reply has that is about the one thing that was asked for
-
-
-@pytest.mark.parametrize("tree, text, result", [*pairs()])
-def test_a_tree_becomes_the_json_of_34(tree, text, result):
-    made = forms.to_json(tree, mi.read_tree(text), isinstance(result, dict) and bool(NAMED & {*result}))
-    assert json.dumps(without(made, *VOLATILE, *ONLY_JSON)) == json.dumps(without(result, *VOLATILE, *ONLY_JSON))
-
-
-@pytest.mark.parametrize("tree, text, result", [*pairs()])
-def test_the_json_of_34_becomes_the_tree(tree, text, result):
-    made = "".join(mi.node_lines(forms.to_nodes(tree, result), "\t"))
-    free = re.compile(rf"({'|'.join(VOLATILE)})(?:::? |=).*")
-    assert free.sub(r"\1", made).rstrip("\n") == free.sub(r"\1", text)
 
 
 def test_forms_are_read_without_the_modules():
