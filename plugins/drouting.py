@@ -413,7 +413,7 @@ def dr_reload(ctx, partition_name=..., inherit_state=...):
     """Read the tables of all partitions again, or of one; gateways and carriers that stay have the state that they had."""
     failed = mi.Error(500, "Failed to reload")
     names = [*partitions(ctx)]
-    if (partition_name is not ...) or (is_text(ctx) and ctx.param("use_partitions") and ctx.request.values):
+    if partition_name is not ... or is_text(ctx) and ctx.param("use_partitions") and ctx.request.values:
         names = [asked(ctx, partition_name, unknown=failed)[0]]
     wrong = []
     for name in names:
@@ -433,12 +433,12 @@ def dr_reload_status(ctx, partition_name=...):
     """Show when the tables of all partitions were read, or of one."""
     if is_text(ctx) and ctx.request.values and not ctx.param("use_partitions"):
         raise mi.Error(400, "Too many arguments (use_partitions is 0 so no parameter should be supplied to the MI function)")
+    is_named = partition_name is not ... or bool(is_text(ctx) and ctx.request.values)
     names = [*partitions(ctx)]
-    is_named = (partition_name is not ...) or bool(is_text(ctx) and ctx.request.values)
-    if is_named:
+    if is_named or not ctx.param("use_partitions"):
         names = [asked(ctx, partition_name, unknown=mi.BAD_PARAMETER)[0]]
     shown = [{"name": name, "Date": ctx.view(SPACE, take_in)[name].date} for name in names]
-    value = {"Partitions": shown}
+    value: dict = {"Partitions": shown}
     if not ctx.param("use_partitions"):
         value = {"Date": shown[0]["Date"]}
     elif is_named and not is_text(ctx):

@@ -217,6 +217,8 @@ def trace_start(ctx, id, uri, filter=..., scope=..., type=...):
     new = destination(opensips.text(ctx, "id", id), opensips.text(ctx, "uri", uri))
     if new.kind == "Database":
         raise mi.Error(406, "DB not acceptable", "dynamic DB tracing is not yet available")
+    if new.kind == "SIP" and sip_place(new.uri).startswith(":"):
+        raise mi.Failed(f"{new.uri} has no host")
     if new in declared(ctx):
         raise mi.Error(500, "Bad parameter value", "trace id already used")
     if new.kind == "HEP" and "proto_hep" not in ctx.server.registry.modules_by_name:

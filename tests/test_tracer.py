@@ -102,6 +102,7 @@ def test_what_cannot_be_started():
         assert rpc(trial, "trace_start", id="d", uri="mysql://h/x") == (
             406, "DB not acceptable", "dynamic DB tracing is not yet available")
         assert rpc(trial, "trace_start", id="d", uri="hep:h") == (500, "No transport protocol", "HEP module was not loaded")
+        assert rpc(trial, "trace_start", id="d", uri="sip:")[:2] == (-32000, "Server error")
         assert rpc(trial, "trace_start", id="d", uri=None)[-1] == "Bad type for parameter 'uri'"
 
 
