@@ -127,7 +127,7 @@ def configuration():
             yield f"\n{NOTES[module.name]}\n" if module.name in NOTES else ""
     yield "\n## Statistics\n\n| statistic | what it shows |\n|---|---|\n"
     for module in modules():
-        for stat in module.stats:
+        for stat in module.stats if module.path.endswith(".py") else ():  # files of canned replies show theirs
             yield f"| `{stat.group}:{stat.name}` | {cell(stat.help)} |\n"
     yield "\n## Events\n\n| event | when it is raised |\n|---|---|\n"
     for module in modules():
