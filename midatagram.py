@@ -2442,11 +2442,12 @@ def calls(script: list[Token]) -> Iterator[tuple]:
     """The calls in a script whose first arguments are strings: the name, and these strings; of a socket the word and the rest."""
     if script[0].value in ("listen", "socket"):
         yield script[0].value, " ".join([token.value for token in script[2:]])
-    for at, token in enumerate(script):
-        texts = [after.value for after in itertools.takewhile(lambda after: after.kind in ("string", ","), script[at + 1:at + 20])
-                 if after.kind == "string"] if token.kind == "(" and at else []
-        if texts:
-            yield (script[at - 1].value, *texts)
+    for at, (name, paren) in enumerate(zip(script, script[1:]), 2):
+        if (name.kind, paren.kind) == ("word", "("):
+            arguments = itertools.takewhile(lambda token: token.kind in ("string", ","), script[at:at + 20])
+            texts = [token.value for token in arguments if token.kind == "string"]
+            if texts:
+                yield (name.value, *texts)
 
 ###############################################################################
 ###############################################################################
