@@ -73,7 +73,8 @@ __all__ = [  # what plug-ins may use
     # files of a plug-in's own format
     "Module", "ConfigError", "ParseError", "import_plugin", "read_source", "line_of", "nearest", "BAD_PARAMETER", "WRONG_COUNT",
     # tools: a plug-in with main(argv)
-    "StartError", "EXIT_OK", "EXIT_CRASH", "EXIT_USAGE", "EXIT_NOT_RUNNING", "EXIT_IN_USE", "socket_of",
+    "StartError", "EXIT_OK", "EXIT_CRASH", "EXIT_USAGE", "EXIT_NOT_RUNNING", "EXIT_IN_USE", "EXIT_CANNOT_CREATE",
+    "EXIT_PERMISSION", "EXIT_CONFIG", "socket_of", "walk", "check_unshared",
 ]
 
 ###############################################################################
@@ -1323,6 +1324,7 @@ class Module:
         self.server: Any = None
         self.db_url = ""  # the database of all modules, in place of their own
         self.calls: list[tuple] = []  # in the routing script, see calls()
+        self.settle: Callable[[Iterable[Module]], None] = lambda modules: None  # called with all modules once they are set up
 
 
 
@@ -2448,11 +2450,12 @@ def calls(script: list[Token]) -> Iterator[tuple]:
     """The calls in a script whose first arguments are strings: the name, and these strings; of a socket the word and the rest."""
     if script[0].value in ("listen", "socket"):
         yield script[0].value, " ".join([token.value for token in script[2:]])
-    for at, token in enumerate(script):
-        texts = [after.value for after in itertools.takewhile(lambda after: after.kind in ("string", ","), script[at + 1:at + 20])
-                 if after.kind == "string"] if token.kind == "(" and at else []
-        if texts:
-            yield (script[at - 1].value, *texts)
+    for at, (name, paren) in enumerate(zip(script, script[1:]), 2):
+        if (name.kind, paren.kind) == ("word", "("):
+            arguments = itertools.takewhile(lambda token: token.kind in ("string", ","), script[at:at + 20])
+            texts = [token.value for token in arguments if token.kind == "string"]
+            if texts:
+                yield (name.value, *texts)
 
 ###############################################################################
 ###############################################################################
@@ -2711,6 +2714,15 @@ class Store:
     def is_kept(self) -> bool:
         """Whether the store is a store_file, which the next run finds."""
         return os.path.dirname(self.path) != self.folder
+
+    def recount(self, run: Callable) -> None:
+        """Know of what an earlier run left in a store_file: the versions of its spaces, and how large they are; sqlite3.Error."""
+        for space, version in run("SELECT space, max(version) FROM item GROUP BY space").fetchall():
+            slot = hash(decode(space)) % SPACES
+            self.begun[slot] = self.committed[slot] = max(self.begun[slot], version)
+            self.shared[NEWEST] = max(self.shared[NEWEST], version)
+        size = "SELECT coalesce(sum(2 * length(key) + length(value)), 0) + ? * count(*) FROM item"
+        self.shared[USED] = run(size, (ROW_BYTES,)).fetchone()[0]
 
     # What others use.
 
@@ -4220,6 +4232,8 @@ class Loader:
                 with plugin_code(module.path, "init: "):
                     module.hooks["init"](Context(module))
         destinations = self.destinations()
+        for module in self.modules.values():
+            module.settle(self.modules.values())
         registry = Registry(self.modules.values(), own["disable"], release.full_names, release.renamed)
         self.check_names(registry.known)
         self.note_failures(registry)
@@ -5842,8 +5856,8 @@ class Record:
 
 
 def send_signal(pid: int, number: int) -> None:
-    """Send a process a signal; it may be gone. 0 is no process."""
-    with contextlib.suppress(ProcessLookupError):
+    """Send a process a signal; it may be gone, or be a loader of root's, which ends by itself. 0 is no process."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         if pid:
             os.kill(pid, number)
 

@@ -123,7 +123,8 @@ def configuration():
                 yield f"\nAccepted without effect: {', '.join(f'`{name}`' for name in without)}.\n"
             yield f"\n{NOTES[module.name]}\n" if module.name in NOTES else ""
     yield "\n## Statistics\n\n| statistic | what it shows |\n|---|---|\n"
-    for stat in dict.fromkeys(stat for module in modules() for stat in module.stats):
+    written = [module for module in modules() if module.path.endswith(".py")]  # files of canned replies show theirs
+    for stat in dict.fromkeys(stat for module in written for stat in module.stats):
         yield f"| `{stat.group}:{stat.name}` | {cell(stat.help)} |\n"
     yield "\n## Events\n\n| event | when it is raised |\n|---|---|\n"
     for module in modules():

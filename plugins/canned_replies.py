@@ -13,7 +13,7 @@ import random
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import configobj
@@ -345,13 +345,30 @@ def read_file(path: str) -> mi.Module:
         form = "; the form is KEY = VALUE, and several lines stand between ''' and '''" if "Invalid line" in what else ""
         raise mi.ConfigError(path, error.line_number or 0, f"{what}{form}") from None
     others = {name: content.pop(name) for name in OTHER_SECTIONS if name in content}
+    try:
+        gives_way = mi.boolean(content.pop("gives_way", "no"))
+    except ValueError as error:
+        raise source.mistake("gives_way", f"gives_way {error}") from None
     check_canned(content, source)
     names: dict[str, Any] = {name: canned_command(content[name], source) for name in content.sections}
     names.update(read_statistics(others.get(":statistics", {}), source), load=forget_counts)
     names.update(read_events(others[":events"], source) if ":events" in others else {})
     module = mi.Module(source.stem, names, path)
     module.notes = [note for name in content.sections for note in doubts(content[name], source.text)]
+    if gives_way:
+        module.settle = functools.partial(give_way, module)
     return module
+
+
+def give_way(own: mi.Module, modules: Iterable[mi.Module]) -> None:
+    """Leave out what other modules have: commands, statistics and events of a name."""
+    others = [module for module in modules if module is not own]
+    commands = {command.name for module in others for command in module.commands}
+    stats = {(stat.group, stat.name) for module in others for stat in module.stats}
+    events = {event.name for module in others for event in module.events}
+    own.commands = [command for command in own.commands if command.name not in commands]
+    own.stats = [stat for stat in own.stats if (stat.group, stat.name) not in stats]
+    own.events = [event for event in own.events if event.name not in events]
 
 
 def doubts(section: Any, text: str) -> Iterator[tuple[int, str]]:
@@ -558,6 +575,8 @@ def counting(rates: dict[str, float]) -> Callable[[mi.Context], None]:
         if not started_s:
             started_s.append(now_s)
         for name, rate in rates.items():
+            if name not in ctx.own.columns:  # another module has it, see give_way()
+                continue
             due = max(counted[name], int((now_s - started_s[0]) * rate))
             ctx.count(name, due - counted[name])
             counted[name] = due

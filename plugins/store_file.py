@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import sqlite3
 import stat
@@ -14,10 +15,11 @@ from typing import Any
 
 import midatagram as mi
 
-log = mi.log.getChild("store_file")
+log = logging.getLogger("midatagram.store_file")
 
 MAGIC, VERSION = b"midg", 1  # SQLite's application_id and user_version, at these places of the file:
 MAGIC_AT, VERSION_AT, HEADER_BYTES = 68, 60, 100
+SUBSCRIPTIONS = b"events"  # the space of subscriptions
 LOCK_S = 2.0  # for which the children of a run that was killed have time to end
 
 ###############################################################################
@@ -101,7 +103,7 @@ def set_aside(path: str, aside: str) -> None:
 
 def take_over(store: Any) -> None:
     """Make what is missing in the file, and the store know what is in it; sqlite3.Error."""
-    connection = sqlite3.connect(store.path, isolation_level=None, timeout=mi.LOCK_S)
+    connection = sqlite3.connect(store.path, isolation_level=None, timeout=LOCK_S)
     try:
         run = connection.execute
         if not run("SELECT count(*) FROM sqlite_master").fetchone()[0]:
@@ -113,7 +115,7 @@ def take_over(store: Any) -> None:
         for statement in (*store.ON_DISK, *store.OPEN, "CREATE TABLE IF NOT EXISTS clock (behind_s REAL)"):
             run(statement)
         begin_clock(run, time.time() - store.now_s())
-        learn_versions(run, store)
+        store.recount(run)
     finally:
         connection.close()
 
@@ -129,20 +131,9 @@ def begin_clock(run: Any, behind_s: float) -> None:
     run("DELETE FROM item WHERE value IS NULL")
     if abs(shift_s) > 0.01:
         run("UPDATE item SET expires = expires + ? WHERE expires IS NOT NULL", (shift_s,))
-        for key, value in run("SELECT key, value FROM item WHERE space = ?", (mi.Events.SPACE.encode(),)).fetchall():
+        for key, value in run("SELECT key, value FROM item WHERE space = ?", (SUBSCRIPTIONS,)).fetchall():
             rows = [{**row, "since": row["since"] + shift_s} for row in json.loads(value)]
-            run("UPDATE item SET value = ? WHERE space = ? AND key = ?",
-                (json.dumps(rows).encode(), mi.Events.SPACE.encode(), key))
+            run("UPDATE item SET value = ? WHERE space = ? AND key = ?", (json.dumps(rows).encode(), SUBSCRIPTIONS, key))
     run("DELETE FROM clock")
     run("INSERT INTO clock VALUES (?)", (behind_s,))
     run("COMMIT")
-
-
-def learn_versions(run: Any, store: Any) -> None:
-    """Have the shared memory of the store know the versions of its spaces, and how large they are; sqlite3.Error."""
-    for space, version in run("SELECT space, max(version) FROM item GROUP BY space").fetchall():
-        slot = hash(mi.decode(space)) % mi.SPACES
-        store.begun[slot] = store.committed[slot] = max(store.begun[slot], version)
-        store.shared[mi.NEWEST] = max(store.shared[mi.NEWEST], version)
-    row = f"coalesce(sum(2 * length(key) + length(value) + {mi.ROW_BYTES}), 0)"
-    store.shared[mi.USED] = run(f"SELECT {row} FROM item").fetchone()[0]

@@ -22,6 +22,7 @@ UNSET_Q, ALL_METHODS, DELETED = -1, 2**32 - 1, 10
 NEW, SYNC, DIRTY = "CS_NEW", "CS_SYNC", "CS_DIRTY"
 LOCATION = opensips.table("location", [1013], """contact_id# username=user_column domain? contact received? path? expires#
     q~ callid cseq# flags# cflags? user_agent socket? methods#? sip_instance? kv_store? attr?""", "%s_column")
+TABLE_CALLS = ("save", "lookup", "remove", "registered", "is_registered", "is_contact_registered", "is_ip_registered")
 PRESETS = {"single-instance-sql-write-through": 1, "single-instance-sql-write-back": 2, "sql-only-cluster": 3}
 
 
@@ -36,7 +37,8 @@ def hash_bits(value) -> int:
 
 
 PARAMS = [
-    mi.Param("tables", ("location",), table_names, "tables that the routing script saves to, semicolon-separated"),
+    mi.Param("tables", ("location",), table_names,
+             "tables of contacts, semicolon-separated; unless set, those that the script uses"),
     mi.Param("use_domain", None, mi.boolean, "whether an AOR has a domain; unless set, one of 4.0 has"),
     mi.Param("hash_size", 9, hash_bits, "the number of buckets of the table as a power of two: 9 is 512"),
     mi.Param("timer_interval", 60, mi.integer(1), "how often contacts that expired are removed, seconds"),
@@ -297,6 +299,9 @@ def init(ctx):
     if preset and preset not in (*PRESETS, "single-instance-no-db") and "cluster" not in preset:
         ctx.refuse("working_mode_preset", f'working_mode_preset takes single-instance-no-db, {", ".join(PRESETS)} or a cluster'
                                           f'{mi.nearest(preset, PRESETS)}')
+    named = [texts[0] for function, *texts in ctx.own.calls if function in TABLE_CALLS]
+    if named and "tables" not in ctx.own.lines:
+        ctx.own.settings["tables"] = tuple(dict.fromkeys(named))
     ctx.own.stats[1:] = [stat._replace(group="usrloc", read=ctx.own.stats[0].read if stat.read else None)
                          for name in ctx.param("tables") for stat in table_stats(name)]
     mi.tagged(take_in, bits=ctx.param("hash_size"))

@@ -354,3 +354,40 @@ def test_mistakes(tmp_path, file, line, wrong):
     done = run("-c", "-f", tmp_path / "test.conf", "-s", tmp_path / "x.sock", "-p", tmp_path)
     assert done.returncode == 78
     assert re.match(rf"midatagram: {tmp_path}/mine.conf:{line}: .*{wrong}", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("order", ["mine other", "other mine"])
+def test_a_file_may_give_way_to_other_modules(tmp_path, order):
+    """Of commands, statistics and events that both have theirs stay, whatever order they are loaded in."""
+    (tmp_path / "mine.conf").write_text("gives_way = yes\n[both]\nreply = canned\n[alone]\nreply = canned\n[:statistics]\n"
+                                        "sip:calls = rate 10000\nsip:users = 7\nsip:other = rate 10000\n"
+                                        '[:events]\n[[e]]\nevery = 100\nE_BOTH = "a=1"\n')
+    (tmp_path / "other.py").write_text("""
+import midatagram as mi
+STATS = [mi.Stat("calls", "calls", "sip"), mi.Stat("users", "users", "sip", read=lambda: 3)]
+EVENTS = [mi.Event("E_BOTH", "both")]
+@mi.command
+def both(ctx):
+    "Both."
+    return ["ours"]
+""")
+    lines = "".join(f'loadmodule "{name}.so"\n' for name in order.split())
+    with mi.Trial(lines, str(tmp_path)) as trial:
+        assert trial.ask(b":both:\n") == b"200 OK\nours\n\n" and trial.ask(b":alone:\n") == b"200 OK\ncanned\n\n"
+        module = trial.server.registry.modules_by_name["mine"]
+        count_up = next(job for job in module.every if job.__name__ == "count_up")
+        count_up(mi.Context(module))
+        time.sleep(0.01)
+        count_up(mi.Context(module))
+        counted = json.loads(trial.ask(rpc("get_statistics", [["sip:"]])))["result"]
+        assert (counted["sip:calls"], counted["sip:users"]) == (0, 3) and counted["sip:other"] > 0
+        assert list(trial.server.registry.events).count("E_BOTH") == 1
+
+
+def test_a_file_that_does_not_give_way_may_not_have_what_others_have(tmp_path):
+    (tmp_path / "mine.conf").write_text("gives_way = no\n[pwd]\nreply = canned\n")
+    with pytest.raises(mi.ConfigError, match="is there already"):
+        mi.Trial('loadmodule "mine.so"', str(tmp_path))
+    (tmp_path / "mine.conf").write_text("gives_way = perhaps\n[a]\nreply = canned\n")
+    with pytest.raises(mi.ConfigError, match="gives_way takes yes or no"):
+        mi.Trial('loadmodule "mine.so"', str(tmp_path))

@@ -1,9 +1,12 @@
 """Clients that other people wrote, unmodified, from PyPI: `opensips` (library and opensips-mi) and `opensipscli`."""
 
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from conftest import NO_SKIP, PLUGINS, free_port, wait_for
@@ -79,3 +82,32 @@ def test_opensips_cli(server, way, words, wanted):
     settings = [word for option in ["communication_type=datagram", *options] for word in ("-o", option)]
     done = program("opensips-cli", *settings, "-x", "mi", *words)
     assert wanted in done.stdout + done.stderr, done
+
+
+@pytest.mark.parametrize("word, wanted", [
+    ("", ["OpenSIPS Overview", "Worker Capacity: ", "Shared Memory:", "Private Memory:", "SIP Processing:  OK",
+          "DNS Queries:     OK", "SQL queries:     OK", "NoSQL Queries:   OK"]),
+    ("memory", ["Shared Memory Status", "Private Memory Status"]), ("load", ["press Ctrl-c to exit"])])
+def test_opensips_cli_diagnoses_a_lab(start, word, wanted):
+    """Again and again, until it is interrupted."""
+    port = free_port()
+    server = start(f'modparam("midatagram", "listen", "udp:127.0.0.1:{port}")\nmodparam("midatagram", "imitate", "3.4")\n'
+                   'loadmodule "opensips34.so"\n')
+    options = ["communication_type=datagram", "datagram_ip=127.0.0.1", f"datagram_port={port}"]
+    settings = [setting for option in options for setting in ("-o", option)]
+    client = subprocess.Popen([SCRIPTS / "opensips-cli", *settings, "-x", "diagnose", *word.split()], stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True, env={**os.environ, "TERM": "dumb", "PYTHONUNBUFFERED": "1"})
+    timer = threading.Timer(40, client.kill)
+    timer.start()
+    try:
+        shown = ""
+        while not all(text in shown for text in wanted):
+            line = client.stdout.readline()
+            assert line, shown
+            shown += line
+        assert server.statistic("requests") > 1
+    finally:
+        timer.cancel()
+        client.send_signal(signal.SIGINT)
+        client.wait(10)
+        client.stdout.close()

@@ -1,5 +1,6 @@
 """opensips.cfg as it is written: tokens, directives, and what a mistake is told."""
 
+import json
 import logging
 import pathlib
 import re
@@ -509,3 +510,17 @@ def test_c_is_content_with_what_works(tmp_path):
                     f'modparam("midatagram", "log_file", "{tmp_path}/log")\n')
     done = run("-c", "-f", path, "-p", tmp_path)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, f"{path}: OK") and not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize("script, wanted", [
+    ("children=4", []), ('route { xlog("a"); }', [("xlog", "a")]), ('route { f("a", "b", 3, "c"); }', [("f", "a", "b")]),
+    ('route { if (a(b("x"))) { c($ru, "d"); } }', [("b", "x")]), ("route { f(); (\"x\"); } # g(\"y\")", []),
+    ('route[1] { f("a"); }\nroute[2] { g(\'b\'); }', [("f", "a"), ("g", "b")]),
+    ("listen=udp:[::1]:5060 as 1.2.3.4", [("listen", "udp : [ : : 1 ] : 5060 as 1.2.3.4")])])
+def test_plug_ins_learn_the_calls_of_a_script(tmp_path, script, wanted):
+    """Those whose first arguments are texts; and the sockets."""
+    (tmp_path / "asks.py").write_text("import json\nimport midatagram as mi\n@mi.command\ndef asked(ctx):\n    'Show.'\n"
+                                      "    return mi.Reply(nodes=[mi.Node(None, json.dumps(ctx.own.calls))])\n")
+    with mi.Trial(f'loadmodule "asks.so"\n{script}', str(tmp_path)) as trial:
+        shown = trial.ask(b":asked:\n").decode().split("\n")[1]
+        assert [tuple(call) for call in json.loads(shown)] == wanted

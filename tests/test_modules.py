@@ -5,7 +5,7 @@ import re
 
 import pytest
 from conftest import OPENSIPS_MODULES, ROOT, wait_for
-from test_recorded import DATA, expand, shape
+from test_recorded import DATA, expand, recordings, shape
 
 import midatagram as mi
 
@@ -306,3 +306,49 @@ def test_names_of_4_0():
                     assert old == "(new)" or command.name in (old, *aliases)
                     if full != "dialog:send_sequential":  # which takes `headers` too
                         assert [" ".join(recipe) for recipe in command.recipes] == [" ".join(recipe) for recipe in recipes], full
+
+
+###############################################################################
+# Files for a dashboard
+###############################################################################
+
+OWN_GROUPS = "shmem", "pkmem", "load", "script", "grp1", "mi_datagram", "core:timestamp"  # which the program has, or a script
+
+
+def groups_of(names):
+    """The names of statistics but those of our own groups."""
+    return {name for name in names if not name.startswith(OWN_GROUPS)}
+
+
+@pytest.mark.parametrize("version, file, row", [(24, "text_core.jsonl", "statistics-018"), (34, "jsonrpc.jsonl", "stat-006")])
+def test_one_line_has_the_statistics_of_a_release(version, file, row):
+    """Of all groups that the recording server showed. And what a module that is loaded has is the module's."""
+    recorded = next(found for found in recordings(file) if found["id"] == row)["reply"].decode()
+    wanted = groups_of(re.findall(r"^([a-z]+:[^:\n]+):: " if version == 24 else r'"([a-z]+:[^":]+)":', recorded, re.M))
+    for more in ("", "".join(f'loadmodule "{name}.so"\n' for name in ("usrloc", "registrar", "dialog"))):
+        with mi.Trial(f'loadmodule "opensips{version}.so"\n{more}') as trial:
+            request = b'{"jsonrpc":"2.0","method":"get_statistics","params":[["all"]],"id":1}'
+            shown = json.loads(trial.ask(request))["result"]
+            missing = wanted - {*shown}
+            assert len(wanted) > 50 and missing == set()
+            assert groups_of(shown) - wanted <= {"siptrace:traced_requests", "siptrace:traced_replies",
+                                                 "tracer:traced_requests", "tracer:traced_replies"}
+            assert (shown["dialog:active_dialogs"] == 0) is bool(more)
+
+
+@pytest.mark.parametrize("version", [24, 34])
+def test_one_line_has_commands_without_a_plug_in(version):
+    with mi.Trial(f'loadmodule "opensips{version}.so"\n') as trial:
+        for words in (("dp_reload",), ("clusterer_list",), ("refresh_watchers", "sip:a@b", "presence", "1"), ("cleanup",),
+                      ("rls_update_subscriptions", "sip:a@b")):
+            assert trial.ask(lab(*words)) == b"200 OK\n\n"
+        assert trial.ask(lab("refresh_watchers", "sip:a@b", "presence", "2")) == b"400 Bad parameter\n\n"
+        assert json.loads(trial.ask(b'{"jsonrpc":"2.0","method":"clusterer_list","id":1}'))["result"] == {"Clusters": []}
+
+
+def test_both_files_at_once_with_all_modules():
+    names = [path.stem for path in sorted((ROOT / "plugins").glob("*.py"))
+             if re.search(r"^opensips = mi\.shared", path.read_text(), re.M)]
+    lines = "".join(f'loadmodule "{name}.so"\n' for name in ("opensips24", *names, "opensips34"))
+    with mi.Trial(lines) as trial:
+        assert trial.ask(b":dp_reload:\n") == b"200 OK\n\n"

@@ -3,13 +3,17 @@
 import os
 import pathlib
 import re
+import shutil
 import signal
 import sqlite3
 import stat
+import subprocess
+import sys
+import tempfile
 import time
 
 import pytest
-from conftest import free_port, needs_root, readable_python, run, wait_for
+from conftest import SCRIPT, free_port, needs_root, readable_python, run, wait_for
 from test_modules import FOLDER, configuration, lab
 
 EXPECTED = [  # what a request shows after a restart
@@ -169,10 +173,12 @@ def test_a_reload_keeps_it(start, tmp_path):
     assert fetched(start(plain(tmp_path / "store"))) == "w"
 
 
-def refused(tmp_path, path, *arguments):
-    """Exit status and last line of a server that does not start with a store_file."""
+def refused(tmp_path, path, *arguments, wrapper=()):
+    """Exit status and only line of a server that does not start with a store_file."""
     (tmp_path / "refused.conf").write_text(f'modparam("mi_datagram", "socket_name", "{tmp_path}/r.sock")\n{plain(path)}')
-    done = run("-f", tmp_path / "refused.conf", *arguments)
+    done = subprocess.run([*wrapper, sys.executable, SCRIPT, "-f", tmp_path / "refused.conf", *arguments], capture_output=True,
+                          text=True, timeout=30)
+    assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, done.stderr.splitlines()[-1].partition("store_file ")[2]
 
 
@@ -232,18 +238,29 @@ def test_root_uses_no_file_that_others_can_exchange(tmp_path):
     assert refused(tmp_path, folder / "file") == (77, f"{folder}/file: is not a file of uid 0, who runs this")
 
 
-def test_the_user_of_u_has_the_file(start, tmp_path):
+@pytest.fixture
+def nobodys():
+    """A folder of user nobody, who can get to it."""
     needs_root()
-    folder = tmp_path / "state"
-    folder.mkdir()
+    folder = pathlib.Path(tempfile.mkdtemp())
     os.chown(folder, 65534, 65534)
-    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        parent.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_the_user_of_u_has_the_file(start, nobodys):
     for value in ("v", "w"):
-        server = start(plain(folder / "store"), "-u", "nobody", wrapper=readable_python(), place=f"udp:127.0.0.1:{free_port()}")
+        server = start(plain(nobodys / "store"), "-u", "nobody", wrapper=readable_python(), place=f"udp:127.0.0.1:{free_port()}")
         store(server, "k", value) if value == "v" else None
-        assert fetched(server) == "v" and (folder / "store").stat().st_uid == 65534
+        assert fetched(server) == "v" and (nobodys / "store").stat().st_uid == 65534
         server.stop()
+
+
+def test_the_user_of_u_must_be_able_to_write_its_folder(tmp_path, nobodys):
+    """Else one line says so."""
+    (nobodys / "roots").mkdir()
+    status, why = refused(tmp_path, nobodys / "roots" / "file", "-u", "nobody", wrapper=readable_python())
+    assert (status, why) == (77, f"{nobodys}/roots/file: Permission denied (uid 65534)")
 
 
 def spoil(path, start=5000, end=None):

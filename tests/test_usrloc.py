@@ -384,3 +384,15 @@ def test_a_socket_of_a_row_is_shown_if_the_server_has_it(tmp_path):
         with mi.Trial(f"{line}\n{text}") as one:
             first = next(contact for contact in contacts(one) if contact["Contact"] == "sip:a@10.0.0.1")
             assert ("Socket" in first) is is_shown
+
+
+@pytest.mark.parametrize("route, tables", [
+    ("", ["location"]), ('route { save("location"); }', ["location"]),
+    ('modparam("usrloc", "tables", "a; b")\nroute { save("c"); }', ["a", "b"]),
+    ('route { if (is_method("REGISTER")) { save("users", "c1"); } lookup("aliases"); lookup("users"); save($var(x)); }',
+     ["users", "aliases"])])
+def test_tables_are_those_that_the_script_uses(route, tables):
+    """Unless they are set."""
+    with mi.Trial(f'loadmodule "usrloc.so"\n{route}') as one:
+        assert [domain["name"] for domain in rpc(one, "ul_dump")["Domains"]] == tables
+        assert f"usrloc:{tables[-1]}-contacts:: 0" in ask(one, ":get_statistics:\nusrloc:\n")
