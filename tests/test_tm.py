@@ -312,7 +312,7 @@ def test_a_request_that_nobody_answers_times_out(start):
     assert clients[0].receive(0.3) is None
     server.ask(text("lab_clock", "2"))
     local = b"200 OK\nStatus:: 408 Request Timeout\nRURI:: .\nNext-hop:: .\nRoutes:: .\nMessage:: .\n\n"
-    assert [clients[0].receive(), clients[2].receive()] == [local, local]
+    assert [clients[0].receive(3), clients[2].receive(1)] == [local, local]
     assert clients[1].receive(0.2) is None
     server.ask(text("lab_clock", "30"))
     assert clients[1].receive() == local
