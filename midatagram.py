@@ -1647,7 +1647,7 @@ class Registry:
 # cached reply depends on nothing but what live() reads.
 
 CACHE_BYTES = 8 << 20  # of all that is cached of requests and their replies, per child
-SEEN_BYTES = 1 << 20  # of the hashes of requests that came once
+SEEN_BYTES = 1 << 20  # of the hashes of requests that came once, of which each takes about 100
 ENTRY_BYTES = 400  # what an entry of a Memo takes besides its key and value; about what Python needs
 VALUE_BYTES = 120  # the same for a value of a request
 KEPT_REQUEST = 4096  # bytes; a longer request is read anew each time
@@ -1799,13 +1799,12 @@ class Text(Dialect):
         """A reply as text; a `%` template if it is live."""
         return write_text(reply, self.indent)
 
-    def shape(self, reply: Reply, call: Call) -> Shape:
+    def shape(self, reply: Reply, call: Call, key: Any) -> Shape:
         """A live reply as written; a Watched one is the same for all who ask for it."""
         if not isinstance(reply.live, Watched):
             return Shape(reply, self.write(reply, call), most=self.most)
         reply.live.text, reply.live.most = reply.live.text or self.write(reply, call), self.most
         return reply.live
-
 
     def too_long(self, size: int) -> Refusal:
         """What a reply of `size` bytes, which is too much, becomes."""
@@ -1874,10 +1873,12 @@ class JsonRpc(Dialect):
         """A reply as JSON, nothing for a notification; a `%` template if it is live."""
         return write_jsonrpc(reply, call.request, call.command.form, self.pretty) if call.request.answered else ""
 
-    def shape(self, reply: Reply, call: Call) -> Shape:
-        """A live reply as written."""
-        template, _, tail = self.write(reply, call._replace(request=call.request._replace(id=LIVE))).rpartition("%s")
-        return Shape(reply, template, encode(tail), json_text, self.most)
+    def shape(self, reply: Reply, call: Call, key: Any) -> Shape:
+        """A live reply as written, with the id if the key is a whole datagram."""
+        text, tail = self.write(reply, call), ""
+        if not isinstance(key, bytes):
+            text, _, tail = self.write(reply, call._replace(request=call.request._replace(id=LIVE))).rpartition("%s")
+        return Shape(reply, text, encode(tail), json_text, self.most - NUMBER_ROOM)
 
     def id_of(self, call: Call) -> bytes:
         """The id as it is written."""
@@ -1920,7 +1921,7 @@ class Shape:
         values, self.look = self.live.sums(snapshot), self.live.look  # there may be more to look at by now
         return values
 
-    def now(self) -> bytes | None:
+    def now(self, request_id: bytes = b"") -> bytes | None:
         """The reply with the values of now. None if they fail or are too long: then the command is to be called, and
         meets it again where it is logged and answered."""
         try:
@@ -1928,6 +1929,8 @@ class Shape:
             data = self.data if snapshot == self.snapshot else self.fill(snapshot)
         except Exception:
             return None
+        if request_id:
+            data = data + request_id + self.tail
         return data if len(data) <= self.most else None
 
     def fill(self, snapshot: Any) -> bytes:
@@ -1950,30 +1953,23 @@ class Watched(Shape):
 
 
 class Cached:
-    """What is cached of a request: the call, and if its reply says so its shape, whose now() it has, and its first line;
-    and the exchange of last time."""
+    """What is cached of a request: the call, and if its reply says so its shape, and its first line."""
 
     __slots__ = ("key", "call", "shape", "now", "reply", "exchange", "last_id")
 
     def __init__(self, key: Any, call: Call):
-        self.key, self.call = key, call  # the key is None for a whole datagram
-        self.now: Callable[[], bytes | None] = lambda: None
+        self.key, self.call = key, call
+        self.now: Callable[..., bytes | None] = lambda *request_id: None  # that of the shape if it may go out at once
         self.shape: Shape | None = None
         self.reply = Reply()  # without its nodes
+        self.exchange: Exchange | None = None  # of last time
         self.last_id = b""
-        self.exchange: Exchange | None = None
-
-    def now_with(self, request_id: bytes) -> bytes | None:
-        """The reply of now with an id, whatever shape the reply has by now."""
-        head = self.shape.now() if self.shape else None
-        return head + request_id + self.shape.tail if self.shape and head is not None else None
 
     def exchanged(self, request: bytes, reply: bytes) -> Exchange:
-        """The exchange of now, a new one only when the reply is."""
+        """The exchange of now, a new one only when the request or the reply is."""
         exchange = self.exchange
-        if exchange is None or exchange.reply is not reply:
-            exchange = exchange_of(self.call, self.reply, request, reply)
-            self.exchange = exchange if self.key is not None else None  # the reply to a whole datagram is new each time
+        if exchange is None or exchange.reply is not reply or exchange.request != request:
+            exchange = self.exchange = exchange_of(self.call, self.reply, request, reply)
         return exchange
 
 
@@ -2013,29 +2009,42 @@ class Answers:
         self.dialect_of: Callable[[bytes], Text | JsonRpc] = {
             "auto": lambda data: jsonrpc if JSON_START.match(data) else text,
             "text": lambda data: text, "jsonrpc": lambda data: jsonrpc}[dialect]
-        self.seen = Memo(SEEN_BYTES)  # hashes of keys that came once
+        self.seen: set[int] = set()  # hashes of keys that came once
         self.cache = Memo(CACHE_BYTES)  # Cached by the keys of their dialect, or by a whole datagram
 
+    def at_once(self, data: bytes) -> tuple[Cached | None, bytes | None]:
+        """What is cached for a datagram that is not cached whole, and its reply of now; None for what takes answer()."""
+        if len(data) > KEPT_REQUEST:
+            return None, None
+        key, request_id = self.dialect_of(data).key(data)
+        cached = self.cache.get(key)
+        reply = cached.now(request_id) if cached else None
+        if request_id and reply and cached:
+            if request_id == cached.last_id:  # the same bytes again need no look at their id
+                self.cache.keep(data, Cached(data, with_id(cached.call, request_id)), 2 * len(data))
+            cached.last_id = request_id
+        return cached, reply
+
     def answer(self, data: bytes, caller: Any = None, cached: Cached | None = None) -> Answer:
-        """What a datagram leads to; `cached` is what a child looked up in cache.young, which has no reply of now."""
-        if cached is not None and cached.key is not None and not self.wraps(cached.call):
-            return self.single(data, cached.call, caller, cached)
+        """What a datagram leads to; `cached` is what a child knows of it, which has no reply of now."""
+        if cached is not None and cached.key == data and not self.wrappers:
+            return self.finish(data, cached.call, caller, cached)
         dialect = self.dialect_of(data)
         if len(data) > self.most:  # of such a request only the first byte is looked at
             call = Call(dialect, NO_COMMAND, NO_REQUEST, None, dialect.request_too_long(len(data)))
             data = data[:self.most]
-            return self.wrapped(data, [call], caller, functools.partial(self.single, data, call))
+            return self.wrapped(data, [call], caller, functools.partial(self.finish, data, call))
         key, request_id = dialect.key(data)
-        cached = self.cache.get(key) if key is not None else None
+        cached = self.cache.get(key)
         if cached:
-            call = with_id(cached.call, request_id) if self.wrappers else cached.call
-            return self.wrapped(data, [call], caller, functools.partial(self.again, data, cached, request_id, caller))
+            call = with_id(cached.call, request_id)
+            return self.wrapped(data, [call], caller, functools.partial(self.again, data, call, caller, cached, request_id))
         calls = dialect.read(data)
         if calls is None:
             return SILENCE
         if isinstance(calls, Call):
-            cached = None if calls.refusal or key is None else self.remember(data, key, calls)
-            return self.wrapped(data, [calls], caller, functools.partial(self.single, data, calls, caller, cached))
+            cached = None if calls.refusal else self.remember(data, key, calls)
+            return self.wrapped(data, [calls], caller, functools.partial(self.finish, data, calls, caller, cached))
         batch = self.paused(calls) if self.wrappers else calls
         return self.wrapped(data, batch, caller, functools.partial(self.batch, data, dialect, batch, caller))
 
@@ -2064,7 +2073,7 @@ class Answers:
         try:
             return proceed()
         except Interrupted:
-            return self.single(data, calls[0]._replace(refusal=TIMED_OUT))
+            return self.finish(data, calls[0]._replace(refusal=TIMED_OUT))
 
     def wrap(self, function: Callable, ctx: Context, proceed: Callable[[], Answer]) -> Answer:
         """What a function around others returns; Interrupted."""
@@ -2072,7 +2081,7 @@ class Answers:
             answer = function(ctx, ctx.request, proceed)
             if isinstance(answer, Reply):
                 command = self.commands.get(ctx.request.name, NO_COMMAND)
-                return self.single(ctx.data, Call(self.dialect_of(ctx.data), command, ctx.request, None, answer))
+                return self.finish(ctx.data, Call(self.dialect_of(ctx.data), command, ctx.request, None, answer))
             if isinstance(answer, Answer):
                 return answer
             raise TypeError(f"it returned {type(answer).__name__}, which is no midatagram.Answer")
@@ -2081,26 +2090,14 @@ class Answers:
         except BaseException:  # a plug-in's seam
             self.log.exception("%s of %s, which is around %s, raised", function.__name__, ctx.own.name, ctx.request.name or "all")
             dialect = self.dialect_of(ctx.data)
-            return self.single(ctx.data, Call(dialect, NO_COMMAND, ctx.request, None, COMMAND_FAILED))
+            return self.finish(ctx.data, Call(dialect, NO_COMMAND, ctx.request, None, COMMAND_FAILED))
 
-    def again(self, data: bytes, cached: Cached, request_id: bytes, caller: Any) -> Answer:
-        """Answer a request that is cached, with its id as it is written."""
-        written, call = cached.now_with(request_id), cached.call
-        if written is None or request_id and len(written) > self.most - NUMBER_ROOM:
-            return self.single(data, with_id(call, request_id), caller, cached)
-        if request_id and request_id == cached.last_id and len(data) <= KEPT_REQUEST and not self.wraps(call, cached=True):
-            whole = Cached(None, with_id(call, request_id))  # the same bytes again need no look at their id
-            whole.reply, whole.now = cached.reply, functools.partial(cached.now_with, request_id)
-            self.cache.keep(data, whole, 2 * len(data))
-        cached.last_id = request_id
-        return new(Answer, ([(0, written)], [exchange_of(call, cached.reply, data, written)]))
-
-    def single(self, data: bytes, call: Call, caller: Any = None, cached: Cached | None = None) -> Answer:
-        """Answer a request."""
-        try:
+    def again(self, data: bytes, call: Call, caller: Any, cached: Cached, request_id: bytes) -> Answer:
+        """Answer a request that is cached."""
+        written = cached.shape.now(request_id) if cached.shape else None
+        if written is None:
             return self.finish(data, call, caller, cached)
-        except Interrupted:
-            return self.interrupt(data, call)
+        return new(Answer, ([(0, written)], [cached.exchanged(data, written)]))
 
     def batch(self, data: bytes, dialect: Text | JsonRpc, calls: Iterable[Call], caller: Any) -> Answer:
         """Answer the requests of a batch one after the other; notifications have no part in the reply.
@@ -2112,13 +2109,14 @@ class Answers:
             try:
                 if not late:
                     self.pause()
-                if size > self.most and call.refusal:  # nobody is going to see it
-                    continue
-                answer = self.finish(data, call._replace(refusal=TIMED_OUT) if late else call, caller)
             except Interrupted:
-                late, answer = True, self.interrupt(data, call)
-            exchanges += answer.exchanges
-            written = b"".join(part for _, part in answer.datagrams[:1])
+                late = self.ended(call) is TIMED_OUT
+            if size > self.most and call.refusal:  # nobody is going to see it
+                continue
+            reply, written, datagrams = self.outcome(data, call._replace(refusal=TIMED_OUT) if late else call, caller)
+            late = late or reply is TIMED_OUT
+            exchanges.append(exchange_of(call, reply, data, written))
+            written = written if datagrams is None else b"".join(part for _, part in datagrams[:1])
             size += len(written)
             if written and size <= self.most:  # a reply that cannot fit is given up while it grows
                 parts.append(written)
@@ -2128,58 +2126,67 @@ class Answers:
             written = encode(f"{NOT_SENDABLE.code} {NOT_SENDABLE.reason}")
         return Answer([(0, written)] if written else [], exchanges)
 
-    def interrupt(self, data: bytes, call: Call) -> Answer:
-        """Answer a request whose command ran longer than handler_timeout."""
-        self.log.error("command %s ran longer than handler_timeout and was ended", call.command.name)
-        return self.finish(data, call._replace(refusal=TIMED_OUT), None)
-
     def remember(self, data: bytes, key: Any, call: Call) -> Cached | None:
         """Cache what a request teaches, from its second time on."""
-        repeats = len(data) <= KEPT_REQUEST and (self.seen.get(hash(key)) or not self.seen.keep(hash(key), True, 0))
-        if not repeats or not call.dialect.is_key_of(key, call):
+        if key is None or len(data) > KEPT_REQUEST:
             return None
-        return self.cache.keep(key, Cached(key, call), 2 * len(data) + VALUE_BYTES * len(call.request.values))
+        mark = hash(key)
+        if mark not in self.seen:
+            if len(self.seen) >= SEEN_BYTES // 100:
+                self.seen.clear()
+            self.seen.add(mark)
+            return None
+        size = 2 * len(data) + VALUE_BYTES * len(call.request.values)
+        return self.cache.keep(key, Cached(key, call), size) if call.dialect.is_key_of(key, call) else None
 
-    def finish(self, data: bytes, call: Call, caller: Any, cached: Cached | None = None) -> Answer:
-        """Run a command and write its reply, which is none for a notification; Interrupted."""
-        dialect, reply, datagrams = call.dialect, call.refusal, None
+    def finish(self, data: bytes, call: Call, caller: Any = None, cached: Cached | None = None) -> Answer:
+        """Answer a request."""
+        reply, written, datagrams = self.outcome(data, call, caller, cached)
+        if datagrams is None:
+            datagrams = [(0, written)] if written else []
+        return new(Answer, (datagrams, [exchange_of(call, reply, data, written)]))
+
+    def outcome(self, data: bytes, call: Call, caller: Any, cached: Cached | None = None) -> tuple:
+        """Run a command: its reply, how that is written, which is empty for a notification, and what goes out in its place."""
+        dialect, reply = call.dialect, call.refusal
         try:
             if reply is None:
                 reply = self.run(call, caller, data)
-            written = self.write(reply, call, cached)
-            if len(written) > self.most - LIMIT_ROOM and len(written) > dialect.limit(call):
-                raise TooLong(len(written))
-            if written and isinstance(reply, Reply) and reply.send:
-                datagrams = reply.send(written)
+            if isinstance(reply, Reply):
+                written = self.write(reply, call, cached)
+                if len(written) > self.most - LIMIT_ROOM and len(written) > dialect.limit(call):
+                    raise TooLong(len(written))
+                return reply, written, reply.send(written) if written and reply.send else None
         except Interrupted:
-            raise
+            reply = self.ended(call)
         except TooLong as error:
             reply = dialect.too_long(error.args[0])
-            written = encode(dialect.write(reply, call))
         except BaseException:  # the seam: whatever a plug-in raises, a Timeout of gevent or an exit, costs one reply
             self.log.exception("command %s raised, or gave a reply that cannot be written", call.command.name)
             reply = COMMAND_FAILED
-            written = encode(dialect.write(reply, call))
-        if isinstance(reply, Refusal):
-            self.failed()
-        datagrams = ([(0, written)] if written else []) if datagrams is None else datagrams
-        return new(Answer, (datagrams, [exchange_of(call, reply, data, written)]))
+        self.failed()
+        return reply, encode(dialect.write(reply, call)), None
 
-    def write(self, reply: Reply | Refusal, call: Call, cached: Cached | None) -> bytes:
+    def ended(self, call: Call) -> Refusal:
+        """What a command is answered with that ran longer than handler_timeout."""
+        self.log.error("command %s ran longer than handler_timeout and was ended", call.command.name)
+        return TIMED_OUT
+
+    def write(self, reply: Reply, call: Call, cached: Cached | None) -> bytes:
         """A reply as bytes; one that is live, or is made by a pure command, is cached with its request."""
-        dialect = call.dialect
-        if isinstance(reply, Reply) and reply.live is None and cached and call.command.pure and not reply.send:
+        dialect, command = call.dialect, call.command
+        if cached and command.pure and reply.live is None and not reply.send:
             reply = reply._replace(live=CONSTANT)
-        if isinstance(reply, Refusal) or reply.live is None or not call.request.answered:
+        if reply.live is None or not call.request.answered:
             return encode(dialect.write(reply, call))
-        shape = dialect.shape(reply, call)
+        shape = dialect.shape(reply, call, cached and cached.key)
         snapshot = shape.look()
         data = shape.data if snapshot == shape.snapshot else shape.fill(snapshot)
-        if cached and cached.shape is not shape and cached.key is not None and call.command.name not in self.restricted:
+        if cached and cached.shape is not shape and command.name not in self.restricted:
             cached.shape, cached.reply = shape, Reply(reply.code, reply.reason)
             if not self.wraps(call, cached=True):  # else what is around it is asked each time
                 cached.now = shape.now
-            self.cache.grow(cached.key, 2 * len(shape.text) + len(shape.data) + 1000)
+            self.cache.grow(cached.key, 2 * (len(shape.text) + len(shape.data)) + 1000)
         return data + dialect.id_of(call) + shape.tail if shape.tail else data
 
     def run(self, call: Call, caller: Any, data: bytes) -> Reply | Refusal:
@@ -2192,7 +2199,7 @@ class Answers:
         since = self.spaces.newest() if self.spaces else 0
         try:
             reply = command.function(Context(command.module, call.request, caller, data), *call.values)
-            if hasattr(reply, "get") and not isinstance(reply, dict):
+            if not isinstance(reply, Reply) and hasattr(reply, "get") and not isinstance(reply, dict):
                 reply = reply.get()
             if isinstance(reply, (dict, list)):
                 reply = Reply(nodes=json_nodes(reply), result=reply)
@@ -5557,7 +5564,8 @@ class Child:
 
     def burst_of(self, endpoint: Endpoint) -> Callable[[Any], None]:
         """The function that answers the datagrams of a socket until there are none, or others must have their turn."""
-        receive, known, cached_of = endpoint.receive, self.screen.known, self.answers.cache.young.get
+        receive, known = endpoint.receive, self.screen.known
+        cached_of, at_once = self.answers.cache.young.get, self.answers.at_once
         deliver, counted, busy, now = self.outbox.deliver_of(endpoint), self.server.counted, self.busy, time.monotonic
         requests, received = self.server.core["requests"], self.server.core["bytes_received"]
         size, flags = self.setup.most + 1, socket.MSG_TRUNC  # so a cut datagram comes with its full length
@@ -5579,7 +5587,10 @@ class Child:
                 counted[received] += len(data)
                 requested_s = time.time() if self.is_tracing else 0.0
                 cached = cached_of(data)
-                reply = cached.now() if cached else None
+                if cached:
+                    reply = cached.now()
+                else:
+                    cached, reply = at_once(data)
                 if reply is None or (self.is_tracing and not self.may_send(data, requested_s, endpoint, client, cached, reply)):
                     busy[worker] = now()
                     self.answer(endpoint, client, data, requested_s, deliver, cached)
