@@ -535,12 +535,13 @@ def node_lines(nodes: Iterable[Node], indent: str) -> list[str]:
     levels, margin, size, measured = [iter(nodes)], "", 0, 0
     add = lines.append
     while levels:
-        for name, value, attributes, children in levels[-1]:
-            if len(lines) > measured + LINES_AT_ONCE:
-                size += sum(map(len, lines[measured:]))
-                measured = len(lines)
-                if size > GIVE_UP:
-                    raise TooLong(size)
+        if len(lines) > measured + LINES_AT_ONCE:
+            size += sum(map(len, lines[measured:]))
+            measured = len(lines)
+            if size > GIVE_UP:
+                raise TooLong(size)
+        first = len(lines)
+        for name, value, attributes, children in itertools.islice(levels[-1], LINES_AT_ONCE):
             if not (attributes or children or value is None):  # what follows, for what most nodes are
                 add(f"{margin}{name}:: {value}\n" if name else f"{margin}{value}\n")
                 continue
@@ -558,8 +559,9 @@ def node_lines(nodes: Iterable[Node], indent: str) -> list[str]:
                 margin += indent
                 break
         else:
-            levels.pop()
-            margin = indent * (len(levels) - 1)
+            if len(lines) < first + LINES_AT_ONCE:
+                levels.pop()
+                margin = indent * (len(levels) - 1)
     return lines
 
 
