@@ -2686,6 +2686,7 @@ class Store:
         self.shared = memoryview(mmap.mmap(-1, (FIRST + 3 * SPACES) * SLOT)).cast("q")
         self.begun, self.committed, self.forgotten = [self.shared[FIRST + nth * SPACES:][:SPACES] for nth in range(3)]
         self.memo = Memo(READ_BYTES)
+        self.mine: tuple = ()  # this process' last change: its space, the version before it and its own, and the row
         self.size_bytes, self.locked_s = size_bytes, 0.0
         self.failed: Callable[[], None] = lambda: None  # called for each StoreError
 
@@ -2748,10 +2749,11 @@ class Store:
         The function gets the text or None and returns the new one, or None for none; it must not wait for anything, and is
         called again if the store is full. lifetime_s: how long the new value lasts, 0: for good, None: as the old one.
         """
-        names = encode(space), encode(key)
+        names, mine = (encode(space), encode(key)), ()
 
         def step(run: Callable, version: int, full: bool) -> tuple:
-            now_s, row = self.now_s(), run(self.GET, names).fetchone()
+            nonlocal mine
+            mine, now_s, row = (), self.now_s(), run(self.GET, names).fetchone()
             data, expires_s = row or (b"", -1)
             size = row_bytes(names[1], data) if row else 0
             gone = expires_s is not None and expires_s <= now_s
@@ -2764,9 +2766,12 @@ class Store:
                 expires_s = now_s + lifetime_s if lifetime_s else None
             data = None if value is None else encode(value)
             run(self.PUT, (*names, data, expires_s, version))
+            mine = space, self.begun[hash(space) % SPACES], version, (key, value, expires_s)
             return value, row_bytes(names[1], data) - size
 
-        return self.write(space, step)
+        value = self.write(space, step)
+        self.mine = mine
+        return value
 
     def items(self, space: str) -> list[tuple[str, str]]:
         """The (key, value) pairs of a space, the last changed first; StoreError."""
@@ -3247,11 +3252,7 @@ class View:
         """The picture, after what changed is taken in; StoreError."""
         version, now_s = self.store.version(self.space), self.store.now_s()
         if version < 0 or version != self.version:
-            while True:
-                version, since = self.store.version(self.space), self.since
-                void, newer, changes = self.store.changes(self.space, since)
-                if since == self.since:  # no other greenlet was here meanwhile
-                    break
+            version, void, newer, changes = self.changes()
             self.version, self.since = -1, 0  # all anew if apply() raises
             if void:
                 self.picture, self.ends_s = {}, {}
@@ -3267,6 +3268,16 @@ class View:
                 self.apply(self.picture, key, None)
             self.next_s = min(self.ends_s.values(), default=float("inf"))
         return self.picture
+
+    def changes(self) -> tuple:
+        """The version of now, and what changed since that of last time, as Store.changes() has it; StoreError."""
+        while True:
+            version, since = self.store.version(self.space), self.since
+            if self.store.mine[:3] == (self.space, self.version, version):
+                return version, False, version, self.store.mine[3:]
+            changes = self.store.changes(self.space, since)
+            if since == self.since:  # no other greenlet was here meanwhile
+                return version, *changes
 
 
 ###############################################################################
