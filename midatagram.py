@@ -3674,12 +3674,14 @@ class Events:
 
         self.server.store.change(self.SPACE, self.KEY, changed)
 
-    def forget_ended(self, event: str) -> None:
-        """Remove the subscriptions to an event that clients ended; StoreError."""
-        now_s = self.server.store.now_s()
-        if any(has_ended(row, now_s) for row in self.subscribers(event, ended=True)):
+    def remaining(self, event: str) -> list[dict]:
+        """The subscriptions to an event, after those that clients ended are removed; StoreError."""
+        now_s, rows = self.server.store.now_s(), self.subscribers(event, ended=True)
+        if any(has_ended(row, now_s) for row in rows):
             self.server.store.change(self.SPACE, self.KEY, lambda text: json.dumps(
                 [row for row in json.loads(text or "[]") if row["event"] != event or not has_ended(row, now_s)]))
+            rows = [row for row in rows if not has_ended(row, now_s)]
+        return rows
 
     def hand_over(self, name: str, attributes: dict) -> int:
         """In the attendant: have a child send an event. Returns 0."""
@@ -3694,41 +3696,44 @@ class Events:
         with contextlib.suppress(BlockingIOError):
             while True:
                 name, attributes = json.loads(self.outlet.recv(65536))
-                for row, data in self.written(name, attributes):
-                    self.send_to(row, name, data)
+                rows, datagrams = self.written(name, attributes)
+                for row in rows:
+                    self.send_to(row, name, datagrams[row["dialect"]])
 
-    def put(self, name: str, attributes) -> int:
+    def put(self, name: str, attributes, rows: list[dict] | None = None) -> int:
         """Send an event, now or when those before it are sent; returns to how many. Never waits."""
-        addressed = self.written(name, attributes)
-        if not addressed:
-            return 0
-        size = sum(map(len, {data for _, data in addressed})) + 8 * len(addressed)  # a list of rows that all events share
+        rows, datagrams = self.written(name, attributes, rows)
+        at_once = 0 if self.queue else EVENT_FEW
+        for row in rows[:at_once]:
+            self.send_to(row, name, datagrams[row["dialect"]])
+        rest = rows[at_once:]
+        size = sum(map(len, datagrams.values())) + 8 * len(rest) if rest else 0  # a list of rows that all events share
         if self.waiting_bytes + size > EVENT_QUEUE:
-            self.lose(name, len(addressed), "too many events wait")
-            return 0
-        self.waiting_bytes += size
-        rows, datagrams = iter([row for row, _ in addressed]), {row["dialect"]: data for row, data in addressed}
-        self.queue.append((name, datagrams, rows, size))
-        if len(self.queue) == 1 and not self.send(EVENT_SLICE_S):  # else those before it are being sent
+            self.lose(name, len(rest), "too many events wait")
+            return len(rows) - len(rest)
+        if rest:
+            self.waiting_bytes += size
+            self.queue.append((name, datagrams, iter(rest), size))
+        if rest and at_once:
             import gevent
 
             gevent.spawn(self.go_on)
-        return len(addressed)
+        return len(rows)
 
-    def written(self, name: str, attributes) -> list[tuple[dict, bytes]]:
-        """The subscriptions that an event can be sent to, each with its datagram."""
+    def written(self, name: str, attributes, rows: list[dict] | None = None) -> tuple[list[dict], dict[str, bytes]]:
+        """The subscriptions that an event can be sent to, of these or of all, and its datagram for each dialect."""
+        datagrams: dict[str, bytes] = {}
         try:
-            subscribers = self.subscribers(name, patient=False)
+            rows = self.subscribers(name, patient=False) if rows is None else rows
         except StoreError:  # it must not end who raises an event
             self.lose(name, 1, "the store fails")
-            return []
-        datagrams: dict[str, bytes] = {}
-        for dialect in {row["dialect"] for row in subscribers}:
+            return [], datagrams
+        for dialect in {row["dialect"] for row in rows}:
             try:
                 datagrams[dialect] = write_event(name, attributes, dialect)
             except ValueError as error:  # text cannot carry one of its attributes
-                self.lose(name, sum(row["dialect"] == dialect for row in subscribers), error)
-        return [(row, datagrams[row["dialect"]]) for row in subscribers if row["dialect"] in datagrams]
+                self.lose(name, sum(row["dialect"] == dialect for row in rows), error)
+        return [row for row in rows if row["dialect"] in datagrams], datagrams
 
     def lose(self, name: str, count: int, why: Any) -> None:
         """Count and log an event that does not reach so many subscribers."""
@@ -4738,12 +4743,12 @@ def raise_event(ctx, event, params=()):
     """Send an event with its attributes to its subscribers."""
     if event not in ctx.server.registry.events:
         raise Error(404, "Event not registered")
-    ctx.server.events.forget_ended(event)
-    if not ctx.server.events.subscribers(event):
+    subscribers = ctx.server.events.remaining(event)
+    if not subscribers:
         raise Error(480, "Temporarily Unavailable")
     if ctx.request.dialect == "jsonrpc":
         params = event_params(params) if len(ctx.request.values) > 1 else ()
-    ctx.server.raise_event(event, params)
+    ctx.server.events.put(event, params, subscribers)
     return Reply()
 
 
