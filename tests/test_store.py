@@ -566,8 +566,9 @@ def test_a_view_reads_no_more_than_others_changed(store):
     assert view.now() == {"a": "1"}
     store.connection.set_trace_callback(statements.append)
     for change, reads in ((lambda: store.put("s", "b", "2", 60), 0), (lambda: store.remove("s", "a"), 0),
-                          (lambda: other.put("s", "c", "3"), 1), (lambda: (other.put("s", "d", "4"), store.put("s", "e", "5")), 1),
-                          (lambda: (store.put("s", "f", "6"), store.put("s", "g", "7")), 1), (lambda: store.put("t", "b", "3"), 0)):
+                          (lambda: other.put("s", "c", "3"), 1), (lambda: store.put("t", "b", "3"), 0),
+                          (lambda: (other.put("s", "d", "4"), store.put("s", "e", "5")), 1),
+                          (lambda: (store.put("s", "f", "6"), store.put("s", "g", "7")), 1)):
         change()
         statements.clear()
         view.now()
