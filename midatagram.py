@@ -1706,21 +1706,16 @@ class Memo:
 TEXT_REPLY = re.compile(rb"[0-9]{3}[ \n]")
 
 
-def is_reply(data: bytes) -> bool:
-    """Whether a datagram that is no request is evidently a reply: two servers must not go on answering each other."""
-    if TEXT_REPLY.match(data):
-        return True
+def is_reply(data: bytes, value: Any = None) -> bool:
+    """Whether a datagram that is no request, or the JSON value in it, is evidently a reply, or a batch of them: two servers must
+    not go on answering each other."""
     try:
-        return bool(JSON_START.match(data)) and is_json_reply(read_json(data))
+        value = read_json(data) if value is None and JSON_START.match(data) else value
     except ParseError:
-        return False
-
-
-def is_json_reply(value: Any) -> bool:
-    """Whether a JSON value is a reply, or a batch of them."""
-    items = value if isinstance(value, list) else [value]
+        pass
+    items = value if isinstance(value, list) and value else [value]
     names = [set(map(str.lower, item)) if isinstance(item, dict) else set() for item in items]
-    return bool(names) and all("method" not in one and one & {"result", "error"} for one in names)
+    return bool(TEXT_REPLY.match(data)) or all("method" not in one and one & {"result", "error"} for one in names)
 
 
 class Call(NamedTuple):
@@ -1830,7 +1825,7 @@ class JsonRpc:
             value = read_json(data)
         except ParseError:
             value = Call(self, NO_COMMAND, Request("", dialect="jsonrpc"), None, NO_JSON)
-        if TEXT_REPLY.match(data) or is_json_reply(value):
+        if is_reply(data, value):
             return None
         if isinstance(value, Call):
             return value
@@ -1993,7 +1988,7 @@ class Answers:
                  pause: Callable[[], None] = lambda: None, untimed: Callable[[], None] = lambda: None, spaces: Any = None):
         self.log, self.restricted, self.allowed, self.failed = log, frozenset(restricted), allowed, failed
         self.pause, self.untimed, self.spaces = pause, untimed, spaces
-        self.wrapped: Callable[..., Answer] = registry.around(self).wrapped if registry.around else self.answered
+        self.wrapped = registry.around(self).wrapped if registry.around else lambda data, calls, caller, proceed: proceed()
         self.commands, self.wrappers = registry.commands, registry.wrappers
         self.most, text, jsonrpc = most, Text(registry, indent, most), JsonRpc(registry, pretty, most)
         self.dialect_of: Callable[[bytes], Text | JsonRpc] = {
@@ -2042,10 +2037,6 @@ class Answers:
         """Whether a function around a command is called for cached replies too."""
         return any(not names or names & {call.request.name, call.command.name}
                    for _, function, names in self.wrappers if not function.mi_cached)
-
-    def answered(self, data: bytes, calls: Any, caller: Any, proceed: Callable[[], Answer]) -> Answer:
-        """What proceed() returns; the plug-in `around` has a function in the place of this one."""
-        return proceed()
 
     def again(self, data: bytes, call: Call, caller: Any, cached: Cached, request_id: bytes) -> Answer:
         """Answer a request that is cached."""
@@ -5215,8 +5206,6 @@ RETRY_S = 0.005  # how often those are retried who cannot be waited for
 class Peer:
     """A client that is served through a socket of its own, where there can be one: its waiting replies, in order."""
 
-    __slots__ = ("endpoint", "client", "address", "identity", "socket", "watcher", "waiting", "bytes", "used_s")
-
     def __init__(self, endpoint: Endpoint, client: Any):
         self.endpoint, self.client, self.address = endpoint, client, endpoint.address_of(client)
         self.identity: tuple | None = None
@@ -5436,6 +5425,7 @@ class Child:
 
     def __init__(self, server: Server, endpoints: list[Endpoint], row: int, rank: int):
         import gevent.event
+        import greenlet
 
         self.server, self.endpoints, self.row, self.rank = server, endpoints, row, rank
         self.setup, self.hub = server.setup, gevent.get_hub()
@@ -5445,6 +5435,7 @@ class Child:
         own = self.setup.own
         self.pool_size, self.timeout_s = own["pool_size"], own["handler_timeout"] / 1000
         self.workers = 0  # greenlets of the pool, of which some are idle
+        self.worker, self.current = functools.partial(greenlet.greenlet, self.work, self.hub), greenlet.getcurrent
         self.idle: list[Any] = []
         self.busy: dict[Any, float] = {}  # when a worker last began a request that is not cached
         self.watchers: list = []
@@ -5452,13 +5443,14 @@ class Child:
         self.limit_s = own["stop_timeout"] / 1000
         self.access = Access(own)
         self.outbox, self.send_later = Outbox(server, self.hub.loop), gevent.spawn_later
-        self.answers = answers_of(server, self.access, pause=self.pause, untimed=self.lift_limit)
+        self.answers = answers_of(server, self.access, pause=self.pause,
+                                  untimed=lambda: self.busy.pop(self.current(), None))
         self.screen = Screen(server, endpoints, self.access.networks)
         self.turn_s = time.monotonic()  # since when this child has not been in its hub
         self.last_request = float("inf")  # count of requests at which this child asks to be replaced
-        if own["max_requests"]:
-            served = server.counted[server.core["requests"]]  # by others that had this row
-            self.last_request = served + max(1, round(own["max_requests"] * random.uniform(0.9, 1.1)))
+        if own["max_requests"]:  # others that had this row may have served some
+            more = max(1, round(own["max_requests"] * random.uniform(0.9, 1.1)))
+            self.last_request = server.counted[server.core["requests"]] + more
         self.tracers = [trace() for trace in self.setup.destinations.values()]
         traced = self.setup.mi["trace_bwlist"]
         self.untraced = {name for name, command in server.registry.names.items() if not traced.allows(command.name)}
@@ -5472,6 +5464,8 @@ class Child:
 
         ready(): called when all sockets are watched; alive: a descriptor that is closed when the attendant dies.
         """
+        import gevent
+
         self.wake_attendant = wake_attendant
         loop, events = self.hub.loop, self.server.events
         stall_s = self.setup.own["stall_timeout"] / 1000
@@ -5487,7 +5481,8 @@ class Child:
             self.watchers.append((loop.io(endpoint.socket.fileno(), 1), self.burst_of(endpoint)))
         self.sweep()
         self.watch()
-        jobs = self.start_jobs()
+        jobs = [gevent.spawn(self.repeat, module, function) for module in self.server.registry.modules
+                for function in module.every if function.mi_every[1] == "each" or self.rank == 1]
         ready()
         while not self.stopping.is_set():
             try:
@@ -5513,18 +5508,14 @@ class Child:
         if self.idle:
             self.idle.pop().switch(burst)
         elif self.workers < self.pool_size:
-            import greenlet
-
             self.workers += 1
-            greenlet.greenlet(self.work, self.hub).switch(burst)
+            self.worker().switch(burst)
         else:
             self.unwatch()
 
     def work(self, burst: Callable) -> None:
         """The life of a worker: answer a burst, and park until there is another."""
-        import greenlet
-
-        worker = greenlet.getcurrent()
+        worker = self.current()
         while True:
             try:
                 burst(worker)
@@ -5560,15 +5551,14 @@ class Child:
                     continue
                 counted[requests] += 1
                 counted[received] += len(data)
-                requested_s = time.time() if self.is_tracing else 0.0
                 cached = cached_of(data)
                 if cached:
                     reply = cached.now()
                 else:
                     cached, reply = at_once(data)
-                if reply is None or (self.is_tracing and not self.may_send(data, requested_s, endpoint, client, cached, reply)):
+                if reply is None or (self.is_tracing and not self.may_send(data, endpoint, client, cached, reply)):
                     busy[worker] = now()
-                    self.answer(endpoint, client, data, requested_s, deliver, cached)
+                    self.answer(endpoint, client, data, time.time(), deliver, cached)
                     if now() > started_s + BURST_S:
                         return
                     continue
@@ -5585,7 +5575,8 @@ class Child:
         if answer is SILENCE or not self.screen.answers(endpoint, client, data, answer):
             return self.screen.drop(endpoint, client)
         if self.is_tracing:
-            self.trace(requested_s, endpoint, client, answer.exchanges)
+            replied_s, address = time.time(), endpoint.address_of(client)
+            self.traces += [Trace(requested_s, replied_s, address, endpoint.address, exchange) for exchange in answer.exchanges]
         if not answer.datagrams:
             self.server.count("notifications")
         for delay_s, reply in answer.datagrams:
@@ -5601,29 +5592,15 @@ class Child:
             delay_s()
         self.outbox.post(endpoint, reply, client)
 
-    def may_send(self, data: bytes, requested_s: float, endpoint: Endpoint, client: Any, cached: Any, reply: bytes) -> bool:
-        """Whether a cached reply may go out, which is traced: not if what is around it is to be asked."""
-        exchange = cached.exchanged(data, reply)
+    def may_send(self, data: bytes, endpoint: Endpoint, client: Any, cached: Any, reply: bytes) -> bool:
+        """Trace a cached reply, unless it may not go out since what is around it is to be asked."""
+        now_s, exchange = time.time(), cached.exchanged(data, reply)
+        trace = new(Trace, (now_s, now_s, endpoint.address_of(client), endpoint.address, exchange))
         for ctx, may_send, names in self.around:
-            trace = Trace(requested_s, time.time(), endpoint.address_of(client), endpoint.address, exchange)
             if (not names or exchange.command in names) and not may_send(ctx, trace):
                 return False
-        self.trace(requested_s, endpoint, client, [exchange])
+        self.traces.append(trace)
         return True
-
-    def trace(self, requested_s: float, endpoint: Endpoint, client: Any, exchanges: list[Exchange]) -> None:
-        """Trace what was answered just now, and log it for debugging."""
-        replied_s, address = time.time(), endpoint.address_of(client)
-        for exchange in exchanges:
-            self.traces.append(new(Trace, (requested_s, replied_s, address, endpoint.address, exchange)))
-            if self.debugging:
-                log.debug("%a from %s: %a", exchange.request, shown_address(address), exchange.reply)
-
-    def lift_limit(self) -> None:
-        """handler_timeout does not hold for the request in hand."""
-        import greenlet
-
-        self.busy.pop(greenlet.getcurrent(), None)
 
     def pause(self) -> None:
         """Let others have their turn, if this one takes long."""
@@ -5651,6 +5628,8 @@ class Child:
 
     def settle(self) -> None:
         """After a burst, and before what may take its time: send the traces, and see whether max_requests is reached."""
+        for _, _, client, _, exchange in self.traces if self.debugging else ():
+            log.debug("%a from %s: %a", exchange.request, shown_address(client), exchange.reply)
         if self.traces:  # those of unknown commands are sent whatever trace_bwlist says
             traces, self.traces = self.traces, []
             if self.untraced:
@@ -5662,25 +5641,24 @@ class Child:
             self.server.processes.set(self.row, state=Processes.STOPPING)
             self.wake_attendant()
 
-    def start_jobs(self) -> list:
-        """Start what plug-ins do every so often; `where="one"` runs in the child of rank 1."""
-        import gevent
-
-        return [gevent.spawn(self.repeat, module, function) for module in self.server.registry.modules
-                for function in module.every if function.mi_every[1] == "each" or self.rank == 1]
-
     def repeat(self, module: Module, function: Any) -> None:
-        """Run a function again and again; what it raises is logged."""
+        """Run what a plug-in does every so often."""
         import gevent
 
         while True:
             gevent.sleep(function.mi_every[0])
-            try:
-                function(Context(module))
-            except gevent.GreenletExit:
-                raise
-            except BaseException:  # a plug-in's seam: a Timeout of gevent is no Exception
-                log.getChild(module.name).exception("%s raised", function.__name__)
+            self.run(module, function)
+
+    def run(self, module: Module, function: Any) -> None:
+        """Run a function of a plug-in; what it raises is logged."""
+        import gevent
+
+        try:
+            function(Context(module))
+        except gevent.GreenletExit:
+            raise
+        except BaseException:  # a plug-in's seam: a Timeout of gevent is no Exception
+            log.getChild(module.name).exception("%s raised", function.__name__)
 
     def end(self, limit_s: float = float("inf"), why: str = "") -> None:
         """Have this child stop, within limit_s if that is less than stop_timeout."""
@@ -5710,10 +5688,8 @@ class Child:
             tracer.flush(max(0.0, min(1.0, deadline_s - time.monotonic())))
         for module in self.server.registry.modules:
             if "destroy" in module.hooks:
-                try:
-                    module.hooks["destroy"](Context(module))
-                except BaseException:  # a plug-in's seam
-                    log.getChild(module.name).exception("destroy raised")
+                with contextlib.suppress(gevent.GreenletExit):
+                    self.run(module, module.hooks["destroy"])
         tend_logs(self.server)
         self.server.events.finish()
         self.server.store.close()
