@@ -35,6 +35,7 @@ if __name__ == "__main__":  # run as a script: plug-ins that import midatagram g
         del sys.path[0]  # the script's folder: who may write there must not have his modules run, by root for one
 
 import builtins
+import contextlib
 import difflib
 import dis
 import functools
@@ -1709,10 +1710,8 @@ TEXT_REPLY = re.compile(rb"[0-9]{3}[ \n]")
 def is_reply(data: bytes, value: Any = None) -> bool:
     """Whether a datagram that is no request, or the JSON value in it, is evidently a reply, or a batch of them: two servers must
     not go on answering each other."""
-    try:
+    with contextlib.suppress(ParseError):
         value = read_json(data) if value is None and JSON_START.match(data) else value
-    except ParseError:
-        pass
     items = value if isinstance(value, list) and value else [value]
     names = [set(map(str.lower, item)) if isinstance(item, dict) else set() for item in items]
     return bool(TEXT_REPLY.match(data)) or all("method" not in one and one & {"result", "error"} for one in names)
@@ -1741,9 +1740,13 @@ class Text:
 
     id_of = staticmethod(lambda call: b"")  # what stands between the two parts of a shape
     join = staticmethod(b"".join)  # the reply to a batch
+    is_key_of = staticmethod(lambda key, call: True)  # whether all requests with this key mean this call
 
     def __init__(self, registry: Registry, indent: str = "\t", most: int = LIMIT):
         self.indent, self.most, self.catch_all = indent, most, registry.catch_all
+        self.limit = lambda call: most  # bytes of the reply
+        self.too_long = functools.partial(reply_too_long, limit=most)  # what a reply of so many bytes becomes
+        self.request_too_long = functools.partial(request_too_long, limit=most)  # what such a request is answered with
         self.lines = {first_line(name): command for name, command in registry.names.items()}
 
     def key(self, data: bytes) -> tuple[bytes, bytes]:
@@ -1782,21 +1785,6 @@ class Text:
             return Shape(reply, self.write(reply, call), most=self.most)
         reply.live.text, reply.live.most = reply.live.text or self.write(reply, call), self.most
         return reply.live
-
-    def is_key_of(self, key: Any, call: Call) -> bool:
-        """Whether all requests with this key mean this call."""
-        return True
-
-    def limit(self, call: Call) -> int:
-        """How many bytes the reply may have."""
-        return self.most
-    def too_long(self, size: int) -> Refusal:
-        """What a reply of `size` bytes, which is too much, becomes."""
-        return reply_too_long(size, self.most)
-
-    def request_too_long(self, size: int) -> Refusal:
-        """What a request of `size` bytes is answered with."""
-        return request_too_long(size, self.most)
 
 
 class JsonRpc:
@@ -1877,8 +1865,7 @@ class JsonRpc:
 
     def join(self, parts: list[bytes]) -> bytes:
         """The reply to a batch, nothing if all its requests are notifications."""
-        written = (b", " if self.pretty else b",").join(parts)
-        return b"[%b]" % written if parts else b""
+        return b"[%b]" % (b", " if self.pretty else b",").join(parts) if parts else b""
 
 
 class Shape:
@@ -1951,10 +1938,9 @@ class Cached:
 
     def exchanged(self, request: bytes, reply: bytes) -> Exchange:
         """The exchange of now, a new one only when the request or the reply is."""
-        exchange = self.exchange
-        if exchange is None or exchange.reply is not reply or exchange.request != request:
-            exchange = self.exchange = exchange_of(self.call, self.reply, request, reply)
-        return exchange
+        if self.exchange is None or self.exchange.reply is not reply or self.exchange.request != request:
+            self.exchange = exchange_of(self.call, self.reply, request, reply)
+        return self.exchange
 
 
 def with_id(call: Call, request_id: bytes) -> Call:
@@ -1976,11 +1962,9 @@ class Answers:
     """Answers datagrams from the commands of a registry.
 
     log: a logger for what handlers raise; dialect: auto, text or jsonrpc; indent and pretty: how either is written; most:
-    bytes of the longest request and reply;
-    failed(): called for each built-in error; allowed(command, caller): whether a caller may use a restricted command,
-    for the names in `restricted`; pause(): called between the requests of a batch, gives others their turn;
-    untimed(): called when handler_timeout does not hold for what follows; spaces: the store, whose newest() and
-    unchanged(spaces, since, until_s) make the `live` of replies that depend on spaces.
+    bytes of the longest request and reply; failed(): called for each built-in error; allowed(command, caller): whether a
+    caller may use a command in `restricted`; pause(): gives others their turn between the requests of a batch; untimed():
+    called when handler_timeout does not hold for what follows; spaces: the store, for replies that depend on spaces.
     """
 
     def __init__(self, registry: Registry, log, dialect: str = "auto", indent: str = "\t", pretty: bool = False,
@@ -1988,6 +1972,7 @@ class Answers:
                  pause: Callable[[], None] = lambda: None, untimed: Callable[[], None] = lambda: None, spaces: Any = None):
         self.log, self.restricted, self.allowed, self.failed = log, frozenset(restricted), allowed, failed
         self.pause, self.untimed, self.spaces = pause, untimed, spaces
+        self.interrupted = functools.partial(log.error, "command %s ran longer than handler_timeout and was ended")
         self.wrapped = registry.around(self).wrapped if registry.around else lambda data, calls, caller, proceed: proceed()
         self.commands, self.wrappers = registry.commands, registry.wrappers
         self.most, text, jsonrpc = most, Text(registry, indent, most), JsonRpc(registry, pretty, most)
@@ -2033,11 +2018,6 @@ class Answers:
         batch = [call for call in calls if not self.pause()] if self.wrappers else calls
         return self.wrapped(data, batch, caller, functools.partial(self.batch, data, dialect, batch, caller))
 
-    def wraps(self, call: Call) -> bool:
-        """Whether a function around a command is called for cached replies too."""
-        return any(not names or names & {call.request.name, call.command.name}
-                   for _, function, names in self.wrappers if not function.mi_cached)
-
     def again(self, data: bytes, call: Call, caller: Any, cached: Cached, request_id: bytes) -> Answer:
         """Answer a request that is cached."""
         written = cached.shape.now(request_id) if cached.shape else None
@@ -2056,7 +2036,8 @@ class Answers:
                 if not late:
                     self.pause()
             except Interrupted:
-                late = self.ended(call) is TIMED_OUT
+                late = True
+                self.interrupted(call.command.name)
             if size > self.most and call.refusal:  # nobody is going to see it
                 continue
             reply, written, datagrams = self.outcome(data, call._replace(refusal=TIMED_OUT) if late else call, caller)
@@ -2104,7 +2085,8 @@ class Answers:
                     raise TooLong(len(written))
                 return reply, written, reply.send(written) if written and reply.send else None
         except Interrupted:
-            reply = self.ended(call)
+            self.interrupted(call.command.name)
+            reply = TIMED_OUT
         except TooLong as error:
             reply = dialect.too_long(error.args[0])
         except BaseException:  # the seam: whatever a plug-in raises, a Timeout of gevent or an exit, costs one reply
@@ -2112,11 +2094,6 @@ class Answers:
             reply = COMMAND_FAILED
         self.failed()
         return reply, encode(dialect.write(reply, call)), None
-
-    def ended(self, call: Call) -> Refusal:
-        """What a command is answered with that ran longer than handler_timeout."""
-        self.log.error("command %s ran longer than handler_timeout and was ended", call.command.name)
-        return TIMED_OUT
 
     def write(self, reply: Reply, call: Call, cached: Cached | None) -> bytes:
         """A reply as bytes; one that is live, or is made by a pure command, is cached with its request."""
@@ -2130,7 +2107,8 @@ class Answers:
         data = shape.data if snapshot == shape.snapshot else shape.fill(snapshot)
         if cached and cached.shape is not shape and command.name not in self.restricted:
             cached.shape, cached.reply = shape, Reply(reply.code, reply.reason)
-            if not self.wraps(call):  # else what is around it is asked each time
+            if not any(not names or names & {call.request.name, command.name} for _, function, names in self.wrappers
+                       if not function.mi_cached):  # else what is around it is asked each time
                 cached.now = shape.now
             size = self.cache.sizes.get(cached.key, 0) + 2 * (len(shape.text) + len(shape.data)) + 1000
             self.cache.keep(cached.key, cached, size)
@@ -2392,7 +2370,6 @@ import _socket
 import argparse
 import bisect
 import collections
-import contextlib
 import errno
 import fcntl
 import fnmatch
@@ -5208,9 +5185,11 @@ class Peer:
 
     def __init__(self, endpoint: Endpoint, client: Any):
         self.endpoint, self.client, self.address = endpoint, client, endpoint.address_of(client)
-        self.identity: tuple | None = None
         self.socket: Any = None
         self.watcher: Any = None
+        # Which file the client's path is now, and was; an abstract name is that of one socket as long as this lives:
+        self.file = functools.partial(identity_of, self.address) if isinstance(self.address, str) else lambda: None
+        self.identity: tuple | None = None
         self.waiting: collections.deque[tuple[float, bytes]] = collections.deque()  # (deadline, data)
         self.bytes, self.used_s = 0, time.monotonic()
 
@@ -5227,10 +5206,6 @@ class Peer:
             self.close()
             if error.errno not in (errno.EPERM, errno.EMFILE, errno.ENFILE):
                 raise
-
-    def file(self) -> tuple | None:
-        """Which file the client's path is now; an abstract name is that of one socket as long as this lives."""
-        return identity_of(self.address) if isinstance(self.address, str) else None
 
     def send(self, data: bytes) -> int:
         """Send through the own socket, or from the bound one where there is none; OSError as send(2)."""
@@ -5427,6 +5402,7 @@ class Child:
         import gevent.event
         import greenlet
 
+        self.gevent = gevent
         self.server, self.endpoints, self.row, self.rank = server, endpoints, row, rank
         self.setup, self.hub = server.setup, gevent.get_hub()
         self.hub.print_exception = lambda context, *raised: log.error("%s ended", context, exc_info=raised)  # not to stderr
@@ -5439,8 +5415,7 @@ class Child:
         self.idle: list[Any] = []
         self.busy: dict[Any, float] = {}  # when a worker last began a request that is not cached
         self.watchers: list = []
-        self.stopping = gevent.event.Event()
-        self.limit_s = own["stop_timeout"] / 1000
+        self.stopping, self.limit_s = gevent.event.Event(), own["stop_timeout"] / 1000
         self.access = Access(own)
         self.outbox, self.send_later = Outbox(server, self.hub.loop), gevent.spawn_later
         self.answers = answers_of(server, self.access, pause=self.pause,
@@ -5464,8 +5439,6 @@ class Child:
 
         ready(): called when all sockets are watched; alive: a descriptor that is closed when the attendant dies.
         """
-        import gevent
-
         self.wake_attendant = wake_attendant
         loop, events = self.hub.loop, self.server.events
         stall_s = self.setup.own["stall_timeout"] / 1000
@@ -5481,7 +5454,7 @@ class Child:
             self.watchers.append((loop.io(endpoint.socket.fileno(), 1), self.burst_of(endpoint)))
         self.sweep()
         self.watch()
-        jobs = [gevent.spawn(self.repeat, module, function) for module in self.server.registry.modules
+        jobs = [self.gevent.spawn(self.repeat, module, function) for module in self.server.registry.modules
                 for function in module.every if function.mi_every[1] == "each" or self.rank == 1]
         ready()
         while not self.stopping.is_set():
@@ -5643,19 +5616,15 @@ class Child:
 
     def repeat(self, module: Module, function: Any) -> None:
         """Run what a plug-in does every so often."""
-        import gevent
-
         while True:
-            gevent.sleep(function.mi_every[0])
+            self.gevent.sleep(function.mi_every[0])
             self.run(module, function)
 
     def run(self, module: Module, function: Any) -> None:
         """Run a function of a plug-in; what it raises is logged."""
-        import gevent
-
         try:
             function(Context(module))
-        except gevent.GreenletExit:
+        except self.gevent.GreenletExit:
             raise
         except BaseException:  # a plug-in's seam: a Timeout of gevent is no Exception
             log.getChild(module.name).exception("%s raised", function.__name__)
@@ -5676,19 +5645,17 @@ class Child:
 
     def stop(self, jobs: list) -> None:
         """Read no more, answer what is in hand and deliver what waits, within limit_s; then end what plug-ins began."""
-        import gevent
-
         self.unwatch()
-        gevent.killall(jobs, block=False)
+        self.gevent.killall(jobs, block=False)
         deadline_s = time.monotonic() + self.limit_s
         while time.monotonic() < deadline_s and (len(self.idle) < self.workers or self.outbox.bytes):
-            gevent.sleep(0.005)
+            self.gevent.sleep(0.005)
         self.settle()
         for tracer in self.tracers:
             tracer.flush(max(0.0, min(1.0, deadline_s - time.monotonic())))
         for module in self.server.registry.modules:
             if "destroy" in module.hooks:
-                with contextlib.suppress(gevent.GreenletExit):
+                with contextlib.suppress(self.gevent.GreenletExit):
                     self.run(module, module.hooks["destroy"])
         tend_logs(self.server)
         self.server.events.finish()
