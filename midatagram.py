@@ -3563,6 +3563,8 @@ class Events:
 
     def subscribers(self, event: str, ended: bool = False, patient: bool = True) -> list[dict]:
         """The subscriptions to an event, the newest first; with those that a client ended, if wanted. StoreError."""
+        if not self.server.store.version(self.SPACE):  # nobody ever subscribed to any
+            return []
         try:
             text = self.server.store.get(self.SPACE, self.KEY, patient)
         except StoreError:
@@ -3626,6 +3628,8 @@ class Events:
     def put(self, name: str, attributes, rows: list[dict] | None = None) -> int:
         """Send an event, now or when those before it are sent; returns to how many. Never waits."""
         rows, datagrams = self.written(name, attributes, rows)
+        if not rows:
+            return 0
         at_once = 0 if self.queue else EVENT_FEW
         for row in rows[:at_once]:
             self.send_to(row, name, datagrams[row["dialect"]])
