@@ -35,6 +35,7 @@ if __name__ == "__main__":  # run as a script: plug-ins that import midatagram g
         del sys.path[0]  # the script's folder: who may write there must not have his modules run, by root for one
 
 import builtins
+import contextlib
 import difflib
 import dis
 import functools
@@ -72,6 +73,8 @@ __all__ = [  # what plug-ins may use
     "ConfigReader", "Loader", "Processes", "Counters", "core_stats", "Store", "Server", "Access", "event_pair", "answers_of",
     # files of a plug-in's own format
     "Module", "ConfigError", "ParseError", "import_plugin", "read_source", "line_of", "nearest", "BAD_PARAMETER", "WRONG_COUNT",
+    # what around.py is made of
+    "Interrupted", "Call", "NO_COMMAND", "COMMAND_FAILED", "TIMED_OUT",
     # tools: a plug-in with main(argv)
     "StartError", "EXIT_OK", "EXIT_CRASH", "EXIT_USAGE", "EXIT_NOT_RUNNING", "EXIT_IN_USE", "EXIT_CANNOT_CREATE",
     "EXIT_PERMISSION", "EXIT_CONFIG", "socket_of", "walk", "check_unshared",
@@ -537,12 +540,13 @@ def node_lines(nodes: Iterable[Node], indent: str) -> list[str]:
     levels, margin, size, measured = [iter(nodes)], "", 0, 0
     add = lines.append
     while levels:
-        for name, value, attributes, children in levels[-1]:
-            if len(lines) > measured + LINES_AT_ONCE:
-                size += sum(map(len, lines[measured:]))
-                measured = len(lines)
-                if size > GIVE_UP:
-                    raise TooLong(size)
+        if len(lines) > measured + LINES_AT_ONCE:
+            size += sum(map(len, lines[measured:]))
+            measured = len(lines)
+            if size > GIVE_UP:
+                raise TooLong(size)
+        first = len(lines)
+        for name, value, attributes, children in itertools.islice(levels[-1], LINES_AT_ONCE):
             if not (attributes or children or value is None):  # what follows, for what most nodes are
                 add(f"{margin}{name}:: {value}\n" if name else f"{margin}{value}\n")
                 continue
@@ -560,8 +564,9 @@ def node_lines(nodes: Iterable[Node], indent: str) -> list[str]:
                 margin += indent
                 break
         else:
-            levels.pop()
-            margin = indent * (len(levels) - 1)
+            if len(lines) < first + LINES_AT_ONCE:
+                levels.pop()
+                margin = indent * (len(levels) - 1)
     return lines
 
 
@@ -1572,6 +1577,7 @@ class Registry:
         self.ambiguous: dict[str, Refusal] = {}  # short names that several have
         self.catch_alls: list[Command] = []
         self.wrappers: list[tuple] = []  # (module, function, names of commands or none for all)
+        self.around: Any = None  # what puts them around the answering
         self.stats = {"text": Statistics(all=[]), "jsonrpc": Statistics(all=[])}
         self.events: dict[str, int] = {}
         for module in self.modules:
@@ -1663,7 +1669,7 @@ class Registry:
 # cached reply depends on nothing but what live() reads.
 
 CACHE_BYTES = 8 << 20  # of all that is cached of requests and their replies, per child
-SEEN_BYTES = 1 << 20  # of the hashes of requests that came once
+SEEN_BYTES = 1 << 20  # of the hashes of requests that came once, of which each takes about 100
 ENTRY_BYTES = 400  # what an entry of a Memo takes besides its key and value; about what Python needs
 VALUE_BYTES = 120  # the same for a value of a request
 KEPT_REQUEST = 4096  # bytes; a longer request is read anew each time
@@ -1706,11 +1712,6 @@ class Memo:
         self.bytes += whole
         return value
 
-    def grow(self, key: Any, by: int) -> None:
-        """Count a young value as so many bytes larger."""
-        if key in self.young:
-            self.keep(key, self.young[key], self.sizes[key] + by)
-
     def forget(self, key: Any) -> None:
         """Remove a key, if it is there."""
         if self.young.pop(key, None) is not None:
@@ -1722,21 +1723,14 @@ class Memo:
 TEXT_REPLY = re.compile(rb"[0-9]{3}[ \n]")
 
 
-def is_reply(data: bytes) -> bool:
-    """Whether a datagram that is no request is evidently a reply: two servers must not go on answering each other."""
-    if TEXT_REPLY.match(data):
-        return True
-    try:
-        return bool(JSON_START.match(data)) and is_json_reply(read_json(data))
-    except ParseError:
-        return False
-
-
-def is_json_reply(value: Any) -> bool:
-    """Whether a JSON value is a reply, or a batch of them."""
-    items = value if isinstance(value, list) else [value]
+def is_reply(data: bytes, value: Any = None) -> bool:
+    """Whether a datagram that is no request, or the JSON value in it, is evidently a reply, or a batch of them: two servers must
+    not go on answering each other."""
+    with contextlib.suppress(ParseError):
+        value = read_json(data) if value is None and JSON_START.match(data) else value
+    items = value if isinstance(value, list) and value else [value]
     names = [set(map(str.lower, item)) if isinstance(item, dict) else set() for item in items]
-    return bool(names) and all("method" not in one and one & {"result", "error"} for one in names)
+    return bool(TEXT_REPLY.match(data)) or all("method" not in one and one & {"result", "error"} for one in names)
 
 
 class Call(NamedTuple):
@@ -1757,32 +1751,18 @@ def no_command(ctx):
 NO_COMMAND, NO_REQUEST = Command(Module("", {}), no_command), Request("")
 
 
-class Dialect:
-    """What Answers asks of a dialect, as it is for one without ids and batches."""
-
-    too_long: Callable[[int], Refusal]  # what a reply of so many bytes, which are too many, becomes
-    request_too_long: Callable[[int], Refusal]  # what such a request is answered with
-    join: Callable[[list[bytes]], bytes] = staticmethod(b"".join)  # the reply to a batch
-    most: int  # bytes of a request, and of a reply
-
-    def is_key_of(self, key: Any, call: Call) -> bool:
-        """Whether all requests with this key mean this call."""
-        return True
-
-    def id_of(self, call: Call) -> bytes:
-        """What stands between the two parts of a shape."""
-        return b""
-
-    def limit(self, call: Call) -> int:
-        """How many bytes the reply may have."""
-        return self.most
-
-
-class Text(Dialect):
+class Text:
     """The text dialect of OpenSIPS 2.x, for the commands of a registry."""
+
+    id_of = staticmethod(lambda call: b"")  # what stands between the two parts of a shape
+    join = staticmethod(b"".join)  # the reply to a batch
+    is_key_of = staticmethod(lambda key, call: True)  # whether all requests with this key mean this call
 
     def __init__(self, registry: Registry, indent: str = "\t", most: int = LIMIT):
         self.indent, self.most, self.catch_all = indent, most, registry.catch_all
+        self.limit = lambda call: most  # bytes of the reply
+        self.too_long = functools.partial(reply_too_long, limit=most)  # what a reply of so many bytes becomes
+        self.request_too_long = functools.partial(request_too_long, limit=most)  # what such a request is answered with
         self.lines = {first_line(name): command for name, command in registry.names.items()}
 
     def key(self, data: bytes) -> tuple[bytes, bytes]:
@@ -1815,7 +1795,7 @@ class Text(Dialect):
         """A reply as text; a `%` template if it is live."""
         return write_text(reply, self.indent)
 
-    def shape(self, reply: Reply, call: Call) -> Shape:
+    def shape(self, reply: Reply, call: Call, key: Any) -> Shape:
         """A live reply as written; a Watched one is the same for all who ask for it."""
         if not isinstance(reply.live, Watched):
             return Shape(reply, self.write(reply, call), most=self.most)
@@ -1823,16 +1803,7 @@ class Text(Dialect):
         return reply.live
 
 
-    def too_long(self, size: int) -> Refusal:
-        """What a reply of `size` bytes, which is too much, becomes."""
-        return reply_too_long(size, self.most)
-
-    def request_too_long(self, size: int) -> Refusal:
-        """What a request of `size` bytes is answered with."""
-        return request_too_long(size, self.most)
-
-
-class JsonRpc(Dialect):
+class JsonRpc:
     """The JSON-RPC dialect of OpenSIPS 3.x, for the commands of a registry."""
 
     too_long, request_too_long = staticmethod(lambda size: NOT_SENDABLE), staticmethod(lambda size: NO_JSON)
@@ -1858,7 +1829,7 @@ class JsonRpc(Dialect):
             value = read_json(data)
         except ParseError:
             value = Call(self, NO_COMMAND, Request("", dialect="jsonrpc"), None, NO_JSON)
-        if TEXT_REPLY.match(data) or is_json_reply(value):
+        if is_reply(data, value):
             return None
         if isinstance(value, Call):
             return value
@@ -1882,7 +1853,7 @@ class JsonRpc(Dialect):
         return Call(self, command, request._replace(values=values, names=names), called)
 
     def is_key_of(self, key: tuple, call: Call) -> bool:
-        """Whether it is the request's own id that the key leaves out."""
+        """Whether all requests with this key mean this call: it is the request's own id that the key leaves out."""
         request, _ = read_envelope(read_json(b'%b"?"%b' % key))
         return request == call.request._replace(id="?", values=(), names=None)
 
@@ -1890,10 +1861,12 @@ class JsonRpc(Dialect):
         """A reply as JSON, nothing for a notification; a `%` template if it is live."""
         return write_jsonrpc(reply, call.request, call.command.form, self.pretty) if call.request.answered else ""
 
-    def shape(self, reply: Reply, call: Call) -> Shape:
-        """A live reply as written."""
-        template, _, tail = self.write(reply, call._replace(request=call.request._replace(id=LIVE))).rpartition("%s")
-        return Shape(reply, template, encode(tail), json_text, self.most)
+    def shape(self, reply: Reply, call: Call, key: Any) -> Shape:
+        """A live reply as written, with the id if the key is a whole datagram."""
+        text, tail = self.write(reply, call), ""
+        if not isinstance(key, bytes):
+            text, _, tail = self.write(reply, call._replace(request=call.request._replace(id=LIVE))).rpartition("%s")
+        return Shape(reply, text, encode(tail), json_text, self.most - NUMBER_ROOM)
 
     def id_of(self, call: Call) -> bytes:
         """The id as it is written."""
@@ -1908,8 +1881,7 @@ class JsonRpc(Dialect):
 
     def join(self, parts: list[bytes]) -> bytes:
         """The reply to a batch, nothing if all its requests are notifications."""
-        written = (b", " if self.pretty else b",").join(parts)
-        return b"[%b]" % written if parts else b""
+        return b"[%b]" % (b", " if self.pretty else b",").join(parts) if parts else b""
 
 
 class Shape:
@@ -1936,7 +1908,7 @@ class Shape:
         values, self.look = self.live.sums(snapshot), self.live.look  # there may be more to look at by now
         return values
 
-    def now(self) -> bytes | None:
+    def now(self, request_id: bytes = b"") -> bytes | None:
         """The reply with the values of now. None if they fail or are too long: then the command is to be called, and
         meets it again where it is logged and answered."""
         try:
@@ -1944,6 +1916,8 @@ class Shape:
             data = self.data if snapshot == self.snapshot else self.fill(snapshot)
         except Exception:
             return None
+        if request_id:
+            data = data + request_id + self.tail
         return data if len(data) <= self.most else None
 
     def fill(self, snapshot: Any) -> bytes:
@@ -1966,31 +1940,23 @@ class Watched(Shape):
 
 
 class Cached:
-    """What is cached of a request: the call, and if its reply says so its shape, whose now() it has, and its first line;
-    and the exchange of last time."""
+    """What is cached of a request: the call, and if its reply says so its shape, and its first line."""
 
     __slots__ = ("key", "call", "shape", "now", "reply", "exchange", "last_id")
 
     def __init__(self, key: Any, call: Call):
-        self.key, self.call = key, call  # the key is None for a whole datagram
-        self.now: Callable[[], bytes | None] = lambda: None
+        self.key, self.call = key, call
+        self.now: Callable[..., bytes | None] = lambda *request_id: None  # that of the shape if it may go out at once
         self.shape: Shape | None = None
         self.reply = Reply()  # without its nodes
+        self.exchange: Exchange | None = None  # of last time
         self.last_id = b""
-        self.exchange: Exchange | None = None
-
-    def now_with(self, request_id: bytes) -> bytes | None:
-        """The reply of now with an id, whatever shape the reply has by now."""
-        head = self.shape.now() if self.shape else None
-        return head + request_id + self.shape.tail if self.shape and head is not None else None
 
     def exchanged(self, request: bytes, reply: bytes) -> Exchange:
-        """The exchange of now, a new one only when the reply is."""
-        exchange = self.exchange
-        if exchange is None or exchange.reply is not reply:
-            exchange = exchange_of(self.call, self.reply, request, reply)
-            self.exchange = exchange if self.key is not None else None  # the reply to a whole datagram is new each time
-        return exchange
+        """The exchange of now, a new one only when the request or the reply is."""
+        if self.exchange is None or self.exchange.reply is not reply or self.exchange.request != request:
+            self.exchange = exchange_of(self.call, self.reply, request, reply)
+        return self.exchange
 
 
 def with_id(call: Call, request_id: bytes) -> Call:
@@ -2012,11 +1978,9 @@ class Answers:
     """Answers datagrams from the commands of a registry.
 
     log: a logger for what handlers raise; dialect: auto, text or jsonrpc; indent and pretty: how either is written; most:
-    bytes of the longest request and reply;
-    failed(): called for each built-in error; allowed(command, caller): whether a caller may use a restricted command,
-    for the names in `restricted`; pause(): called between the requests of a batch, gives others their turn;
-    untimed(): called when handler_timeout does not hold for what follows; spaces: the store, whose newest() and
-    unchanged(spaces, since, until_s) make the `live` of replies that depend on spaces.
+    bytes of the longest request and reply; failed(): called for each built-in error; allowed(command, caller): whether a
+    caller may use a command in `restricted`; pause(): gives others their turn between the requests of a batch; untimed():
+    called when handler_timeout does not hold for what follows; spaces: the store, for replies that depend on spaces.
     """
 
     def __init__(self, registry: Registry, log, dialect: str = "auto", indent: str = "\t", pretty: bool = False,
@@ -2024,99 +1988,58 @@ class Answers:
                  pause: Callable[[], None] = lambda: None, untimed: Callable[[], None] = lambda: None, spaces: Any = None):
         self.log, self.restricted, self.allowed, self.failed = log, frozenset(restricted), allowed, failed
         self.pause, self.untimed, self.spaces = pause, untimed, spaces
+        self.interrupted = functools.partial(log.error, "command %s ran longer than handler_timeout and was ended")
+        self.wrapped = registry.around(self).wrapped if registry.around else lambda data, calls, caller, proceed: proceed()
         self.commands, self.wrappers = registry.commands, registry.wrappers
         self.most, text, jsonrpc = most, Text(registry, indent, most), JsonRpc(registry, pretty, most)
         self.dialect_of: Callable[[bytes], Text | JsonRpc] = {
             "auto": lambda data: jsonrpc if JSON_START.match(data) else text,
             "text": lambda data: text, "jsonrpc": lambda data: jsonrpc}[dialect]
-        self.seen = Memo(SEEN_BYTES)  # hashes of keys that came once
+        self.seen: set[int] = set()  # hashes of keys that came once
         self.cache = Memo(CACHE_BYTES)  # Cached by the keys of their dialect, or by a whole datagram
 
+    def at_once(self, data: bytes) -> tuple[Cached | None, bytes | None]:
+        """What is cached for a datagram that is not cached whole, and its reply of now; None for what takes answer()."""
+        if len(data) > KEPT_REQUEST:
+            return None, None
+        key, request_id = self.dialect_of(data).key(data)
+        cached = self.cache.get(key)
+        reply = cached.now(request_id) if cached else None
+        if request_id and reply and cached:
+            if request_id == cached.last_id:  # the same bytes again need no look at their id
+                self.cache.keep(data, Cached(data, with_id(cached.call, request_id)), 2 * len(data))
+            cached.last_id = request_id
+        return cached, reply
+
     def answer(self, data: bytes, caller: Any = None, cached: Cached | None = None) -> Answer:
-        """What a datagram leads to; `cached` is what a child looked up in cache.young, which has no reply of now."""
-        if cached is not None and cached.key is not None and not self.wraps(cached.call):
-            return self.single(data, cached.call, caller, cached)
+        """What a datagram leads to; `cached` is what a child knows of it, which has no reply of now."""
+        if cached is not None and cached.key == data and not self.wrappers:
+            return self.finish(data, cached.call, caller, cached)
         dialect = self.dialect_of(data)
         if len(data) > self.most:  # of such a request only the first byte is looked at
             call = Call(dialect, NO_COMMAND, NO_REQUEST, None, dialect.request_too_long(len(data)))
             data = data[:self.most]
-            return self.wrapped(data, [call], caller, functools.partial(self.single, data, call))
+            return self.wrapped(data, [call], caller, functools.partial(self.finish, data, call))
         key, request_id = dialect.key(data)
-        cached = self.cache.get(key) if key is not None else None
+        cached = self.cache.get(key)
         if cached:
-            call = with_id(cached.call, request_id) if self.wrappers else cached.call
-            return self.wrapped(data, [call], caller, functools.partial(self.again, data, cached, request_id, caller))
+            call = with_id(cached.call, request_id)
+            return self.wrapped(data, [call], caller, functools.partial(self.again, data, call, caller, cached, request_id))
         calls = dialect.read(data)
         if calls is None:
             return SILENCE
         if isinstance(calls, Call):
-            cached = None if calls.refusal or key is None else self.remember(data, key, calls)
-            return self.wrapped(data, [calls], caller, functools.partial(self.single, data, calls, caller, cached))
-        batch = self.paused(calls) if self.wrappers else calls
+            cached = None if calls.refusal else self.remember(data, key, calls)
+            return self.wrapped(data, [calls], caller, functools.partial(self.finish, data, calls, caller, cached))
+        batch = [call for call in calls if not self.pause()] if self.wrappers else calls
         return self.wrapped(data, batch, caller, functools.partial(self.batch, data, dialect, batch, caller))
 
-    def paused(self, calls: Iterable[Call]) -> list[Call]:
-        """The calls of a batch, with turns for others while they are read."""
-        batch: list[Call] = []
-        for call in calls:
-            batch.append(call)
-            self.pause()
-        return batch
-
-    def wraps(self, call: Call, cached: bool = False) -> bool:
-        """Whether a function is put around a command; `cached`: one that is called for cached replies too."""
-        return any(not names or names & {call.request.name, call.command.name}
-                   for _, function, names in self.wrappers if not (cached and function.mi_cached))
-
-    def wrapped(self, data: bytes, calls: Any, caller: Any, proceed: Callable[[], Answer]) -> Answer:
-        """What proceed() returns, with the functions around it that want these calls; the first loaded is the outermost."""
-        if not self.wrappers:
-            return proceed()
-        request = calls[0].request if len(calls) == 1 else Request("", dialect="jsonrpc")
-        asked = {name for call in calls for name in (call.request.name, call.command.name)}
-        for module, function, names in reversed(self.wrappers):
-            if not names or names & asked:
-                proceed = functools.partial(self.wrap, function, Context(module, request, caller, data), proceed)
-        try:
-            return proceed()
-        except Interrupted:
-            return self.single(data, calls[0]._replace(refusal=TIMED_OUT))
-
-    def wrap(self, function: Callable, ctx: Context, proceed: Callable[[], Answer]) -> Answer:
-        """What a function around others returns; Interrupted."""
-        try:
-            answer = function(ctx, ctx.request, proceed)
-            if isinstance(answer, Reply):
-                command = self.commands.get(ctx.request.name, NO_COMMAND)
-                return self.single(ctx.data, Call(self.dialect_of(ctx.data), command, ctx.request, None, answer))
-            if isinstance(answer, Answer):
-                return answer
-            raise TypeError(f"it returned {type(answer).__name__}, which is no midatagram.Answer")
-        except Interrupted:
-            raise
-        except BaseException:  # a plug-in's seam
-            self.log.exception("%s of %s, which is around %s, raised", function.__name__, ctx.own.name, ctx.request.name or "all")
-            dialect = self.dialect_of(ctx.data)
-            return self.single(ctx.data, Call(dialect, NO_COMMAND, ctx.request, None, COMMAND_FAILED))
-
-    def again(self, data: bytes, cached: Cached, request_id: bytes, caller: Any) -> Answer:
-        """Answer a request that is cached, with its id as it is written."""
-        written, call = cached.now_with(request_id), cached.call
-        if written is None or request_id and len(written) > self.most - NUMBER_ROOM:
-            return self.single(data, with_id(call, request_id), caller, cached)
-        if request_id and request_id == cached.last_id and len(data) <= KEPT_REQUEST and not self.wraps(call, cached=True):
-            whole = Cached(None, with_id(call, request_id))  # the same bytes again need no look at their id
-            whole.reply, whole.now = cached.reply, functools.partial(cached.now_with, request_id)
-            self.cache.keep(data, whole, 2 * len(data))
-        cached.last_id = request_id
-        return new(Answer, ([(0, written)], [exchange_of(call, cached.reply, data, written)]))
-
-    def single(self, data: bytes, call: Call, caller: Any = None, cached: Cached | None = None) -> Answer:
-        """Answer a request."""
-        try:
+    def again(self, data: bytes, call: Call, caller: Any, cached: Cached, request_id: bytes) -> Answer:
+        """Answer a request that is cached."""
+        written = cached.shape.now(request_id) if cached.shape else None
+        if written is None:
             return self.finish(data, call, caller, cached)
-        except Interrupted:
-            return self.interrupt(data, call)
+        return new(Answer, ([(0, written)], [cached.exchanged(data, written)]))
 
     def batch(self, data: bytes, dialect: Text | JsonRpc, calls: Iterable[Call], caller: Any) -> Answer:
         """Answer the requests of a batch one after the other; notifications have no part in the reply.
@@ -2128,13 +2051,15 @@ class Answers:
             try:
                 if not late:
                     self.pause()
-                if size > self.most and call.refusal:  # nobody is going to see it
-                    continue
-                answer = self.finish(data, call._replace(refusal=TIMED_OUT) if late else call, caller)
             except Interrupted:
-                late, answer = True, self.interrupt(data, call)
-            exchanges += answer.exchanges
-            written = b"".join(part for _, part in answer.datagrams[:1])
+                late = True
+                self.interrupted(call.command.name)
+            if size > self.most and call.refusal:  # nobody is going to see it
+                continue
+            reply, written, datagrams = self.outcome(data, call._replace(refusal=TIMED_OUT) if late else call, caller)
+            late = late or reply is TIMED_OUT
+            exchanges.append(exchange_of(call, reply, data, written))
+            written = written if datagrams is None else b"".join(part for _, part in datagrams[:1])
             size += len(written)
             if written and size <= self.most:  # a reply that cannot fit is given up while it grows
                 parts.append(written)
@@ -2144,58 +2069,65 @@ class Answers:
             written = encode(f"{NOT_SENDABLE.code} {NOT_SENDABLE.reason}")
         return Answer([(0, written)] if written else [], exchanges)
 
-    def interrupt(self, data: bytes, call: Call) -> Answer:
-        """Answer a request whose command ran longer than handler_timeout."""
-        self.log.error("command %s ran longer than handler_timeout and was ended", call.command.name)
-        return self.finish(data, call._replace(refusal=TIMED_OUT), None)
-
     def remember(self, data: bytes, key: Any, call: Call) -> Cached | None:
         """Cache what a request teaches, from its second time on."""
-        repeats = len(data) <= KEPT_REQUEST and (self.seen.get(hash(key)) or not self.seen.keep(hash(key), True, 0))
-        if not repeats or not call.dialect.is_key_of(key, call):
+        if key is None or len(data) > KEPT_REQUEST:
             return None
-        return self.cache.keep(key, Cached(key, call), 2 * len(data) + VALUE_BYTES * len(call.request.values))
+        mark = hash(key)
+        if mark not in self.seen:
+            if len(self.seen) >= SEEN_BYTES // 100:
+                self.seen.clear()
+            self.seen.add(mark)
+            return None
+        size = 2 * len(data) + VALUE_BYTES * len(call.request.values)
+        return self.cache.keep(key, Cached(key, call), size) if call.dialect.is_key_of(key, call) else None
 
-    def finish(self, data: bytes, call: Call, caller: Any, cached: Cached | None = None) -> Answer:
-        """Run a command and write its reply, which is none for a notification; Interrupted."""
-        dialect, reply, datagrams = call.dialect, call.refusal, None
+    def finish(self, data: bytes, call: Call, caller: Any = None, cached: Cached | None = None) -> Answer:
+        """Answer a request."""
+        reply, written, datagrams = self.outcome(data, call, caller, cached)
+        if datagrams is None:
+            datagrams = [(0, written)] if written else []
+        return new(Answer, (datagrams, [exchange_of(call, reply, data, written)]))
+
+    def outcome(self, data: bytes, call: Call, caller: Any, cached: Cached | None = None) -> tuple:
+        """Run a command: its reply, how that is written, which is empty for a notification, and what goes out in its place."""
+        dialect, reply = call.dialect, call.refusal
         try:
             if reply is None:
                 reply = self.run(call, caller, data)
-            written = self.write(reply, call, cached)
-            if len(written) > self.most - LIMIT_ROOM and len(written) > dialect.limit(call):
-                raise TooLong(len(written))
-            if written and isinstance(reply, Reply) and reply.send:
-                datagrams = reply.send(written)
+            if isinstance(reply, Reply):
+                written = self.write(reply, call, cached)
+                if len(written) > self.most - LIMIT_ROOM and len(written) > dialect.limit(call):
+                    raise TooLong(len(written))
+                return reply, written, reply.send(written) if written and reply.send else None
         except Interrupted:
-            raise
+            self.interrupted(call.command.name)
+            reply = TIMED_OUT
         except TooLong as error:
             reply = dialect.too_long(error.args[0])
-            written = encode(dialect.write(reply, call))
         except BaseException:  # the seam: whatever a plug-in raises, a Timeout of gevent or an exit, costs one reply
             self.log.exception("command %s raised, or gave a reply that cannot be written", call.command.name)
             reply = COMMAND_FAILED
-            written = encode(dialect.write(reply, call))
-        if isinstance(reply, Refusal):
-            self.failed()
-        datagrams = ([(0, written)] if written else []) if datagrams is None else datagrams
-        return new(Answer, (datagrams, [exchange_of(call, reply, data, written)]))
+        self.failed()
+        return reply, encode(dialect.write(reply, call)), None
 
-    def write(self, reply: Reply | Refusal, call: Call, cached: Cached | None) -> bytes:
+    def write(self, reply: Reply, call: Call, cached: Cached | None) -> bytes:
         """A reply as bytes; one that is live, or is made by a pure command, is cached with its request."""
-        dialect = call.dialect
-        if isinstance(reply, Reply) and reply.live is None and cached and call.command.pure and not reply.send:
+        dialect, command = call.dialect, call.command
+        if cached and command.pure and reply.live is None and not reply.send:
             reply = reply._replace(live=CONSTANT)
-        if isinstance(reply, Refusal) or reply.live is None or not call.request.answered:
+        if reply.live is None or not call.request.answered:
             return encode(dialect.write(reply, call))
-        shape = dialect.shape(reply, call)
+        shape = dialect.shape(reply, call, cached and cached.key)
         snapshot = shape.look()
         data = shape.data if snapshot == shape.snapshot else shape.fill(snapshot)
-        if cached and cached.shape is not shape and cached.key is not None and call.command.name not in self.restricted:
+        if cached and cached.shape is not shape and command.name not in self.restricted:
             cached.shape, cached.reply = shape, Reply(reply.code, reply.reason)
-            if not self.wraps(call, cached=True):  # else what is around it is asked each time
+            if not any(not names or names & {call.request.name, command.name} for _, function, names in self.wrappers
+                       if not function.mi_cached):  # else what is around it is asked each time
                 cached.now = shape.now
-            self.cache.grow(cached.key, 2 * len(shape.text) + len(shape.data) + 1000)
+            size = self.cache.sizes.get(cached.key, 0) + 2 * (len(shape.text) + len(shape.data)) + 1000
+            self.cache.keep(cached.key, cached, size)
         return data + dialect.id_of(call) + shape.tail if shape.tail else data
 
     def run(self, call: Call, caller: Any, data: bytes) -> Reply | Refusal:
@@ -2208,7 +2140,7 @@ class Answers:
         since = self.spaces.newest() if self.spaces else 0
         try:
             reply = command.function(Context(command.module, call.request, caller, data), *call.values)
-            if hasattr(reply, "get") and not isinstance(reply, dict):
+            if not isinstance(reply, Reply) and hasattr(reply, "get") and not isinstance(reply, dict):
                 reply = reply.get()
             if isinstance(reply, (dict, list)):
                 reply = Reply(nodes=json_nodes(reply), result=reply)
@@ -2467,7 +2399,6 @@ import _socket
 import argparse
 import bisect
 import collections
-import contextlib
 import errno
 import fcntl
 import fnmatch
@@ -2707,6 +2638,7 @@ class Store:
         self.shared = memoryview(mmap.mmap(-1, (FIRST + 3 * SPACES) * SLOT)).cast("q")
         self.begun, self.committed, self.forgotten = [self.shared[FIRST + nth * SPACES:][:SPACES] for nth in range(3)]
         self.memo = Memo(READ_BYTES)
+        self.mine: tuple = ()  # this process' last change: its space, the version before it and its own, and the row
         self.size_bytes, self.locked_s = size_bytes, 0.0
         self.failed: Callable[[], None] = lambda: None  # called for each StoreError
 
@@ -2791,9 +2723,11 @@ class Store:
         called again if the store is full. lifetime_s: how long the new value lasts, 0: for good, None: as the old one.
         """
         names = encode(space), encode(key)
+        mine: tuple = ()
 
         def step(run: Callable, version: int, full: bool) -> tuple:
-            now_s, row = self.now_s(), run(self.GET, names).fetchone()
+            nonlocal mine
+            mine, now_s, row = (), self.now_s(), run(self.GET, names).fetchone()
             data, expires_s = row or (b"", -1)
             size = row_bytes(names[1], data) if row else 0
             gone = expires_s is not None and expires_s <= now_s
@@ -2806,9 +2740,12 @@ class Store:
                 expires_s = now_s + lifetime_s if lifetime_s else None
             data = None if value is None else encode(value)
             run(self.PUT, (*names, data, expires_s, version))
+            mine = space, self.begun[hash(space) % SPACES], version, (key, value, expires_s)
             return value, row_bytes(names[1], data) - size
 
-        return self.write(space, step)
+        value = self.write(space, step)
+        self.mine = mine
+        return value
 
     def items(self, space: str) -> list[tuple[str, str]]:
         """The (key, value) pairs of a space, the last changed first; StoreError."""
@@ -3292,11 +3229,7 @@ class View:
         """The picture, after what changed is taken in; StoreError."""
         version, now_s = self.store.version(self.space), self.store.now_s()
         if version < 0 or version != self.version:
-            while True:
-                version, since = self.store.version(self.space), self.since
-                void, newer, changes = self.store.changes(self.space, since)
-                if since == self.since:  # no other greenlet was here meanwhile
-                    break
+            version, void, newer, changes = self.changes()
             self.version, self.since = -1, 0  # all anew if apply() raises
             if void:
                 self.picture, self.ends_s = {}, {}
@@ -3312,6 +3245,16 @@ class View:
                 self.apply(self.picture, key, None)
             self.next_s = min(self.ends_s.values(), default=float("inf"))
         return self.picture
+
+    def changes(self) -> tuple:
+        """The version of now, and what changed since that of last time, as Store.changes() has it; StoreError."""
+        while True:
+            version, since = self.store.version(self.space), self.since
+            if self.store.mine[:3] == (self.space, self.version, version):
+                return version, False, version, self.store.mine[3:]
+            changes = self.store.changes(self.space, since)
+            if since == self.since:  # no other greenlet was here meanwhile
+                return version, *changes
 
 
 ###############################################################################
@@ -3674,6 +3617,8 @@ class Events:
 
     def subscribers(self, event: str, ended: bool = False, patient: bool = True) -> list[dict]:
         """The subscriptions to an event, the newest first; with those that a client ended, if wanted. StoreError."""
+        if not self.server.store.version(self.SPACE):  # nobody ever subscribed to any
+            return []
         try:
             text = self.server.store.get(self.SPACE, self.KEY, patient)
         except StoreError:
@@ -3708,12 +3653,14 @@ class Events:
 
         self.server.store.change(self.SPACE, self.KEY, changed)
 
-    def forget_ended(self, event: str) -> None:
-        """Remove the subscriptions to an event that clients ended; StoreError."""
-        now_s = self.server.store.now_s()
-        if any(has_ended(row, now_s) for row in self.subscribers(event, ended=True)):
+    def remaining(self, event: str) -> list[dict]:
+        """The subscriptions to an event, after those that clients ended are removed; StoreError."""
+        now_s, rows = self.server.store.now_s(), self.subscribers(event, ended=True)
+        if any(has_ended(row, now_s) for row in rows):
             self.server.store.change(self.SPACE, self.KEY, lambda text: json.dumps(
                 [row for row in json.loads(text or "[]") if row["event"] != event or not has_ended(row, now_s)]))
+            rows = [row for row in rows if not has_ended(row, now_s)]
+        return rows
 
     def hand_over(self, name: str, attributes: dict) -> int:
         """In the attendant: have a child send an event. Returns 0."""
@@ -3728,41 +3675,46 @@ class Events:
         with contextlib.suppress(BlockingIOError):
             while True:
                 name, attributes = json.loads(self.outlet.recv(65536))
-                for row, data in self.written(name, attributes):
-                    self.send_to(row, name, data)
+                rows, datagrams = self.written(name, attributes)
+                for row in rows:
+                    self.send_to(row, name, datagrams[row["dialect"]])
 
-    def put(self, name: str, attributes) -> int:
+    def put(self, name: str, attributes, rows: list[dict] | None = None) -> int:
         """Send an event, now or when those before it are sent; returns to how many. Never waits."""
-        addressed = self.written(name, attributes)
-        if not addressed:
+        rows, datagrams = self.written(name, attributes, rows)
+        if not rows:
             return 0
-        size = sum(map(len, {data for _, data in addressed})) + 8 * len(addressed)  # a list of rows that all events share
+        at_once = 0 if self.queue else EVENT_FEW
+        for row in rows[:at_once]:
+            self.send_to(row, name, datagrams[row["dialect"]])
+        rest = rows[at_once:]
+        size = sum(map(len, datagrams.values())) + 8 * len(rest) if rest else 0  # a list of rows that all events share
         if self.waiting_bytes + size > EVENT_QUEUE:
-            self.lose(name, len(addressed), "too many events wait")
-            return 0
-        self.waiting_bytes += size
-        rows, datagrams = iter([row for row, _ in addressed]), {row["dialect"]: data for row, data in addressed}
-        self.queue.append((name, datagrams, rows, size))
-        if len(self.queue) == 1 and not self.send(EVENT_SLICE_S):  # else those before it are being sent
+            self.lose(name, len(rest), "too many events wait")
+            return len(rows) - len(rest)
+        if rest:
+            self.waiting_bytes += size
+            self.queue.append((name, datagrams, iter(rest), size))
+        if rest and at_once:
             import gevent
 
             gevent.spawn(self.go_on)
-        return len(addressed)
+        return len(rows)
 
-    def written(self, name: str, attributes) -> list[tuple[dict, bytes]]:
-        """The subscriptions that an event can be sent to, each with its datagram."""
+    def written(self, name: str, attributes, rows: list[dict] | None = None) -> tuple[list[dict], dict[str, bytes]]:
+        """The subscriptions that an event can be sent to, of these or of all, and its datagram for each dialect."""
+        datagrams: dict[str, bytes] = {}
         try:
-            subscribers = self.subscribers(name, patient=False)
+            rows = self.subscribers(name, patient=False) if rows is None else rows
         except StoreError:  # it must not end who raises an event
             self.lose(name, 1, "the store fails")
-            return []
-        datagrams: dict[str, bytes] = {}
-        for dialect in {row["dialect"] for row in subscribers}:
+            return [], datagrams
+        for dialect in {row["dialect"] for row in rows}:
             try:
                 datagrams[dialect] = write_event(name, attributes, dialect)
             except ValueError as error:  # text cannot carry one of its attributes
-                self.lose(name, sum(row["dialect"] == dialect for row in subscribers), error)
-        return [(row, datagrams[row["dialect"]]) for row in subscribers if row["dialect"] in datagrams]
+                self.lose(name, sum(row["dialect"] == dialect for row in rows), error)
+        return [row for row in rows if row["dialect"] in datagrams], datagrams
 
     def lose(self, name: str, count: int, why: Any) -> None:
         """Count and log an event that does not reach so many subscribers."""
@@ -4235,6 +4187,8 @@ class Loader:
         for module in self.modules.values():
             module.settle(self.modules.values())
         registry = Registry(self.modules.values(), own["disable"], release.full_names, release.renamed)
+        if registry.wrappers:
+            registry.around = shared("around", registry.wrappers[0][0].path, "to stand around commands, ").Around
         self.check_names(registry.known)
         self.note_failures(registry)
         return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations)
@@ -4771,12 +4725,12 @@ def raise_event(ctx, event, params=()):
     """Send an event with its attributes to its subscribers."""
     if event not in ctx.server.registry.events:
         raise Error(404, "Event not registered")
-    ctx.server.events.forget_ended(event)
-    if not ctx.server.events.subscribers(event):
+    subscribers = ctx.server.events.remaining(event)
+    if not subscribers:
         raise Error(480, "Temporarily Unavailable")
     if ctx.request.dialect == "jsonrpc":
         params = event_params(params) if len(ctx.request.values) > 1 else ()
-    ctx.server.raise_event(event, params)
+    ctx.server.events.put(event, params, subscribers)
     return Reply()
 
 
@@ -5285,13 +5239,13 @@ RETRY_S = 0.005  # how often those are retried who cannot be waited for
 class Peer:
     """A client that is served through a socket of its own, where there can be one: its waiting replies, in order."""
 
-    __slots__ = ("endpoint", "client", "address", "identity", "socket", "watcher", "waiting", "bytes", "used_s")
-
     def __init__(self, endpoint: Endpoint, client: Any):
         self.endpoint, self.client, self.address = endpoint, client, endpoint.address_of(client)
-        self.identity: tuple | None = None
         self.socket: Any = None
         self.watcher: Any = None
+        # Which file the client's path is now, and was; an abstract name is that of one socket as long as this lives:
+        self.file = functools.partial(identity_of, self.address) if isinstance(self.address, str) else lambda: None
+        self.identity: tuple | None = None
         self.waiting: collections.deque[tuple[float, bytes]] = collections.deque()  # (deadline, data)
         self.bytes, self.used_s = 0, time.monotonic()
 
@@ -5308,10 +5262,6 @@ class Peer:
             self.close()
             if error.errno not in (errno.EPERM, errno.EMFILE, errno.ENFILE):
                 raise
-
-    def file(self) -> tuple | None:
-        """Which file the client's path is now; an abstract name is that of one socket as long as this lives."""
-        return identity_of(self.address) if isinstance(self.address, str) else None
 
     def send(self, data: bytes) -> int:
         """Send through the own socket, or from the bound one where there is none; OSError as send(2)."""
@@ -5506,7 +5456,9 @@ class Child:
 
     def __init__(self, server: Server, endpoints: list[Endpoint], row: int, rank: int):
         import gevent.event
+        import greenlet
 
+        self.gevent = gevent
         self.server, self.endpoints, self.row, self.rank = server, endpoints, row, rank
         self.setup, self.hub = server.setup, gevent.get_hub()
         self.hub.print_exception = lambda context, *raised: log.error("%s ended", context, exc_info=raised)  # not to stderr
@@ -5515,20 +5467,21 @@ class Child:
         own = self.setup.own
         self.pool_size, self.timeout_s = own["pool_size"], own["handler_timeout"] / 1000
         self.workers = 0  # greenlets of the pool, of which some are idle
+        self.worker, self.current = functools.partial(greenlet.greenlet, self.work, self.hub), greenlet.getcurrent
         self.idle: list[Any] = []
         self.busy: dict[Any, float] = {}  # when a worker last began a request that is not cached
         self.watchers: list = []
-        self.stopping = gevent.event.Event()
-        self.limit_s = own["stop_timeout"] / 1000
+        self.stopping, self.limit_s = gevent.event.Event(), own["stop_timeout"] / 1000
         self.access = Access(own)
         self.outbox, self.send_later = Outbox(server, self.hub.loop), gevent.spawn_later
-        self.answers = answers_of(server, self.access, pause=self.pause, untimed=self.lift_limit)
+        self.answers = answers_of(server, self.access, pause=self.pause,
+                                  untimed=lambda: self.busy.pop(self.current(), None))
         self.screen = Screen(server, endpoints, self.access.networks)
         self.turn_s = time.monotonic()  # since when this child has not been in its hub
         self.last_request = float("inf")  # count of requests at which this child asks to be replaced
-        if own["max_requests"]:
-            served = server.counted[server.core["requests"]]  # by others that had this row
-            self.last_request = served + max(1, round(own["max_requests"] * random.uniform(0.9, 1.1)))
+        if own["max_requests"]:  # others that had this row may have served some
+            more = max(1, round(own["max_requests"] * random.uniform(0.9, 1.1)))
+            self.last_request = server.counted[server.core["requests"]] + more
         self.tracers = [trace() for trace in self.setup.destinations.values()]
         traced = self.setup.mi["trace_bwlist"]
         self.untraced = {name for name, command in server.registry.names.items() if not traced.allows(command.name)}
@@ -5557,7 +5510,8 @@ class Child:
             self.watchers.append((loop.io(endpoint.socket.fileno(), 1), self.burst_of(endpoint)))
         self.sweep()
         self.watch()
-        jobs = self.start_jobs()
+        jobs = [self.gevent.spawn(self.repeat, module, function) for module in self.server.registry.modules
+                for function in module.every if function.mi_every[1] == "each" or self.rank == 1]
         ready()
         while not self.stopping.is_set():
             try:
@@ -5583,18 +5537,14 @@ class Child:
         if self.idle:
             self.idle.pop().switch(burst)
         elif self.workers < self.pool_size:
-            import greenlet
-
             self.workers += 1
-            greenlet.greenlet(self.work, self.hub).switch(burst)
+            self.worker().switch(burst)
         else:
             self.unwatch()
 
     def work(self, burst: Callable) -> None:
         """The life of a worker: answer a burst, and park until there is another."""
-        import greenlet
-
-        worker = greenlet.getcurrent()
+        worker = self.current()
         while True:
             try:
                 burst(worker)
@@ -5609,7 +5559,8 @@ class Child:
 
     def burst_of(self, endpoint: Endpoint) -> Callable[[Any], None]:
         """The function that answers the datagrams of a socket until there are none, or others must have their turn."""
-        receive, known, cached_of = endpoint.receive, self.screen.known, self.answers.cache.young.get
+        receive, known = endpoint.receive, self.screen.known
+        cached_of, at_once = self.answers.cache.young.get, self.answers.at_once
         deliver, counted, busy, now = self.outbox.deliver_of(endpoint), self.server.counted, self.busy, time.monotonic
         requests, received = self.server.core["requests"], self.server.core["bytes_received"]
         size, flags = self.setup.most + 1, socket.MSG_TRUNC  # so a cut datagram comes with its full length
@@ -5629,12 +5580,14 @@ class Child:
                     continue
                 counted[requests] += 1
                 counted[received] += len(data)
-                requested_s = time.time() if self.is_tracing else 0.0
                 cached = cached_of(data)
-                reply = cached.now() if cached else None
-                if reply is None or (self.is_tracing and not self.may_send(data, requested_s, endpoint, client, cached, reply)):
+                if cached:
+                    reply = cached.now()
+                else:
+                    cached, reply = at_once(data)
+                if reply is None or (self.is_tracing and not self.may_send(data, endpoint, client, cached, reply)):
                     busy[worker] = now()
-                    self.answer(endpoint, client, data, requested_s, deliver, cached)
+                    self.answer(endpoint, client, data, time.time(), deliver, cached)
                     if now() > started_s + BURST_S:
                         return
                     continue
@@ -5651,7 +5604,8 @@ class Child:
         if answer is SILENCE or not self.screen.answers(endpoint, client, data, answer):
             return self.screen.drop(endpoint, client)
         if self.is_tracing:
-            self.trace(requested_s, endpoint, client, answer.exchanges)
+            replied_s, address = time.time(), endpoint.address_of(client)
+            self.traces += [Trace(requested_s, replied_s, address, endpoint.address, exchange) for exchange in answer.exchanges]
         if not answer.datagrams:
             self.server.count("notifications")
         for delay_s, reply in answer.datagrams:
@@ -5667,29 +5621,15 @@ class Child:
             delay_s()
         self.outbox.post(endpoint, reply, client)
 
-    def may_send(self, data: bytes, requested_s: float, endpoint: Endpoint, client: Any, cached: Any, reply: bytes) -> bool:
-        """Whether a cached reply may go out, which is traced: not if what is around it is to be asked."""
-        exchange = cached.exchanged(data, reply)
+    def may_send(self, data: bytes, endpoint: Endpoint, client: Any, cached: Any, reply: bytes) -> bool:
+        """Trace a cached reply, unless it may not go out since what is around it is to be asked."""
+        now_s, exchange = time.time(), cached.exchanged(data, reply)
+        trace = new(Trace, (now_s, now_s, endpoint.address_of(client), endpoint.address, exchange))
         for ctx, may_send, names in self.around:
-            trace = Trace(requested_s, time.time(), endpoint.address_of(client), endpoint.address, exchange)
             if (not names or exchange.command in names) and not may_send(ctx, trace):
                 return False
-        self.trace(requested_s, endpoint, client, [exchange])
+        self.traces.append(trace)
         return True
-
-    def trace(self, requested_s: float, endpoint: Endpoint, client: Any, exchanges: list[Exchange]) -> None:
-        """Trace what was answered just now, and log it for debugging."""
-        replied_s, address = time.time(), endpoint.address_of(client)
-        for exchange in exchanges:
-            self.traces.append(new(Trace, (requested_s, replied_s, address, endpoint.address, exchange)))
-            if self.debugging:
-                log.debug("%a from %s: %a", exchange.request, shown_address(address), exchange.reply)
-
-    def lift_limit(self) -> None:
-        """handler_timeout does not hold for the request in hand."""
-        import greenlet
-
-        self.busy.pop(greenlet.getcurrent(), None)
 
     def pause(self) -> None:
         """Let others have their turn, if this one takes long."""
@@ -5717,6 +5657,8 @@ class Child:
 
     def settle(self) -> None:
         """After a burst, and before what may take its time: send the traces, and see whether max_requests is reached."""
+        for _, _, client, _, exchange in self.traces if self.debugging else ():
+            log.debug("%a from %s: %a", exchange.request, shown_address(client), exchange.reply)
         if self.traces:  # those of unknown commands are sent whatever trace_bwlist says
             traces, self.traces = self.traces, []
             if self.untraced:
@@ -5728,25 +5670,20 @@ class Child:
             self.server.processes.set(self.row, state=Processes.STOPPING)
             self.wake_attendant()
 
-    def start_jobs(self) -> list:
-        """Start what plug-ins do every so often; `where="one"` runs in the child of rank 1."""
-        import gevent
-
-        return [gevent.spawn(self.repeat, module, function) for module in self.server.registry.modules
-                for function in module.every if function.mi_every[1] == "each" or self.rank == 1]
-
     def repeat(self, module: Module, function: Any) -> None:
-        """Run a function again and again; what it raises is logged."""
-        import gevent
-
+        """Run what a plug-in does every so often."""
         while True:
-            gevent.sleep(function.mi_every[0])
-            try:
-                function(Context(module))
-            except gevent.GreenletExit:
-                raise
-            except BaseException:  # a plug-in's seam: a Timeout of gevent is no Exception
-                log.getChild(module.name).exception("%s raised", function.__name__)
+            self.gevent.sleep(function.mi_every[0])
+            self.run(module, function)
+
+    def run(self, module: Module, function: Any) -> None:
+        """Run a function of a plug-in; what it raises is logged."""
+        try:
+            function(Context(module))
+        except self.gevent.GreenletExit:
+            raise
+        except BaseException:  # a plug-in's seam: a Timeout of gevent is no Exception
+            log.getChild(module.name).exception("%s raised", function.__name__)
 
     def end(self, limit_s: float = float("inf"), why: str = "") -> None:
         """Have this child stop, within limit_s if that is less than stop_timeout."""
@@ -5764,22 +5701,18 @@ class Child:
 
     def stop(self, jobs: list) -> None:
         """Read no more, answer what is in hand and deliver what waits, within limit_s; then end what plug-ins began."""
-        import gevent
-
         self.unwatch()
-        gevent.killall(jobs, block=False)
+        self.gevent.killall(jobs, block=False)
         deadline_s = time.monotonic() + self.limit_s
         while time.monotonic() < deadline_s and (len(self.idle) < self.workers or self.outbox.bytes):
-            gevent.sleep(0.005)
+            self.gevent.sleep(0.005)
         self.settle()
         for tracer in self.tracers:
             tracer.flush(max(0.0, min(1.0, deadline_s - time.monotonic())))
         for module in self.server.registry.modules:
             if "destroy" in module.hooks:
-                try:
-                    module.hooks["destroy"](Context(module))
-                except BaseException:  # a plug-in's seam
-                    log.getChild(module.name).exception("destroy raised")
+                with contextlib.suppress(self.gevent.GreenletExit):
+                    self.run(module, module.hooks["destroy"])
         tend_logs(self.server)
         self.server.events.finish()
         self.server.store.close()

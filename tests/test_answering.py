@@ -139,7 +139,9 @@ def answer(tmp_path):
     answers = mi.Answers(mi.Registry([mi.load_plugin(str(path))]), logging.getLogger("test"), failed=lambda: errors.append(1))
 
     def answer(data):
-        return b"".join(written for _, written in answers.answer(data).datagrams)
+        cached = answers.cache.young.get(data)
+        cached, reply = (cached, cached.now()) if cached else answers.at_once(data)
+        return b"".join(written for _, written in answers.answer(data, None, cached).datagrams) if reply is None else reply
 
     answer.answers, answer.errors = answers, errors
     return answer
@@ -539,6 +541,15 @@ def test_the_limit_of_a_kept_json_reply_is_that_of_a_new_one(answer, number, mos
         assert len(set(found)) == 1 and (found[0] == b"500 Internal error" or json.loads(found[0]))
         lengths.add(len(found[0]))
     assert max(lengths) == most and min(lengths) == len(b"500 Internal error")
+
+
+def test_the_same_bytes_with_the_same_id_are_one_datagram(answer):
+    """Of a reply that lasts, whatever its id holds; the reply to another id is not it."""
+    for written in ('"%s"', "7", '"%s"', '"%s"', '"%s"', "7", "7", "7"):
+        request = (JSON % ("same", '["%d"]', written)).encode()
+        reply = answer(request)
+        assert reply == (b'{"jsonrpc":"2.0","result":{"v":{"v":"%%d","kid":1}},"id":%b}' % written.encode())
+    assert answer(request) is answer(request)
 
 
 def test_what_a_command_does_not_read_does_not_matter(answer):
