@@ -286,7 +286,7 @@ class Answer(NamedTuple):
 
 
 SILENCE = Answer([], [])  # for a datagram that is a reply itself
-LATER = Answer([], [])  # returned by a command that has Child.conclude() called with its Answer, see Server.conclude
+LATER = Answer([], [])  # returned by a command that is going to call conclude() of the Child with its Answer
 
 
 ###############################################################################
@@ -3187,8 +3187,8 @@ class Server:
         self.events = Events(self, pair)
         self.loaded = mmap.mmap(-1, 1)  # whether load() has run
         self.views: dict[tuple, View] = {}  # by space and function
-        self.conclude: Any = None  # of the child: conclude(requested_s, *caller, answer) ends what was answered with LATER
-        self.later = 0  # requests that were, and a stop waits for
+        self.child: Any = None  # whose conclude() is called for what was answered with LATER
+        self.later = 0  # requests that were, for which a stop waits
         for module in setup.registry.modules:
             module.server = self
             module.columns = {stat.name: counters.column(stat.group, stat.name)
@@ -5539,7 +5539,7 @@ class Child:
         self.tracers = [trace() for trace in self.setup.destinations.values()]
         allows, names_of = self.setup.mi["trace_bwlist"].allows, server.registry.names_of
         self.is_traced = functools.lru_cache(1000)(lambda name: not name or allows(*names_of(name)))  # an unknown one always is
-        server.conclude = self.conclude
+        server.child = self
         self.traces: list[Trace] = []  # until settle()
         self.around = [(Context(module), function.mi_cached, names) for module, function, names in server.registry.wrappers
                        if function.mi_cached]
@@ -6748,6 +6748,7 @@ def directives_of(options) -> list[Directive]:
         directives = [Directive("loadmodule", (os.path.join(os.path.abspath(folder), name),), "-p", 0)
                       for folder in folders for name in sorted(os.listdir(folder))
                       if name.endswith(SUFFIXES) and name[0] not in "_."]
+    directives += getattr(options, "more", [])
     if options.socket:
         if right := right_form(options.socket):
             raise ConfigError("-s", 0, f"a UDP socket is written udp:HOST:PORT, a path ./{options.socket}: {right}")

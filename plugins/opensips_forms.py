@@ -7,6 +7,7 @@ to_json() the JSON value of a tree.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -289,3 +290,106 @@ EVENT_FORMS = {
     "E_DLG_STATE_CHANGED": "hash_entry hash_id callid from_tag to_tag old_state new_state",
     "E_DISPATCHER_STATUS": "partition group address status",
 }
+# The names of a command in 4.0 and before, a line for each module of 4.0: `MODULE PREFIX: NAME...`. MODULE:NAME was PREFIX
+# and NAME before, or what stands behind `=`, where further names follow.
+NAMES_40 = """
+blacklists -: list=list_blacklists check_all=check_blacklists check=check_blacklist add_rule=add_blacklist_rule
+  del_rule=del_blacklist_rule
+core -: uptime version pwd arg which ps kill log_level xlog_level log_level_filter log_mute_state reload_routes help
+tcp -: list=list_tcp_conns
+mem mem_: shm_check=shm_check=mem_shm_check pkg_dump shm_dump rpm_dump
+cache cache_: store fetch remove
+status_report sr_list_: get=sr_get_status status reports identifiers
+evi event_: subscribe list=events_list subscribers=subscribers_list raise=raise_event
+statistics -: get=get_statistics list=list_statistics reset=reset_statistics reset_all=reset_all_statistics
+aaa_diameter -: fd_log_level
+auth_aka aka_: av_add av_drop av_drop_all av_fail
+b2b_entities -: list=b2be_list ua_session_client_start ua_session_update ua_session_reply ua_session_terminate
+  ua_session_list
+b2b_logic b2b_: trigger_scenario bridge list terminate_call
+b2b_sca sca_: list
+benchmark bm_: enable_global enable_timer granularity loglevel poll_results
+cachedb_local cache_: remove_chunk fetch_chunk
+call_center cc_: reload agent_login list_queue list_flows list_agents list_calls reset_stats dispatch_call_to_agent
+  internal_call_dispatching
+callops call_: transfer hold unhold
+carrierroute cr_: reload_routes dump_routes replace_host deactivate_host activate_host add_host delete_host
+cfgutils -: rand_set_prob rand_reset_prob rand_get_prob get_config_hash check_config_hash shv_get shv_set
+clusterer clusterer_: reload set_status list list_topology send_mi=cluster_send_mi broadcast_mi=cluster_broadcast_mi
+  list_cap set_cap_status list_shtags shtag_set_active remove_node
+config config_: reload list push push_bulk flush
+cpl_c -: load=LOAD_CPL remove=REMOVE_CPL get=GET_CPL
+db_berkeley bdb_: reload
+db_flatstore flat_: rotate
+db_text dbt_: dump reload
+db_virtual db_: get set
+dialog dlg_: list list_ctx end_dlg db_sync restore_db cluster_sync profile_get_size=profile_get_size
+  profile_list_dlgs=profile_list_dlgs profile_get_values=profile_get_values list_all_profiles=list_all_profiles
+  profile_end_dlgs=profile_end_dlgs push_var send_sequential set_profile unset_profile
+dialplan dp_: reload translate show_partition
+dispatcher ds_: set_state list reload push_script_attrs
+domain domain_: reload dump
+drouting dr_: reload gw_status carrier_status number_routing reload_status enable_probing
+event_flatstore evi_flat_: rotate
+fraud_detection fraud_: show_stats=show_fraud_stats reload
+freeswitch_scripting fs_: subscribe unsubscribe list reload
+gflags -: set=set_gflag reset=reset_gflag check=is_gflag get=get_gflags
+httpd httpd_: list_root_path
+imc imc_: list_rooms list_members
+load_balancer lb_: reload resize list status
+lua -: watch
+media_exchange media_: fork_from_call_to_uri from_call_to_uri=media_exchange_from_call_to_uri
+  from_call_to_uri_body=media_exchange_from_call_to_uri_body terminate
+mqueue mq_: get_sizes get_size fetch
+msrp_gateway msrp_gw_: end_session list_sessions
+msrp_ua msrp_ua_: send_message end_session list_sessions start_session
+nathelper nh_: enable_ping
+permissions -: address_reload address_dump subnet_dump allow_uri
+pi_http pi_: reload_tbls_and_cmds
+pike pike_: list rm
+presence -: refresh_watchers=refresh_watchers=refreshWatchers cleanup expose=pres_expose
+  phtable_list=pres_phtable_list subs_phtable_list
+presence_callinfo sca_: list_lines release_line set_log_level
+presence_dfks dfks_: set_feature
+msrp msrp_: trace
+tls tls_: trace
+ws ws_: trace
+wss wss_: trace
+pua_mi pua_: publish subscribe
+qrouting qr_: status reload disable_dst enable_dst
+rate_cacher rc_: addVendor deleteVendor getVendorPrice reloadVendorRate deleteVendorRate addClient deleteClient
+  getClientPrice reloadClientRate deleteClientRate
+ratelimit rl_: list reset_pipe set_pid get_pid dump_pipe
+regex regex_: reload match match_group
+rls rls_: update_subscriptions
+rtp_relay rtp_relay_: list update update_callid
+rtpengine rtpengine_: enable show reload teardown=teardown
+rtpproxy rtpproxy_: enable show reload
+sipcapture sip_: capture
+sockets_mgm sockets_: reload list
+sql_cacher sql_cacher_: reload
+stir_shaken stir_shaken_: ca_reload crl_reload
+tcp_mgm tcp_: reload
+tls_mgm tls_: reload list
+tm t_: uac_dlg uac_cancel hash reply
+tracer trace_: trace=trace=sip_trace start stop
+trie trie_: reload search reload_status number_delete number_upsert
+uac_registrant reg_: list reload enable disable force_register upsert delete
+userblacklist -: reload=reload_blacklist
+usrloc ul_: rm rm_contact dump flush add show_contact sync cluster_sync
+xcap_client -: refreshXcapDoc
+"""
+
+
+def names_of(table: str) -> dict[str, tuple]:
+    """The names that a command has in all releases, by each of them."""
+    names: dict[str, tuple] = {}
+    for module, prefix, words in re.findall(r"^(\w+) (\S+): (.*(?:\n  .*)*)", table, re.M):
+        for word in words.split():
+            name, *old = word.split("=")
+            every = (*(old or [f"{prefix.strip('-')}{name}"]), f"{module}:{name}")
+            names.update(dict.fromkeys(every, every))
+    return names
+
+
+NAMES = names_of(NAMES_40)
