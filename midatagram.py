@@ -1316,6 +1316,7 @@ class Module:
     """
 
     ROWS = (("PARAMS", Param), ("STATS", Stat), ("EVENTS", Event))
+    HOOKS = ("init", "registered", "load", "child_init", "destroy")
 
     def __init__(self, name: str, namespace: dict, path: str = "midatagram.py", line_of: Callable = lambda word: 0):
         self.name, self.path = name, path
@@ -1331,7 +1332,7 @@ class Module:
         self.around = [function for function in functions if hasattr(function, "mi_around")]
         self.namespace = types.SimpleNamespace(**namespace)
         self.destinations = [function for function in functions if hasattr(function, "mi_trace_destination")]
-        self.hooks = {word: namespace[word] for word in ("init", "choose", "load", "child_init", "destroy") if word in namespace}
+        self.hooks = {word: namespace[word] for word in self.HOOKS if word in namespace}
         self.settings = {param.name: [] if param.repeat else param.default for param in rows["PARAMS"]}
         self.notes: list[tuple[int, str]] = []  # (line, what is wrong) of what ends no start, but will not work
         self.lines: dict[str, list[tuple[str, int]]] = {}  # parameter -> (path, line) of each of its modparam lines
@@ -1574,7 +1575,7 @@ class Statistics(dict):
 class Registry:
     """All commands, statistics and events of the loaded modules by name; ConfigError for a name used twice.
 
-    switched_off: commands that are left out, by any of their names; choose(ctx, registry) of a plug-in may leave out others
+    switched_off: commands that are left out, by any of their names; registered(ctx, registry) of a plug-in may leave out others
     and replace names_of(); full_names: those of 4.0 are listed, and short ones known.
     """
 
@@ -1599,8 +1600,8 @@ class Registry:
                 self.events[event.name] = len(self.events)
         self.known = dict(self.names)  # with those that are switched off
         for module in self.modules:
-            if "choose" in module.hooks:
-                module.hooks["choose"](Context(module), self)
+            if "registered" in module.hooks:
+                module.hooks["registered"](Context(module), self)
         for command in [command for name, command in self.names.items() if name in switched_off]:
             self.names.pop(command.name, None), self.names.pop(command.full_name, None)
         commands = dict.fromkeys(self.names.values())
@@ -1649,8 +1650,9 @@ class Registry:
                     return reply
             return NOT_AVAILABLE
 
-        asked, timed = any(command.input for command in self.catch_alls), all(command.timed for command in self.catch_alls)
-        tag = CommandTag("*", "", asked, False, None, NO_FORM, timed, {})
+        read = bool(self.wrappers) or any(command.input for command in self.catch_alls)
+        timed = all(command.timed for command in self.catch_alls)
+        tag = CommandTag("*", "", read, False, None, NO_FORM, timed, {})
         return Command(Module("", {}), tagged(ask_all, mi_command=tag)) if self.catch_alls else None
 
     def add_stat(self, module: Module, stat: Stat) -> None:
@@ -3962,7 +3964,7 @@ class Access:
         self.restricted = {name for rule in self.rules for name in rule.commands}
 
 
-    def allows(self, command: Command, caller: tuple, *names: str) -> bool:
+    def allows(self, command: Any, caller: tuple, *names: str) -> bool:
         """Whether a sender may use a restricted command, which may have more names; a refusal is logged for the audit."""
         endpoint, client = caller
         address, names = endpoint.address_of(client), (command.name, *names)

@@ -13,6 +13,7 @@ import collections
 import contextlib
 import copy
 import errno
+import fcntl
 import functools
 import itertools
 import json
@@ -23,7 +24,7 @@ import socket
 import struct
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import log2
 from typing import Any, NamedTuple
 
@@ -52,8 +53,8 @@ class Target(NamedTuple):
     folder: str = ""
 
 
-SETTINGS = {"dialect": mi.one_of("auto", "text", "jsonrpc"), "timeout": mi.integer(1, 3600000), "inflight": mi.integer(1, 10000),
-            "events": mi.address, "folder": mi.string}
+SETTINGS: dict[str, Callable] = {"dialect": mi.one_of("auto", "text", "jsonrpc"), "timeout": mi.integer(1, 3600000),
+                                 "inflight": mi.integer(1, 10000), "events": mi.address, "folder": mi.string}
 
 
 def server(value) -> Target:
@@ -115,7 +116,7 @@ def init(ctx):
                       for name in names for word, text in FIGURES.items()]
 
 
-def choose(ctx, registry):
+def registered(ctx, registry):
     """Leave to the servers all commands but ours, those to keep, and those of the lab."""
     targets, keep = ctx.param("server"), ctx.param("keep")
     if not targets:
@@ -131,7 +132,8 @@ def choose(ctx, registry):
     midatagram = registry.modules_by_name["midatagram"]
     for nth, listener in enumerate(midatagram.settings["listen"]):
         if listener.upstream and listener.upstream not in [target.name for target in targets]:
-            raise mi.ConfigError(*midatagram.lines["listen"][nth], f'listen: there is no server "{listener.upstream}"')
+            path, line = midatagram.lines["listen"][nth]
+            raise mi.ConfigError(path, line, f'listen: there is no server "{listener.upstream}"')
 
 
 def all_names(registry: Any, name: str) -> tuple:
@@ -250,18 +252,20 @@ LISTINGS = ("jsonrpc", "which"), ("jsonrpc", "system.listMethods"), ("text", "wh
 class Asked:
     """A request on its way. `answered` is called with its reply, or with the Reply that stands in its place."""
 
-    __slots__ = ("data", "request", "answered", "deadline_s", "sent_s")
+    __slots__ = ("data", "request", "answered", "deadline_s", "recorder", "sent_s")
 
-    def __init__(self, data: bytes, request: mi.Request, answered: Any, deadline_s: float):
-        self.data, self.request, self.answered, self.deadline_s, self.sent_s = data, request, answered, deadline_s, 0.0
+    def __init__(self, data: bytes, request: mi.Request, answered: Any, deadline_s: float, recorder: Any = None):
+        self.data, self.request, self.answered, self.deadline_s, self.recorder = data, request, answered, deadline_s, recorder
+        self.sent_s = 0.0
 
     def has(self, reply: bytes) -> bool | None:
         """Whether these bytes may be its reply; None for what is no reply at all."""
         if self.request.dialect == "text":
             return True if PLAIN_REPLY.match(reply) else None
-        request_id = mi.encode(mi.json_text(self.request.id))
-        end = reply.rstrip(b" \t\r\n}")
-        if end.endswith(request_id) and end[:-len(request_id)][-1:] in (b":", b" ", b"\t"):
+        number = self.request.id
+        request_id = b"%d" % number if type(number) is int else mi.encode(mi.json_text(number))
+        end = reply[-len(request_id) - 64:].rstrip(b"} \t\r\n")
+        if end.endswith(request_id) and end[:-len(request_id)].rstrip(b": \t\r\n").endswith(b'"id"'):
             return True
         try:
             message = mi.read_json(reply)
@@ -269,8 +273,8 @@ class Asked:
             return True if PLAIN_REPLY.match(reply) else None
         if not isinstance(message, dict) or not {"result", "error"} & message.keys():
             return True if PLAIN_REPLY.match(reply) else None
-        return message.get("id") == self.request.id or isinstance(self.request.id, (int, float)) and "id" in message \
-            and not -2**31 <= self.request.id < 2**31
+        is_cut = isinstance(number, float) or isinstance(number, int) and not -2**31 <= number < 2**31  # 3.x has 32 bits
+        return "id" in message and (is_cut or message["id"] == number)
 
 
 class Slot:
@@ -351,10 +355,13 @@ class Upstream:
         self.late: dict[Slot, float] = {}  # until when their late replies are waited for
         self.mute: Slot | None = None  # sends notifications, and hears what a server may answer to them
         self.timer = loop.timer(self.timeout_s / TICKS, self.timeout_s / TICKS)
-        self.ticking, self.room, self.gate = False, None, None
+        self.ticking = False
+        self.room: Any = None  # wakes us when the server may have read
+        self.gate: Any = None  # the socket that it watches
         self.buffer = bytearray(mi.GIVE_UP + 1)
-        self.view, self.believed = memoryview(self.buffer), frozenset()
-        self.replied_s, self.latencies = 0.0, Latencies()
+        self.view, self.believed = memoryview(self.buffer), frozenset[bytes]()
+        self.replied_s = self.down_s = 0.0  # when it last answered, and was last marked as down
+        self.latencies = Latencies()
         self.row[self.columns["in_flight"]] = 0
 
     def count(self, word: str) -> None:
@@ -508,6 +515,8 @@ class Upstream:
             self.ctx.log.warning("upstream %s answered garbage: %a", self.name, reply[:80], extra={"once": self.name})
             return self.fail(asked, mi.Reply(502, f"upstream {self.name} answered garbage"))
         self.count("replies")
+        if asked.recorder:
+            asked.recorder.keep(asked.data, reply, (self.replied_s - asked.sent_s) * 1000)
         return asked.answered(reply)
 
     def fail(self, asked: Asked, reply: mi.Reply) -> None:
@@ -565,9 +574,11 @@ class Upstream:
             return
         self.counters.set(down, int(bool(why)))
         if why:
+            self.down_s = time.monotonic()
             self.ctx.log.error("upstream %s %s", self.name, why)
         else:
-            self.ctx.log.warning("upstream %s answers again", self.name)
+            after = f" after {time.monotonic() - self.down_s:.1f} s" if self.down_s else ""
+            self.ctx.log.warning("upstream %s answers again%s", self.name, after)
 
     def ask(self, dialect: str, command: str) -> bytes | mi.Reply:
         """Ask for something ourselves; waits."""
@@ -645,6 +656,62 @@ def percentiles(parts: dict[int, collections.Counter[int]], since: int) -> list[
 
 
 ###############################################################################
+# What passes, as canned replies
+###############################################################################
+
+RECORDED = "upstream_record"  # the space of the store for rows: the last reply to each request
+MOST_RECORDED = 2000  # requests
+
+
+class Recorder:
+    """Writes a file of canned replies with what passes: the last reply to each request, of all children."""
+
+    def __init__(self, server: Any, path: str, log: Any):
+        self.server, self.path, self.log = server, os.path.abspath(path), log
+        self.latest: dict[bytes, tuple[bytes, float]] = {}  # request -> reply and ms, until they are in the store
+        self.version: Any = None
+        self.tool = mi.shared("record")
+
+    def keep(self, request: bytes, reply: bytes, ms: float) -> None:
+        """One more exchange."""
+        self.latest[request] = reply, ms
+        if len(self.latest) >= MOST_RECORDED:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring what came since the last time to the store."""
+        latest, self.latest = self.latest, {}
+        known = dict(self.server.store.items(RECORDED)) if latest else {}
+        for request, (reply, ms) in latest.items():
+            row = self.tool.row_of(request, reply, ms)
+            key = row and json.dumps([row.dialect, row.name, row.values])
+            if key and (key in known or len(known) < MOST_RECORDED):
+                known[key] = json.dumps([mi.decode(request), mi.decode(reply), ms])
+                self.server.store.put(RECORDED, key, known[key])
+
+    def write(self) -> None:
+        """Write the file if there is something new; one child after the other."""
+        if self.version == self.server.store.version(RECORDED):
+            return
+        new = f"{self.path}.new"
+        try:
+            with open(f"{self.server.store.path}-record", "ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                self.version = self.server.store.version(RECORDED)
+                rows = [self.tool.row_of(mi.encode(request), mi.encode(reply), ms) for request, reply, ms in
+                        map(json.loads, sorted(value for _, value in self.server.store.items(RECORDED)))]
+                pretty = any(row.dialect == "jsonrpc" and row.reply.startswith(b"{\n") for row in rows)
+                text = self.tool.write_cases(self.tool.cases_of(rows, pretty), ["Recorded by the module upstream."])
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(new)
+                with open(new, "xb") as file:
+                    file.write(mi.encode(text))
+                os.replace(new, self.path)
+        except OSError as error:
+            self.log.error("%s cannot be written: %s", self.path, error.strerror, extra={"once": self.path})
+
+
+###############################################################################
 # The gateway
 ###############################################################################
 
@@ -674,6 +741,7 @@ class Gateway:
         self.access, self.off = mi.Access(server.setup.own), server.setup.own["disable"]
         self.judge = functools.lru_cache(1000)(self.judged)
         self.indent, self.pretty = server.setup.mi["reply_indent"], server.setup.mi["pretty_printing"]
+        self.recorder = Recorder(server, settings["record"], ctx.log) if settings["record"] else None
         self.own_names = {*server.registry.names, *(stat.name for stat in self.module.stats)}
 
     @functools.cached_property
@@ -711,10 +779,10 @@ class Gateway:
         if child and not batch and not self.server.registry.wrappers:
             asked_s = time.time() if child.is_tracing else 0.0
             self.server.later += 1
-            upstream.put(Asked(ctx.data, request, functools.partial(self.conclude, ctx, asked_s), deadline_s))
+            upstream.put(Asked(ctx.data, request, functools.partial(self.conclude, ctx, asked_s), deadline_s, self.recorder))
             return mi.LATER
-        result = mi.AsyncResult()
-        upstream.put(Asked(one_request(request) if batch else ctx.data, request, result.set, deadline_s))
+        result, data = mi.AsyncResult(), one_request(request) if batch else ctx.data
+        upstream.put(Asked(data, request, result.set, deadline_s, self.recorder))
         return self.answer(ctx, result.get(), True)
 
     def conclude(self, ctx: Any, asked_s: float, reply: bytes | mi.Reply) -> None:
@@ -743,7 +811,7 @@ class Gateway:
 
     def is_about_us(self, ctx: Any) -> bool:
         """Whether all that a command asks for is ours: statistics of the group upstream, our commands."""
-        values = values_of(ctx) or ()
+        values: Any = values_of(ctx) or ()
         if ctx.request.dialect == "jsonrpc":
             params = ctx.request.params or ()
             given = params.values() if isinstance(params, dict) else params
@@ -769,7 +837,8 @@ class Gateway:
         self.publish()
         published = dict(self.server.store.items(SPACE))
         for upstream in self.servers.values():
-            target, figures, parts = upstream.target, upstream.figures(), collections.defaultdict(collections.Counter)
+            target, figures = upstream.target, upstream.figures()
+            parts: dict[int, collections.Counter[int]] = collections.defaultdict(collections.Counter)
             for key, text in published.items():
                 for number, sizes in json.loads(text).items() if key.startswith(f"{target.name}:") else ():
                     parts[int(number)].update({int(size): count for size, count in sizes.items()})
@@ -780,7 +849,11 @@ class Gateway:
                    "p50": p50, "p99": p99}
 
     def publish(self) -> None:
-        """Let all children know how long replies took in this one."""
+        """Let all children know how long replies took in this one, and what it recorded."""
+        if self.recorder:
+            self.recorder.flush()
+            if getattr(self.server.child, "rank", 1) == 1:
+                self.recorder.write()
         for upstream in self.servers.values():
             if upstream.replied_s > time.monotonic() - MINUTE_S:
                 key = f"{upstream.name}:{self.server.row}"
@@ -788,6 +861,9 @@ class Gateway:
 
     def close(self) -> None:
         """End it with its child."""
+        if self.recorder:
+            self.recorder.flush()
+            self.recorder.write()
         for upstream in self.servers.values():
             upstream.close()
 
