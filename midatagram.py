@@ -55,7 +55,8 @@ from typing import Any, NamedTuple
 __version__ = "1.0.0"
 __all__ = [  # what plug-ins may use
     # errors and values
-    "Error", "Failed", "Node", "Reply", "LIVE", "CONSTANT", "Request", "Exchange", "Answer", "leaves", "encode", "decode",
+    "Error", "Failed", "Node", "Reply", "LIVE", "CONSTANT", "Request", "Exchange", "Answer", "LATER", "leaves",
+    "encode", "decode",
     # dialects
     "first_line", "read_first_line", "read_arguments", "JSON_START", "read_envelope", "text_of", "shown_address",
     "read_json", "json_text", "json_tree", "json_nodes", "read_tree", "write_request", "write_jsonrpc",
@@ -5531,6 +5532,7 @@ class Child:
         self.limit_s = own["stop_timeout"] / 1000
         self.access = Access(own)
         self.outbox, self.send_later = Outbox(server, self.hub.loop), gevent.spawn_later
+        self.deliver_of = functools.cache(self.outbox.deliver_of)
         self.answers = answers_of(server, self.access, pause=self.pause, untimed=self.lift_limit)
         self.screen = Screen(server, endpoints, self.access.networks)
         self.turn_s = time.monotonic()  # since when this child has not been in its hub
@@ -5670,7 +5672,7 @@ class Child:
 
     def conclude(self, requested_s: float, endpoint: Endpoint, client: Any, answer: Answer, deliver: Any = None) -> None:
         """Trace and send an answer, which may come later than its request."""
-        deliver = deliver or self.outbox.deliver_of(endpoint)
+        deliver = deliver or self.deliver_of(endpoint)
         if self.is_tracing:
             self.trace(requested_s, endpoint, client, answer.exchanges)
         if not answer.datagrams:

@@ -250,13 +250,15 @@ LISTINGS = ("jsonrpc", "which"), ("jsonrpc", "system.listMethods"), ("text", "wh
 
 
 class Asked:
-    """A request on its way. `answered` is called with its reply, or with the Reply that stands in its place."""
+    """A request on its way. done() is called with (self, its reply, or the Reply that stands in the place of one).
 
-    __slots__ = ("data", "request", "answered", "deadline_s", "recorder", "sent_s")
+    ctx: what it came with; asked_s: when, for traces."""
 
-    def __init__(self, data: bytes, request: mi.Request, answered: Any, deadline_s: float, recorder: Any = None):
-        self.data, self.request, self.answered, self.deadline_s, self.recorder = data, request, answered, deadline_s, recorder
-        self.sent_s = 0.0
+    __slots__ = ("data", "request", "done", "recorder", "ctx", "asked_s", "deadline_s", "sent_s")
+
+    def __init__(self, data: bytes, request: mi.Request, done: Any, recorder: Any = None, ctx: Any = None, asked_s: float = 0.0):
+        self.data, self.request, self.done, self.recorder, self.ctx, self.asked_s = data, request, done, recorder, ctx, asked_s
+        self.deadline_s = self.sent_s = 0.0
 
     def has(self, reply: bytes) -> bool | None:
         """Whether these bytes may be its reply; None for what is no reply at all."""
@@ -375,8 +377,9 @@ class Upstream:
     # Sending.
 
     def put(self, asked: Asked) -> None:
-        """Send a request, now or when there is room; its time limit has begun."""
-        self.count("requests")
+        """Send a request, now or when there is room; its time limit begins."""
+        self.row[self.columns["requests"]] += 1
+        asked.deadline_s = time.monotonic() + self.timeout_s
         if self.waiting or not self.send(asked):
             if len(self.waiting) >= QUEUE:
                 return self.fail(asked, mi.Reply(503, f"upstream {self.name} has too many requests"))
@@ -415,7 +418,7 @@ class Upstream:
             self.in_flight[slot] = asked
         else:
             self.mute = slot
-            asked.answered(b"")
+            asked.done((asked, b""))
         return True
 
     def new_slot(self) -> Slot | None:
@@ -517,12 +520,12 @@ class Upstream:
         self.count("replies")
         if asked.recorder:
             asked.recorder.keep(asked.data, reply, (self.replied_s - asked.sent_s) * 1000)
-        return asked.answered(reply)
+        return asked.done((asked, reply))
 
     def fail(self, asked: Asked, reply: mi.Reply) -> None:
         """Answer a request with an error of ours."""
         self.count("errors")
-        asked.answered(reply)
+        asked.done((asked, reply))
 
     def lose(self, asked: Asked, error: OSError) -> None:
         """A request cannot be sent, or nobody was there."""
@@ -584,8 +587,8 @@ class Upstream:
         """Ask for something ourselves; waits."""
         request = mi.Request(command, dialect=dialect, id=1)
         result, data = mi.AsyncResult(), mi.write_request(command, ()) if dialect == "text" else one_request(request)
-        self.put(Asked(data, request, result.set, time.monotonic() + self.timeout_s))
-        return result.get()
+        self.put(Asked(data, request, result.set))
+        return result.get()[1]
 
     def list_names(self) -> list[str] | mi.Reply:
         """The commands that the server lists, or the Reply that stands in place of the list; waits."""
@@ -742,6 +745,7 @@ class Gateway:
         self.judge = functools.lru_cache(1000)(self.judged)
         self.indent, self.pretty = server.setup.mi["reply_indent"], server.setup.mi["pretty_printing"]
         self.recorder = Recorder(server, settings["record"], ctx.log) if settings["record"] else None
+        self.wraps = bool(server.registry.wrappers)  # what is around others wants an Answer from them
         self.own_names = {*server.registry.names, *(stat.name for stat in self.module.stats)}
 
     @functools.cached_property
@@ -773,23 +777,24 @@ class Gateway:
             return mi.Reply(403, "Forbidden")
         if request.name in OWN_ABOUT and self.is_about_us(ctx):
             return self.own.answer(ctx.data, ctx.caller)
-        upstream, child = self.upstream_of(ctx.caller, upstream), self.server.child
-        deadline_s = time.monotonic() + upstream.timeout_s
-        batch = request.dialect == "jsonrpc" and ctx.data.lstrip(BLANKS)[:1] == b"["
-        if child and not batch and not self.server.registry.wrappers:
-            asked_s = time.time() if child.is_tracing else 0.0
+        if self.by_socket:
+            upstream = self.upstream_of(ctx.caller, upstream)
+        data, child = ctx.data, self.server.child
+        batch = data[:1] not in (b"{", b":") and request.dialect == "jsonrpc" and data.lstrip(BLANKS)[:1] == b"["
+        if child and not batch and not self.wraps:
             self.server.later += 1
-            upstream.put(Asked(ctx.data, request, functools.partial(self.conclude, ctx, asked_s), deadline_s, self.recorder))
+            upstream.put(Asked(data, request, self.conclude, self.recorder, ctx, time.time() if child.is_tracing else 0.0))
             return mi.LATER
-        result, data = mi.AsyncResult(), one_request(request) if batch else ctx.data
-        upstream.put(Asked(data, request, result.set, deadline_s, self.recorder))
-        return self.answer(ctx, result.get(), True)
+        result = mi.AsyncResult()
+        upstream.put(Asked(one_request(request) if batch else data, request, result.set, self.recorder))
+        return self.answer(ctx, result.get()[1], True)
 
-    def conclude(self, ctx: Any, asked_s: float, reply: bytes | mi.Reply) -> None:
-        """A reply is there: answer the client."""
+    def conclude(self, done: tuple) -> None:
+        """A request is answered, by a reply or what stands in its place: answer its client."""
+        asked, reply = done
         child = self.server.child
         self.server.later -= 1
-        child.conclude(asked_s, *ctx.caller, self.answer(ctx, reply, child.is_tracing))
+        child.conclude(asked.asked_s, *asked.ctx.caller, self.answer(asked.ctx, reply, child.is_tracing))
         if child.traces:
             child.settle()
 
