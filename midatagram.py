@@ -2183,7 +2183,8 @@ class Answers:
 
     def outcome(self, data: bytes, call: Call, caller: Any, cached: Cached | None = None) -> tuple:
         """Run a command: its reply, how that is written, which is empty for a notification, and what goes out in its place."""
-        dialect, reply = call.dialect, call.refusal
+        dialect = call.dialect
+        reply: Any = call.refusal
         try:
             if reply is None:
                 reply = self.run(call, caller, data)
