@@ -2148,7 +2148,7 @@ class Answers:
                 continue
             reply, written, datagrams = self.outcome(data, call._replace(refusal=TIMED_OUT) if late else call, caller)
             late = late or reply is TIMED_OUT
-            exchanges += reply.exchanges if isinstance(reply, Answer) else [exchange_of(call, reply, data, written)]
+            exchanges.extend(reply.exchanges if isinstance(reply, Answer) else [exchange_of(call, reply, data, written)])
             written = written if datagrams is None else b"".join(part for _, part in datagrams[:1])
             size += len(written)
             if written and size <= self.most:  # a reply that cannot fit is given up while it grows
