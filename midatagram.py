@@ -2008,7 +2008,11 @@ class Cached:
 
 def with_id(call: Call, request_id: bytes) -> Call:
     """A call for a request that is the same but for its id, which is empty where requests have none."""
-    return call._replace(request=call.request._replace(id=json.loads(request_id))) if request_id else call
+    if not request_id:
+        return call
+    number = json.loads(request_id) if request_id[0] == ord('"') else int(request_id)
+    request = new(Request, (*call.request[:4], number, *call.request[5:]))
+    return new(Call, (call.dialect, call.command, request, call.values, call.refusal))
 
 
 def exchange_of(call: Call, reply: Reply | Refusal, request: bytes, written: bytes) -> Exchange:
@@ -2137,7 +2141,8 @@ class Answers:
 
         handler_timeout holds for all together: when one is interrupted, those behind it are not run.
         """
-        parts, exchanges, size, late = [], [], 0, False
+        parts, size, late = [], 0, False
+        exchanges: list[Exchange] = []
         for call in calls:
             try:
                 if not late:

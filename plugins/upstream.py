@@ -378,7 +378,7 @@ class Upstream:
 
     def put(self, asked: Asked) -> None:
         """Send a request, now or when there is room; its time limit begins."""
-        self.row[self.columns["requests"]] += 1
+        self.count("requests")
         asked.deadline_s = time.monotonic() + self.timeout_s
         if self.waiting or not self.send(asked):
             if len(self.waiting) >= QUEUE:
