@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import threading
 import time
 
 import pytest
-from conftest import SCRIPT, Client, Server, free_port, needs_root, run, wait_for
+from conftest import ROOT, SCRIPT, Client, Server, free_port, needs_root, run, wait_for
 from test_access import ask_as
 from test_recordings import asking, kamailio_in
 
@@ -602,3 +603,45 @@ def test_the_tool_needs_no_file(start, tmp_path):
         process.stderr.close()
     assert run("gateway").returncode == 2
     assert run("gateway", "--to", "udp:1", "-s", place).returncode == 78
+
+
+# The page.
+
+PAGE = (ROOT / "docs" / "gateway.md").read_text()
+
+
+def test_the_page_is_true(start, tmp_path):
+    """Its commands, in a shell, one after the other."""
+    server = start('loadmodule "canned.so"', "-P", f"{tmp_path}/opensips.pid", place=f"{tmp_path}/opensips.sock")
+    own = {"./midatagram.py": f"{sys.executable} {SCRIPT}", "/run/opensips/mi.sock": server.place,
+           "/var/log/midatagram": str(tmp_path)}
+    with contextlib.ExitStack() as stack:
+        for file, language, block in re.findall(r"(?ms)^(?:`(\w+\.conf)`:\n\n)?```(\w*)\n(.*?)^```$", PAGE):
+            for written, here in own.items():
+                block = block.replace(written, here)
+            if file:
+                (tmp_path / file).write_text(block)
+            for command, printed in re.findall(r"(?m)^\$ (.*)\n((?:(?!\$ ).*\n)*)", block if language == "sh" else ""):
+                run_command(stack, tmp_path, command, printed)
+                wait_for(lambda: not command.startswith("kill") or not os.path.exists(server.place), what="the kill")  # noqa: B023
+
+
+def run_command(stack, folder, command, printed):
+    """Run a command of the page; one that ends in & runs on."""
+    if command.endswith(" &"):
+        before = {*folder.glob("*.sock")}
+        process = subprocess.Popen(shlex.split(command[:-2]), cwd=folder, stderr=subprocess.DEVNULL)
+        stack.callback(process.wait)
+        stack.callback(process.terminate)
+        wait_for(lambda: {*folder.glob("*.sock")} - before, what="the gateway")
+        return
+    done = subprocess.run(["sh", "-c", command], cwd=folder, capture_output=True, text=True, timeout=30)
+    shown, expected = (re.sub(r"(p\d\d)=[\d.]+", r"\1=N", text) for text in (done.stdout + done.stderr, printed))
+    assert shown == expected, command
+
+
+def test_the_configuration_of_the_page_is_good(tmp_path):
+    blocks = [block for _, block in re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", PAGE)]
+    (tmp_path / "page.conf").write_text(next(block for block in blocks if '"route"' in block))
+    done = run("-c", "-f", tmp_path / "page.conf", "-s", tmp_path / "mi.sock")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
