@@ -356,7 +356,8 @@ class Upstream:
         self.waiting: collections.deque[Asked] = collections.deque()
         self.late: dict[Slot, float] = {}  # until when their late replies are waited for
         self.mute: Slot | None = None  # sends notifications, and hears what a server may answer to them
-        self.timer = loop.timer(self.timeout_s / TICKS, self.timeout_s / TICKS)
+        tick_s = max(0.005, min(0.5, self.timeout_s / TICKS))
+        self.timer = loop.timer(tick_s, tick_s)
         self.ticking = False
         self.room: Any = None  # wakes us when the server may have read
         self.gate: Any = None  # the socket that it watches
