@@ -20,6 +20,7 @@ hypothesis==6.168.5
 pexpect==4.9.0
 opensips==0.1.11
 opensipscli==0.4.1
+redis==8.1.0
 uv==0.13.9
 ruff==0.17.6
 mypy==2.4.1'

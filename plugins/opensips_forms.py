@@ -12,24 +12,28 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 # A member of an object is written as its name. Behind the name, `#` marks a number in JSON, which may be a word where it is
-# not all digits; `!` what only JSON has; `+` what the tree always has, JSON only if it is not empty; `?` what is null in JSON
-# where there is nothing in the tree; `~` a number in the tree that is words in JSON, which cannot be told from each other.
-# Where the tree has another name, that stands before: `IP=address`.
+# not all digits; `!` what only JSON has; `+` what the tree always has, JSON only if it is not empty; `*` the same, the tree has a
+# dot for it; `?` what is null in JSON where there is nothing in the tree; `~` a number in the tree that is words in JSON, which
+# cannot be told from each other;
+# `@NAME` what a pair of functions in CONVERTERS turns into each other. Where the tree has another name, that stands before:
+# `IP=address`.
 
 
 class Rows(NamedTuple):
     """Nodes of one name in the tree, and the objects of one array in JSON.
 
     member: the name of the array, or empty where one object stands for itself, or `*` where the array does; node: the name of
-    the nodes; value: the member that is the value of the node, or empty; attributes: members that are attributes of the node;
+    the nodes, None for lines without one; value: the member that is the value of the node, or empty; attributes: members that
+    are attributes of the node;
     children: members that are nodes below it, and further parts; order: the members as JSON has them, where that differs.
-    shown: whether JSON has the array when there is nothing in it; single: the member for one that was asked for by name;
+    shown: whether JSON has the array when there is nothing in it; single: the member for one that was asked for by name, `*`
+    where it stands for itself;
     container: the node around the nodes; nothing: the value of a node for null; made: members that JSON makes of others,
     with the name of the function in MAKERS.
     """
 
     member: str
-    node: str
+    node: str | None
     value: str = ""
     attributes: tuple = ()
     children: tuple = ()
@@ -51,7 +55,8 @@ class Rows(NamedTuple):
 
     def node_of(self, item: dict) -> tuple:
         """The node of one object."""
-        attributes = [(label, in_tree(item[name], "")) for label, name, _ in map(split, self.attributes) if name in item]
+        attributes = [(label, in_tree(item[name], "", marks)) for label, name, marks in map(split, self.attributes)
+                      if name in item and "!" not in marks]
         value = in_tree(item[split(self.value)[1]], self.nothing) if self.value else "" if self.container else None
         return self.node, value, attributes, nodes_of(self.children, item)
 
@@ -60,22 +65,22 @@ class Rows(NamedTuple):
         nodes = list(nodes)
         if self.container:
             nodes = [child for node in nodes if node[0] == self.container for child in node[3]]
-        objects = [self.object_of(node) for node in nodes if node[0] == self.node]
+        objects = [item for item in (self.object_of(node) for node in nodes if node[0] == self.node) if item]
         if self.single and (named or not self.member):
-            return {self.single: objects[0]} if objects else {}
+            return {} if not objects else objects[0] if self.single == "*" else {self.single: objects[0]}
         if self.member in ("", "*"):
             return objects if self.member else objects[0] if objects else {}
         return {self.member: objects} if objects or self.shown else {}
 
     def object_of(self, node: tuple) -> dict:
         """The object of one node."""
-        value, texts = node[1], dict(node[2])
+        value, texts = "".join([node[1] or "", *(f" {label}={text}" for label, text in node[2])]), {}
         item: dict = {}
+        for label, _, _ in map(split, reversed(self.attributes)):  # read_tree() knows neither blanks in labels nor their order
+            head, mark, tail = value.rpartition(f" {label}=")
+            if mark:
+                value, texts[label] = head, tail
         if self.value:
-            for label, _, _ in map(split, reversed(self.attributes)):  # read_tree() leaves them in the value
-                head, mark, tail = (value or "").rpartition(f" {label}=")
-                if mark:
-                    value, texts[label] = head, tail
             _, name, marks = split(self.value)
             item[name] = in_json(value, marks, self.nothing)
         item.update({name: in_json(texts[label], marks) for label, name, marks in map(split, self.attributes) if label in texts})
@@ -102,19 +107,21 @@ class Group(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """A node whose children are names and values, in JSON an array of objects with one member each."""
+    """Names and values, in JSON an array of objects with one member each; in the tree the children of a node unless they are
+    not wrapped."""
 
     name: str
+    wrapped: bool = True
 
     def nodes(self, item: dict) -> list[tuple]:
-        """The node of a member, if there is one."""
+        """The nodes of a member, if there is one."""
         pairs = [(key, value, (), ()) for pair in item.get(self.name, ()) for key, value in pair.items()]
-        return [(self.name, "", (), pairs)] if pairs else []
+        return [(self.name, "", (), pairs)] if pairs and self.wrapped else pairs
 
     def members(self, nodes: Iterable[tuple]) -> dict:
-        """The member that the node is, if there is one."""
-        lists = [[{key: value or ""} for key, value, _, _ in node[3]] for node in nodes if node[0] == self.name]
-        return {self.name: lists[0]} if lists else {}
+        """The member that the nodes are, if there is one."""
+        lists = [node[3] for node in nodes if node[0] == self.name] if self.wrapped else [nodes]
+        return {self.name: [{node[0]: node[1] or ""} for node in lists[0]]} if lists else {}
 
 
 class Switches(NamedTuple):
@@ -133,13 +140,130 @@ class Switches(NamedTuple):
         return {self.member: [{self.name: node[0], self.switch: node[1] == "1"} for node in nodes]}
 
 
+class Joined(NamedTuple):
+    """A node whose value is the items of an array, with a word before them, or a dot where JSON has no array."""
+
+    name: str
+    word: str
+
+    def nodes(self, item: dict) -> list[tuple]:
+        """The node of an array."""
+        return [(self.name, self.word + ", ".join(item[self.name]) if item.get(self.name) else ".", (), ())]
+
+    def members(self, nodes: Iterable[tuple]) -> dict:
+        """The array of the node, if it has any items."""
+        values = [node[1] for node in nodes if node[0] == self.name and node[1] != "."]
+        return {self.name: values[0].removeprefix(self.word).split(", ")} if values else {}
+
+
+class Message(NamedTuple):
+    """The last node, whose value goes on over further lines; a dot where JSON has none."""
+
+    name: str
+
+    def nodes(self, item: dict) -> list[tuple]:
+        """The node of a text."""
+        return [(self.name, item.get(self.name, "."), (), ())]
+
+    def members(self, nodes: Iterable[tuple]) -> dict:
+        """The text of the node and of all behind it, which read_tree() takes for nodes."""
+        lines: list[str] = []
+        for name, value, *_ in nodes:
+            if lines or name == self.name:
+                lines.append(f"{name}:: {value}" if lines and name else value or "")
+        return {self.name: "\n".join(lines)} if lines and lines != ["."] else {}
+
+
+class Lines(NamedTuple):
+    """Nodes without a name, in JSON an array of texts, or without a member the result itself."""
+
+    member: str = ""
+
+    def nodes(self, value: Any) -> list[tuple]:
+        """The nodes of the array."""
+        return [(None, text, (), ()) for text in (value[self.member] if self.member else value)]
+
+    def members(self, nodes: Iterable[tuple], named: bool = False) -> Any:
+        """The array of the nodes."""
+        lines = [node[1] or "" for node in nodes]
+        return {self.member: lines} if self.member else lines
+
+
+class Members(NamedTuple):
+    """Nodes of any names, in JSON the members of an object; marks: those of each member."""
+
+    marks: str = ""
+
+    def nodes(self, value: dict) -> list[tuple]:
+        """The nodes of the members."""
+        return [(name, item, (), ()) for name, item in value.items()]
+
+    def members(self, nodes: Iterable[tuple], named: bool = False) -> dict:
+        """The members that the nodes are."""
+        return {node[0]: in_json(node[1], self.marks) for node in nodes if node[0]}
+
+
+class Addresses(NamedTuple):
+    """Destinations by partition. In 2.4 those of one that was asked for stand beside its node, or `twice` below it."""
+
+    twice: bool
+
+    def nodes(self, value: dict) -> list[tuple]:
+        """The nodes of all partitions, or of one."""
+        if "part" not in value:
+            return PARTITIONS.nodes(value)
+        listed = ADDRESSES.nodes(value)
+        return [("part", value["part"], (), listed * 2)] if self.twice else [("part", value["part"], (), ()), *listed]
+
+    def members(self, nodes: Iterable[tuple], named: bool = False) -> dict:
+        """What the nodes are in JSON; named: those of one partition that was asked for."""
+        if not named:
+            return PARTITIONS.members(nodes)
+        head, *beside = nodes
+        return {"part": head[1], **ADDRESSES.members(head[3][:len(head[3]) // 2] if self.twice else beside)}
+
+
+class Named(NamedTuple):
+    """Nodes whose names are a member of the objects of an array, and that have the other members as attributes."""
+
+    member: str
+    name: str
+    attributes: tuple
+
+    def nodes(self, value: dict) -> list[tuple]:
+        """The nodes of the array."""
+        return [(item[self.name], None, [(name, item[name]) for name in self.attributes], ()) for item in value[self.member]]
+
+    def members(self, nodes: Iterable[tuple]) -> dict:
+        """The array of the nodes."""
+        return {self.member: [{self.name: node[0], **dict(node[2])} for node in nodes if node[2]]}
+
+
+class Field(NamedTuple):
+    """A member that is the attribute of a node of its own."""
+
+    node: str
+    mark: str
+
+    def nodes(self, value: dict) -> list[tuple]:
+        """The node of the member, if there is one."""
+        label, name, _ = split(self.mark)
+        return [(self.node, None, [(label, value[name])], ())] if name in value else []
+
+    def members(self, nodes: Iterable[tuple]) -> dict:
+        """The member of the node, if there is one."""
+        label, name, marks = split(self.mark)
+        texts = [dict(node[2])[label] for node in nodes if node[0] == self.node and label in dict(node[2])]
+        return {name: in_json(texts[0], marks)} if texts else {}
+
+
 class Form(NamedTuple):
     """What a command takes and gives.
 
     text: the names of 2.4's arguments in order, `[name]` may be left out, `-` is not looked at, `...` stands for any number
     that are ignored; None: arguments are never read. recipes: the names that 3.4 takes together. numbers: arguments that are
     numbers in JSON. tree: the parts of a reply with data. errors: 2.4's text -> code and text of 3.4, where they differ.
-    named: whether 3.4 takes them by name only.
+    named: whether 3.4 takes them by name only; nothing: what 3.4 says where 2.4 has an empty tree.
     """
 
     text: str | None
@@ -148,26 +272,29 @@ class Form(NamedTuple):
     tree: tuple = ()
     errors: dict = {}
     named: bool = False
+    nothing: str | None = None
 
 
 @functools.lru_cache(1000)
 def split(mark: str) -> tuple[str, str, str]:
     """The names that a mark has in the tree and in JSON, and the marks behind it."""
     label, _, member = mark.rpartition("=")
-    name = member.rstrip("#!+?~")
+    name = re.split("[#!+*?~@]", member)[0]
     return label or name, name, member[len(name):]
 
 
 def in_json(text: str | None, marks: str, nothing: str = "") -> Any:
     """The text of a node or an attribute as JSON has it."""
-    if "#" in marks and text and text.isdigit():
+    if "@" in marks:
+        return CONVERTERS[marks.partition("@")[2]][0](text or "")
+    if "#" in marks and text and text.lstrip("-").isdigit():
         return int(text)
     return None if "?" in marks and (text or "") == nothing else "" if "~" in marks else text or ""
 
 
-def in_tree(value: Any, nothing: str) -> Any:
+def in_tree(value: Any, nothing: str, marks: str = "") -> Any:
     """A JSON value as the tree has it."""
-    return nothing if value is None else value
+    return CONVERTERS[marks.partition("@")[2]][1](value) if "@" in marks else nothing if value is None else value
 
 
 def nodes_of(parts: tuple, item: dict) -> list[tuple]:
@@ -178,22 +305,22 @@ def nodes_of(parts: tuple, item: dict) -> list[tuple]:
             nodes += part.nodes(item)
             continue
         label, name, marks = split(part)
-        if (name in item or "+" in marks) and "!" not in marks:
-            value = item.get(name, "")
-            nodes.append((label, 0 if "~" in marks and not f"{value}".isdigit() else in_tree(value, ""), (), ()))
+        if (name in item or "+" in marks or "*" in marks) and "!" not in marks:
+            value = item.get(name, "." if "*" in marks else "")
+            nodes.append((label, 0 if "~" in marks and not f"{value}".isdigit() else in_tree(value, "", marks), (), ()))
     return nodes
 
 
-def members_of(parts: tuple, nodes: Iterable[tuple]) -> dict:
-    """The members that nodes are, by the parts of an object."""
+def members_of(parts: tuple, nodes: Iterable[tuple], named: bool = False) -> dict:
+    """The members that nodes are, by the parts of an object; named: what was asked for by its name."""
     nodes = list(nodes)
     leaves, item = {node[0]: node[1] for node in nodes if not node[3]}, {}
     for part in parts:
         if not isinstance(part, str):
-            item.update(part.members(nodes))
+            item.update(part.members(nodes, named) if named and isinstance(part, Rows) else part.members(nodes))
             continue
         label, name, marks = split(part)
-        if label in leaves and not ("+" in marks and not leaves[label]):
+        if label in leaves and not ("+" in marks and not leaves[label] or "*" in marks and leaves[label] == "."):
             item[name] = in_json(leaves[label], marks)
     return item
 
@@ -205,12 +332,10 @@ def to_nodes(tree: tuple, value: Any) -> list[tuple]:
 
 def to_json(tree: tuple, nodes: Iterable[tuple], named: bool = False) -> Any:
     """The result of 3.4 for a tree of 2.4; named: what was asked for by its name."""
-    nodes = list(nodes)
-    if len(tree) == 1 and isinstance(tree[0], Rows):
-        return tree[0].members(nodes, named)
-    if named and isinstance(tree[-1], Rows):
-        return tree[-1].members(nodes, named)
-    return members_of(tree, nodes)
+    nodes, last = list(nodes), tree[-1]
+    if isinstance(last, (Addresses, Lines, Members)) or isinstance(last, Rows) and (len(tree) == 1 or named and last.single):
+        return last.members(nodes, named)
+    return members_of(tuple(part for part in tree if not named or getattr(part, "single", part)), nodes, named)
 
 
 def dialog_id(db_id: Any) -> str:
@@ -218,7 +343,28 @@ def dialog_id(db_id: Any) -> str:
     return ".".join(f"{half:x}"[::-1] for half in divmod(int(db_id), 2**32))
 
 
+def dialog_number(dialog_id: str) -> int:
+    """The number of a dialog in 2.4, of its ID in 3.4."""
+    entry, number = [int(half[::-1], 16) for half in dialog_id.split(".")]
+    return entry * 2**32 + number
+
+
 MAKERS = {"dialog_id": dialog_id}
+PROTOCOLS = ["any", "udp", "tcp", "tls", "sctp", "ws", "wss"]
+
+
+def number_of(words: list[str], word: str, other: int = 0) -> int:
+    """The number of a word, `other` for one that is not known."""
+    return words.index(word) if word in words else other
+
+
+CONVERTERS: dict = {  # (of the tree, of JSON) -> the other
+    "process": (lambda text: text.rstrip(" "), lambda word: f"{word} " if word.startswith("SIP receiver ") else word),
+    "protocol": (lambda text: PROTOCOLS[int(text)] if text.isdigit() and int(text) < len(PROTOCOLS) else text,
+                 lambda word: number_of(PROTOCOLS, word)),
+    "owner": (lambda text: "script" if text == "13" else text, lambda word: 13 if word == "script" else word),
+    "list_flags": (lambda text: ["read-only"] if text == "1" else [], lambda words: int("read-only" in words)),
+}
 BAD_PARAMETER = {"Bad parameter": (400, "Bad parameter value")}
 
 CONTACTS = Rows("Contacts", "Contact", "Contact", ("Q",), (
@@ -236,8 +382,47 @@ DIALOGS = Rows("Dialogs", "dialog", "", ("ID=db_id",), (
     Group("context", (Pairs("values"), Pairs("profiles")))), single="Dialog", made=(("ID", "db_id", "dialog_id"),))
 DIALOG_LISTS = ("", "callid", "callid from_tag", "index counter")
 PROFILE = ("profile", "profile value")
+ADDRESSES = Rows("Destinations", "dest", "", ("grp#", "ip", "mask", "port#", "proto", "pattern", "context_info"))
+PARTITIONS = Rows("Partitions", "part", "name", (), (ADDRESSES,))
 
-FORMS = {
+PROCESSES = Rows("Processes", "Process", "", ("ID#", "PID#", "Log level#", "Type@process"), shown=False)
+SUBSCRIBERS = Rows("Subscribers", "Subscriber", "", ("socket", "expire#", "ttl!"), single="Subscriber")
+CACHE_ERRORS = dict.fromkeys(("Too few arguments", "Too many arguments", "Too many parameters"),
+                             (-32602, "Invalid params", "Too few or too many parameters"))
+
+FORMS: dict[str, Form] = {
+    # core
+    "version": Form(None, ("", "revision"), tree=("Server",)),
+    "uptime": Form(None, tree=("Now", "Up since", "Up time")),
+    "pwd": Form(None, tree=("WD",)),
+    "arg": Form(None, tree=(Lines(),)),
+    "which": Form(None, ("", "command"), tree=(Lines(),)),
+    "ps": Form(None, tree=(PROCESSES,)),
+    "kill": Form(None),
+    "log_level": Form("[level] [pid] ...", ("", "level", "level pid"), "level pid",
+                      (PROCESSES, "New global log level#", "New log level=Log level#")),
+    "xlog_level": Form("[level]", ("", "level"), "level", ("xLog Level#", "New xLog level#")),
+    "help": Form("[mi_cmd] ...", ("", "mi_cmd"), tree=("Usage", "Help", "Exported by")),
+    "list_blacklists": Form(None, ("", "name"), tree=(Rows("Lists", "List", "name", ("owner@owner", "flags@list_flags"), (
+        Rows("Rules", "Rule", "", ("flags#",), ("IP", "Mask", "Proto@protocol", "Port#", "Match")),)),)),
+    "list_tcp_conns": Form(None, tree=(Rows("Connections", "Connection", "", (
+        "ID#", "Type", "State#", "Remote", "Local", "Lifetime"), ("Alias port#",)),)),
+    "tcp_trace": Form("[trace_mode]", ("", "trace_mode"), tree=("TCP tracing",), errors={
+        "Server Internal Error": (-32602, "Invalid params", "trace_mode should be 'on' or 'off'")}),
+    "get_statistics": Form("statistics ...", ("statistics",), tree=(Members("#"),)),
+    "list_statistics": Form("[statistics] ...", ("", "statistics"), tree=(Members(),)),
+    "reset_statistics": Form("statistics ...", ("statistics",)),
+    "reset_all_statistics": Form(None),
+    "cache_store": Form("system attr value [expire]", ("system attr value", "system attr value expire"), "expire",
+                        errors=CACHE_ERRORS),
+    "cache_fetch": Form("system attr", ("system attr",), tree=("key", "value"), errors=CACHE_ERRORS),
+    "cache_remove": Form("system attr", ("system attr",), errors=CACHE_ERRORS),
+    "cache_remove_chunk": Form("[collection] glob ...", ("glob", "glob collection")),
+    "event_subscribe": Form("event socket [expire] ...", ("event socket", "event socket expire"), "expire", errors=BAD_PARAMETER),
+    "events_list": Form(None, tree=(Rows("Events", "Event", "name", ("id#",)),)),
+    "subscribers_list": Form("[event] [socket]", ("", "event", "event socket"), tree=(
+        Rows("Events", "Event", "name", ("id#",), (SUBSCRIBERS,), single="Event"),)),
+    "raise_event": Form("event ...", ("event", "event params")),
     # usrloc
     "ul_add": Form("table_name aor contact expires q - flags cflags methods",
                    ("table_name aor contact expires q flags cflags methods",), "expires flags cflags methods",
@@ -281,14 +466,93 @@ FORMS = {
     "ds_reload": Form("[partition]", ("", "inherit_state", "partition", "partition inherit_state")),
     "ds_push_script_attrs": Form("attrs ip port set [partition]", ("attrs ip port set", "attrs ip port set partition"),
                                  "port set"),
+    # drouting; with use_partitions the name of a partition stands before all other values of a text request
+    "dr_reload": Form("...", ("", "inherit_state", "partition_name", "partition_name inherit_state")),
+    "dr_gw_status": Form("[gw_id] [status] ...", (
+        "", "partition_name", "gw_id", "gw_id status", "partition_name gw_id", "partition_name gw_id status"), "status", (
+        "State", Rows("Gateways", "ID", "ID", ("IP", "State"), order=("ID", "IP", "ATTRS", "State"))), named=True),
+    "dr_carrier_status": Form("[carrier_id] [status] ...", (
+        "", "partition_name", "carrier_id", "carrier_id status", "partition_name carrier_id",
+        "partition_name carrier_id status"), "status", (
+        "Enabled", Rows("Carriers", "ID", "ID", ("Enabled",), order=("ID", "ATTRS", "Enabled"))), named=True),
+    "dr_number_routing": Form("[group_id] number ...", (
+        "number", "group_id number", "partition_name number", "partition_name group_id number"), "group_id", (
+        Rows("", "Matched Prefix", "Matched Prefix", (), (Pairs("GW List", wrapped=False),)),), named=True, nothing="No match"),
+    "dr_reload_status": Form("...", ("", "partition_name"), tree=(
+        "Date", Rows("Partitions", "Partition", "name", ("Date",), shown=False, single="*"))),
+    "dr_enable_probing": Form("[status]", ("", "status"), "status", ("Status#",)),
+    # permissions
+    "address_reload": Form("[partition] ...", ("", "partition")),
+    "address_dump": Form("[partition] ...", ("", "partition"), tree=(Addresses(False),)),
+    "subnet_dump": Form("[partition] ...", ("", "partition"), tree=(Addresses(True),)),
+    "allow_uri": Form("basename uri contact", ("basename uri contact",)),
+    # domain
+    "domain_reload": Form(None),
+    "domain_dump": Form(None, tree=(Rows("Domains", None, "name", ("attributes",)),)),
+    # db_text
+    "dbt_reload": Form("[db_name] [table_name]", ("", "db_name", "db_name table_name"), errors=BAD_PARAMETER),
+    "dbt_dump": Form("..."),
+    # load_balancer
+    "lb_reload": Form(None),
+    "lb_list": Form(None, tree=(Rows("Destinations", "Destination", "uri", ("id#", "group#", "enabled", "auto-reenable"), (
+        Rows("Resources", "Resource", "name", ("max#", "load#"), container="Resources"), "attrs!")),)),
+    "lb_resize": Form("destination_id res_name new_capacity", ("destination_id res_name new_capacity",),
+                      "destination_id new_capacity"),
+    "lb_status": Form("destination_id [new_status] ...", ("destination_id", "destination_id new_status"),
+                      "destination_id new_status", ("enable", "attrs!")),
+    # nathelper
+    "nh_enable_ping": Form("[status] ...", ("", "status"), "status", ("Status#",)),
+    # rtpproxy
+    "rtpproxy_enable": Form("url [setid] enable ...", ("url enable", "url enable setid"), "enable setid",
+                            errors={"Bad parameter": (400, "Empty url")}),
+    "rtpproxy_show": Form(None, tree=(Rows("*", "Set", "Set#", (), (
+        Rows("Nodes", "node", "url", ("index#", "disabled#", "weight#", "recheck_ticks#")),)),)),
+    "rtpproxy_reload": Form(None, errors={"Bad parameter": (400, "Dynamic loading not enabled")}),
+    # uac_registrant
+    "reg_list": Form("...", ("", "aor contact registrar"), tree=(Rows("Records", "AOR", "AOR", ("expires#",), (
+        "state", "enabled!", "last_register_sent", "registration_t_out", "registrar", "binding", "binding_params!",
+        "third_party_=third_party_registrant", "socket!", "proxy", "shtag!", "cluster_id!"), single="Registrant"),)),
+    "reg_reload": Form("...", ("", "aor contact registrar")),
+    "reg_enable": Form("aor contact registrar", ("aor contact registrar",)),
+    "reg_disable": Form("aor contact registrar", ("aor contact registrar",)),
+    # tm
+    "t_uac_dlg": Form("method ruri next_hop socket headers [body]", tuple(f"method ruri headers {more}" for more in (
+        "", "next_hop", "socket", "body", "next_hop socket", "next_hop body", "socket body", "next_hop socket body")),
+                      tree=("Status", "RURI*", "Next-hop*", Joined("Routes", "Route: "), Message("Message")), named=True,
+                      errors={"Invalid RURI": (400, "Invalid ruri"), "Invalid NEXTHOP": (400, "Invalid next_hop")}),
+    "t_uac_cancel": Form("callid cseq", ("callid cseq",)),
+    "t_hash": Form(None),
+    "t_reply": Form("code reason trans_id to_tag new_headers [body]", tuple(f"code reason trans_id to_tag {more}" for more in (
+        "", "new_headers", "body", "new_headers body")), "code", named=True, errors={
+            f"Invalid {part} in trans_id": (400, f"Invalid {part} in old trans_id") for part in ("index", "label")}),
 }
+
+# Commands of modules that are no plug-ins here.
+TRACES = Form("[id] [mode] ...", ("", "id", "mode", "id mode"), tree=(
+    "global", Named("trace destinations", "name", ("type", "uri", "state"))), named=True,
+              errors={"Bad parameter": (400, "Bad trace id value")})
+OTHERS = {
+    "pike_list": Form(None, tree=(Lines("IPs"),)),
+    "pike_rm": Form("ip ...", ("ip",)),
+    "rl_list": Form("[pipe] ...", ("", "pipe", "filter", "filter_out"), tree=(
+        Rows("Pipes", "PIPE", "", ("id", "algorithm", "limit#", "counter#"), single="Pipe"), Field("PIPE", "drop_rate#")),
+        errors={"command failed": (404, "Pipe Not Found")}),
+    "rl_reset_pipe": Form("pipe ...", ("pipe",), errors={"Bad parameter": (500, "Internal error")}),
+    "rl_set_pid": Form("ki kp kd ...", ("ki kp kd",), errors=BAD_PARAMETER),
+    "rl_get_pid": Form(None, tree=(Rows("", "PID", "", ("ki", "kp", "kd"), single="PID"),)),
+    "rl_bin_status": Form(None),
+    "sip_trace": TRACES, "trace": TRACES,
+}
+FORMS = {**OTHERS, **FORMS}
+
 # The attributes that an event has in 2.4, all of those that it has in 3.4.
 CONTACT_EVENT = "aor uri received path qval socket bflags expires callid cseq attr latency"
 EVENT_FORMS = {
     "E_UL_AOR_INSERT": "aor", "E_UL_AOR_DELETE": "aor", "E_UL_CONTACT_INSERT": CONTACT_EVENT,
     "E_UL_CONTACT_UPDATE": CONTACT_EVENT, "E_UL_CONTACT_DELETE": CONTACT_EVENT, "E_UL_LATENCY_UPDATE": CONTACT_EVENT,
     "E_DLG_STATE_CHANGED": "hash_entry hash_id callid from_tag to_tag old_state new_state",
-    "E_DISPATCHER_STATUS": "partition group address status",
+    "E_DISPATCHER_STATUS": "partition group address status", "E_DROUTING_STATUS": "partition gwid address status",
+    "E_LOAD_BALANCER_STATUS": "group uri status", "E_RTPPROXY_STATUS": "socket status",
 }
 # The names of a command in 4.0 and before, a line for each module of 4.0: `MODULE PREFIX: NAME...`. MODULE:NAME was PREFIX
 # and NAME before, or what stands behind `=`, where further names follow.

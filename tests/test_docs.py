@@ -19,7 +19,7 @@ COMMANDS = (ROOT / "docs" / "commands.md").read_text()
 EXAMPLE = (ROOT / "midatagram.conf.example").read_text()
 SHIPPED = [mi.load_plugin(str(path)) for path in sorted((ROOT / "plugins").iterdir()) if path.suffix in (".py", ".conf")]
 MODULES = [*mi.built_in_modules(), *SHIPPED]
-OPENSIPS = "statistics", "usrloc", "registrar", "dialog", "dispatcher"  # whose parameters an opensips.cfg has
+OPENSIPS = "statistics", "usrloc", "registrar", "dialog", "dispatcher", "cachedb_redis"  # whose parameters an opensips.cfg has
 PARAMS = [(module, param) for module in MODULES for param in module.params.values()]
 
 

@@ -1,12 +1,10 @@
 """What the plug-ins of OpenSIPS' modules share: the order of lists, numbers, forms in both directions, tables."""
 
-import json
 import re
 import sqlite3
 
 import pytest
 from conftest import ROOT, run
-from test_modules import rows_of
 
 import midatagram as mi
 
@@ -55,39 +53,6 @@ def test_q(text, wanted, shown):
 ###############################################################################
 # Forms
 ###############################################################################
-
-
-def pairs():
-    """The recorded replies with data of one state in both versions, for commands that have a tree."""
-    for row in rows_of("pairs.jsonl"):
-        form, text, answer = forms.FORMS.get(row["command"]), row.get("text_reply"), row.get("json_reply")
-        if form and form.tree and text and answer and text.startswith("200 OK\n") and '"result"' in answer:
-            yield pytest.param(form.tree, text.removeprefix("200 OK\n")[:-1].removesuffix("\n"), json.loads(answer)["result"],
-                               id=row["id"])
-
-
-def without(value, *names):
-    """A JSON value without members of some names."""
-    if isinstance(value, dict):
-        return {name: without(item, *names) for name, item in value.items() if name not in names}
-    return [without(item, *names) for item in value] if isinstance(value, list) else value
-
-
-VOLATILE = "ContactID", "Expires", "ID", "db_id", "timestart", "datestart", "timeout", "dateout"  # of different servers
-
-
-@pytest.mark.parametrize("tree, text, result", [*pairs()])
-def test_a_tree_becomes_the_json_of_34(tree, text, result):
-    made = forms.to_json(tree, mi.read_tree(text), isinstance(result, dict) and "Dialog" in result)
-    assert without(made, *VOLATILE) == without(result, *VOLATILE, "resolved_addresses")
-    assert json.dumps(without(made, *VOLATILE)) == json.dumps(without(result, *VOLATILE, "resolved_addresses"))
-
-
-@pytest.mark.parametrize("tree, text, result", [*pairs()])
-def test_the_json_of_34_becomes_the_tree(tree, text, result):
-    made = "".join(mi.node_lines(forms.to_nodes(tree, result), "\t"))
-    free = re.compile(rf"({'|'.join(VOLATILE)})(?:::? |=).*")
-    assert free.sub(r"\1", made).rstrip("\n") == free.sub(r"\1", text)
 
 
 def test_forms_are_read_without_the_modules():
