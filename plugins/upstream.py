@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 import midatagram as mi
 
+translation = mi.shared("translation")
 NAMES = mi.shared("opensips_forms").NAMES
 
 ###############################################################################
@@ -237,6 +238,7 @@ def publish(ctx):
 # one that rested longest first; one whose request timed out is not: it waits for the late reply, to count it, and is closed.
 # Where the server's queue is full, requests wait in ours; a socket connected to the server becomes writable when it has read.
 
+LEARN_S = 30.0  # after which it is asked again for its commands, if it is asked for anything
 LATE_S = 10.0  # how long a socket waits for a late reply
 QUEUE = 10000  # requests that wait to be sent to a server, at most, in each child
 RETRY_S = 0.005  # how often those are tried that nothing wakes up
@@ -252,13 +254,17 @@ LISTINGS = ("jsonrpc", "which"), ("jsonrpc", "system.listMethods"), ("text", "wh
 class Asked:
     """A request on its way. done() is called with (self, its reply, or the Reply that stands in the place of one).
 
-    ctx: what it came with; asked_s: when, for traces."""
+    ctx: what it came with, None for what the gateway asks for itself; asked_s: when, for traces; back: makes the client's reply
+    of the server's, where that is translated, and origin: the client's request.
+    """
 
-    __slots__ = ("data", "request", "done", "recorder", "ctx", "asked_s", "deadline_s", "sent_s")
+    __slots__ = ("data", "request", "origin", "back", "done", "ctx", "asked_s", "deadline_s", "sent_s")
 
-    def __init__(self, data: bytes, request: mi.Request, done: Any, recorder: Any = None, ctx: Any = None, asked_s: float = 0.0):
-        self.data, self.request, self.done, self.recorder, self.ctx, self.asked_s = data, request, done, recorder, ctx, asked_s
-        self.deadline_s = self.sent_s = 0.0
+    def __init__(self, data: bytes, request: mi.Request, origin: bytes = b"", back: Any = None):
+        self.data, self.request, self.origin, self.back = data, request, origin, back
+        self.done: Any = None
+        self.ctx: Any = None
+        self.asked_s = self.deadline_s = self.sent_s = 0.0
 
     def has(self, reply: bytes) -> bool | None:
         """Whether these bytes may be its reply; None for what is no reply at all."""
@@ -343,10 +349,25 @@ def listed(reply: bytes) -> list[str] | None:
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else None
 
 
+class Known(NamedTuple):
+    """What a server is: the dialects that it speaks, none where that is unknown, and its commands, None where it lists none."""
+
+    dialects: frozenset
+    listed: list | None
+    names: frozenset | None
+    is_kamailio: bool
+
+    def other_name(self, name: str) -> str:
+        """The name under which the server has a command that it has not under this one; empty where there is none."""
+        if self.names is None or name in self.names:
+            return ""
+        return next((other for other in NAMES.get(name, ()) if other in self.names), "")
+
+
 class Upstream:
     """One server, as a child sees it."""
 
-    def __init__(self, ctx: Any, target: Target, loop: Any):
+    def __init__(self, ctx: Any, target: Target, loop: Any, recorder: Any):
         self.ctx, self.target, self.loop, self.name = ctx, target, loop, target.name
         self.row, self.columns = ctx.own.row, {word: ctx.own.columns[f"{target.name}-{word}"] for word in FIGURES}
         self.counters = ctx.server.counters
@@ -363,24 +384,31 @@ class Upstream:
         self.gate: Any = None  # the socket that it watches
         self.buffer = bytearray(mi.GIVE_UP + 1)
         self.view, self.believed = memoryview(self.buffer), frozenset[bytes]()
+        self.recorder = recorder
+        self.known: Known | None = None  # until it is found out
+        self.recipes: dict[str, tuple | None] = {}
+        self.questions = 0  # of our own that it has not answered
+        self.learner: Any = None  # the greenlet that finds out what is known
+        self.learn_s = 0.0  # when to find out again
         self.replied_s = self.down_s = 0.0  # when it last answered, and was last marked as down
         self.latencies = Latencies()
         self.row[self.columns["in_flight"]] = 0
 
-    def count(self, word: str) -> None:
-        """Add to one of the figures."""
-        self.row[self.columns[word]] += 1
+    def count(self, word: str, asked: Asked | None = None) -> None:
+        """Add to one of the figures, unless it is about what the gateway asks for itself."""
+        if asked is None or asked.ctx:
+            self.row[self.columns[word]] += 1
 
     def level(self) -> None:
         """Set the figure of requests in flight."""
-        self.row[self.columns["in_flight"]] = len(self.in_flight) + len(self.waiting)
+        self.row[self.columns["in_flight"]] = len(self.in_flight) + len(self.waiting) - self.questions
 
     # Sending.
 
     def put(self, asked: Asked) -> None:
         """Send a request, now or when there is room; its time limit begins."""
-        self.count("requests")
-        asked.deadline_s = time.monotonic() + self.timeout_s
+        self.count("requests", asked)
+        asked.deadline_s = asked.deadline_s or time.monotonic() + self.timeout_s
         if self.waiting or not self.send(asked):
             if len(self.waiting) >= QUEUE:
                 return self.fail(asked, mi.Reply(503, f"upstream {self.name} has too many requests"))
@@ -510,22 +538,25 @@ class Upstream:
 
     def replied(self, asked: Asked, reply: bytes, is_garbage: bool) -> None:
         """Answer a request with its reply, or that this is none."""
-        self.replied_s = time.monotonic()
-        self.latencies.add(self.replied_s, self.replied_s - asked.sent_s)
+        self.replied_s = now_s = time.monotonic()
+        if asked.ctx:
+            self.latencies.add(now_s, now_s - asked.sent_s)
+            if now_s > self.learn_s:
+                self.learn()
         self.level()
         if self.counters.slots[self.columns["down"]]:
             self.change(None)
         if is_garbage:
             self.ctx.log.warning("upstream %s answered garbage: %a", self.name, reply[:80], extra={"once": self.name})
             return self.fail(asked, mi.Reply(502, f"upstream {self.name} answered garbage"))
-        self.count("replies")
-        if asked.recorder:
-            asked.recorder.keep(asked.data, reply, (self.replied_s - asked.sent_s) * 1000)
+        self.count("replies", asked)
+        if self.recorder and asked.ctx:
+            self.recorder.keep(asked.data, reply, (now_s - asked.sent_s) * 1000)
         return asked.done((asked, reply))
 
     def fail(self, asked: Asked, reply: mi.Reply) -> None:
         """Answer a request with an error of ours."""
-        self.count("errors")
+        self.count("errors", asked)
         asked.done((asked, reply))
 
     def lose(self, asked: Asked, error: OSError) -> None:
@@ -550,6 +581,8 @@ class Upstream:
             del self.in_flight[slot]
             self.late[slot] = now_s + LATE_S
             self.expire(asked)
+            if not asked.ctx:
+                self.forget(slot)
         while self.waiting and self.waiting[0].deadline_s <= now_s:
             self.expire(self.waiting.popleft())
         for slot in [slot for slot, until_s in self.late.items() if until_s <= now_s]:
@@ -566,8 +599,9 @@ class Upstream:
     def expire(self, asked: Asked) -> None:
         """A request is not answered in time."""
         why = f"did not answer in {self.target.timeout} ms"
-        self.count("timeouts")
-        if asked.sent_s >= self.replied_s or not asked.sent_s:
+        self.level()
+        self.count("timeouts", asked)
+        if asked.ctx and (asked.sent_s >= self.replied_s or not asked.sent_s):
             self.change(why)
         self.fail(asked, mi.Reply(504, f"upstream {self.name} {why}"))
 
@@ -583,26 +617,71 @@ class Upstream:
         else:
             after = f" after {time.monotonic() - self.down_s:.1f} s" if self.down_s else ""
             self.ctx.log.warning("upstream %s answers again%s", self.name, after)
+            self.recipes.clear()  # it may be another one
+            self.learn_s = 0.0
 
-    def ask(self, dialect: str, command: str) -> bytes | mi.Reply:
+    # What it is.
+
+    def learn(self) -> None:
+        """Find out, in the background, which dialects the server speaks and which commands it has."""
+        import gevent
+
+        self.learn_s = time.monotonic() + LEARN_S
+        if not self.learner:
+            self.learner = gevent.spawn(self.list_names)
+
+    def ask(self, request: mi.Request) -> bytes | mi.Reply:
         """Ask for something ourselves; waits."""
-        request = mi.Request(command, dialect=dialect, id=1)
-        result, data = mi.AsyncResult(), mi.write_request(command, ()) if dialect == "text" else one_request(request)
-        self.put(Asked(data, request, result.set))
-        return result.get()[1]
+        result = mi.AsyncResult()
+        asked = Asked(mi.write_request(request.name, ()) if request.dialect == "text" else one_request(request), request)
+        asked.done = result.set
+        self.questions += 1
+        self.put(asked)
+        try:
+            return result.get()[1]
+        finally:
+            self.questions -= 1
+            self.level()
 
     def list_names(self) -> list[str] | mi.Reply:
-        """The commands that the server lists, or the Reply that stands in place of the list; waits."""
-        reply: bytes | mi.Reply = mi.Reply(502, f"upstream {self.name} lists no commands")
+        """The commands that the server lists, or the Reply that stands in place of the list; waits. Learns from it."""
+        dialects, names, is_kamailio = [] if self.target.dialect == "auto" else [self.target.dialect], None, False
         for dialect, command in LISTINGS:
-            if self.target.dialect in ("auto", dialect):
-                reply = self.ask(dialect, command)
-                if isinstance(reply, mi.Reply):
-                    return reply
-                names = listed(reply)
-                if names is not None:
-                    return names
-        return mi.Reply(502, f"upstream {self.name} lists no commands")
+            if self.target.dialect not in ("auto", dialect) or is_kamailio or names and command == LISTINGS[1][1]:
+                continue
+            reply = self.ask(mi.Request(command, dialect=dialect, id=1))
+            if isinstance(reply, mi.Reply) and not dialects:
+                return reply
+            listing = listed(reply) if isinstance(reply, bytes) else None
+            if listing is not None or isinstance(reply, bytes) and dialect == "jsonrpc" and reply[:1] == b"{":
+                dialects.append(dialect)
+            if listing is not None and names is None:
+                names, is_kamailio = listing, command == LISTINGS[1][1]
+        if not self.known or names != self.known.listed:
+            self.recipes.clear()
+        self.known = Known(frozenset(dialects), names, None if names is None else frozenset(names), is_kamailio)
+        return mi.Reply(502, f"upstream {self.name} lists no commands") if names is None else names
+
+    def recipes_of(self, name: str) -> tuple | None:
+        """The sets of parameters that the server takes for a command, each a text of names, or None; asked for once. Waits."""
+        if name not in self.recipes:
+            reply = self.ask(mi.Request("which", dialect="jsonrpc", id=1, params=[name]))
+            self.recipes[name] = translation.recipes_in(reply) if isinstance(reply, bytes) else None
+        return self.recipes[name]
+
+    def asked_of(self, request: mi.Request, data: bytes) -> Asked:
+        """A request as the server is to get it: as it is, under another name, or translated; mi.Error. May wait."""
+        known = self.known
+        if known is None or request.dialect in known.dialects or not known.dialects:
+            name = known.other_name(request.name) if known else ""
+            return Asked(translation.renamed(data, name) if name else data, request)
+        name = translation.name_on(request.name, known.names, request.dialect)
+        if request.dialect == "jsonrpc":
+            there = mi.Request(name, dialect="text", answered=request.answered)
+            return Asked(translation.to_text(data, name), there, data, translation.reply_to_jsonrpc)
+        recipes = self.recipes_of(name) if translation.needs_recipes(request.name) and not known.is_kamailio else None
+        there = mi.Request(name, dialect="jsonrpc", id=1)
+        return Asked(translation.to_jsonrpc(data, name, recipes, known.is_kamailio), there, data, translation.reply_to_text)
 
     def figures(self) -> dict[str, int]:
         """The present figures, over all children."""
@@ -737,7 +816,8 @@ class Gateway:
 
         self.server, self.module = server, server.registry.modules_by_name["upstream"]
         ctx, settings = mi.Context(self.module), self.module.settings
-        self.servers = {target.name: Upstream(ctx, target, gevent.get_hub().loop) for target in settings["server"]}
+        self.recorder = Recorder(server, settings["record"], ctx.log) if settings["record"] else None
+        self.servers = {target.name: Upstream(ctx, target, gevent.get_hub().loop, self.recorder) for target in settings["server"]}
         self.default = next(iter(self.servers.values()))
         self.routes = [(patterns, self.servers[name]) for patterns, name in settings["route"]]
         self.by_socket = {listener.address: self.servers[listener.upstream]
@@ -745,9 +825,10 @@ class Gateway:
         self.access, self.off = mi.Access(server.setup.own), server.setup.own["disable"]
         self.judge = functools.lru_cache(1000)(self.judged)
         self.indent, self.pretty = server.setup.mi["reply_indent"], server.setup.mi["pretty_printing"]
-        self.recorder = Recorder(server, settings["record"], ctx.log) if settings["record"] else None
         self.wraps = bool(server.registry.wrappers)  # what is around others wants an Answer from them
         self.own_names = {*server.registry.names, *(stat.name for stat in self.module.stats)}
+        for upstream in self.servers.values():
+            upstream.learn()
 
     @functools.cached_property
     def own(self) -> mi.Answers:
@@ -780,28 +861,45 @@ class Gateway:
             return self.own.answer(ctx.data, ctx.caller)
         if self.by_socket:
             upstream = self.upstream_of(ctx.caller, upstream)
+        deadline_s = time.monotonic() + upstream.timeout_s
+        if upstream.known is None and upstream.learner:
+            upstream.learner.join(upstream.timeout_s)
         data, child = ctx.data, self.server.child
         batch = data[:1] not in (b"{", b":") and request.dialect == "jsonrpc" and data.lstrip(BLANKS)[:1] == b"["
+        try:
+            asked = upstream.asked_of(request, one_request(request) if batch else data)
+        except mi.Error as error:
+            return refused(error)
+        asked.ctx, asked.deadline_s = ctx, deadline_s
         if child and not batch and not self.wraps:
             self.server.later += 1
-            upstream.put(Asked(data, request, self.conclude, self.recorder, ctx, time.time() if child.is_tracing else 0.0))
+            asked.done, asked.asked_s = self.conclude, time.time() if child.is_tracing else 0.0
+            upstream.put(asked)
             return mi.LATER
         result = mi.AsyncResult()
-        upstream.put(Asked(one_request(request) if batch else data, request, result.set, self.recorder))
-        return self.answer(ctx, result.get()[1], True)
+        asked.done = result.set
+        upstream.put(asked)
+        done = result.get()
+        return self.answer(done[0], done[1], True)
 
     def conclude(self, done: tuple) -> None:
         """A request is answered, by a reply or what stands in its place: answer its client."""
         asked, reply = done
         child = self.server.child
         self.server.later -= 1
-        child.conclude(asked.asked_s, *asked.ctx.caller, self.answer(asked.ctx, reply, child.is_tracing))
+        child.conclude(asked.asked_s, *asked.ctx.caller, self.answer(asked, reply, child.is_tracing))
         if child.traces:
             child.settle()
 
-    def answer(self, ctx: Any, reply: Any, is_traced: bool) -> mi.Answer:
-        """The Answer to a client: the reply of a server as it is, or one of ours."""
+    def answer(self, asked: Asked, reply: Any, is_traced: bool) -> mi.Answer:
+        """The Answer to a client: the reply of a server, translated if the request was, or one of ours."""
+        ctx = asked.ctx
         request, endpoint = ctx.request, ctx.caller[0]
+        if asked.back and reply and isinstance(reply, bytes):
+            try:
+                reply = asked.back(asked.origin, reply)
+            except mi.Error as error:
+                reply = refused(error)
         limit = mi.GIVE_UP if endpoint is None or endpoint.unix else mi.UDP_LIMIT
         if len(reply) > limit:  # a Reply has but a few members
             reply = mi.reply_too_long(len(reply), limit) if request.dialect == "text" else mi.NOT_SENDABLE
@@ -872,6 +970,14 @@ class Gateway:
             self.recorder.write()
         for upstream in self.servers.values():
             upstream.close()
+
+
+def refused(error: mi.Error) -> Any:
+    """The reply for an error, which is a built-in one if it reads as such."""
+    for refusal in (mi.NOT_AVAILABLE, mi.PARSE_ERROR):
+        if (error.code, error.reason) == refusal[:2]:
+            return refusal
+    return mi.Reply(error.code, error.reason, result=error)
 
 
 BLANKS = bytes(range(1, 33))  # what 3.x passes over before a request

@@ -45,9 +45,16 @@ class Puppet:
         self.socket.bind(self.path)
         self.socket.settimeout(5)
 
+    LISTS = {b'{"jsonrpc":"2.0","method":"which","id":1}': b'{"result":["which"],"id":1}', b":which:\n": b"200 OK\nwhich\n\n"}
+
     def hear(self):
-        """The next request, and where its reply goes to."""
-        return self.socket.recvfrom(1 << 18)
+        """The next request, and where its reply goes to; the gateway's own questions are answered here."""
+        while True:
+            request, client = self.socket.recvfrom(1 << 18)
+            if request not in self.LISTS:
+                return request, client
+            with contextlib.suppress(OSError):  # it does not wait any more
+                self.socket.sendto(self.LISTS[request], client)
 
     def play(self, *replies):
         """Answer as many requests; gives them."""
@@ -63,7 +70,7 @@ class Puppet:
         """Whether nothing comes for a while."""
         self.socket.settimeout(for_s)
         try:
-            return not self.socket.recv(1 << 18)
+            return not self.hear()
         except TimeoutError:
             return True
         finally:
@@ -500,6 +507,79 @@ def test_the_lab_sees_what_is_forwarded(start, puppet):
     puppet.play(b"200 OK\n\n", b'{"result":1,"id":1}')
     assert client.receive() == b'{"result":1,"id":1}'
     assert client.ask(b":lab_verify:\nul_show\ncarol\n") == b"200 OK\n\n"
+
+
+# Clients of another dialect than the server's.
+
+TRANSLATED = [
+    VERSION, b":events_list:\n", b":cache_store:\nlocal\nk\nv\n", b":cache_fetch:\nlocal\nk\n", b":cache_fetch:\nlocal\nnone\n",
+    b":nope:\n", b":cache_store:\nlocal\n", b":get_statistics:\nrequests\nno_such\n", b":ul_show_contact:\nlocation\nbob\n",
+    b":ul_add:\nlocation\nbob\nsip:bob@192.0.2.1\n0\n0.5\n0\n0\n0\n1\n", b":ul_show_contact:\nlocation\nbob\n",
+    asking("version"), asking("events_list"), asking("nope"), asking("cache_fetch", "local", "none"), asking("ul_rm", "location"),
+    asking("ul_show_contact", "location", "bob"), asking("ul_rm", "location", "bob"), asking("get_statistics", ["requests"]),
+    b'[%b,%b]' % (asking("version"), asking("nope")),
+]
+
+
+def shape(reply):
+    """A reply without figures that differ, and without what differs in spelling."""
+    return re.sub(rb"(requests(?:::|\":) ?)[0-9]+", rb"\1N", reply)
+
+
+def test_what_a_client_of_another_dialect_gets(start):
+    """As if it had asked the server in its own."""
+    behind = start('loadmodule "usrloc.so"\n')
+    fronts = {dialect: start(gateway_to(f"{behind.place};dialect={dialect}")) for dialect in ("text", "jsonrpc")}
+    for request in TRANSLATED:
+        front = fronts["jsonrpc" if request[:1] == b":" else "text"]
+        if b"ul_add" not in request and b"ul_rm" not in request:
+            assert shape(front.ask(request)) == shape(behind.ask(request)), request
+        else:
+            front.ask(request)
+    client = fronts["text"].client()
+    client.send(b'{"jsonrpc": "2.0", "method": "cache_store", "params": ["local", "note", "d"]}')
+    wait_for(lambda: b"value:: d" in behind.ask(b":cache_fetch:\nlocal\nnote\n"), what="the notification")
+    assert client.receive(0.05) is None
+
+
+@pytest.mark.parametrize("dialect", ["text", "jsonrpc"])
+def test_which_dialect_a_server_speaks_is_found_out(start, dialect):
+    behind = start(f'modparam("midatagram", "dialect", "{dialect}")\n')
+    front = start(gateway_to(behind.place, more='modparam("midatagram", "disable", "kill")'))
+    mine = [VERSION, asking("version")]
+    for request in mine:
+        reply = front.ask(request)
+        assert b"midatagram (" in reply and (request[:1] == b":") == reply.startswith(b"200 OK\n"), reply
+    names = front.ask(b":which:\n").decode().split("\n")[1:-2]
+    assert "cache_store" in names and "kill" not in names
+    assert json.loads(front.ask(asking("which")))["result"] == names
+
+
+def test_a_server_that_speaks_another_dialect_after_a_restart(start):
+    behind = start('modparam("midatagram", "dialect", "text")\n')
+    front = start(gateway_to(behind.place))
+    assert front.ask(asking("pwd")) == f'{{"jsonrpc":"2.0","result":{{"WD":"{behind.folder}"}},"id":1}}'.encode()
+    behind.stop()
+    assert json.loads(front.ask(asking("pwd"))) == error(503, "upstream main is not reachable")
+    behind = start('modparam("midatagram", "dialect", "jsonrpc")\n', place=behind.place)
+    wait_for(lambda: front.ask(b":pwd:\n") == f"200 OK\nWD:: {behind.folder}\n\n".encode(), what="the other dialect")
+
+
+def test_names_of_other_releases(start):
+    old = start('loadmodule "usrloc.so"\nmodparam("midatagram", "imitate", "3.4")\n')
+    front = start(gateway_to(old.place))
+    for name in ("ul_dump", "usrloc:dump"):
+        assert b'"Domains":' in front.ask(asking(name)), name
+        assert b"Domain:: location" in front.ask(f":{name}:\n".encode()), name
+
+
+def test_text_clients_of_kamailio(start, tmp_path):
+    with kamailio_in(tmp_path) as place:
+        front = start(gateway_to(place))
+        assert front.ask(b":core.version:\n").startswith(b"200 OK\nkamailio 5")
+        assert front.ask(b":core.echo:\na\n5\ns:5\n") == b"200 OK\na\n5\n5\n\n"
+        assert front.ask(b":nope:\n") == b"500 command not available\n"
+        assert b"\ncore.uptime\n" in front.ask(b":which:\n")
 
 
 # What the gateway says of itself.
