@@ -14,7 +14,7 @@ import threading
 import time
 
 import pytest
-from conftest import ROOT, SCRIPT, Client, Server, free_port, needs_root, run, wait_for
+from conftest import ROOT, SCRIPT, Client, Server, free_port, needs, needs_root, run, wait_for
 from test_access import ask_as
 from test_recordings import asking, kamailio_in
 
@@ -693,8 +693,11 @@ PAGE = (ROOT / "docs" / "gateway.md").read_text()
 def test_the_page_is_true(start, tmp_path):
     """Its commands, in a shell, one after the other."""
     server = start('loadmodule "canned.so"', "-P", f"{tmp_path}/opensips.pid", place=f"{tmp_path}/opensips.sock")
+    needs("socat")
+    new = start('loadmodule "dispatcher.so"\nmodparam("midatagram", "dialect", "jsonrpc")\n'
+                f'modparam("dispatcher", "db_url", "text://{ROOT}/tests/data/modules/db24")', place=f"{tmp_path}/new.sock")
     own = {"./midatagram.py": f"{sys.executable} {SCRIPT}", "/run/opensips/mi.sock": server.place,
-           "/var/log/midatagram": str(tmp_path)}
+           "/run/opensips/new.sock": new.place, "/var/log/midatagram": str(tmp_path)}
     with contextlib.ExitStack() as stack:
         for file, language, block in re.findall(r"(?ms)^(?:`(\w+\.conf)`:\n\n)?```(\w*)\n(.*?)^```$", PAGE):
             for written, here in own.items():
