@@ -73,6 +73,8 @@ __all__ = [  # what plug-ins may use
     "ConfigReader", "Loader", "Processes", "Counters", "core_stats", "Store", "Server", "Access", "event_pair", "answers_of",
     # files of a plug-in's own format
     "Module", "ConfigError", "ParseError", "import_plugin", "read_source", "line_of", "nearest", "BAD_PARAMETER", "WRONG_COUNT",
+    # what around.py is made of
+    "Interrupted", "Call", "NO_COMMAND", "COMMAND_FAILED", "TIMED_OUT",
     # tools: a plug-in with main(argv)
     "StartError", "EXIT_OK", "EXIT_CRASH", "EXIT_USAGE", "EXIT_NOT_RUNNING", "EXIT_IN_USE", "socket_of",
 ]
@@ -1587,6 +1589,7 @@ class Registry:
         self.ambiguous: dict[str, Refusal] = {}  # short names that several have
         self.catch_alls: list[Command] = []
         self.wrappers: list[tuple] = []  # (module, function, names of commands or none for all)
+        self.around: Any = None  # what puts them around the answering
         self.stats = Statistics(all=[])
         self.events: dict[str, int] = {}
         for module in self.modules:
@@ -1723,11 +1726,6 @@ class Memo:
         self.bytes += whole
         return value
 
-    def grow(self, key: Any, by: int) -> None:
-        """Count a young value as so many bytes larger."""
-        if key in self.young:
-            self.keep(key, self.young[key], self.sizes[key] + by)
-
     def forget(self, key: Any) -> None:
         """Remove a key, if it is there."""
         if self.young.pop(key, None) is not None:
@@ -1774,29 +1772,11 @@ def no_command(ctx):
 NO_COMMAND, NO_REQUEST = Command(Module("", {}), no_command), Request("")
 
 
-class Dialect:
-    """What Answers asks of a dialect, as it is for one without ids and batches."""
-
-    too_long: Callable[[int], Refusal]  # what a reply of so many bytes, which are too many, becomes
-    request_too_long: Callable[[int], Refusal]  # what such a request is answered with
-    join: Callable[[list[bytes]], bytes] = staticmethod(b"".join)  # the reply to a batch
-    most: int  # bytes of a request, and of a reply
-
-    def is_key_of(self, key: Any, call: Call) -> bool:
-        """Whether all requests with this key mean this call."""
-        return True
-
-    def id_of(self, call: Call) -> bytes:
-        """What stands between the two parts of a shape."""
-        return b""
-
-    def limit(self, call: Call) -> int:
-        """How many bytes the reply may have."""
-        return self.most
-
-
-class Text(Dialect):
+class Text:
     """The text dialect of OpenSIPS 2.x, for the commands of a registry."""
+
+    id_of = staticmethod(lambda call: b"")  # what stands between the two parts of a shape
+    join = staticmethod(b"".join)  # the reply to a batch
 
     def __init__(self, registry: Registry, indent: str = "\t", most: int = LIMIT):
         self.indent, self.most, self.catch_all = indent, most, registry.catch_all
@@ -1839,6 +1819,13 @@ class Text(Dialect):
         reply.live.text, reply.live.most = reply.live.text or self.write(reply, call), self.most
         return reply.live
 
+    def is_key_of(self, key: Any, call: Call) -> bool:
+        """Whether all requests with this key mean this call."""
+        return True
+
+    def limit(self, call: Call) -> int:
+        """How many bytes the reply may have."""
+        return self.most
     def too_long(self, size: int) -> Refusal:
         """What a reply of `size` bytes, which is too much, becomes."""
         return reply_too_long(size, self.most)
@@ -1848,7 +1835,7 @@ class Text(Dialect):
         return request_too_long(size, self.most)
 
 
-class JsonRpc(Dialect):
+class JsonRpc:
     """The JSON-RPC dialect of OpenSIPS 3.x, for the commands of a registry."""
 
     too_long, request_too_long = staticmethod(lambda size: NOT_SENDABLE), staticmethod(lambda size: NO_JSON)
@@ -1898,7 +1885,7 @@ class JsonRpc(Dialect):
         return Call(self, command, request._replace(values=values, names=names), called)
 
     def is_key_of(self, key: tuple, call: Call) -> bool:
-        """Whether it is the request's own id that the key leaves out."""
+        """Whether all requests with this key mean this call: it is the request's own id that the key leaves out."""
         request, _ = read_envelope(read_json(b'%b"?"%b' % key))
         return request == call.request._replace(id="?", values=(), names=None)
 
@@ -2041,6 +2028,7 @@ class Answers:
                  pause: Callable[[], None] = lambda: None, untimed: Callable[[], None] = lambda: None, spaces: Any = None):
         self.log, self.restricted, self.allowed, self.failed = log, frozenset(restricted), allowed, failed
         self.pause, self.untimed, self.spaces = pause, untimed, spaces
+        self.wrapped: Callable[..., Answer] = registry.around(self).wrapped if registry.around else self.answered
         self.commands, self.wrappers = registry.commands, registry.wrappers
         self.most, text, jsonrpc = most, Text(registry, indent, most), JsonRpc(registry, pretty, most)
         self.dialect_of: Callable[[bytes], Text | JsonRpc] = {
@@ -2082,52 +2070,17 @@ class Answers:
         if isinstance(calls, Call):
             cached = None if calls.refusal else self.remember(data, key, calls)
             return self.wrapped(data, [calls], caller, functools.partial(self.finish, data, calls, caller, cached))
-        batch = self.paused(calls) if self.wrappers else calls
+        batch = [call for call in calls if not self.pause()] if self.wrappers else calls
         return self.wrapped(data, batch, caller, functools.partial(self.batch, data, dialect, batch, caller))
 
-    def paused(self, calls: Iterable[Call]) -> list[Call]:
-        """The calls of a batch, with turns for others while they are read."""
-        batch: list[Call] = []
-        for call in calls:
-            batch.append(call)
-            self.pause()
-        return batch
-
-    def wraps(self, call: Call, cached: bool = False) -> bool:
-        """Whether a function is put around a command; `cached`: one that is called for cached replies too."""
+    def wraps(self, call: Call) -> bool:
+        """Whether a function around a command is called for cached replies too."""
         return any(not names or names & {call.request.name, call.command.name}
-                   for _, function, names in self.wrappers if not (cached and function.mi_cached))
+                   for _, function, names in self.wrappers if not function.mi_cached)
 
-    def wrapped(self, data: bytes, calls: Any, caller: Any, proceed: Callable[[], Answer]) -> Answer:
-        """What proceed() returns, with the functions around it that want these calls; the first loaded is the outermost."""
-        if not self.wrappers:
-            return proceed()
-        request = calls[0].request if len(calls) == 1 else Request("", dialect="jsonrpc")
-        asked = {name for call in calls for name in (call.request.name, call.command.name)}
-        for module, function, names in reversed(self.wrappers):
-            if not names or names & asked:
-                proceed = functools.partial(self.wrap, function, Context(module, request, caller, data), proceed)
-        try:
-            return proceed()
-        except Interrupted:
-            return self.finish(data, calls[0]._replace(refusal=TIMED_OUT))
-
-    def wrap(self, function: Callable, ctx: Context, proceed: Callable[[], Answer]) -> Answer:
-        """What a function around others returns; Interrupted."""
-        try:
-            answer = function(ctx, ctx.request, proceed)
-            if isinstance(answer, Reply):
-                command = self.commands.get(ctx.request.name, NO_COMMAND)
-                return self.finish(ctx.data, Call(self.dialect_of(ctx.data), command, ctx.request, None, answer))
-            if isinstance(answer, Answer):
-                return answer
-            raise TypeError(f"it returned {type(answer).__name__}, which is no midatagram.Answer")
-        except Interrupted:
-            raise
-        except BaseException:  # a plug-in's seam
-            self.log.exception("%s of %s, which is around %s, raised", function.__name__, ctx.own.name, ctx.request.name or "all")
-            dialect = self.dialect_of(ctx.data)
-            return self.finish(ctx.data, Call(dialect, NO_COMMAND, ctx.request, None, COMMAND_FAILED))
+    def answered(self, data: bytes, calls: Any, caller: Any, proceed: Callable[[], Answer]) -> Answer:
+        """What proceed() returns; the plug-in `around` has a function in the place of this one."""
+        return proceed()
 
     def again(self, data: bytes, call: Call, caller: Any, cached: Cached, request_id: bytes) -> Answer:
         """Answer a request that is cached."""
@@ -2227,9 +2180,10 @@ class Answers:
         data = shape.data if snapshot == shape.snapshot else shape.fill(snapshot)
         if cached and cached.shape is not shape and command.name not in self.restricted:
             cached.shape, cached.reply = shape, Reply(reply.code, reply.reason)
-            if not self.wraps(call, cached=True):  # else what is around it is asked each time
+            if not self.wraps(call):  # else what is around it is asked each time
                 cached.now = shape.now
-            self.cache.grow(cached.key, 2 * (len(shape.text) + len(shape.data)) + 1000)
+            size = self.cache.sizes.get(cached.key, 0) + 2 * (len(shape.text) + len(shape.data)) + 1000
+            self.cache.keep(cached.key, cached, size)
         return data + dialect.id_of(call) + shape.tail if shape.tail else data
 
     def run(self, call: Call, caller: Any, data: bytes) -> Reply | Refusal | Answer:
@@ -2789,7 +2743,8 @@ class Store:
         The function gets the text or None and returns the new one, or None for none; it must not wait for anything, and is
         called again if the store is full. lifetime_s: how long the new value lasts, 0: for good, None: as the old one.
         """
-        names, mine = (encode(space), encode(key)), ()
+        names = encode(space), encode(key)
+        mine: tuple = ()
 
         def step(run: Callable, version: int, full: bool) -> tuple:
             nonlocal mine
@@ -3716,12 +3671,14 @@ class Events:
 
         self.server.store.change(self.SPACE, self.KEY, changed)
 
-    def forget_ended(self, event: str) -> None:
-        """Remove the subscriptions to an event that clients ended; StoreError."""
-        now_s = self.server.store.now_s()
-        if any(has_ended(row, now_s) for row in self.subscribers(event, ended=True)):
+    def remaining(self, event: str) -> list[dict]:
+        """The subscriptions to an event, after those that clients ended are removed; StoreError."""
+        now_s, rows = self.server.store.now_s(), self.subscribers(event, ended=True)
+        if any(has_ended(row, now_s) for row in rows):
             self.server.store.change(self.SPACE, self.KEY, lambda text: json.dumps(
                 [row for row in json.loads(text or "[]") if row["event"] != event or not has_ended(row, now_s)]))
+            rows = [row for row in rows if not has_ended(row, now_s)]
+        return rows
 
     def hand_over(self, name: str, attributes: dict) -> int:
         """In the attendant: have a child send an event. Returns 0."""
@@ -3736,41 +3693,44 @@ class Events:
         with contextlib.suppress(BlockingIOError):
             while True:
                 name, attributes = json.loads(self.outlet.recv(65536))
-                for row, data in self.written(name, attributes):
-                    self.send_to(row, name, data)
+                rows, datagrams = self.written(name, attributes)
+                for row in rows:
+                    self.send_to(row, name, datagrams[row["dialect"]])
 
-    def put(self, name: str, attributes) -> int:
+    def put(self, name: str, attributes, rows: list[dict] | None = None) -> int:
         """Send an event, now or when those before it are sent; returns to how many. Never waits."""
-        addressed = self.written(name, attributes)
-        if not addressed:
-            return 0
-        size = sum(map(len, {data for _, data in addressed})) + 8 * len(addressed)  # a list of rows that all events share
+        rows, datagrams = self.written(name, attributes, rows)
+        at_once = 0 if self.queue else EVENT_FEW
+        for row in rows[:at_once]:
+            self.send_to(row, name, datagrams[row["dialect"]])
+        rest = rows[at_once:]
+        size = sum(map(len, datagrams.values())) + 8 * len(rest) if rest else 0  # a list of rows that all events share
         if self.waiting_bytes + size > EVENT_QUEUE:
-            self.lose(name, len(addressed), "too many events wait")
-            return 0
-        self.waiting_bytes += size
-        rows, datagrams = iter([row for row, _ in addressed]), {row["dialect"]: data for row, data in addressed}
-        self.queue.append((name, datagrams, rows, size))
-        if len(self.queue) == 1 and not self.send(EVENT_SLICE_S):  # else those before it are being sent
+            self.lose(name, len(rest), "too many events wait")
+            return len(rows) - len(rest)
+        if rest:
+            self.waiting_bytes += size
+            self.queue.append((name, datagrams, iter(rest), size))
+        if rest and at_once:
             import gevent
 
             gevent.spawn(self.go_on)
-        return len(addressed)
+        return len(rows)
 
-    def written(self, name: str, attributes) -> list[tuple[dict, bytes]]:
-        """The subscriptions that an event can be sent to, each with its datagram."""
+    def written(self, name: str, attributes, rows: list[dict] | None = None) -> tuple[list[dict], dict[str, bytes]]:
+        """The subscriptions that an event can be sent to, of these or of all, and its datagram for each dialect."""
+        datagrams: dict[str, bytes] = {}
         try:
-            subscribers = self.subscribers(name, patient=False)
+            rows = self.subscribers(name, patient=False) if rows is None else rows
         except StoreError:  # it must not end who raises an event
             self.lose(name, 1, "the store fails")
-            return []
-        datagrams: dict[str, bytes] = {}
-        for dialect in {row["dialect"] for row in subscribers}:
+            return [], datagrams
+        for dialect in {row["dialect"] for row in rows}:
             try:
                 datagrams[dialect] = write_event(name, attributes, dialect)
             except ValueError as error:  # text cannot carry one of its attributes
-                self.lose(name, sum(row["dialect"] == dialect for row in subscribers), error)
-        return [(row, datagrams[row["dialect"]]) for row in subscribers if row["dialect"] in datagrams]
+                self.lose(name, sum(row["dialect"] == dialect for row in rows), error)
+        return [row for row in rows if row["dialect"] in datagrams], datagrams
 
     def lose(self, name: str, count: int, why: Any) -> None:
         """Count and log an event that does not reach so many subscribers."""
@@ -4239,6 +4199,8 @@ class Loader:
                     module.hooks["init"](Context(module))
         destinations = self.destinations()
         registry = Registry(self.modules.values(), own["disable"], release.full_names)
+        if registry.wrappers:
+            registry.around = shared("around", registry.wrappers[0][0].path, "to stand around commands, ").Around
         self.check_names(registry)
         self.note_failures(registry)
         return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations)
@@ -4786,12 +4748,12 @@ def raise_event(ctx, event, params=()):
     """Send an event with its attributes to its subscribers."""
     if event not in ctx.server.registry.events:
         raise Error(404, "Event not registered")
-    ctx.server.events.forget_ended(event)
-    if not ctx.server.events.subscribers(event):
+    subscribers = ctx.server.events.remaining(event)
+    if not subscribers:
         raise Error(480, "Temporarily Unavailable")
     if ctx.request.dialect == "jsonrpc":
         params = event_params(params) if len(ctx.request.values) > 1 else ()
-    ctx.server.raise_event(event, params)
+    ctx.server.events.put(event, params, subscribers)
     return Reply()
 
 

@@ -315,7 +315,7 @@ class Gateway:
         """Answers with the commands of this server that are left to others."""
         registry, server = copy.copy(self.server.registry), copy.copy(self.server)
         registry.names = {name: command for name, command in registry.known.items() if not self.judge(name).is_off}
-        registry.wrappers, registry.catch_all, server.registry = [], None, registry
+        registry.wrappers, registry.around, registry.catch_all, server.registry = [], None, None, registry
         return mi.answers_of(server, self.access)
 
     def judged(self, name: str) -> Judgement:

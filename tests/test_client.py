@@ -520,6 +520,13 @@ def test_a_lone_plug_in_says_what_tracing_needs(tmp_path):
     assert f"trace_file.py: to trace, tracing.py is needed in {tmp_path}/plugins" in done.stderr
 
 
+def test_a_lone_plug_in_says_what_standing_around_commands_needs(tmp_path):
+    script = copied(tmp_path, mine="import midatagram as mi\n\n@mi.around\ndef all(ctx, request, proceed):\n    return\n")
+    done = run_tool(script, "-c", "-s", f"{tmp_path}/s", "-p", f"{tmp_path}/plugins")
+    assert (done.returncode, done.stderr.count("\n")) == (78, 1)
+    assert f"mine.py: to stand around commands, around.py is needed in {tmp_path}/plugins" in done.stderr
+
+
 def test_root_runs_tools_of_who_owns_the_script():
     needs_root()
     place = pathlib.Path(tempfile.mkdtemp(dir="/var/tmp"))

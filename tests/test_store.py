@@ -1,6 +1,7 @@
 """The store that all children share: bounded, never stale, steady, and in nobody's way."""
 
 import contextlib
+import copy
 import fnmatch
 import os
 import pathlib
@@ -552,6 +553,30 @@ def test_a_server_starts_on_a_full_file_system_and_stores_when_there_is_room(sta
 
 
 # Locked.
+
+
+def test_a_view_reads_no_more_than_others_changed(store):
+    """What its own process changed last it has without a look into the file, unless another process changed something too."""
+    def apply(picture, key, value):
+        picture[key] = value
+
+    other, view, statements = copy.copy(store), mi.View(store, "s", apply), []
+    other.connection = None  # with its own connection it is another process
+    store.put("s", "a", "1")
+    assert view.now() == {"a": "1"}
+    store.connection.set_trace_callback(statements.append)
+    for change, reads in ((lambda: store.put("s", "b", "2", 60), 0), (lambda: store.remove("s", "a"), 0),
+                          (lambda: other.put("s", "c", "3"), 1), (lambda: store.put("t", "b", "3"), 0),
+                          (lambda: (other.put("s", "d", "4"), store.put("s", "e", "5")), 1),
+                          (lambda: (store.put("s", "f", "6"), store.put("s", "g", "7")), 1)):
+        change()
+        statements.clear()
+        view.now()
+        assert len(statements) == reads
+        whole = mi.View(other, "s", apply).now()
+        assert {key: value for key, value in view.now().items() if value} == whole
+    other.close()
+    assert view.ends_s.keys() == {"b"}
 
 
 @pytest.fixture
