@@ -1,7 +1,7 @@
 """upstream -- a gateway: forwards what is asked here to other servers, and answers with what they answer.
 
     loadmodule "upstream.so"
-    modparam("upstream", "server", "[main]/run/opensips/mi.sock;timeout=2000")
+    modparam("upstream", "server", "[main]/run/opensips/socket;timeout=2000")
 
     request -> Gateway: may this client, which server -> Upstream: a socket of its own -> reply -> client
 
