@@ -30,6 +30,7 @@ FIGURES = {  # of each server, in the group upstream
     "in_flight": "requests it has not answered yet", "down": "1 while it does not answer, else 0",
 }
 LEVELS = ("in_flight", "down")
+UNREACHABLE = 503
 LEARN_S = 30.0  # after which it is asked again for its commands, if it is asked for anything
 LATE_S = 10.0  # how long a socket waits for a late reply
 QUEUE = 10000  # requests that wait to be sent to a server, at most, in each child
@@ -365,7 +366,7 @@ class Upstream:
     def lose(self, asked: Asked, error: OSError) -> None:
         """A request cannot be sent, or nobody was there."""
         self.change(f"is not reachable: {error.strerror or error}")
-        self.fail(asked, mi.Reply(503, f"upstream {self.name} is not reachable"))
+        self.fail(asked, mi.Reply(UNREACHABLE, f"upstream {self.name} is not reachable"))
 
     def forget(self, slot: Slot) -> Asked | None:
         """Close a socket, and return its request, if it has one."""
@@ -421,7 +422,7 @@ class Upstream:
             after = f" after {time.monotonic() - self.down_s:.1f} s" if self.down_s else ""
             self.ctx.log.warning("upstream %s answers again%s", self.name, after)
             self.recipes.clear()  # it may be another one
-            self.learn_s = 0.0
+            self.learn()
 
     # What it is.
 
@@ -432,6 +433,13 @@ class Upstream:
         self.learn_s = time.monotonic() + LEARN_S
         if not self.learner:
             self.learner = gevent.spawn(self.list_names)
+
+    def wait(self, deadline_s: float) -> None:
+        """Until it is known what the server is, or cannot be reached; mi.Error if that takes too long."""
+        self.learn()
+        self.learner.join(deadline_s - time.monotonic())
+        if self.known is None and self.learner:
+            raise mi.Error(504, f"upstream {self.name} did not answer in {self.target.timeout} ms")
 
     def ask(self, request: mi.Request) -> bytes | mi.Reply:
         """Ask for something ourselves; waits."""
@@ -448,12 +456,13 @@ class Upstream:
 
     def list_names(self) -> list[str] | mi.Reply:
         """The commands that the server lists, or the Reply that stands in place of the list; waits. Learns from it."""
+        reply: bytes | mi.Reply = b""
         dialects, names, is_kamailio = [] if self.target.dialect == "auto" else [self.target.dialect], None, False
         for dialect, command in LISTINGS:
             if self.target.dialect not in ("auto", dialect) or is_kamailio or names and command == LISTINGS[1][1]:
                 continue
             reply = self.ask(mi.Request(command, dialect=dialect, id=1))
-            if isinstance(reply, mi.Reply) and not dialects:
+            if isinstance(reply, mi.Reply) and reply.code == UNREACHABLE:
                 return reply
             listing = listed(reply) if isinstance(reply, bytes) else None
             if listing is not None or isinstance(reply, bytes) and dialect == "jsonrpc" and reply[:1] == b"{":
@@ -463,7 +472,8 @@ class Upstream:
         if not self.known or names != self.known.listed:
             self.recipes.clear()
         self.known = Known(frozenset(dialects), names, None if names is None else frozenset(names), is_kamailio)
-        return mi.Reply(502, f"upstream {self.name} lists no commands") if names is None else names
+        return names if names is not None else reply if isinstance(reply, mi.Reply) else mi.Reply(
+            502, f"upstream {self.name} lists no commands")
 
     def recipes_of(self, name: str) -> tuple | None:
         """The sets of parameters that the server takes for a command, each a text of names, or None; asked for once. Waits."""

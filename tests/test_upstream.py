@@ -267,11 +267,11 @@ def test_a_server_that_stands_still_is_flooded(start):
 
 
 def test_a_late_reply_reaches_nobody(start, puppet):
-    front = start(gateway_to(f"{puppet.path};timeout=200"))
+    front = start(gateway_to(f"{puppet.path};timeout=600"))
     first, second = front.client(), front.client()
     first.send(b":one:\n")
     request, late = puppet.hear()
-    assert first.receive() == TEXT_504 % 200
+    assert first.receive() == TEXT_504 % 600
     second.send(b":two:\n")
     _, other = puppet.hear()
     assert other != late
@@ -565,6 +565,29 @@ def test_a_server_that_speaks_another_dialect_after_a_restart(start):
     wait_for(lambda: front.ask(b":pwd:\n") == f"200 OK\nWD:: {behind.folder}\n\n".encode(), what="the other dialect")
 
 
+def test_a_server_that_is_there_later_and_speaks_another_dialect(start, tmp_path):
+    front = start(gateway_to(f"{tmp_path}/later.sock"))
+    assert front.ask(VERSION) == TEXT_503
+    start('modparam("midatagram", "dialect", "jsonrpc")\n', place=f"{tmp_path}/later.sock")
+    assert front.ask(VERSION).startswith(b"200 OK\nServer:: ")
+
+
+def test_a_server_that_lists_no_commands(start, tmp_path):
+    behind = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    behind.bind(f"{tmp_path}/mute.sock")
+    behind.settimeout(5)
+    front = start(gateway_to(f"{tmp_path}/mute.sock;timeout=300"))
+    client = front.client()
+    assert client.ask(UPTIME) == TEXT_504 % 300
+    wait_for(lambda: client.ask(b":which:\n") == TEXT_504 % 300, what="the end of its questions")
+    client.send(b":mine:\n")
+    while (heard := behind.recvfrom(1000))[0] != b":mine:\n":
+        pass
+    behind.sendto(b"200 mine\n\n", heard[1])
+    assert client.receive() == b"200 mine\n\n"
+    behind.close()
+
+
 def test_names_of_other_releases(start):
     old = start('loadmodule "usrloc.so"\nmodparam("midatagram", "imitate", "3.4")\n')
     front = start(gateway_to(old.place))
@@ -585,18 +608,20 @@ def test_text_clients_of_kamailio(start, tmp_path):
 # What the gateway says of itself.
 
 def test_statistics(start, puppet):
-    front = start(gateway_to(f"{puppet.path};timeout=100", more='modparam("mi_datagram", "children_count", 2)'))
+    front = start(gateway_to(f"{puppet.path};timeout=800", more='modparam("mi_datagram", "children_count", 2)'))
     client = front.client()
     for _ in range(20):
         client.send(UPTIME)
         puppet.play(b"200 OK\n\n")
         client.receive()
     client.send(UPTIME)
-    assert client.receive() == TEXT_504 % 100
+    assert client.receive() == TEXT_504 % 800
     figures = dict(line.split(":: ") for line in front.ask(b":get_statistics:\nupstream:\n").decode().split("\n")[1:-2])
     assert figures == {f"upstream:main-{name}": value for name, value in {
         "requests": "21", "replies": "20", "errors": "1", "timeouts": "1", "late": "0", "in_flight": "0", "down": "1"}.items()}
     assert front.ask(b":get_statistics:\nmain-replies\n") == b"200 OK\nupstream:main-replies:: 20\n\n"
+    batch = front.ask(b"[%b,%b]" % (asking("get_statistics", ["main-replies"]), asking("help", "upstream_list")))
+    assert [*json.loads(batch)[0]["result"].values()] == [20] and "Help" in json.loads(batch)[1]["result"]
 
     def row():
         return json.loads(front.ask(asking("upstream_list")))["result"]["Servers"][0]
