@@ -38,6 +38,7 @@ import builtins
 import contextlib
 import difflib
 import dis
+import fnmatch
 import functools
 import inspect
 import ipaddress
@@ -48,15 +49,15 @@ import pathlib
 import re
 import struct
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from math import inf
 from typing import Any, NamedTuple
 
 __version__ = "1.0.0"
 __all__ = [  # what plug-ins may use
     # errors and values
-    "Error", "Failed", "NOT_AVAILABLE", "Node", "Reply", "LIVE", "CONSTANT", "Request", "Exchange", "Answer", "leaves", "encode",
-    "decode",
+    "Error", "Failed", "NOT_AVAILABLE", "Node", "Reply", "LIVE", "CONSTANT", "Request", "Exchange", "Answer", "LATER", "leaves",
+    "encode", "decode",
     # dialects
     "first_line", "read_first_line", "read_arguments", "JSON_START", "read_envelope", "text_of", "shown_address",
     "read_json", "json_text", "json_tree", "json_nodes", "read_tree", "write_request", "write_jsonrpc",
@@ -75,9 +76,13 @@ __all__ = [  # what plug-ins may use
     "Module", "ConfigError", "ParseError", "import_plugin", "read_source", "line_of", "nearest", "BAD_PARAMETER", "WRONG_COUNT",
     # what around.py is made of
     "Interrupted", "Call", "NO_COMMAND", "COMMAND_FAILED", "TIMED_OUT",
+    # what a gateway, translation and cachedb_redis are made of
+    "Answers", "Command", "Patterns", "patterns", "Refusal", "NOT_AVAILABLE", "NOT_SENDABLE", "PARSE_ERROR", "NO_FORM",
+    "UDP_LIMIT", "reply_too_long", "invalid_params", "write_text", "write_event", "check_cache",
+    "cache_fetch", "cache_remove", "cache_store",
     # tools: a plug-in with main(argv)
     "StartError", "EXIT_OK", "EXIT_CRASH", "EXIT_USAGE", "EXIT_NOT_RUNNING", "EXIT_IN_USE", "EXIT_CANNOT_CREATE",
-    "EXIT_PERMISSION", "EXIT_CONFIG", "socket_of", "walk", "check_unshared",
+    "EXIT_PERMISSION", "EXIT_CONFIG", "socket_of", "walk", "check_unshared", "Directive", "serve", "server_parser",
 ]
 
 ###############################################################################
@@ -290,6 +295,7 @@ class Answer(NamedTuple):
 
 
 SILENCE = Answer([], [])  # for a datagram that is a reply itself
+LATER = Answer([], [])  # returned by a command that is going to call conclude() of the Child with its Answer
 
 
 ###############################################################################
@@ -998,16 +1004,18 @@ def odd_scheme(value) -> str | None:
 
 
 class Listener(NamedTuple):
-    """A socket to serve: its address and, for a UNIX socket, mode and owners (None: as unix_socket_* say)."""
+    """A socket to serve: its address and, for a UNIX socket, mode and owners (None: as unix_socket_* say); and the server to
+    which the module upstream forwards what is asked there."""
 
     address: Address
     mode: int | None = None
     user: Any = None
     group: Any = None
+    upstream: str = ""
 
 
 def listener(value) -> Listener:
-    """Converter: `ADDRESS[;mode=0660][;user=NAME][;group=NAME]`."""
+    """Converter: `ADDRESS[;mode=0660][;user=NAME][;group=NAME][;upstream=NAME]`."""
     text, *options = string(value).split(";")
     settings: dict[str, Any] = {}
     for option in filter(None, options):
@@ -1016,12 +1024,26 @@ def listener(value) -> Listener:
             settings[key] = int(setting, 8)
         elif key in ("user", "group") and equals:
             settings[key] = account(setting)
+        elif key == "upstream" and setting:
+            settings[key] = setting
         else:
             raise ValueError(f'takes ADDRESS;mode=0660;user=NAME;group=NAME with the mode in octal, not "{option}"')
     place = address(text)
-    if settings and place.port is not None:
+    if settings.keys() - {"upstream"} and place.port is not None:
         raise ValueError("mode, user and group are for UNIX sockets only")
     return Listener(place, **settings)
+
+
+class Patterns(tuple):
+    """Names of commands, in which * ? and [ ] stand for others, as in a shell: `"ul_dump" in Patterns(["ul_*"])`."""
+
+    def __contains__(self, name: Any) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self)
+
+
+def patterns(value) -> Patterns:
+    """Converter: a comma list of names of commands, or patterns of them."""
+    return Patterns(words(value))
 
 
 def words(value) -> tuple:
@@ -1061,7 +1083,7 @@ def access_rule(value) -> Rule:
         raise ValueError('takes commands and who may use them: "kill, log_level: 127.0.0.1, uid:root, gid:voip"')
     users, groups = (tuple(account(item[4:]) for item in words(who) if item.startswith(kind)) for kind in ("uid:", "gid:"))
     addresses = [item for item in words(who) if not item.startswith(("uid:", "gid:"))]
-    return Rule(words(commands), networks(", ".join(addresses)) if addresses else (), users, groups)
+    return Rule(patterns(commands), networks(", ".join(addresses)) if addresses else (), users, groups)
 
 
 class TraceList(NamedTuple):
@@ -1070,9 +1092,9 @@ class TraceList(NamedTuple):
     white: bool
     names: tuple
 
-    def allows(self, name: str) -> bool:
-        """Whether a command of that name is traced."""
-        return (name in self.names) == self.white
+    def allows(self, *names: str) -> bool:
+        """Whether a command of these names is traced."""
+        return any(name in self.names for name in names) == self.white
 
 
 def trace_list(value) -> TraceList:
@@ -1081,7 +1103,7 @@ def trace_list(value) -> TraceList:
     if not match:
         raise ValueError('takes "w: NAME, NAME" (these only) or "b: NAME, NAME" (all but these)')
     kind, names = match.groups()
-    return TraceList(kind in "wW", words(names.removesuffix(",")) if names else ())
+    return TraceList(kind in "wW", patterns(names.removesuffix(",")) if names else ())
 
 
 ###############################################################################
@@ -1305,6 +1327,7 @@ class Module:
     """
 
     ROWS = (("PARAMS", Param), ("STATS", Stat), ("EVENTS", Event))
+    HOOKS = ("init", "registered", "load", "child_init", "destroy", "cache")
 
     def __init__(self, name: str, namespace: dict, path: str = "midatagram.py", line_of: Callable = lambda word: 0):
         self.name, self.path = name, path
@@ -1320,7 +1343,7 @@ class Module:
         self.around = [function for function in functions if hasattr(function, "mi_around")]
         self.namespace = types.SimpleNamespace(**namespace)
         self.destinations = [function for function in functions if hasattr(function, "mi_trace_destination")]
-        self.hooks = {word: namespace[word] for word in ("init", "load", "child_init", "destroy", "cache") if word in namespace}
+        self.hooks = {word: namespace[word] for word in self.HOOKS if word in namespace}
         self.settings = {param.name: [] if param.repeat else param.default for param in rows["PARAMS"]}
         self.notes: list[tuple[int, str]] = []  # (line, what is wrong) of what ends no start, but will not work
         self.lines: dict[str, list[tuple[str, int]]] = {}  # parameter -> (path, line) of each of its modparam lines
@@ -1565,11 +1588,12 @@ class Statistics(dict):
 class Registry:
     """All commands, statistics and events of the loaded modules by name; ConfigError for a name used twice.
 
-    switched_off: commands that are left out, by any of their names; full_names: those of 4.0 are listed, and short ones known,
-    in modules that are `renamed` without those of before.
+    switched_off: commands that are left out, by any of their names; registered(ctx, registry) of a plug-in may leave out others
+    and replace names_of(); full_names: those of 4.0 are listed, and short ones known, in modules that are `renamed` without those
+    of before.
     """
 
-    def __init__(self, modules: Iterable[Module], switched_off: Iterable[str] = (), full_names: bool = False,
+    def __init__(self, modules: Iterable[Module], switched_off: Container[str] = (), full_names: bool = False,
                  renamed: tuple = ()):
         self.modules = list(modules)
         self.modules_by_name = {module.name: module for module in self.modules}
@@ -1593,7 +1617,10 @@ class Registry:
         for stats in self.stats.values():
             stats["core:"].sort(key=lambda stat: stat.name == "timestamp")  # OpenSIPS has it last
         self.known = dict(self.names)  # with those that are switched off
-        for command in [self.names[name] for name in switched_off if name in self.names]:
+        for module in self.modules:
+            if "registered" in module.hooks:
+                module.hooks["registered"](Context(module), self)
+        for command in [command for name, command in self.names.items() if name in switched_off]:
             self.names.pop(command.name, None), self.names.pop(command.full_name, None)
         commands = dict.fromkeys(self.names.values())
         self.commands = {command.full_name if full_names else command.name: command for command in commands}  # as listed
@@ -1614,6 +1641,11 @@ class Registry:
             if command.tag.replace and not first.tag.replace:
                 self.names[name] = command
         command.check_answer()
+
+    def names_of(self, name: str) -> tuple:
+        """All names of the command that has this one, for lists of commands."""
+        command = self.known.get(name)
+        return (command.name, command.full_name) if command else (name,)
 
     def add_short_names(self) -> None:
         """Know commands by 4.0's names without a module, and refuse those that several commands have."""
@@ -1639,7 +1671,9 @@ class Registry:
                     return reply
             return NOT_AVAILABLE
 
-        tag = CommandTag("*", "", True, False, None, NO_FORM, all(command.timed for command in self.catch_alls), {})
+        read = bool(self.wrappers) or any(command.input for command in self.catch_alls)
+        timed = all(command.timed for command in self.catch_alls)
+        tag = CommandTag("*", "", read, False, None, NO_FORM, timed, {})
         return Command(Module("", {}), tagged(ask_all, mi_command=tag)) if self.catch_alls else None
 
     def add_stat(self, module: Module, stat: Stat) -> None:
@@ -1961,7 +1995,11 @@ class Cached:
 
 def with_id(call: Call, request_id: bytes) -> Call:
     """A call for a request that is the same but for its id, which is empty where requests have none."""
-    return call._replace(request=call.request._replace(id=json.loads(request_id))) if request_id else call
+    if not request_id:
+        return call
+    number = json.loads(request_id) if request_id[0] == ord('"') else int(request_id)
+    request = new(Request, (*call.request[:4], number, *call.request[5:]))
+    return new(Call, (call.dialect, call.command, request, call.values, call.refusal))
 
 
 def exchange_of(call: Call, reply: Reply | Refusal, request: bytes, written: bytes) -> Exchange:
@@ -2046,7 +2084,8 @@ class Answers:
 
         handler_timeout holds for all together: when one is interrupted, those behind it are not run.
         """
-        parts, exchanges, size, late = [], [], 0, False
+        parts, size, late = [], 0, False
+        exchanges: list[Exchange] = []
         for call in calls:
             try:
                 if not late:
@@ -2058,7 +2097,7 @@ class Answers:
                 continue
             reply, written, datagrams = self.outcome(data, call._replace(refusal=TIMED_OUT) if late else call, caller)
             late = late or reply is TIMED_OUT
-            exchanges.append(exchange_of(call, reply, data, written))
+            exchanges.extend(reply.exchanges if isinstance(reply, Answer) else [exchange_of(call, reply, data, written)])
             written = written if datagrams is None else b"".join(part for _, part in datagrams[:1])
             size += len(written)
             if written and size <= self.most:  # a reply that cannot fit is given up while it grows
@@ -2085,16 +2124,21 @@ class Answers:
     def finish(self, data: bytes, call: Call, caller: Any = None, cached: Cached | None = None) -> Answer:
         """Answer a request."""
         reply, written, datagrams = self.outcome(data, call, caller, cached)
+        if isinstance(reply, Answer):
+            return reply
         if datagrams is None:
             datagrams = [(0, written)] if written else []
         return new(Answer, (datagrams, [exchange_of(call, reply, data, written)]))
 
     def outcome(self, data: bytes, call: Call, caller: Any, cached: Cached | None = None) -> tuple:
         """Run a command: its reply, how that is written, which is empty for a notification, and what goes out in its place."""
-        dialect, reply = call.dialect, call.refusal
+        dialect = call.dialect
+        reply: Any = call.refusal
         try:
             if reply is None:
                 reply = self.run(call, caller, data)
+            if isinstance(reply, Answer):  # of who has forwarded the request
+                return reply, b"", reply.datagrams
             if isinstance(reply, Reply):
                 written = self.write(reply, call, cached)
                 if len(written) > self.most - LIMIT_ROOM and len(written) > dialect.limit(call):
@@ -2130,7 +2174,7 @@ class Answers:
             self.cache.keep(cached.key, cached, size)
         return data + dialect.id_of(call) + shape.tail if shape.tail else data
 
-    def run(self, call: Call, caller: Any, data: bytes) -> Reply | Refusal:
+    def run(self, call: Call, caller: Any, data: bytes) -> Reply | Refusal | Answer:
         """Call the handler; a refusal that it raises becomes a reply."""
         command = call.command
         if command.name in self.restricted and not self.allowed(command, caller):
@@ -2146,7 +2190,7 @@ class Answers:
                 reply = Reply(nodes=json_nodes(reply), result=reply)
             if isinstance(reply, Reply) and reply.depends:
                 reply = reply._replace(live=self.spaces.unchanged(reply.depends, since, reply.until_s))
-            if isinstance(reply, (Reply, Refusal)):
+            if isinstance(reply, (Reply, Refusal, Answer)):
                 return reply
             kind = "nothing" if reply is None else f"{type(reply).__name__}, which is no midatagram.Reply"
             raise Failed(f"its handler returned {kind}")
@@ -2401,7 +2445,6 @@ import bisect
 import collections
 import errno
 import fcntl
-import fnmatch
 import gc
 import grp
 import importlib
@@ -3133,6 +3176,8 @@ class Server:
         self.events = Events(self, pair)
         self.loaded = mmap.mmap(-1, 1)  # whether load() has run
         self.views: dict[tuple, View] = {}  # by space and function
+        self.child: Any = None  # whose conclude() is called for what was answered with LATER
+        self.later = 0  # requests that were, for which a stop waits
         for module in setup.registry.modules:
             module.server = self
             module.columns = {stat.name: counters.column(stat.group, stat.name)
@@ -3915,10 +3960,11 @@ class Access:
         self.restricted = {name for rule in self.rules for name in rule.commands}
 
 
-    def allows(self, command: Command, caller: tuple) -> bool:
-        """Whether a sender may use a restricted command; a refusal is logged for the audit."""
+    def allows(self, command: Any, caller: tuple, *names: str) -> bool:
+        """Whether a sender may use a restricted command, which may have more names; a refusal is logged for the audit."""
         endpoint, client = caller
-        address, rules = endpoint.address_of(client), [rule for rule in self.rules if command.name in rule.commands]
+        address, names = endpoint.address_of(client), (command.name, *names)
+        rules = [rule for rule in self.rules if any(name in rule.commands for name in names)]
         if endpoint.unix:
             credentials = endpoint.credentials_of(client)
             who, about = ("pid {} uid {} gid {}".format(*credentials), credentials[1]) if credentials else ("unknown", None)
@@ -4189,7 +4235,7 @@ class Loader:
         registry = Registry(self.modules.values(), own["disable"], release.full_names, release.renamed)
         if registry.wrappers:
             registry.around = shared("around", registry.wrappers[0][0].path, "to stand around commands, ").Around
-        self.check_names(registry.known)
+        self.check_names(registry)
         self.note_failures(registry)
         return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations)
 
@@ -4217,27 +4263,32 @@ class Loader:
                 self.note(self.mi.where("trace_destination"), text, logging.ERROR)
         return {name: declared[name] for name in names if declared.get(name)}
 
-    def check_names(self, known: dict[str, Command]) -> None:
+    def check_names(self, registry: Registry) -> None:
         """Give the commands that parameters name their registered names, and look up accounts; ConfigError."""
         mi, own = self.mi.settings, self.own.settings
         traced, where = mi["trace_bwlist"], self.mi.where("trace_bwlist")
-        mi["trace_bwlist"] = traced._replace(names=self.registered(known, traced.names, where, "trace_bwlist"))
-        self.registered(known, own["disable"], self.own.where("disable"), "disable")
+        mi["trace_bwlist"] = traced._replace(names=self.registered(registry, traced.names, where, "trace_bwlist"))
+        self.registered(registry, own["disable"], self.own.where("disable"), "disable")
         for nth, (rule, where) in enumerate(zip(own["allow_command"], self.own.lines.get("allow_command", []))):
             users, groups = (tuple(account_numbers(name, look_up, where, "allow_command")[0] for name in names)
                              for names, look_up in ((rule.users, pwd.getpwnam), (rule.groups, grp.getgrnam)))
-            commands = self.registered(known, rule.commands, where, "allow_command")
+            commands = self.registered(registry, rule.commands, where, "allow_command")
             own["allow_command"][nth] = Rule(commands, rule.networks, users, groups)
 
-    def registered(self, known: dict[str, Command], names: tuple, where: Where, param: str) -> tuple:
-        """The registered names of commands that a parameter names; a warning for those that only OpenSIPS has. ConfigError."""
+    def registered(self, registry: Registry, names: tuple, where: Where, param: str) -> Patterns:
+        """The registered names of commands that a parameter names or has patterns of, which stay for what is forwarded; a
+        warning for those that only OpenSIPS has. ConfigError."""
+        listed = []
         for name in names:
-            if name in known:
+            fitting = [command.name for other, command in registry.known.items() if fnmatch.fnmatchcase(other, name)]
+            listed += [name, *fitting]
+            if fitting or registry.catch_alls:
                 continue
-            if self.opensips["commands"] and name not in self.opensips["commands"]:
-                raise ConfigError(*where, f'{param} names the command "{name}", which does not exist{nearest(name, known)}')
+            if self.opensips["commands"] and not fnmatch.filter(self.opensips["commands"], name):
+                hint = nearest(name, registry.known)
+                raise ConfigError(*where, f'{param} names the command "{name}", which does not exist{hint}')
             self.note(where, f'{param} names the command "{name}"; no plug-in here has it')
-        return tuple([known[name].name if name in known else name for name in names])
+        return Patterns(dict.fromkeys(listed))
 
     def places(self) -> list[Place]:
         """The sockets to open, none twice; a warning for each that other machines can use. ConfigError."""
@@ -4295,7 +4346,7 @@ def place_of(listener: Listener, where: Where, mi: Module) -> Place:
     if address.port is None:
         (mode, _), (user, user_at), (group, group_at) = (
             (mi.settings[f"unix_socket_{field}"], mi.where(f"unix_socket_{field}")) if value is None else (value, where)
-            for field, value in zip(("mode", "user", "group"), listener[1:]))
+            for field, value in zip(("mode", "user", "group"), listener[1:4]))
         uid, primary = account_numbers(user, pwd.getpwnam, user_at, "unix_socket_user")
         gid = primary if group is None else account_numbers(group, grp.getgrnam, group_at, "unix_socket_group")[0]
         return Place(address, socket.AF_UNIX, address.host, mode, uid, gid)
@@ -4913,7 +4964,7 @@ MI_DATAGRAM_EVENTS = [
     Event("E_MI_STOP", "the server stops"),
 ]
 MIDATAGRAM_PARAMS = [
-    Param("listen", (), listener, "additional socket: ADDRESS[;mode=0660][;user=NAME][;group=NAME]", repeat=True),
+    Param("listen", (), listener, "additional socket: ADDRESS[;mode=0660][;user=NAME][;group=NAME][;upstream=NAME]", repeat=True),
     Param("dialect", "auto", one_of("auto", "text", "jsonrpc"), "auto (by the first byte of each request), text or jsonrpc"),
     Param("imitate", "midatagram", one_of(*RELEASES), "release of OpenSIPS to look like: midatagram (none), 2.4, 3.4 or 4.0"),
     Param("version_text", None, string, "what version shows, instead of what imitate says"),
@@ -4927,7 +4978,7 @@ MIDATAGRAM_PARAMS = [
     Param("send_buffer", 4 << 20, integer(65536), "size of the socket's send buffer, bytes"),
     Param("allow_from", None, networks, "networks that may send UDP requests; other datagrams are dropped unread"),
     Param("allow_command", (), access_rule, "access rule: COMMAND, ...: NETWORK|uid:NAME|gid:NAME, ...", repeat=True),
-    Param("disable", (), words, "commands to disable, comma-separated: kill, log_level"),
+    Param("disable", (), patterns, "commands to disable, comma-separated: kill, log_level"),
     Param("log_file", None, string, "log to this file instead of stderr or syslog; SIGUSR1 reopens it"),
     Param("store_size", 64 << 20, integer(1 << 20), "store size limit (cached values, subscriptions, plug-in data), bytes"),
     Param("store_file", None, string, "file for the store, which survives restarts then; a change takes a restart"),
@@ -5474,6 +5525,7 @@ class Child:
         self.stopping, self.limit_s = gevent.event.Event(), own["stop_timeout"] / 1000
         self.access = Access(own)
         self.outbox, self.send_later = Outbox(server, self.hub.loop), gevent.spawn_later
+        self.deliver_of = functools.cache(self.outbox.deliver_of)
         self.answers = answers_of(server, self.access, pause=self.pause,
                                   untimed=lambda: self.busy.pop(self.current(), None))
         self.screen = Screen(server, endpoints, self.access.networks)
@@ -5483,8 +5535,9 @@ class Child:
             more = max(1, round(own["max_requests"] * random.uniform(0.9, 1.1)))
             self.last_request = server.counted[server.core["requests"]] + more
         self.tracers = [trace() for trace in self.setup.destinations.values()]
-        traced = self.setup.mi["trace_bwlist"]
-        self.untraced = {name for name, command in server.registry.names.items() if not traced.allows(command.name)}
+        allows, names_of = self.setup.mi["trace_bwlist"].allows, server.registry.names_of
+        self.is_traced = functools.lru_cache(1000)(lambda name: not name or allows(*names_of(name)))  # an unknown one always is
+        server.child = self
         self.traces: list[Trace] = []  # until settle()
         self.around = [(Context(module), function.mi_cached, names) for module, function, names in server.registry.wrappers
                        if function.mi_cached]
@@ -5601,8 +5654,15 @@ class Child:
         if self.traces:
             self.settle()
         answer = self.answers.answer(data, (endpoint, client), cached)
+        if answer is LATER:
+            return None
         if answer is SILENCE or not self.screen.answers(endpoint, client, data, answer):
             return self.screen.drop(endpoint, client)
+        return self.conclude(requested_s, endpoint, client, answer, deliver)
+
+    def conclude(self, requested_s: float, endpoint: Endpoint, client: Any, answer: Answer, deliver: Any = None) -> None:
+        """Trace and send an answer, which may come later than its request."""
+        deliver = deliver or self.deliver_of(endpoint)
         if self.is_tracing:
             replied_s, address = time.time(), endpoint.address_of(client)
             self.traces += [Trace(requested_s, replied_s, address, endpoint.address, exchange) for exchange in answer.exchanges]
@@ -5659,10 +5719,8 @@ class Child:
         """After a burst, and before what may take its time: send the traces, and see whether max_requests is reached."""
         for _, _, client, _, exchange in self.traces if self.debugging else ():
             log.debug("%a from %s: %a", exchange.request, shown_address(client), exchange.reply)
-        if self.traces:  # those of unknown commands are sent whatever trace_bwlist says
-            traces, self.traces = self.traces, []
-            if self.untraced:
-                traces = [trace for trace in traces if trace.exchange.command not in self.untraced]
+        if self.traces:
+            traces, self.traces = [trace for trace in self.traces if self.is_traced(trace.exchange.command)], []
             for tracer in self.tracers:
                 tracer.put(traces)
         if self.server.counted[self.server.core["requests"]] >= self.last_request:  # serve on until a successor is there
@@ -5704,7 +5762,7 @@ class Child:
         self.unwatch()
         self.gevent.killall(jobs, block=False)
         deadline_s = time.monotonic() + self.limit_s
-        while time.monotonic() < deadline_s and (len(self.idle) < self.workers or self.outbox.bytes):
+        while time.monotonic() < deadline_s and (len(self.idle) < self.workers or self.outbox.bytes or self.server.later):
             self.gevent.sleep(0.005)
         self.settle()
         for tracer in self.tracers:
@@ -6668,6 +6726,7 @@ def directives_of(options) -> list[Directive]:
         directives = [Directive("loadmodule", (os.path.join(os.path.abspath(folder), name),), "-p", 0)
                       for folder in folders for name in sorted(os.listdir(folder))
                       if name.endswith(SUFFIXES) and name[0] not in "_."]
+    directives += getattr(options, "more", [])
     if options.socket:
         if right := right_form(options.socket):
             raise ConfigError("-s", 0, f"a UDP socket is written udp:HOST:PORT, a path ./{options.socket}: {right}")

@@ -374,6 +374,14 @@ class Lab:
         taken = time.perf_counter() - start
         return Server(path, process, all_of(path, children), taken)
 
+    def gateway(self, server, settings=""):
+        """The server under test as a gateway to another one."""
+        return self.once(("gateway", server.socket, settings), lambda: self.start_gateway(server, settings))
+
+    def start_gateway(self, server, settings):
+        return self.start_midatagram(1, 'loadmodule "upstream.so"\nmodparam("upstream", "keep", "ps, uptime")\n'
+                                     f'modparam("upstream", "server", "[main]{server.socket}{settings}")\n')
+
     def kamailio(self):
         """Kamailio with its jsonrpcs on a UNIX datagram socket; Unavailable where it is not and cannot be had."""
         return self.once("kamailio", self.start_kamailio)

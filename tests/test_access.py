@@ -11,6 +11,8 @@ import tempfile
 import pytest
 from conftest import PLUGINS, free_port, needs_root, run, wait_for
 
+import midatagram as mi
+
 TROUBLE = ("-p", str(PLUGINS))
 UPTIME = b":uptime:\n"
 FORBIDDEN = b"403 Forbidden\n\n"
@@ -288,3 +290,30 @@ def test_plug_in_that_becomes_writable_is_refused_by_a_reload(start, tmp_path):
     path.chmod(0o644)
     server.signal(1)
     wait_for(lambda: server.ask(b":greet:\n") == b"200 OK\ntaken over\n\n", what="the new reply")
+
+
+def test_lists_of_commands_take_patterns():
+    lines = own("disable", "cache_*, core:ps") + own("allow_command", "*_statistics: 10.0.0.0/8") + \
+        'modparam("mi_datagram", "trace_bwlist", "w: log_*, evi:*")\n'
+    with mi.Trial(lines) as trial:
+        for name in ("cache_store", "cache:fetch", "ps", "core:ps"):
+            assert trial.ask(f":{name}:\n".encode()) == CLOSED
+        assert trial.ask(UPTIME).startswith(b"200 OK") and b"\ncache_store\n" not in trial.ask(b":which:\n")
+        allow, traced = trial.server.setup.own["allow_command"][0], trial.server.setup.mi["trace_bwlist"]
+        assert "reset_statistics" in allow.commands and "get_statistics" in allow.commands and "uptime" not in allow.commands
+        assert [traced.allows(name) for name in ("log_level", "event_subscribe", "uptime")] == [True, True, False]
+
+
+def test_a_pattern_that_fits_no_command_is_a_mistake():
+    with pytest.raises(mi.ConfigError, match='disable names the command "zz_\\*", which does not exist'):
+        mi.Trial(own("disable", "zz_*"))
+
+
+def test_a_restricted_pattern_of_commands(start, open_folder):
+    needs_root()
+    server = start(own("allow_command", "*_statistics, cache:*: uid:root"), place=f"{open_folder}/mi.sock")
+    os.chmod(server.place, 0o777)
+    for request in (b":get_statistics:\nrequests\n", b":statistics:list:\n", b":cache_fetch:\nlocal\nx\n"):
+        assert ask_as(NOBODY, NOBODY, [], server.place, request) == FORBIDDEN
+        assert server.ask(request) != FORBIDDEN
+    assert ask_as(NOBODY, NOBODY, [], server.place, UPTIME).startswith(b"200 OK")

@@ -1,0 +1,551 @@
+"""upstream_server -- what the plug-in upstream knows of a server, in a child: sockets, requests on their way, what it speaks.
+
+A request has a socket of its own for as long as it waits, so no reply can get to another client. Sockets are used again, the one
+that rested longest first; one whose request timed out is not: it waits for the late reply, to count it, and is closed. Where the
+server's queue is full, requests wait in ours; a socket connected to the server becomes writable when it has read.
+"""
+from __future__ import annotations
+
+import collections
+import contextlib
+import errno
+import functools
+import itertools
+import os
+import re
+import socket
+import struct
+import time
+from math import log2
+from typing import Any, NamedTuple
+
+import midatagram as mi
+
+translation = mi.shared("translation")
+NAMES = mi.shared("opensips_forms").NAMES
+
+FIGURES = {  # of each server, in the group upstream
+    "requests": "requests for it", "replies": "replies from it", "errors": "requests that it did not answer, or not with a reply",
+    "timeouts": "of these, requests without a reply in time", "late": "replies that came too late, or to no request",
+    "in_flight": "requests it has not answered yet", "down": "1 while it does not answer, else 0",
+}
+LEVELS = ("in_flight", "down")
+UNREACHABLE = 503
+LEARN_S = 30.0  # after which it is asked again for its commands, if it is asked for anything
+LATE_S = 10.0  # how long a socket waits for a late reply
+QUEUE = 10000  # requests that wait to be sent to a server, at most, in each child
+RETRY_S = 0.005  # how often those are tried that nothing wakes up
+TICKS = 50  # how often in its time limit it is looked whether a request is too old
+PLAIN_REPLY = re.compile(rb"[0-9]{1,10}[ \n]")  # the first line of a text reply
+CREDENTIALS = socket.CMSG_SPACE(struct.calcsize("3i"))
+FULL = (errno.EAGAIN, errno.ENOBUFS)
+LISTINGS = ("jsonrpc", "which"), ("jsonrpc", "system.listMethods"), ("text", "which")  # the second is Kamailio's
+
+
+class Target(NamedTuple):
+    """A server as declared. `inflight`: requests that wait for it at a time, for each child; `folder`: for the sockets that it
+    replies to, where it reaches no abstract ones."""
+
+    name: str
+    address: mi.Address
+    dialect: str = "auto"
+    timeout: int = 2000  # ms
+    inflight: int = 64
+    events: mi.Address | None = None
+    folder: str = ""
+
+
+class Asked:
+    """A request on its way. done() is called with (self, its reply, or the Reply that stands in the place of one).
+
+    ctx: what it came with, None for what the gateway asks for itself; asked_s: when, for traces; back: makes the client's reply
+    of the server's, where that is translated, and origin: the client's request.
+    """
+
+    __slots__ = ("data", "request", "origin", "back", "done", "ctx", "asked_s", "deadline_s", "sent_s")
+
+    def __init__(self, data: bytes, request: mi.Request, origin: bytes = b"", back: Any = None):
+        self.data, self.request, self.origin, self.back = data, request, origin, back
+        self.done: Any = None
+        self.ctx: Any = None
+        self.asked_s = self.deadline_s = self.sent_s = 0.0
+
+    def has(self, reply: bytes) -> bool | None:
+        """Whether these bytes may be its reply; None for what is no reply at all."""
+        if self.request.dialect == "text":
+            return True if PLAIN_REPLY.match(reply) else None
+        number = self.request.id
+        request_id = b"%d" % number if type(number) is int else mi.encode(mi.json_text(number))
+        end = reply[-len(request_id) - 64:].rstrip(b"} \t\r\n")
+        if end.endswith(request_id) and end[:-len(request_id)].rstrip(b": \t\r\n").endswith(b'"id"'):
+            return True
+        try:
+            message = mi.read_json(reply)
+        except mi.ParseError:
+            return True if PLAIN_REPLY.match(reply) else None
+        if not isinstance(message, dict) or not {"result", "error"} & message.keys():
+            return True if PLAIN_REPLY.match(reply) else None
+        is_cut = isinstance(number, float) or isinstance(number, int) and not -2**31 <= number < 2**31  # 3.x has 32 bits
+        return "id" in message and (is_cut or message["id"] == number)
+
+
+class Slot:
+    """A socket that one request at a time has. OSError."""
+
+    __slots__ = ("socket", "watcher", "path")
+
+    def __init__(self, target: Target, loop: Any, act: Any):
+        family, self.path = sockaddr_of(target.address)[0], ""
+        self.socket = mi.original("socket", "socket")(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            if family == socket.AF_UNIX:
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+                self.path = os.path.join(target.folder, f"mi-{os.urandom(8).hex()}.sock") if target.folder else ""
+                self.socket.bind(self.path)
+                if self.path:
+                    os.chmod(self.path, 0o777)  # the server may be another user
+            else:
+                self.socket.connect(sockaddr_of(target.address)[1])
+        except OSError:
+            self.remove()
+            raise
+        self.watcher = loop.io(self.socket.fileno(), 1)
+        self.watcher.start(act, self)
+
+    def close(self) -> None:
+        """Close the socket, and remove its file."""
+        self.watcher.close()
+        self.remove()
+
+    def remove(self) -> None:
+        """Close what has no watcher."""
+        self.socket.close()
+        if self.path:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+
+
+@functools.cache
+def sockaddr_of(address: mi.Address) -> tuple:
+    """Family and socket address of a server; OSError for a host that cannot be resolved."""
+    if address.port is None:
+        return socket.AF_UNIX, address.host
+    family, _, _, _, place = mi.original("socket", "getaddrinfo")(address.host, address.port, type=socket.SOCK_DGRAM)[0]
+    return family, place
+
+
+def one_request(request: mi.Request) -> bytes:
+    """A JSON-RPC request by itself, as it would be in no batch."""
+    params = {} if request.params is None else {"params": request.params}
+    number = {"id": request.id} if request.answered else {}
+    return mi.encode(mi.json_text({"jsonrpc": "2.0", "method": request.name, **params, **number}))
+
+
+def listed(reply: bytes) -> list[str] | None:
+    """The names in a reply that lists commands; None for another reply."""
+    if re.match(rb"2[0-9]{2} [^\n]*\n", reply):
+        return mi.decode(reply).rstrip("\n").split("\n")[1:]
+    try:
+        message = mi.read_json(reply)
+    except mi.ParseError:
+        return None
+    names = message.get("result") if isinstance(message, dict) else None
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else None
+
+
+class Known(NamedTuple):
+    """What a server is: the dialects that it speaks, none where that is unknown, and its commands, None where it lists none."""
+
+    dialects: frozenset
+    listed: list | None
+    names: frozenset | None
+    is_kamailio: bool
+
+    def other_name(self, name: str) -> str:
+        """The name under which the server has a command that it has not under this one; empty where there is none."""
+        if self.names is None or name in self.names:
+            return ""
+        return next((other for other in NAMES.get(name, ()) if other in self.names), "")
+
+
+class Upstream:
+    """One server, as a child sees it."""
+
+    def __init__(self, ctx: Any, target: Target, loop: Any, recorder: Any):
+        self.ctx, self.target, self.loop, self.name = ctx, target, loop, target.name
+        self.row, self.columns = ctx.own.row, {word: ctx.own.columns[f"{target.name}-{word}"] for word in FIGURES}
+        self.counters = ctx.server.counters
+        self.timeout_s, self.unix = target.timeout / 1000, target.address.port is None
+        self.free: collections.deque[Slot] = collections.deque()
+        self.in_flight: dict[Slot, Asked] = {}  # the oldest first
+        self.waiting: collections.deque[Asked] = collections.deque()
+        self.late: dict[Slot, float] = {}  # until when their late replies are waited for
+        self.mute: Slot | None = None  # sends notifications, and hears what a server may answer to them
+        tick_s = max(0.005, min(0.5, self.timeout_s / TICKS))
+        self.timer = loop.timer(tick_s, tick_s)
+        self.ticking = False
+        self.room: Any = None  # wakes us when the server may have read
+        self.gate: Any = None  # the socket that it watches
+        self.buffer = bytearray(mi.GIVE_UP + 1)
+        self.view, self.believed = memoryview(self.buffer), frozenset[bytes]()
+        self.recorder = recorder
+        self.known: Known | None = None  # until it is found out
+        self.recipes: dict[str, tuple | None] = {}
+        self.questions = 0  # of our own that it has not answered
+        self.learner: Any = None  # the greenlet that finds out what is known
+        self.learn_s = 0.0  # when to find out again
+        self.replied_s = self.down_s = 0.0  # when it last answered, and was last marked as down
+        self.latencies = Latencies()
+        self.row[self.columns["in_flight"]] = 0
+
+    def count(self, word: str, asked: Asked | None = None) -> None:
+        """Add to one of the figures, unless it is about what the gateway asks for itself."""
+        if asked is None or asked.ctx:
+            self.row[self.columns[word]] += 1
+
+    def level(self) -> None:
+        """Set the figure of requests in flight."""
+        self.row[self.columns["in_flight"]] = len(self.in_flight) + len(self.waiting) - self.questions
+
+    # Sending.
+
+    def put(self, asked: Asked) -> None:
+        """Send a request, now or when there is room; its time limit begins."""
+        self.count("requests", asked)
+        asked.deadline_s = asked.deadline_s or time.monotonic() + self.timeout_s
+        if self.waiting or not self.send(asked):
+            if len(self.waiting) >= QUEUE:
+                return self.fail(asked, mi.Reply(503, f"upstream {self.name} has too many requests"))
+            self.waiting.append(asked)
+        self.level()
+        if not self.ticking:
+            self.ticking = True
+            self.timer.start(self.tick)
+        return None
+
+    def send(self, asked: Asked) -> bool:
+        """Send a request, or fail it; False if it has to wait."""
+        slot = self.mute
+        try:
+            if asked.request.answered or slot is None:
+                slot = self.free.popleft() if self.free else self.new_slot()
+            if slot is None:
+                return False
+            if self.unix:
+                slot.socket.sendto(asked.data, self.target.address.host)
+            else:
+                slot.socket.send(asked.data)
+        except OSError as error:
+            if slot and slot is not self.mute:
+                self.free.appendleft(slot)
+            if error.errno in FULL:
+                self.wait_for_room()
+                return False
+            if error.errno == errno.EMSGSIZE:
+                self.fail(asked, mi.Reply(400, f"request of {len(asked.data)} bytes is too long for upstream {self.name}"))
+            else:
+                self.lose(asked, error)
+            return True
+        asked.sent_s = time.monotonic()
+        if asked.request.answered:
+            self.in_flight[slot] = asked
+        else:
+            self.mute = slot
+            asked.done((asked, b""))
+        return True
+
+    def new_slot(self) -> Slot | None:
+        """A new socket; None if there are as many as may be. OSError."""
+        if len(self.in_flight) >= self.target.inflight:
+            return None
+        try:
+            return Slot(self.target, self.loop, self.receive)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE) and self.in_flight:
+                return None
+            raise
+
+    def wait_for_room(self) -> None:
+        """Send what waits as soon as the server has read, or on a timer where the kernel does not tell."""
+        if self.room:
+            return
+        try:
+            if not self.unix:
+                raise BlockingIOError
+            self.gate = mi.original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            self.gate.connect(self.target.address.host)
+            self.room = self.loop.io(self.gate.fileno(), 2)
+        except OSError:
+            self.room = self.loop.timer(RETRY_S)
+        self.room.start(self.flush)
+
+    def flush(self) -> None:
+        """Send what waits, as long as there is room."""
+        if self.room:
+            self.room.close()
+            self.room = None
+        if self.gate:
+            self.gate.close()
+            self.gate = None
+        while self.waiting and self.send(self.waiting[0]):
+            self.waiting.popleft()
+        self.level()
+
+    # Replies, and requests that get none.
+
+    def receive(self, slot: Slot) -> None:
+        """A datagram came on a socket, or an error: answer whom it is for."""
+        try:
+            reply = self.read(slot)
+        except BlockingIOError:
+            return
+        except OSError as error:  # of UDP: nobody listens there
+            asked = self.forget(slot)
+            if asked:
+                self.lose(asked, error)
+            return
+        if reply is None or slot is self.mute:
+            return
+        asked = self.in_flight.get(slot)
+        fits = asked.has(reply) if asked else False
+        if asked is None:
+            self.forget(slot)
+        if asked is None or fits is False:
+            self.count("late")
+            return
+        del self.in_flight[slot]
+        self.free.append(slot)
+        self.replied(asked, reply, fits is None)
+        if self.waiting and not self.room:
+            self.flush()
+
+    def read(self, slot: Slot) -> bytes | None:
+        """The datagram that came, None if it is from somebody else than the server; OSError."""
+        if not self.unix:
+            return bytes(self.view[:slot.socket.recv_into(self.buffer)])
+        size, ancillary, _, _ = slot.socket.recvmsg_into([self.buffer], CREDENTIALS)
+        sender = ancillary[0][2][4:8] if ancillary else b""
+        if sender not in self.believed:
+            self.believed = frozenset(struct.pack("I", uid) for uid in (0, os.geteuid(), self.owner()))
+            if sender not in self.believed:
+                self.ctx.log.warning("a reply of uid %s is dropped: it does not own the socket of upstream %s",
+                                     *struct.unpack("I", sender or b"\xff" * 4), self.name, extra={"once": sender})
+                return None
+        return bytes(self.view[:size])
+
+    def owner(self) -> int:
+        """Who owns the server's socket; if it is gone, we."""
+        try:
+            return os.stat(self.target.address.host).st_uid
+        except OSError:
+            return os.geteuid()
+
+    def replied(self, asked: Asked, reply: bytes, is_garbage: bool) -> None:
+        """Answer a request with its reply, or that this is none."""
+        self.replied_s = now_s = time.monotonic()
+        if asked.ctx:
+            self.latencies.add(now_s, now_s - asked.sent_s)
+            if now_s > self.learn_s:
+                self.learn()
+        self.level()
+        if self.counters.slots[self.columns["down"]]:
+            self.change(None)
+        if is_garbage:
+            self.ctx.log.warning("upstream %s answered garbage: %a", self.name, reply[:80], extra={"once": self.name})
+            return self.fail(asked, mi.Reply(502, f"upstream {self.name} answered garbage"))
+        self.count("replies", asked)
+        if self.recorder and asked.ctx:
+            self.recorder.keep(asked.data, reply, (now_s - asked.sent_s) * 1000)
+        return asked.done((asked, reply))
+
+    def fail(self, asked: Asked, reply: mi.Reply) -> None:
+        """Answer a request with an error of ours."""
+        self.count("errors", asked)
+        asked.done((asked, reply))
+
+    def lose(self, asked: Asked, error: OSError) -> None:
+        """A request cannot be sent, or nobody was there."""
+        self.change(f"is not reachable: {error.strerror or error}")
+        self.fail(asked, mi.Reply(UNREACHABLE, f"upstream {self.name} is not reachable"))
+
+    def forget(self, slot: Slot) -> Asked | None:
+        """Close a socket, and return its request, if it has one."""
+        self.late.pop(slot, None)
+        if slot is self.mute:
+            self.mute = None
+        with contextlib.suppress(ValueError):
+            self.free.remove(slot)
+        slot.close()
+        return self.in_flight.pop(slot, None)
+
+    def tick(self) -> None:
+        """Answer requests that are too old with an error, and close sockets that have waited for late replies."""
+        now_s = time.monotonic()
+        for slot, asked in list(itertools.takewhile(lambda item: item[1].deadline_s <= now_s, self.in_flight.items())):
+            del self.in_flight[slot]
+            self.late[slot] = now_s + LATE_S
+            self.expire(asked)
+            if not asked.ctx:
+                self.forget(slot)
+        while self.waiting and self.waiting[0].deadline_s <= now_s:
+            self.expire(self.waiting.popleft())
+        for slot in [slot for slot, until_s in self.late.items() if until_s <= now_s]:
+            self.forget(slot)
+        while len(self.late) > self.target.inflight:
+            self.forget(next(iter(self.late)))
+        if self.waiting and not self.room:
+            self.flush()
+        self.level()
+        if not (self.in_flight or self.waiting or self.late):
+            self.ticking = False
+            self.timer.stop()
+
+    def expire(self, asked: Asked) -> None:
+        """A request is not answered in time."""
+        why = f"did not answer in {self.target.timeout} ms"
+        self.level()
+        self.count("timeouts", asked)
+        if asked.ctx and (asked.sent_s >= self.replied_s or not asked.sent_s):
+            self.change(why)
+        self.fail(asked, mi.Reply(504, f"upstream {self.name} {why}"))
+
+    def change(self, why: str | None) -> None:
+        """Log that the server does not answer (why), or answers again (None), once for all children."""
+        down = self.columns["down"]
+        if bool(why) == bool(self.counters.slots[down]):
+            return
+        self.counters.set(down, int(bool(why)))
+        if why:
+            self.down_s = time.monotonic()
+            self.ctx.log.error("upstream %s %s", self.name, why)
+        else:
+            after = f" after {time.monotonic() - self.down_s:.1f} s" if self.down_s else ""
+            self.ctx.log.warning("upstream %s answers again%s", self.name, after)
+            self.recipes.clear()  # it may be another one
+            self.learn()
+
+    # What it is.
+
+    def learn(self) -> None:
+        """Find out, in the background, which dialects the server speaks and which commands it has."""
+        import gevent
+
+        self.learn_s = time.monotonic() + LEARN_S
+        if not self.learner:
+            self.learner = gevent.spawn(self.list_names)
+
+    def wait(self, deadline_s: float) -> None:
+        """Until it is known what the server is, or cannot be reached; mi.Error if that takes too long."""
+        self.learn()
+        self.learner.join(deadline_s - time.monotonic())
+        if self.known is None and self.learner:
+            raise mi.Error(504, f"upstream {self.name} did not answer in {self.target.timeout} ms")
+
+    def ask(self, request: mi.Request) -> bytes | mi.Reply:
+        """Ask for something ourselves; waits."""
+        result = mi.AsyncResult()
+        asked = Asked(mi.write_request(request.name, ()) if request.dialect == "text" else one_request(request), request)
+        asked.done = result.set
+        self.questions += 1
+        self.put(asked)
+        try:
+            return result.get()[1]
+        finally:
+            self.questions -= 1
+            self.level()
+
+    def list_names(self) -> list[str] | mi.Reply:
+        """The commands that the server lists, or the Reply that stands in place of the list; waits. Learns from it."""
+        reply: bytes | mi.Reply = b""
+        dialects, names, is_kamailio = [] if self.target.dialect == "auto" else [self.target.dialect], None, False
+        for dialect, command in LISTINGS:
+            if self.target.dialect not in ("auto", dialect) or is_kamailio or names and command == LISTINGS[1][1]:
+                continue
+            reply = self.ask(mi.Request(command, dialect=dialect, id=1))
+            if isinstance(reply, mi.Reply) and reply.code == UNREACHABLE:
+                return reply
+            listing = listed(reply) if isinstance(reply, bytes) else None
+            if listing is not None or isinstance(reply, bytes) and dialect == "jsonrpc" and reply[:1] == b"{":
+                dialects.append(dialect)
+            if listing is not None and names is None:
+                names, is_kamailio = listing, command == LISTINGS[1][1]
+        if not self.known or names != self.known.listed:
+            self.recipes.clear()
+        self.known = Known(frozenset(dialects), names, None if names is None else frozenset(names), is_kamailio)
+        return names if names is not None else reply if isinstance(reply, mi.Reply) else mi.Reply(
+            502, f"upstream {self.name} lists no commands")
+
+    def recipes_of(self, name: str) -> tuple | None:
+        """The sets of parameters that the server takes for a command, each a text of names, or None; asked for once. Waits."""
+        if name not in self.recipes:
+            reply = self.ask(mi.Request("which", dialect="jsonrpc", id=1, params=[name]))
+            self.recipes[name] = translation.recipes_in(reply) if isinstance(reply, bytes) else None
+        return self.recipes[name]
+
+    def asked_of(self, request: mi.Request, data: bytes) -> Asked:
+        """A request as the server is to get it: as it is, under another name, or translated; mi.Error. May wait."""
+        known = self.known
+        if known is None or request.dialect in known.dialects or not known.dialects:
+            name = known.other_name(request.name) if known else ""
+            return Asked(translation.renamed(data, name) if name else data, request)
+        name = translation.name_on(request.name, known.names, request.dialect)
+        if request.dialect == "jsonrpc":
+            there = mi.Request(name, dialect="text", answered=request.answered)
+            return Asked(translation.to_text(data, name), there, data, translation.reply_to_jsonrpc)
+        recipes = self.recipes_of(name) if translation.needs_recipes(request.name) and not known.is_kamailio else None
+        there = mi.Request(name, dialect="jsonrpc", id=1)
+        return Asked(translation.to_jsonrpc(data, name, recipes, known.is_kamailio), there, data, translation.reply_to_text)
+
+    def figures(self) -> dict[str, int]:
+        """The present figures, over all children."""
+        stats = [stat for stat in self.ctx.own.stats if stat.name in [f"{self.name}-{word}" for word in FIGURES]]
+        return dict(zip(FIGURES, self.ctx.server.values_of(stats)()))
+
+    def reset(self) -> None:
+        """Set all figures to 0 that are no levels, and forget how long replies took."""
+        for word in FIGURES.keys() - set(LEVELS):
+            self.counters.reset(self.columns[word])
+        self.ctx.store.put(SPACE, f"{self.name} since", f"{int(time.monotonic() / PART_S)}", MINUTE_S)
+
+    def close(self) -> None:
+        """Close all sockets."""
+        self.timer.close()
+        if self.room:
+            self.room.close()
+        for slot in [*self.free, *self.in_flight, *self.late, *([self.mute] if self.mute else [])]:
+            slot.close()
+
+
+SPACE = "upstream"  # of the store, where children put how long replies took
+PART_S, MINUTE_S = 2, 60
+STEPS = 8  # sizes of latencies in each doubling, so they are known to 9 %
+
+
+class Latencies:
+    """How long replies took in the last minute: how many of which size, for each two seconds."""
+
+    def __init__(self):
+        self.parts: dict[int, collections.Counter[int]] = {}  # by the steady clock, which all processes share
+
+    def add(self, now_s: float, took_s: float) -> None:
+        """One more."""
+        part = self.parts.get(int(now_s / PART_S))
+        if part is None:
+            part = self.parts[int(now_s / PART_S)] = collections.Counter()
+            for old in [number for number in self.parts if number < (now_s - MINUTE_S) / PART_S]:
+                del self.parts[old]
+        part[int(STEPS * log2(took_s * 1e6 + 1))] += 1
+
+
+def percentiles(parts: dict[int, collections.Counter[int]], since: int) -> list[float | None]:
+    """p50 and p99 in ms of the parts from a number on; None each where there are none."""
+    sizes: collections.Counter[int] = sum((part for number, part in parts.items() if number >= since), collections.Counter())
+    found: list[float | None] = []
+    for share in (0.5, 0.99):
+        left, size = share * sizes.total(), None
+        for size in sorted(sizes):
+            left -= sizes[size]
+            if left <= 0:
+                break
+        found.append(None if size is None else round(2 ** ((size + 0.5) / STEPS) / 1000, 3))
+    return found
