@@ -402,6 +402,9 @@ RuntimeDirectoryMode=$run_mode
 RuntimeDirectoryPreserve=yes
 LogsDirectory=midatagram
 LogsDirectoryMode=0750
+# For a store_file: /var/lib/midatagram.
+StateDirectory=midatagram
+StateDirectoryMode=0700
 UMask=0027
 
 # A reply goes to the path that the client has bound. So the server must see the same /tmp and the same homes

@@ -898,6 +898,7 @@ def test_the_unit_checks_first_is_not_restarted_for_mistakes_and_may_write_where
     assert check == start.replace(" -f ", " -c -f ") and hup == "/bin/kill -HUP $MAINPID"
     assert values["RestartPreventExitStatus"][0].split() == ["2", "73", "77", "78"]
     writable = [path.removeprefix("-") for path in values["ReadWritePaths"][0].split()]
+    assert (values["StateDirectory"], values["StateDirectoryMode"]) == (["midatagram"], ["0700"])  # for a store_file
     config = (installed.folder / "etc/midatagram/midatagram.conf").read_text()
     written = re.findall(r'^modparam\("mi_datagram", "socket_name", "(.*)"\)|"log_file", "(.*)"\)', config, re.M)
     assert written and all(any(path.startswith(f"{folder}/") for folder in writable) for pair in written for path in pair if path)
