@@ -1129,7 +1129,7 @@ class Stat(NamedTuple):
     """A statistic: a counter that ctx.count adds to, or with `read` a figure asked for when wanted.
 
     read() gives the figure, or {name: figure} for all statistics that have this function, which is called once for them.
-    dialect: the one whose requests it is shown to, text or jsonrpc; empty: both. Modules may declare the same one.
+    dialect: the one whose requests it is shown to, text or jsonrpc; empty: both. shared: several modules may declare it.
     """
 
     name: str
@@ -1138,6 +1138,7 @@ class Stat(NamedTuple):
     resettable: bool = True
     read: Callable[..., int | dict[str, int]] | None = None
     dialect: str = ""
+    shared: bool = False
 
     @property
     def kind(self) -> str:
@@ -1680,7 +1681,7 @@ class Registry:
         """Register a statistic under its group; its name alone means the first of that name."""
         group = f"{stat.group.lower()}:"
         for stats in [stats for dialect, stats in self.stats.items() if stat.dialect in ("", dialect)]:
-            if stat in stats[group]:
+            if stat.shared and stat in stats[group]:
                 continue
             if any(other.name == stat.name for other in stats[group]):
                 raise ConfigError(module.path, 0, f'statistic "{stat.group}:{stat.name}" is there already')

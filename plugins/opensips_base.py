@@ -210,14 +210,14 @@ def counters(names: str, help: str, group: str = "", dialect: str = "") -> list:
     return [mi.Stat(name, help, group, dialect=dialect) for name in names.split()]
 
 
-SIP_STATS = [
+SIP_STATS = [stat._replace(shared=True) for stat in (
     *counters("""rcv_requests rcv_replies fwd_requests fwd_replies drop_requests drop_replies err_requests err_replies
         bad_URIs_rcvd""", "SIP messages", "core"),
     *counters("unsupported_methods", "SIP messages; of 2.4", "core", "text"),
     *counters("bad_msg_hdr", "SIP messages", "core"),
     *counters("slow_messages", "SIP messages; of 3.4", "core", "jsonrpc"),
     *[mi.Stat(f"waiting_{way}", "bytes that wait in sockets", "net", False) for way in ("udp", "tcp", "tls")],
-]
+)]
 
 ###############################################################################
 # Parameters
