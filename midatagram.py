@@ -71,8 +71,9 @@ __all__ = [  # what plug-ins may use
     "ConfigReader", "Loader", "Processes", "Counters", "core_stats", "Store", "Server", "Access", "event_pair", "answers_of",
     # files of a plug-in's own format
     "Module", "ConfigError", "ParseError", "import_plugin", "read_source", "line_of", "nearest", "BAD_PARAMETER", "WRONG_COUNT",
-    # tools: a plug-in with main(argv)
+    # tools: a plug-in with main(argv), and what the script prints by one
     "StartError", "EXIT_OK", "EXIT_CRASH", "EXIT_USAGE", "EXIT_NOT_RUNNING", "EXIT_IN_USE", "socket_of",
+    "account_of", "run_places", "plugin_code",
 ]
 
 ###############################################################################
@@ -1214,7 +1215,7 @@ def every(seconds: float, where: str = "each"):
 
 
 def trace_destination(function):
-    """Tag the function of a Context that gives {name: destination} for tracing, see section 16.
+    """Tag the function of a Context that gives {name: destination} for tracing, see plugins/tracing.py.
 
     A destination has open(), write(list of Trace) and close(), which may block and raise OSError; reopen() for SIGUSR1,
     check() before each write and packets_per_trace if it wants. The function opens nothing. A destination of None is
@@ -3908,7 +3909,6 @@ class Access:
         self.networks, self.rules = own["allow_from"], own["allow_command"]
         self.restricted = {name for rule in self.rules for name in rule.commands}
 
-
     def allows(self, command: Command, caller: tuple) -> bool:
         """Whether a sender may use a restricted command; a refusal is logged for the audit."""
         endpoint, client = caller
@@ -4194,8 +4194,9 @@ class Loader:
                 self.note((command.path, command.line), text, logging.ERROR)
 
     def destinations(self) -> dict:
-        """The destinations that trace_destination names: name -> function that makes a Tracer."""
-        declared = trace_destinations(self.modules.values())
+        """The destinations that trace_destination names: name -> function that makes a Tracer; ConfigError."""
+        path = next((module.path for module in self.modules.values() if module.destinations), None)
+        declared = shared("tracing", path, "to trace, ").declared(self.modules.values()) if path else {}
         names = self.mi.settings["trace_destination"]
         for name in names:
             if name not in declared:
@@ -4304,7 +4305,6 @@ def account_numbers(account: str | int | None, look_up: Callable, where: Where, 
         kind = "user" if look_up is pwd.getpwnam else "group"
         raise ConfigError(*where, f'{param}: no {kind} "{account}" on this system') from None
     return entry[2], getattr(entry, "pw_gid", -1)
-
 
 
 ###############################################################################
@@ -4959,27 +4959,6 @@ def built_in_modules() -> list[Module]:
 
 
 ###############################################################################
-# 16. Tracing #################################################################
-###############################################################################
-# Strategy: a destination is an object of a plug-in, which knows how to open,
-# write and close. The plug-in tracing, which is loaded for those that declare
-# one, brings traces to it.
-
-
-def trace_destinations(modules: Iterable[Module]) -> dict:
-    """The destinations that plug-ins declare, by name: a function that makes a Tracer, or None for one that cannot be
-    traced to. The modules get the statistics of theirs. ConfigError."""
-    declared: dict[str, Callable | None] = {}
-    for module, function in [(one, function) for one in modules for function in one.destinations]:
-        tracing = shared("tracing", module.path, "to trace, ")
-        with plugin_code(module.path, f"{function.__name__}: "):
-            for name, destination in function(Context(module)).items():
-                declared[name] = destination and functools.partial(tracing.Tracer, name, module, destination)
-                module.stats += tracing.stats_of(name, module.name) if destination else []
-    return declared
-
-
-###############################################################################
 # 17. Sockets #################################################################
 ###############################################################################
 # Strategy: the attendant binds and checks; children read, and reply from the
@@ -5039,8 +5018,6 @@ class Endpoint:
         """One datagram, and (its sender, ancillary data); there is no room for descriptors that a client may send."""
         data, ancillary, _, client = self.socket.recvmsg(size, CREDENTIALS_ROOM if self.unix else ADDRESS_ROOM, flags)
         return data, (client, tuple(ancillary))
-
-
 
     @staticmethod
     def credentials_of(client: Any) -> tuple | None:
@@ -5842,19 +5819,17 @@ def forked(life: Callable[[], int]) -> int:
 class Supervisor:
     """The attendant: opens sockets, starts children, replaces those that die, reloads, stops.
 
-    load: () -> Setup, reads the configuration; prepare(setup): has the first loader log, and be the user, as the attendant does;
-    starter: descriptor that is written when a start in the background is over, else -1; given: sockets of systemd, path or
-    address -> descriptor.
+    options: the command line; starter: descriptor that is written when a start in the background is over, else -1; given:
+    sockets of systemd, path or address -> descriptor.
     """
 
     current: Generation
 
-    def __init__(self, load: Callable[[], Setup], prepare: Callable[[Setup], None], processes: Processes, started_s: float,
-                 starter: int, given: dict):
-        self.load, self.prepare, self.processes, self.started_s = load, prepare, processes, started_s
-        self.starter, self.given, self.notifier = starter, given, Notifier()
-        self.counters, self.pair, self.store, self.folder_lock = Counters(), event_pair(), Store("", 0), -1
-        self.loads = Loads(self.counters, processes)
+    def __init__(self, options: argparse.Namespace, starter: int, given: dict):
+        self.options, self.starter, self.given, self.notifier = options, starter, given, Notifier()
+        self.processes, self.counters, self.started_s = Processes(), Counters(), time.time()
+        self.pair, self.store, self.folder_lock = event_pair(), Store("", 0), -1
+        self.loads = Loads(self.counters, self.processes)
         self.endpoints: list[Endpoint] = []  # all that are open, of any generation
         self.candidate: Generation | None = None
         self.announced: list[Endpoint] | None = None  # the sockets at which every child served last
@@ -5872,7 +5847,7 @@ class Supervisor:
         for descriptor in (self.news_read, self.news_write):
             os.set_blocking(descriptor, False)
         built_in = Setup("", Registry(built_in_modules()), {}, {}, {}, [], [], {})
-        self.server = Server(built_in, self.counters, processes, self.store, self.pair, started_s)
+        self.server = Server(built_in, self.counters, self.processes, self.store, self.pair, self.started_s)
 
     # The start.
 
@@ -6019,7 +5994,8 @@ class Supervisor:
         try:
             if candidate.read_report() and not candidate.endpoints and self.take_report(candidate):
                 candidate.endpoints = self.open_sockets(candidate.setup)
-                log_notes(candidate.setup)
+                for note in candidate.setup.notes:
+                    log.log(*note)
             if ended:
                 raise StartError(EXIT_CRASH, ended)
         except (StartError, OSError) as error:
@@ -6285,12 +6261,8 @@ class Supervisor:
 
     def open_sockets(self, setup: Setup) -> list[Endpoint]:
         """The sockets of a configuration: those that are open already, and new ones; StartError."""
-        return [self.endpoint_of(place) or self.opened(place, setup.own) for place in setup.listeners]
-
-    def endpoint_of(self, place: Place) -> Endpoint | None:
-        """The open socket of a place, if there is one."""
-        return next((endpoint for endpoint in self.endpoints
-                     if endpoint.place.spot == place.spot and not endpoint.is_lost()), None)
+        ours = {endpoint.place.spot: endpoint for endpoint in self.endpoints if not endpoint.is_lost()}
+        return [ours.get(place.spot) or self.opened(place, setup.own) for place in setup.listeners]
 
     def opened(self, place: Place, own: dict) -> Endpoint:
         """A new socket, or a given one, with a large send buffer, as root beyond the system's limit; StartError."""
@@ -6313,21 +6285,21 @@ class Supervisor:
 
     def check_sockets(self) -> None:
         """Bind those sockets again whose file somebody deleted; the children are replaced."""
-        fresh = {endpoint: self.bound_again(endpoint) for endpoint in self.current.endpoints if endpoint.is_lost()}
-        if any(fresh.values()):
-            self.current.endpoints = [fresh.get(old) or old for old in self.current.endpoints]
+        endpoints = [self.bound_again(endpoint) if endpoint.is_lost() else endpoint for endpoint in self.current.endpoints]
+        if endpoints != self.current.endpoints:
+            self.current.endpoints = endpoints
 
-    def bound_again(self, endpoint: Endpoint) -> Endpoint | None:
-        """A new socket at the path of one whose file is gone, None if that cannot be."""
+    def bound_again(self, endpoint: Endpoint) -> Endpoint:
+        """A new socket at the path of one whose file is gone, the old one if that cannot be."""
         spot = endpoint.place.spot
         if os.path.lexists(spot):
             endpoint.say_once(f"{spot} is no longer our socket; somebody put another file there")
-            return None
+            return endpoint
         try:
             fresh = self.opened(endpoint.place, self.current.setup.own)
         except (StartError, OSError) as error:
             endpoint.say_once(f"{spot} was deleted and cannot be bound again: {error}")
-            return None
+            return endpoint
         log.warning("%s was deleted; bound again", spot)
         return fresh
 
@@ -6384,7 +6356,7 @@ class Loading:
         """Load the configuration; returns what Supervisor.take_report() reads."""
         attendant, counters = self.attendant, self.attendant.counters
         try:
-            setup = attendant.load()
+            setup = load_setup(attendant.options, attendant.processes, attendant.started_s)
             self.server = Server(setup, counters, attendant.processes, attendant.store, attendant.pair, attendant.started_s)
         except (StartError, ConfigError) as error:
             return (getattr(error, "status", EXIT_CONFIG), f"{error}"), None, (), ()
@@ -6398,7 +6370,8 @@ class Loading:
 
     def begin(self, path: str, lock: list[int]) -> None:
         """At the first start: log, and be the user, as the attendant does by now; hold its lock of the store's folder."""
-        self.attendant.prepare(self.server.setup)
+        start_logging(self.server.setup, self.attendant.processes, self.attendant.options)
+        drop_privileges(self.attendant.options)
         libc().prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # another user's process has none
         self.server.store.path = path
 
@@ -6496,13 +6469,11 @@ class Loads:
 
     def of(self, pid: int, now_s: float) -> list[int]:
         """The loads of a process."""
+        samples = self.samples.setdefault(pid, collections.deque(maxlen=1300))
         try:
-            with open(f"/proc/{pid}/stat") as file:
-                fields = file.read().rpartition(")")[2].split()
+            samples.append((now_s, time.clock_gettime(~pid << 3 | 2)))  # its CPU time, see clock_getcpuclockid(3)
         except OSError:
             return [0] * len(LOADS)
-        samples = self.samples.setdefault(pid, collections.deque(maxlen=1300))
-        samples.append((now_s, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")))
         firsts = [samples[bisect.bisect_left(samples, (now_s - span_s - 0.5,))] for span_s in LOADS.values()]
         return [round(100 * (samples[-1][1] - used_s) / (now_s - then_s or 1)) for then_s, used_s in firsts]
 
@@ -6561,24 +6532,15 @@ class Notifier:
         self.unsent.clear()
 
 
-def given_descriptors() -> range:
-    """The descriptors that systemd opened for us; see sd_listen_fds(3)."""
-    ours = os.environ.get("LISTEN_PID") == str(os.getpid())
-    return range(3, 3 + int(os.environ.get("LISTEN_FDS", "0"))) if ours else range(0)
-
-
 def given_sockets() -> dict:
-    """The sockets systemd opened for us: path or address -> descriptor."""
-    found = {}
-    for descriptor in given_descriptors():
+    """The sockets systemd opened for us: path or address -> descriptor; see sd_listen_fds(3)."""
+    receiver, count, _ = [os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")]
+    given = {}
+    for descriptor in range(3, 3 + int(count or 0)) if receiver == str(os.getpid()) else ():
         os.set_inheritable(descriptor, False)
-        probe = original("socket", "socket")(fileno=os.dup(descriptor))
-        found[probe.getsockname()] = descriptor
-        probe.close()
-    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
-        os.environ.pop(name, None)
-    return found
-
+        with socket.socket(fileno=os.dup(descriptor)) as probe:
+            given[probe.getsockname()] = descriptor
+    return given
 
 
 ###############################################################################
@@ -6614,19 +6576,6 @@ def load_packages() -> None:
     with contextlib.suppress(ImportError):
         importlib.import_module("ctypes")
         importlib.import_module("setproctitle")
-
-
-def log_file_notes(path: str | None) -> Iterator[tuple[int, str]]:
-    """What -c says of a log file that cannot be opened; it does not make one."""
-    place = path if path and os.path.exists(path) else os.path.dirname(path or "") or "."
-    if path and (os.path.isdir(path) or not os.access(place, os.W_OK)):
-        yield logging.ERROR, f"log_file {path} cannot be opened for writing"
-
-
-def log_notes(setup: Setup) -> None:
-    """Log what the loader had to say."""
-    for level, text in setup.notes:
-        log.log(level, "%s", text)
 
 
 @functools.lru_cache(1)
@@ -6684,6 +6633,13 @@ def directives_of(options) -> list[Directive]:
             raise ConfigError("-s", 0, f"a UDP socket is written udp:HOST:PORT, a path ./{options.socket}: {right}")
         directives.append(Directive("modparam", ("mi_datagram", "socket_name", options.socket), "-s", 0))
     return directives
+
+
+def load_setup(options, processes: Processes, started_s: float) -> Setup:
+    """Load the configuration of the command line; StartError, ConfigError."""
+    directives = directives_of(options)
+    path = options.file or ("-s" if options.socket else default_configuration())
+    return Loader(path, options.plugins, functools.partial(core_stats, processes, started_s)).load(directives)
 
 
 def socket_of(options) -> Address:
@@ -6751,23 +6707,6 @@ def is_running(options) -> bool:
         return bool(ask(place, write_request("uptime", ()), 1.0))
     except OSError:
         return False
-
-
-def status_lines(options) -> Iterator[str]:
-    """What the server of this configuration wrote about itself, if we may read it and its user or root must have written it."""
-    address, user = socket_of(options), account_of(options)[0]
-    places, trusted = {*run_places(), "/run/midatagram"} - {""}, {0, os.geteuid(), user.pw_uid if user else 0}
-    with contextlib.suppress(OSError):
-        if address.port is None:
-            places.add(os.path.dirname(address.host) or ".")
-            trusted.add(os.stat(address.host).st_uid)
-    for folder in [folder for place in places for folder in pathlib.Path(place).glob("midatagram-*")]:
-        with contextlib.suppress(OSError, ValueError):
-            if folder.lstat().st_uid in trusted:
-                pid, started_s, status, served = json.loads((folder / "status").read_text())
-                if str(address) in served and os.path.exists(f"/proc/{pid}"):
-                    yield f"pid {pid}, uptime {time.time() - started_s:.0f} s"
-                    yield from status.split("; ")
 
 
 PID_TRIES = 20
@@ -6887,10 +6826,10 @@ def drop_privileges(options) -> None:
         raise StartError(EXIT_PERMISSION, f"-u, -g: uid {os.geteuid()} may not change user or group; only root can") from None
 
 
-def close_inherited() -> None:
+def close_inherited(given: Iterable[int]) -> None:
     """Close all inherited descriptors but the standard streams and the sockets of systemd."""
     for descriptor in map(int, os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ()):
-        if descriptor > 2 and descriptor not in given_descriptors():
+        if descriptor > 2 and descriptor not in given:
             with contextlib.suppress(OSError):  # the descriptor that listdir used
                 os.close(descriptor)
 
@@ -6932,16 +6871,17 @@ def serve(options) -> int:
     if options.status or options.if_not_running:
         running = is_running(options)
         if options.status:
-            print("\n".join(["running", *status_lines(options)] if running else ["not running"]))
+            more = shared("status", "--status", "to say more, ").lines(options) if running else ()
+            print("\n".join(["running" if running else "not running", *more]))
             return EXIT_OK if running else EXIT_NOT_RUNNING
         if running:
             return EXIT_OK
+    given = given_sockets()
     if options.background:
-        close_inherited()
+        close_inherited(given.values())
     if options.file == "-":
         standard_input()  # once, whatever process loads the configuration
     load_packages()
-    given = given_sockets()
     original("signal", "signal")(signal.SIGCHLD, signal.SIG_DFL)  # who started us may ignore it
     starter = go_background() if options.background and not options.check else -1
     try:
@@ -6954,19 +6894,7 @@ def serve(options) -> int:
 
 def start(options, starter: int, given: dict) -> int:
     """Load the configuration, open everything, then serve until a signal stops it; returns the exit status."""
-    processes, started_s = Processes(), time.time()
-    figures = functools.partial(core_stats, processes, started_s)
-
-    def load() -> Setup:
-        directives = directives_of(options)
-        return Loader(options.file or (default_configuration() if not options.socket else "-s"),
-                      options.plugins, figures).load(directives)
-
-    def prepare(setup: Setup) -> None:
-        start_logging(setup, processes, options)
-        drop_privileges(options)
-
-    supervisor = Supervisor(load, prepare, processes, started_s, starter, given)
+    supervisor = Supervisor(options, starter, given)
     setup = supervisor.load_first()
     if options.check:
         return report(setup)
@@ -6974,13 +6902,14 @@ def start(options, starter: int, given: dict) -> int:
     if pidfile:
         pidfile.lock()
     try:
-        start_logging(setup, processes, options)
+        start_logging(setup, supervisor.processes, options)
         supervisor.open()
         drop_privileges(options)
         supervisor.make_store()
         if pidfile:
             pidfile.write(f"{os.getpid()}")
-        log_notes(setup)
+        for note in setup.notes:
+            log.log(*note)
         if "setproctitle" not in sys.modules:
             log.warning("setproctitle is missing, processes have no titles; %s", PACKAGES)
         return supervisor.run()
@@ -6991,8 +6920,11 @@ def start(options, starter: int, given: dict) -> int:
 
 
 def report(setup: Setup) -> int:
-    """Print what a check says of a configuration that could be loaded; returns the exit status."""
-    setup.notes.extend(log_file_notes(setup.own["log_file"]))
+    """Print what a check says of a configuration that could be loaded; returns the exit status. It makes no log file."""
+    path = setup.own["log_file"]
+    place = path if path and os.path.exists(path) else os.path.dirname(path or "") or "."
+    if path and (os.path.isdir(path) or not os.access(place, os.W_OK)):
+        setup.notes.append((logging.ERROR, f"log_file {path} cannot be opened for writing"))
     for level, text in setup.notes:
         print(f"{logging.getLevelName(level)}: {text}")
     worst = max([level for level, _ in setup.notes], default=0)
