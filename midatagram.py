@@ -71,9 +71,10 @@ __all__ = [  # what plug-ins may use
     "ConfigReader", "Loader", "Processes", "Counters", "core_stats", "Store", "Server", "Access", "event_pair", "answers_of",
     # files of a plug-in's own format
     "Module", "ConfigError", "ParseError", "import_plugin", "read_source", "line_of", "nearest", "BAD_PARAMETER", "WRONG_COUNT",
-    # tools: a plug-in with main(argv), and what the script prints by one
-    "StartError", "EXIT_OK", "EXIT_CRASH", "EXIT_USAGE", "EXIT_NOT_RUNNING", "EXIT_IN_USE", "socket_of",
-    "account_of", "run_places", "plugin_code",
+    # tools: a plug-in with main(argv), and what the script has one for
+    "StartError", "EXIT_OK", "EXIT_CRASH", "EXIT_USAGE", "EXIT_NOT_RUNNING", "EXIT_IN_USE", "EXIT_CANNOT_CREATE", "EXIT_RUNNING",
+    "EXIT_PERMISSION", "socket_of", "account_of", "run_places", "plugin_code", "walk", "follow_roots", "identity_of",
+    "remove_own", "LogHandler",
 ]
 
 ###############################################################################
@@ -3291,8 +3292,8 @@ def escaped(text: str) -> str:
 
 
 class LineFormatter(logging.Formatter):
-    """One record as one line of at most LINE bytes, and those of a traceback, which are indented so that none passes for a
-    line of its own. `dated`: with the time; `journal`: each line with its priority, as systemd reads it from stderr."""
+    """One record as one line, and those of a traceback, which are indented so that none passes for a line of its own.
+    `dated`: with the time; `journal`: each line with its priority, as systemd reads it from stderr."""
 
     def __init__(self, dated: bool, journal: bool):
         when = "%(asctime)s " if dated else ""
@@ -3359,13 +3360,14 @@ class LogHandler(logging.Handler):
     """Logs without ever waiting: what cannot be written now is dropped and counted.
 
     send(data) writes at most PIPE_BUF bytes as os.write() does, whole or not at all where that can be. descriptor: the one
-    it writes to, if any; path: of a log file; facility: the number of syslog's.
+    it writes to, if any; facility: the number of syslog's; reopen: opens a log file again.
     """
 
-    def __init__(self, send: Callable[[bytes], int], descriptor: int = -1, path: str = "", facility: int | None = None):
+    def __init__(self, send: Callable[[bytes], int], descriptor: int = -1, facility: int | None = None,
+                 reopen: Callable[[], None] | None = None):
         super().__init__()
-        self.send, self.descriptor, self.path, self.facility = send, descriptor, path, facility
-        self.on_stderr = not path and facility is None
+        self.send, self.descriptor, self.facility, self.reopen = send, descriptor, facility, reopen
+        self.on_stderr = not reopen and facility is None
         self.limit: LineLimit | None = None
         self.torn: Any = bytearray(1)  # whether the last line lacks its end; of all processes, see start_logging()
         self.lost = self.uncounted = 0  # lines since that was logged last, and counted
@@ -3477,68 +3479,20 @@ def open_to_append(path: str, access: int = os.O_WRONLY, mode: int = 0o640) -> i
     return descriptor
 
 
-def open_log(path: str) -> int:
-    """Open a log file, which may be a FIFO that nobody reads yet; OSError."""
-    try:
-        return open_to_append(path)
-    except OSError as error:
-        if error.errno != errno.ENXIO:
-            raise
-        return open_to_append(path, os.O_RDWR)
-
-
-def file_handler(path: str, user: Any, gid: int) -> LogHandler:
-    """Logs to a file, opened as the user of -u, or by root where that user may not; StartError.
-
-    One that root makes is the user's, so that it can be opened again.
-    """
-    path, is_new = os.path.abspath(path), not os.path.lexists(path)
-    try:
-        try:
-            with acting_as(user, gid):
-                descriptor = open_log(path)
-        except PermissionError:
-            descriptor = open_log(path)
-            if user and is_new:
-                os.fchown(descriptor, user.pw_uid, gid)
-    except OSError as error:
-        status = EXIT_PERMISSION if isinstance(error, PermissionError) else EXIT_CANNOT_CREATE
-        raise StartError(status, f"log_file {path}: {error.strerror}") from None
-    return LogHandler(functools.partial(os.write, descriptor), descriptor, path)
-
-
-@contextlib.contextmanager
-def acting_as(user: Any, gid: int) -> Iterator[None]:
-    """Be a user of -u for a while, to do with files what that one could; only root can."""
-    with contextlib.ExitStack() as stack:
-        if user and os.geteuid() == 0:
-            stack.callback(os.setgroups, os.getgroups())
-            stack.callback(os.setegid, os.getegid())
-            stack.callback(os.seteuid, 0)
-            os.setgroups(os.getgrouplist(user.pw_name, gid))
-            os.setegid(gid)
-            os.seteuid(user.pw_uid)
-        yield
-
-
 def start_logging(setup: Setup, processes: Processes, options) -> None:
     """Log to stderr, syslog or a file, as the configuration and the command line say; StartError."""
-    settings = setup.globals
-    level = 4 if options.debug else settings.get("log_level", LOG_LEVEL_DEFAULT)
-    for row in range(ROWS):
-        processes.set(row, level=level)
-    foreground = not options.background
+    settings, foreground = setup.globals, not options.background
+    processes.set(0, level=4 if options.debug else settings.get("log_level", LOG_LEVEL_DEFAULT))
     to_stderr = settings.get("log_stderror", settings.get("stderror_enabled", foreground)) or options.debug and foreground
     if setup.own["log_file"]:
-        handler = file_handler(setup.own["log_file"], *account_of(options))
+        handler = shared("log_file", setup.path, "for log_file, ").handler(setup.own["log_file"], *account_of(options))
     elif to_stderr or not os.path.exists("/dev/log"):
         handler = stderr_handler()
     else:
         name = settings.get("log_facility", settings.get("syslog_facility", "daemon"))
-        facility = logging.handlers.SysLogHandler.facility_names[name]
-        handler = LogHandler(syslog_sender("/dev/log"), facility=facility)
+        handler = LogHandler(syslog_sender("/dev/log"), facility=logging.handlers.SysLogHandler.facility_names[name])
     filtered = settings.get("stderror_level_filter" if handler.on_stderr else "syslog_level_filter", 0)
-    if filtered and not handler.path:  # 0: all that log_level lets through
+    if filtered and not handler.reopen:  # 0: all that log_level lets through
         handler.setLevel(LOG_LEVELS[max(-3, min(4, filtered))])
     status = os.fstat(2)
     journal = handler.on_stderr and os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
@@ -3563,15 +3517,10 @@ def log_as(processes: Processes, row: int) -> None:
 
 
 def reopen_logs() -> None:
-    """Open log files again by their names. A signal may come in the midst of a line: descriptors keep their numbers."""
+    """Open log files again by their names."""
     for handler in log_handlers():
-        if handler.path:
-            try:
-                descriptor = open_log(handler.path)
-                os.dup2(descriptor, handler.descriptor, inheritable=False)
-                os.close(descriptor)
-            except OSError as error:  # as when -u may not write the folder: better the old file than none
-                log.error("%s cannot be opened again, the log goes on to the old file: %s", handler.path, error.strerror)
+        if handler.reopen:
+            handler.reopen()
 
 
 def tend_logs(server: Server) -> None:
@@ -6469,13 +6418,14 @@ class Loads:
 
     def of(self, pid: int, now_s: float) -> list[int]:
         """The loads of a process."""
-        samples = self.samples.setdefault(pid, collections.deque(maxlen=1300))
         try:
-            samples.append((now_s, time.clock_gettime(~pid << 3 | 2)))  # its CPU time, see clock_getcpuclockid(3)
+            used_s = time.clock_gettime(~pid << 3 | 2)  # its CPU time, see clock_getcpuclockid(3)
         except OSError:
             return [0] * len(LOADS)
+        samples = self.samples.setdefault(pid, collections.deque(maxlen=1300))
+        samples.append((now_s, used_s))
         firsts = [samples[bisect.bisect_left(samples, (now_s - span_s - 0.5,))] for span_s in LOADS.values()]
-        return [round(100 * (samples[-1][1] - used_s) / (now_s - then_s or 1)) for then_s, used_s in firsts]
+        return [round(100 * (used_s - first_s) / (now_s - then_s or 1)) for then_s, first_s in firsts]
 
 
 def watch_parent(attendant_pid: int) -> None:
@@ -6530,17 +6480,6 @@ class Notifier:
         except OSError as error:
             log.warning("cannot notify %s: %s", self.target, error)
         self.unsent.clear()
-
-
-def given_sockets() -> dict:
-    """The sockets systemd opened for us: path or address -> descriptor; see sd_listen_fds(3)."""
-    receiver, count, _ = [os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")]
-    given = {}
-    for descriptor in range(3, 3 + int(count or 0)) if receiver == str(os.getpid()) else ():
-        os.set_inheritable(descriptor, False)
-        with socket.socket(fileno=os.dup(descriptor)) as probe:
-            given[probe.getsockname()] = descriptor
-    return given
 
 
 ###############################################################################
@@ -6696,10 +6635,15 @@ def ask(place: Address | str, request: bytes, timeout_s: float) -> bytes:
         return client.recv(1 << 20)
 
 
+def pid_file(options) -> Any:
+    """The file of -P."""
+    return shared("pid_file", "-P", "for a pid file, ").PidFile(options.pidfile, options.status)
+
+
 def is_running(options) -> bool:
     """Whether a server of this configuration runs: its pid file is locked, or its socket answers."""
     if options.pidfile:
-        return PidFile(options.pidfile, options.status).locked_elsewhere()
+        return pid_file(options).locked_elsewhere()
     place = socket_of(options)
     if place.port is None:
         return is_live(place.host)
@@ -6707,100 +6651,6 @@ def is_running(options) -> bool:
         return bool(ask(place, write_request("uptime", ()), 1.0))
     except OSError:
         return False
-
-
-PID_TRIES = 20
-
-
-class PidFile:
-    """A file with the attendant's pid; who holds its lock is running, so a file that is left behind means nothing.
-
-    Who can open it for reading can lock it: hence it is its owner's alone. of_others: another user's may be looked at.
-    """
-
-    def __init__(self, path: str, of_others: bool = False):
-        self.path, self.of_others, self.file = path, of_others, -1
-
-    def open(self, flags: int) -> int:
-        """A descriptor of the file: a plain one with no other name, which is ours or root's; OSError."""
-        folder = walk(os.path.dirname(self.path) or ".", follow_roots)
-        try:
-            flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-            file = os.open(os.path.basename(self.path), flags, 0o600, dir_fd=folder)
-        finally:
-            os.close(folder)
-        status = os.fstat(file)
-        owned = self.of_others or status.st_uid in (0, os.geteuid())
-        if S_ISREG(status.st_mode) and status.st_nlink < 2 and owned:
-            return file
-        os.close(file)
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-
-    def locked_elsewhere(self) -> bool:
-        """Whether another process holds the lock."""
-        try:
-            file = self.open(os.O_RDONLY)
-        except FileNotFoundError:
-            return False
-        except PermissionError as error:
-            return self.listed_as_locked(error)
-        except OSError as error:
-            raise self.trouble(error) from None
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(file)
-        return False
-
-    def listed_as_locked(self, refusal: PermissionError) -> bool:
-        """Whether the kernel lists a lock on the file, for who may not open it."""
-        try:
-            status = os.stat(self.path)
-            with open("/proc/locks") as file:
-                device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
-                return any(f"{device}:{status.st_ino}" in line.split() for line in file)
-        except OSError:
-            raise self.trouble(refusal) from None
-
-    def trouble(self, error: OSError) -> StartError:
-        """Why the file cannot be used."""
-        status = EXIT_PERMISSION if isinstance(error, PermissionError) else EXIT_CANNOT_CREATE
-        linked = "is no plain file of our own; remove it or choose another path"
-        return StartError(status, f"pid file {self.path}: {linked if error.errno == errno.ELOOP else error.strerror}")
-
-    def lock(self) -> None:
-        """Take the lock, and room for a pid; StartError when a server runs or the file cannot be written."""
-        for _ in range(PID_TRIES):  # who asks for the status has the lock for a moment
-            try:
-                self.file = self.open(os.O_RDWR | os.O_CREAT)
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if identity_of(self.path) == identity_of(self.file):
-                    os.fchmod(self.file, 0o600)
-                    return self.write("")
-            except BlockingIOError:
-                original("time", "sleep")(0.01)
-            except OSError as error:
-                raise self.trouble(error) from None
-            os.close(self.file)  # locked, or removed meanwhile by one that ended
-        raise StartError(EXIT_RUNNING, f"already running: {self.path} is locked")
-
-    def write(self, pid: str) -> None:
-        """Write a pid; StartError, and the file is gone."""
-        try:
-            os.ftruncate(self.file, os.pwrite(self.file, encode(f"{pid}\n"), 0))
-        except OSError as error:
-            self.remove()
-            raise self.trouble(error) from None
-
-    def remove(self) -> None:
-        """Delete the file and give up the lock."""
-        with contextlib.suppress(OSError):
-            remove_own(self.path, identity_of(self.file))
-        with contextlib.suppress(OSError):
-            os.close(self.file)
-        self.file = -1
 
 
 def account_of(options) -> tuple:
@@ -6876,7 +6726,9 @@ def serve(options) -> int:
             return EXIT_OK if running else EXIT_NOT_RUNNING
         if running:
             return EXIT_OK
-    given = given_sockets()
+    given = shared("activation", "LISTEN_FDS", "for sockets of systemd, ").given_sockets() if "LISTEN_FDS" in os.environ else {}
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)
     if options.background:
         close_inherited(given.values())
     if options.file == "-":
@@ -6898,7 +6750,7 @@ def start(options, starter: int, given: dict) -> int:
     setup = supervisor.load_first()
     if options.check:
         return report(setup)
-    pidfile = PidFile(options.pidfile) if options.pidfile else None
+    pidfile = pid_file(options) if options.pidfile else None
     if pidfile:
         pidfile.lock()
     try:
