@@ -15,11 +15,11 @@ it, from opensips-style modparam lines. Data flows one way, from the top of this
     bytes -> Request -> Command -> Reply -> bytes
 
     PART ONE - what a datagram means          PART TWO - where datagrams come from
-     1 Errors            6 Declarations       10 Shared state    15 Core commands    19 Child
-     2 Values            7 Registry           11 Logging         16 Tracing          20 Supervisor
-     3 Reading           8 Answering          12 Events          17 Sockets          21 systemd
-     4 Writing           9 Configuration      13 Access          18 Outbox           22 Command line
-     5 Converters                             14 Plug-ins
+     1 Errors            6 Declarations       10 Shared state    14 Plug-ins         18 Child
+     2 Values            7 Registry           11 Logging         15 Core commands    19 Supervisor
+     3 Reading           8 Answering          12 Events          16 Sockets          20 Command line
+     4 Writing           9 Configuration      13 Access          17 Outbox
+     5 Converters
 
 A plug-in imports this file as `midatagram` and uses what `__all__` names. `midatagram.py NAME ...` runs plugins/NAME.py,
 if that has a main(): so the client `call` is one.
@@ -3283,8 +3283,7 @@ ONCE, LABEL = 4096, 100  # lines remembered that are logged once; characters of 
 
 
 def escaped(text: str) -> str:
-    """Text on one line that no reader of logs takes for another one, cut to LINE bytes: what is not printable is an escape,
-    \\xff for a byte."""
+    """Text on one line, which no reader of logs takes for another one, cut to LINE bytes: what is not printable is escaped."""
     if not text.isprintable():
         text = "".join([char if char.isprintable() else repr(char)[1:-1].replace("\\udc", "\\x") for char in text])
     data = text.encode()
@@ -3411,10 +3410,7 @@ class LogHandler(logging.Handler):
 
 
 def syslog_sender(place: str) -> Callable[[bytes], int]:
-    """A function that sends to a syslog daemon, and connects anew when there is another one; OSError.
-
-    The socket is one that gevent has not patched, so that the attendant needs no hub.
-    """
+    """A function that sends to a syslog daemon without a hub, and connects anew when there is another one; OSError."""
     new_socket = original("socket", "socket")
     sock = new_socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
@@ -3437,12 +3433,10 @@ def syslog_sender(place: str) -> Callable[[bytes], int]:
 def stderr_handler() -> LogHandler:
     """Logs to stderr and never waits, while others who have it open may. To be called before privileges are dropped: a pipe
     can be opened anew by its owner only."""
-    descriptor = 2
-    if not S_ISREG(os.fstat(2).st_mode):
-        try:
-            descriptor = os.open("/proc/self/fd/2", os.O_WRONLY | APPENDING)
-        except OSError:
-            return LogHandler(write_in_turn, 2)
+    try:
+        descriptor = 2 if S_ISREG(os.fstat(2).st_mode) else os.open("/proc/self/fd/2", os.O_WRONLY | APPENDING)
+    except OSError:
+        return LogHandler(write_in_turn, 2)
     return LogHandler(functools.partial(os.write, descriptor), descriptor)
 
 
@@ -3459,11 +3453,8 @@ def write_in_turn(data: bytes) -> int:
 
 
 def open_to_append(path: str, access: int = os.O_WRONLY, mode: int = 0o640) -> int:
-    """Open or create a file to append to, without waiting for the reader of a FIFO; OSError.
-
-    Root opens what no other user can have put there: in a folder that others may write, only a file of root's that has no
-    other name.
-    """
+    """Open or create a file to append to, without waiting for the reader of a FIFO; OSError. Root opens what no other user
+    can have put there: in a folder that others may write, only a file of root's that has no other name."""
     only_roots = 0
     if os.geteuid() == 0 and path not in ("/dev/stdout", "/dev/stderr"):  # they lead to what root was started with
         try:
@@ -3721,11 +3712,8 @@ def has_ended(row: dict, now_s: float) -> bool:
 
 
 def write_event(name: str, attributes, dialect: str) -> bytes:
-    """An event as a datagram, with attributes by name, or a list of values without.
-
-    Text: `NAME`, `attribute::value` lines and an empty line; attributes with a field `text` have others. JSON-RPC: a
-    notification.
-    """
+    """An event as a datagram, with attributes by name, or a list of values without. Text: `NAME`, `attribute::value` lines
+    and an empty line; attributes with a field `text` have others. JSON-RPC: a notification."""
     if dialect == "jsonrpc":
         params = {"params": attributes} if attributes else {}
         return encode(json_text({"jsonrpc": "2.0", "method": name, **params}))
@@ -3736,10 +3724,8 @@ def write_event(name: str, attributes, dialect: str) -> bytes:
 
 
 def event_target(place: str, by_name: bool = True) -> tuple[int, Any]:
-    """The socket family and address of `unix:PATH` or `udp:HOST:PORT`; ValueError, and OSError for an unknown host.
-
-    by_name: a host may be given by its name, which takes time to look up.
-    """
+    """The socket family and address of `unix:PATH` or `udp:HOST:PORT`, `by_name` a host that has to be looked up; ValueError,
+    and OSError for an unknown host."""
     if place.startswith("unix:") and 0 < len(encode(place[5:])) <= 107:
         return socket.AF_UNIX, place[5:]
     match = re.fullmatch(r"udp:((?!\*:).{1,255}):([0-9]{1,5})", place, re.S)
@@ -3895,7 +3881,8 @@ def fits(rule: Rule, uid: int, gid: int) -> bool:
 
 SUFFIXES = (".py", ".conf")
 HERE = os.path.dirname(os.path.realpath(__file__))
-BESIDE = os.path.join(HERE, "plugins" if os.path.isdir(os.path.join(HERE, "plugins")) else "midatagram_plugins")  # as pip has it
+AS_PIP_HAS_IT = os.path.join(HERE, "midatagram_plugins")
+BESIDE = AS_PIP_HAS_IT if os.path.isdir(AS_PIP_HAS_IT) else os.path.join(HERE, "plugins")
 NAMES_FILE = os.path.join(BESIDE, "opensips.names")
 PLUGIN_PREFIX = "midatagram_plugin_"  # of the names in sys.modules, so that a plug-in hides no other module
 
@@ -4006,10 +3993,8 @@ DROPPED = {"socket_name": 'modparam("midatagram", "listen", ...) adds a socket',
 
 
 class Loader:
-    """Turns directives into a Setup: loads modules, sets their parameters, checks what needs the system.
-
-    core_stats: returns the statistics of the core for a number of children.
-    """
+    """Turns directives into a Setup: loads modules, sets their parameters, checks what needs the system. core_stats: returns
+    the statistics of the core for a number of children."""
 
     def __init__(self, path: str, folders: list[str], core_stats: Callable[[int], list[Stat]]):
         self.path, self.options, self.core_stats = path, folders, core_stats
@@ -4060,13 +4045,13 @@ class Loader:
                 self.note((self.modules[name].path, line), text, logging.ERROR)
             return
         names = [path.stem for folder in self.folders for suffix in SUFFIXES for path in pathlib.Path(folder).glob(f"*{suffix}")]
-        hint = nearest(name, {*self.modules, *names, *self.opensips["modules"]})
+        known = self.opensips["modules"]
+        hint = nearest(name, {*self.modules, *names, *known})
         if not file.endswith(".so"):
             raise ConfigError(*where, f'no plug-in "{name}" in {", ".join(self.folders)}{hint}')
         self.passed.add(name)
-        if self.opensips["modules"] and not hint:
-            hint = "; OpenSIPS has no such module either"
-        self.pass_over(where, f"module {name} has no plug-in here, passed over", "" if name in self.opensips["modules"] else hint)
+        hint = "" if name in known else hint or ("; OpenSIPS has no such module either" if known else "")
+        self.pass_over(where, f"module {name} has no plug-in here, passed over", hint)
 
     def set_parameter(self, where: Where, pattern: str, name: str, value: Any) -> None:
         """modparam: the name of the module is a regular expression over the modules loaded so far, or one of ours."""
@@ -4610,31 +4595,27 @@ def event_subscribe(ctx, event, socket, expire=3600):
     """Subscribe SOCKET, udp:HOST:PORT or unix:PATH, to an event for EXPIRE seconds; 0 ends the subscription."""
     if event not in ctx.server.registry.events:
         raise BAD_PARAMETER
-    endpoint, _ = ctx.caller or (None, None)
+    endpoint, client = ctx.caller or (None, None)
+    asker = endpoint.address_of(client) if endpoint and not endpoint.unix else None  # of a UDP client
     try:
-        family, target = event_target(socket, endpoint is None or endpoint.unix)
+        family, target = event_target(socket, by_name=not asker)
     except (OSError, ValueError):
         raise Error(400, f"Bad parameter, write {right_form(socket)}") if right_form(socket) else BAD_PARAMETER from None
-    if not may_have_events(ctx, family, target):
-        endpoint, client = ctx.caller
+    if asker and not may_have_events(ctx, asker[0], target):
         ctx.server.count("forbidden")
-        log.warning("audit: events for %a refused to %s", socket, shown_address(endpoint.address_of(client)))
+        log.warning("audit: events for %a refused to %s", socket, shown_address(asker))
         raise Error(403, "Forbidden")
     dialect = ctx.request.dialect
     ctx.server.events.subscribe({
         "event": event, "socket": socket, "expire": expire, "since": ctx.store.now_s(), "dialect": dialect, "family": family,
-        "target": target, "ended": expire == 0,
-        "by": "" if endpoint is None or endpoint.unix else target[0]})
+        "target": target, "ended": expire == 0, "by": target[0] if asker else ""})
     return Reply()
 
 
-def may_have_events(ctx, family: int, target: Any) -> bool:
-    """Whether who asks may subscribe an address: a UNIX client any, a UDP client its own host's and those in event_targets."""
-    endpoint, client = ctx.caller or (None, None)
-    if endpoint is None or endpoint.unix or family == socket.AF_UNIX:
-        return endpoint is None or endpoint.unix
-    own = host_address(endpoint.address_of(client)[0])
-    return host_address(target[0]) == own or in_networks(target[0], ctx.server.setup.own["event_targets"])
+def may_have_events(ctx, host: str, target: Any) -> bool:
+    """Whether a UDP client may subscribe an address: of its own host or in event_targets, and no path."""
+    return isinstance(target, tuple) and (host_address(target[0]) == host_address(host)
+                                          or in_networks(target[0], ctx.server.setup.own["event_targets"]))
 
 
 def event_params(value):
@@ -4704,8 +4685,8 @@ def subscribers_list(ctx, event=None, socket=None):
             lines = [Node("Subscriber", None, (("socket", row["socket"]), ("expire", row["expire"]))) for row in rows]
             nodes.append(Node("Event", name, (("id", events[name]),), lines))
             each = [{"socket": row["socket"], "expire": row["expire"], "ttl": time_left(row, ctx.store.now_s())} for row in rows]
-            members.append({"name": name, "id": events[name],
-                            **({"Subscribers": each} if socket is None else {"Subscriber": each[0]})})
+            listed = {"Subscribers": each} if socket is None else {"Subscriber": each[0]}
+            members.append({"name": name, "id": events[name], **listed})
     if socket is not None and not nodes:
         raise Error(404, "Subscriber does not exist")
     return Reply(nodes=nodes, result={"Events": members} if event is None else {"Event": members[0] if members else {}})
@@ -4908,7 +4889,7 @@ def built_in_modules() -> list[Module]:
 
 
 ###############################################################################
-# 17. Sockets #################################################################
+# 16. Sockets #################################################################
 ###############################################################################
 # Strategy: the attendant binds and checks; children read, and reply from the
 # bound socket, so that connected clients hear us too. A socket's file has its
@@ -4930,7 +4911,7 @@ class Endpoint:
     send: Callable[[bytes, Any], int]
 
     def __init__(self, place: Place, sock: Any, kept: bool = False, identity: tuple | None = None):
-        self.place, self.socket, self.kept, self.identity, self.said = place, sock, kept, identity, ""
+        self.place, self.socket, self.kept, self.identity, self.trouble = place, sock, kept, identity, ""
         self.unix = place.family == socket.AF_UNIX
         self.wildcard = not self.unix and sock.getsockname()[0] in ("0.0.0.0", "::")
         sock.setblocking(False)
@@ -4995,12 +4976,6 @@ class Endpoint:
                 remove_own(self.place.spot, self.identity)
         return identity_of(self.place.spot) != self.identity
 
-    def say_once(self, text: str) -> None:
-        """Log a lasting trouble once."""
-        if self.said != text:
-            self.said = text
-            log.error("%s", text)
-
     def close(self, remove: bool) -> None:
         """Close; remove the socket's file if it is still ours."""
         if remove and self.unix and not self.kept:
@@ -5044,10 +5019,8 @@ def refusal(place: Place, error: OSError) -> StartError:
 
 
 def bind_unix(place: Place, sock: Any) -> tuple | None:
-    """Bind a UNIX socket in place of a dead one at most; returns the identity of its file. OSError, StartError.
-
-    The folder is locked meanwhile, so that of two servers that start at once one meets the other alive.
-    """
+    """Bind a UNIX socket in place of a dead one at most; returns the identity of its file. OSError, StartError. The folder is
+    locked meanwhile, so that of two servers that start at once one meets the other alive."""
     folder = walk(os.path.dirname(os.path.abspath(place.spot)), follow_roots, os.O_RDONLY | os.O_DIRECTORY)
     mask = os.umask(0)
     try:
@@ -5104,10 +5077,8 @@ def is_live(path: str) -> bool:
 
 
 def file_of(sock: Any, place: Place, identity: tuple | None) -> int:
-    """An O_PATH descriptor of the file that a socket is bound to, of that identity if it is known; OSError.
-
-    The kernel gives it to root alone; others look whether what lies at the path is theirs.
-    """
+    """An O_PATH descriptor of the file that a socket is bound to, of that identity if it is known; OSError. The kernel gives
+    it to root alone; others look whether what lies at the path is theirs."""
     with contextlib.suppress(OSError):
         return fcntl.ioctl(sock, SIOCUNIXFILE)
     file = os.open(place.spot, os.O_PATH | os.O_NOFOLLOW)
@@ -5138,7 +5109,7 @@ def give_file(sock: Any, place: Place, identity: tuple | None = None) -> tuple |
 
 
 ###############################################################################
-# 18. Outbox ##################################################################
+# 17. Outbox ##################################################################
 ###############################################################################
 # Strategy: the kernel charges what a client has not read to the socket that
 # sent it. So a client that is behind or gets a large reply is a Peer: it is
@@ -5360,7 +5331,7 @@ def shown_address(address: Any) -> str:
 
 
 ###############################################################################
-# 19. Child ###################################################################
+# 18. Child ###################################################################
 ###############################################################################
 # Strategy: a pool of parked greenlets. When a socket is readable the hub
 # switches to an idle one, which receives datagrams until there are none and
@@ -5668,14 +5639,15 @@ def answers_of(server: Server, access: Access, **callbacks: Any) -> Answers:
 
 
 ###############################################################################
-# 20. Supervisor ##############################################################
+# 19. Supervisor ##############################################################
 ###############################################################################
 # Strategy: the attendant keeps children alive and does nothing else. It runs
 # no code of a plug-in and no hub: each configuration is loaded in a process of
 # its own, the loader, which forks the children of that generation twice, so
 # that they are the attendant's to wait for. A reload brings a candidate with
 # one child on trial. If that serves well, the candidate becomes the current
-# generation, and the others leave, each when its successor serves.
+# generation, and the others leave, each when its successor serves. systemd
+# is told how it is if its variables say so, which are handed on to nobody.
 
 EARLY_S = 1.0  # a child that ends so soon after it began to serve may be in a crash loop
 FROZEN_S = 2.0  # without a tick: the whole server was stopped
@@ -5685,6 +5657,30 @@ KILL_AFTER_S = 0.7  # more than stop_timeout, after which a child that does not 
 EXTEND_S = 10  # by which a start may take longer than systemd's unit says, again and again
 PART_BYTES = 1 << 16  # of what processes send each other in one piece
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+
+
+class Notifier:
+    """Tells systemd how we are, if it asked to be told, without waiting for it; see sd_notify(3)."""
+
+    def __init__(self):
+        self.target = os.environ.pop("NOTIFY_SOCKET", "")
+        os.environ.pop("WATCHDOG_USEC", None)
+        self.unsent: dict[str, Any] = {}  # for which systemd has had no room
+
+    def send(self, **states: Any) -> None:
+        """Send states, and those that wait and are not out of date."""
+        if not self.target:
+            return
+        self.unsent.update(states)
+        text = "\n".join(f"{name}={value}" for name, value in self.unsent.items())
+        try:
+            with original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
+                sender.sendto(encode(text), re.sub("^@", "\0", self.target))
+        except BlockingIOError:
+            return
+        except OSError as error:
+            log.warning("cannot notify %s: %s", self.target, error)
+        self.unsent.clear()
 
 
 class Generation:
@@ -5743,10 +5739,8 @@ def ending(code: int) -> str:
 
 
 def forked(life: Callable[[], int]) -> int:
-    """Fork a process that ends with the exit status that `life` returns; returns its pid. OSError.
-
-    Signals are held back until it has handlers of its own.
-    """
+    """Fork a process that ends with the exit status that `life` returns, and give its pid; OSError. Signals are held back
+    until it has handlers of its own."""
     every_signal = signal.valid_signals()
     signal.pthread_sigmask(signal.SIG_BLOCK, every_signal)
     try:
@@ -5766,11 +5760,8 @@ def forked(life: Callable[[], int]) -> int:
 
 
 class Supervisor:
-    """The attendant: opens sockets, starts children, replaces those that die, reloads, stops.
-
-    options: the command line; starter: descriptor that is written when a start in the background is over, else -1; given:
-    sockets of systemd, path or address -> descriptor.
-    """
+    """The attendant: opens sockets, starts children, replaces those that die, reloads, stops. starter: descriptor that is
+    written when a start in the background is over, else -1; given: sockets of systemd, path or address -> descriptor."""
 
     current: Generation
 
@@ -5792,9 +5783,7 @@ class Supervisor:
         self.crashes = 0  # early deaths in a row after which nobody served
         self.troubles: dict[int, str] = {}  # by rank why its child cannot start
         self.alive_read, self.alive_write = os.pipe()  # closed with the attendant
-        self.news_read, self.news_write = os.pipe()  # written for each signal, and by children: the rank, and why it cannot start
-        for descriptor in (self.news_read, self.news_write):
-            os.set_blocking(descriptor, False)
+        self.news_read, self.news_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # written for each signal, and by tell()
         built_in = Setup("", Registry(built_in_modules()), {}, {}, {}, [], [], {})
         self.server = Server(built_in, self.counters, self.processes, self.store, self.pair, self.started_s)
 
@@ -6241,15 +6230,16 @@ class Supervisor:
     def bound_again(self, endpoint: Endpoint) -> Endpoint:
         """A new socket at the path of one whose file is gone, the old one if that cannot be."""
         spot = endpoint.place.spot
-        if os.path.lexists(spot):
-            endpoint.say_once(f"{spot} is no longer our socket; somebody put another file there")
-            return endpoint
+        trouble = f"{spot} is no longer our socket; somebody put another file there" if os.path.lexists(spot) else ""
         try:
-            fresh = self.opened(endpoint.place, self.current.setup.own)
+            fresh = endpoint if trouble else self.opened(endpoint.place, self.current.setup.own)
         except (StartError, OSError) as error:
-            endpoint.say_once(f"{spot} was deleted and cannot be bound again: {error}")
-            return endpoint
-        log.warning("%s was deleted; bound again", spot)
+            fresh, trouble = endpoint, f"{spot} was deleted and cannot be bound again: {error}"
+        if not trouble:
+            log.warning("%s was deleted; bound again", spot)
+        elif endpoint.trouble != trouble:  # it lasts, and is logged once
+            log.error("%s", trouble)
+        endpoint.trouble = trouble
         return fresh
 
     ACTIONS: dict[int, Callable[[Supervisor], None]] = {
@@ -6451,39 +6441,7 @@ def set_title(title: str) -> None:
 
 
 ###############################################################################
-# 21. systemd #################################################################
-###############################################################################
-# Strategy: systemd is spoken to if its variables say so, and they are handed
-# on to nobody.
-
-
-class Notifier:
-    """Tells systemd how we are, if it asked to be told, without waiting for it; see sd_notify(3)."""
-
-    def __init__(self):
-        self.target = os.environ.pop("NOTIFY_SOCKET", "")
-        os.environ.pop("WATCHDOG_USEC", None)
-        self.unsent: dict[str, Any] = {}  # for which systemd has had no room
-
-    def send(self, **states: Any) -> None:
-        """Send states, and those that wait and are not out of date."""
-        self.unsent.update(states)
-        address = "\0" + self.target[1:] if self.target.startswith("@") else self.target
-        text = "\n".join(f"{name}={value}" for name, value in self.unsent.items())
-        try:
-            if self.target:
-                with original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-                    sender.setblocking(False)
-                    sender.sendto(encode(text), address)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            log.warning("cannot notify %s: %s", self.target, error)
-        self.unsent.clear()
-
-
-###############################################################################
-# 22. Command line ############################################################
+# 20. Command line ############################################################
 ###############################################################################
 # Strategy: main(argv) returns the exit status. Everything is checked before
 # anything is opened, and everything is opened before the server goes to the
@@ -6497,10 +6455,7 @@ if os.path.exists(f"{VENV}/bin/python") and sys.prefix != VENV:
 
 
 def load_packages() -> None:
-    """Import all packages, since after -u a child may not read them, and patch the standard library for handlers.
-
-    StartError when one is missing.
-    """
+    """Import all packages, since after -u a child may not read them, and patch the standard library; StartError without one."""
     try:
         import configobj  # noqa: F401 - config plug-ins need it
         import gevent.event
@@ -6547,9 +6502,11 @@ def is_everyones(file: int, folder: str) -> bool:
     return S_ISREG(status.st_mode) and bool(status.st_mode & 0o002 or loose)
 
 
-def default_configuration() -> str:
-    """The configuration used without -f: the one beside the script, else the system's; StartError for none."""
+def configuration_of(options) -> str:
+    """The configuration: -f's, none with -s alone, else the one beside the script or the system's; StartError without one."""
     paths = os.path.join(HERE, "midatagram.conf"), "/etc/midatagram/midatagram.conf"
+    if options.file or options.socket:
+        return options.file or ""
     for path in filter(os.path.exists, paths):
         return path
     raise StartError(EXIT_CONFIG, f"which socket? give -s SOCKET or -f FILE; there is no {' and no '.join(paths)}")
@@ -6561,8 +6518,8 @@ def directives_of(options) -> list[Directive]:
     for folder in folders:
         if not os.path.isdir(folder):
             raise StartError(EXIT_CONFIG, f"-p: there is no folder {folder}")
-    if options.file or not options.socket:
-        directives = ConfigReader(read_file).read(options.file or default_configuration())
+    if path := configuration_of(options):
+        directives = ConfigReader(read_file).read(path)
     else:
         directives = [Directive("loadmodule", (os.path.join(os.path.abspath(folder), name),), "-p", 0)
                       for folder in folders for name in sorted(os.listdir(folder))
@@ -6576,9 +6533,8 @@ def directives_of(options) -> list[Directive]:
 
 def load_setup(options, processes: Processes, started_s: float) -> Setup:
     """Load the configuration of the command line; StartError, ConfigError."""
-    directives = directives_of(options)
-    path = options.file or ("-s" if options.socket else default_configuration())
-    return Loader(path, options.plugins, functools.partial(core_stats, processes, started_s)).load(directives)
+    directives, figures = directives_of(options), functools.partial(core_stats, processes, started_s)
+    return Loader(configuration_of(options) or "-s", options.plugins, figures).load(directives)
 
 
 def socket_of(options) -> Address:
@@ -6588,7 +6544,7 @@ def socket_of(options) -> Address:
         if directive.word == "modparam" and name_pattern(directive.args[0], (directive.path, directive.line))(module.name):
             module.set(directive.args[1], directive.args[2], directive.path, directive.line)
     if module.settings["socket_name"] is None:
-        raise ConfigError(options.file or default_configuration(), 0, "no socket_name; give a socket with -s")
+        raise ConfigError(configuration_of(options), 0, "no socket_name; give a socket with -s")
     return module.settings["socket_name"]
 
 
@@ -6618,10 +6574,8 @@ def server_parser() -> argparse.ArgumentParser:
 
 
 def ask(place: Address | str, request: bytes, timeout_s: float) -> bytes:
-    """Send a request to a server, at a UNIX path or udp:HOST:PORT, and return its reply; OSError (TimeoutError) when none comes.
-
-    Each request has a socket of its own, so a late reply is never mistaken for the next one.
-    """
+    """Send a request to a server, at a UNIX path or udp:HOST:PORT, and return its reply; OSError (TimeoutError) when none
+    comes. Each request has a socket of its own, so a late reply is never mistaken for the next one."""
     place = address(place) if isinstance(place, str) else place
     family, target = socket.AF_UNIX, place.host
     if place.port is not None:
@@ -6698,10 +6652,8 @@ def let_go(*descriptors: int) -> None:
 
 
 def go_background() -> int:
-    """Fork, away from the terminal; the first process waits, and exits as the start ends.
-
-    Returns the descriptor that is written when the start is over; until then stderr stays, for what goes wrong.
-    """
+    """Fork, away from the terminal; the first process waits, and exits as the start ends. Returns the descriptor that is
+    written when the start is over; until then stderr stays, for what goes wrong."""
     read, write = os.pipe()
     pid, status = original("os", "fork")(), EXIT_CRASH
     if pid:
@@ -6718,14 +6670,11 @@ def go_background() -> int:
 
 def serve(options) -> int:
     """Check, open, serve; returns the exit status."""
-    if options.status or options.if_not_running:
-        running = is_running(options)
-        if options.status:
-            more = shared("status", "--status", "to say more, ").lines(options) if running else ()
-            print("\n".join(["running" if running else "not running", *more]))
-            return EXIT_OK if running else EXIT_NOT_RUNNING
-        if running:
-            return EXIT_OK
+    running = (options.status or options.if_not_running) and is_running(options)
+    if options.status:
+        return shared("status", "--status", "to say more, ").report(options, running)
+    if running:
+        return EXIT_OK
     given = shared("activation", "LISTEN_FDS", "for sockets of systemd, ").given_sockets() if "LISTEN_FDS" in os.environ else {}
     for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
         os.environ.pop(name, None)

@@ -13,6 +13,12 @@ from collections.abc import Iterator
 import midatagram as mi
 
 
+def report(options: argparse.Namespace, running: bool) -> int:
+    """Print whether the server of this configuration runs, and how it is; returns the exit status."""
+    print("\n".join(["running", *lines(options)] if running else ["not running"]))
+    return mi.EXIT_OK if running else mi.EXIT_NOT_RUNNING
+
+
 def lines(options: argparse.Namespace) -> Iterator[str]:
     """What the server of this configuration wrote about itself, if we may read it and its user or root must have written it."""
     address, user = mi.socket_of(options), mi.account_of(options)[0]
