@@ -343,18 +343,21 @@ def test_a_script_alone_names_the_plugin_that_it_lacks(tmp_path, words, environm
 
 
 def test_a_script_alone_serves_events_cached_values_and_access_lists(tmp_path):
-    (tmp_path / "c").write_text('modparam("midatagram", "allow_command", "pwd: uid:daemon")\n'
-                                f'modparam("mi_datagram", "socket_name", "{tmp_path}/mi.sock")\n')
-    command = [sys.executable, shutil.copy(SCRIPT, tmp_path), "-f", tmp_path / "c"]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as alone:
-        wait_for(lambda: os.path.exists(f"{tmp_path}/mi.sock"), what="the socket")
-        with Client(f"{tmp_path}/mi.sock", tmp_path) as client:
+    place = f"{tmp_path}/mi.sock"
+    (tmp_path / "c").write_text(f'modparam("mi_datagram", "socket_name", "{place}")\n'
+                                'modparam("midatagram", "allow_command", "pwd: uid:daemon")\n')
+    alone = subprocess.Popen([sys.executable, shutil.copy(SCRIPT, tmp_path), "-f", tmp_path / "c"], stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: os.path.exists(place), what="the socket")
+        with Client(place, tmp_path) as client:
             assert client.ask(b":cache_store:\nlocal\nk\nv\n") == b"200 OK\n\n"
             assert client.ask(b":cache_fetch_chunk:\nk\n") == b"200 OK\nkey:: k value=v\n\n"
             assert client.ask(f":event_subscribe:\nE_MI_STOP\nunix:{client.path}\n".encode()) == b"200 OK\n\n"
-            assert client.ask(b":pwd:\n") == b"403 Forbidden\n"
+            assert client.ask(b":pwd:\n") == b"403 Forbidden\n\n"
             alone.terminate()
             assert client.receive() == b"E_MI_STOP\n\n"
+    finally:
+        alone.terminate()
         assert alone.wait(10) == 0
 
 
