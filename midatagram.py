@@ -2438,7 +2438,6 @@ class ConfigReader:
 
 import _socket
 import argparse
-import bisect
 import collections
 import contextlib
 import errno
@@ -4733,57 +4732,10 @@ def list_blacklists(ctx):
     return Reply(live=CONSTANT)
 
 
-LOADS = {"load": 1, "load1m": 60, "load10m": 600}  # statistic -> period, s
-MEMORY = {"total_size": "VmSize", "used_size": "RssAnon", "real_used_size": "VmRSS", "max_used_size": "VmHWM",
-          "free_size": "free", "fragments": "p"}  # statistic -> its name in memory_of()
-
-
-def load_groups(children: int) -> dict[str, Iterable[int]]:
-    """Suffix of the statistics in LOADS -> the ranks whose mean they show."""
-    everyone = range(children + 1)
-    return {"": everyone[1:], "-all": everyone, **{f"-proc-{rank}": (rank,) for rank in everyone}}
-
-
-def each_second(read: Callable[[], dict]) -> Callable[[], dict]:
-    """A function that calls read() at most once a second, and returns its last result."""
-    once = functools.lru_cache(1)(lambda second: read())
-    return lambda: once(int(time.monotonic()))
-
-
-def memory_of(pid: int) -> collections.Counter[str]:
-    """Sizes of a process' memory in bytes, its private (p) and its shared mappings (s), from /proc/PID/status and maps, see
-    proc(5). All are 0 when the process is gone."""
-    memory: collections.Counter[str] = collections.Counter()
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as status, open(f"/proc/{pid}/maps") as maps:
-        memory.update({name: int(kb) * 1024 for name, kb in re.findall(r"^(\w+):\s+(\d+) kB$", status.read(), re.M)})
-        memory.update(re.findall(r"^\S+ ...([ps])", maps.read(), re.M))
-        memory["free"] = memory["VmSize"] - memory["VmRSS"]
-    return memory
-
-
-def shared_memory() -> dict[str, int]:
-    """The figures of group shmem: the tables of section 10, which all processes map."""
-    memory, total = memory_of(os.getpid()), ROWS * (BLOCKS * BLOCK + len(Processes.FIELDS) + 1) * SLOT
-    used = memory["RssShmem"]
-    return dict(zip(MEMORY, (total, used, used, used, max(0, total - used), memory["s"])))
-
-
-def own_memory(processes: Processes, children: int) -> dict[str, int]:
-    """The figures of group pkmem: what each process maps for itself."""
-    pids = {rank: pid for rank, pid, _, _ in processes.living()}
-    memories = [(rank, memory_of(pids.get(rank, 0))) for rank in range(children + 1)]
-    return {f"{rank}-{name}": memory[key] for rank, memory in memories for name, key in MEMORY.items()}
-
-
-def core_stats(processes: Processes, started_s: float, children: int) -> list[Stat]:
-    """The statistics of groups core, shmem, pkmem and load, under OpenSIPS' names. The attendant sets the loads."""
-    shared, own = each_second(shared_memory), each_second(functools.partial(own_memory, processes, children))
-    shmem = [Stat(name, "memory shared by all processes, bytes (fragments: mappings)", "shmem", False, shared) for name in MEMORY]
-    uptime = Stat("timestamp", "seconds since the start", "core", False, lambda: int(time.time() - started_s))
-    load = [Stat(name + suffix, "CPU usage, percent", "load", False) for suffix in load_groups(children) for name in LOADS]
-    pkmem = [Stat(f"{rank}-{name}", "memory of one process, bytes (fragments: mappings)", "pkmem", False, own)
-             for rank in range(children + 1) for name in MEMORY]
-    return [*shmem, uptime, *load, *pkmem]
+def core_stats(counters: Counters, processes: Processes, started_s: float, figures: Any, children: int) -> list[Stat]:
+    """The statistics of OpenSIPS' core: without the plug-in `figures` (None) those of group core alone."""
+    core = [Stat("timestamp", "seconds since the start", "core", False, lambda: int(time.time() - started_s))]
+    return figures.stats_of(counters, processes, children, core) if figures else core
 
 
 def buffer_size(value) -> int:
@@ -5642,12 +5594,13 @@ def answers_of(server: Server, access: Access, **callbacks: Any) -> Answers:
 # 19. Supervisor ##############################################################
 ###############################################################################
 # Strategy: the attendant keeps children alive and does nothing else. It runs
-# no code of a plug-in and no hub: each configuration is loaded in a process of
-# its own, the loader, which forks the children of that generation twice, so
-# that they are the attendant's to wait for. A reload brings a candidate with
-# one child on trial. If that serves well, the candidate becomes the current
-# generation, and the others leave, each when its successor serves. systemd
-# is told how it is if its variables say so, which are handed on to nobody.
+# no hub, and no code of a plug-in that a configuration loads: each is loaded
+# in a process of its own, the loader, which forks the children of that
+# generation twice, so that they are the attendant's to wait for. A reload
+# brings a candidate with one child on trial. If that serves well, the
+# candidate becomes the current generation, and the others leave, each when its
+# successor serves. systemd is told how it is if its variables say so, which
+# are handed on to nobody.
 
 EARLY_S = 1.0  # a child that ends so soon after it began to serve may be in a crash loop
 FROZEN_S = 2.0  # without a tick: the whole server was stopped
@@ -5769,7 +5722,10 @@ class Supervisor:
         self.options, self.starter, self.given, self.notifier = options, starter, given, Notifier()
         self.processes, self.counters, self.started_s = Processes(), Counters(), time.time()
         self.pair, self.store, self.folder_lock = event_pair(), Store("", 0), -1
-        self.loads = Loads(self.counters, self.processes)
+        self.figures: Any = None
+        with contextlib.suppress(ConfigError):  # see start()
+            self.figures = shared("figures")
+        self.loads = self.figures and self.figures.Loads(self.counters, self.processes)
         self.endpoints: list[Endpoint] = []  # all that are open, of any generation
         self.candidate: Generation | None = None
         self.announced: list[Endpoint] | None = None  # the sockets at which every child served last
@@ -6175,7 +6131,8 @@ class Supervisor:
             return
         self.tell_status(**states)
         self.check_sockets()
-        self.loads.measure(self.server.counted, len(self.current.ranks), now_s)
+        if self.loads:
+            self.loads.measure(self.server.counted, len(self.current.ranks), now_s)
 
     def kill_the_stuck(self, now_s: float) -> bool:
         """Kill children that do not stop or are away from their hub, and loaders that do not fork; returns whether any was."""
@@ -6295,7 +6252,8 @@ class Loading:
         """Load the configuration; returns what Supervisor.take_report() reads."""
         attendant, counters = self.attendant, self.attendant.counters
         try:
-            setup = load_setup(attendant.options, attendant.processes, attendant.started_s)
+            stats = functools.partial(core_stats, counters, attendant.processes, attendant.started_s, attendant.figures)
+            setup = load_setup(attendant.options, stats)
             self.server = Server(setup, counters, attendant.processes, attendant.store, attendant.pair, attendant.started_s)
         except (StartError, ConfigError) as error:
             return (getattr(error, "status", EXIT_CONFIG), f"{error}"), None, (), ()
@@ -6387,35 +6345,6 @@ def hand_over(endpoint: Endpoint, place: Place) -> None:
             endpoint.move(place)
         except OSError as error:
             log.error("mode and owner of %s stay as they are: %s", place.spot, error.strerror)
-
-
-class Loads:
-    """The CPU that the processes use over the last second, minute and ten minutes, in per cent."""
-
-    def __init__(self, counters: Counters, processes: Processes):
-        self.counters, self.processes = counters, processes
-        self.samples: dict[int, collections.deque] = {}  # pid -> (when, seconds of CPU)
-
-    def measure(self, counted: memoryview, children: int, now_s: float) -> None:
-        """Set the statistics of the attendant and of so many children in a row of the counters."""
-        pids = {rank: pid for rank, pid, _, _ in self.processes.living()}
-        loads = {rank: self.of(pid, now_s) for rank, pid in pids.items()}
-        self.samples = {pid: samples for pid, samples in self.samples.items() if pid in pids.values()}
-        for suffix, ranks in load_groups(children).items():
-            shown = [loads[rank] for rank in ranks if rank in loads] or [[0] * len(LOADS)]
-            for name, values in zip(LOADS, zip(*shown)):
-                counted[self.counters.column("load", name + suffix)] = sum(values) // len(values)
-
-    def of(self, pid: int, now_s: float) -> list[int]:
-        """The loads of a process."""
-        try:
-            used_s = time.clock_gettime(~pid << 3 | 2)  # its CPU time, see clock_getcpuclockid(3)
-        except OSError:
-            return [0] * len(LOADS)
-        samples = self.samples.setdefault(pid, collections.deque(maxlen=1300))
-        samples.append((now_s, used_s))
-        firsts = [samples[bisect.bisect_left(samples, (now_s - span_s - 0.5,))] for span_s in LOADS.values()]
-        return [round(100 * (used_s - first_s) / (now_s - then_s or 1)) for then_s, first_s in firsts]
 
 
 def watch_parent(attendant_pid: int) -> None:
@@ -6531,10 +6460,10 @@ def directives_of(options) -> list[Directive]:
     return directives
 
 
-def load_setup(options, processes: Processes, started_s: float) -> Setup:
-    """Load the configuration of the command line; StartError, ConfigError."""
-    directives, figures = directives_of(options), functools.partial(core_stats, processes, started_s)
-    return Loader(configuration_of(options) or "-s", options.plugins, figures).load(directives)
+def load_setup(options, stats: Callable[[int], list[Stat]]) -> Setup:
+    """Load the configuration of the command line; stats: core_stats() but for `children`. StartError, ConfigError."""
+    directives = directives_of(options)
+    return Loader(configuration_of(options) or "-s", options.plugins, stats).load(directives)
 
 
 def socket_of(options) -> Address:
@@ -6711,6 +6640,8 @@ def start(options, starter: int, given: dict) -> int:
             pidfile.write(f"{os.getpid()}")
         for note in setup.notes:
             log.log(*note)
+        if not supervisor.figures:
+            log.warning("no statistics of load and memory: %s has no figures.py, or others than root can write it", BESIDE)
         if "setproctitle" not in sys.modules:
             log.warning("setproctitle is missing, processes have no titles; %s", PACKAGES)
         return supervisor.run()

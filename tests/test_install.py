@@ -346,7 +346,7 @@ def test_a_script_alone_serves_events_cached_values_and_access_lists(tmp_path):
     place = f"{tmp_path}/mi.sock"
     (tmp_path / "c").write_text(f'modparam("mi_datagram", "socket_name", "{place}")\n'
                                 'modparam("midatagram", "allow_command", "pwd: uid:daemon")\n')
-    alone = subprocess.Popen([sys.executable, shutil.copy(SCRIPT, tmp_path), "-f", tmp_path / "c"], stderr=subprocess.DEVNULL)
+    alone = subprocess.Popen([sys.executable, shutil.copy(SCRIPT, tmp_path), "-f", tmp_path / "c"], stderr=subprocess.PIPE)
     try:
         wait_for(lambda: os.path.exists(place), what="the socket")
         with Client(place, tmp_path) as client:
@@ -354,11 +354,14 @@ def test_a_script_alone_serves_events_cached_values_and_access_lists(tmp_path):
             assert client.ask(b":cache_fetch_chunk:\nk\n") == b"200 OK\nkey:: k value=v\n\n"
             assert client.ask(f":event_subscribe:\nE_MI_STOP\nunix:{client.path}\n".encode()) == b"200 OK\n\n"
             assert client.ask(b":pwd:\n") == b"403 Forbidden\n\n"
+            assert client.ask(b":get_statistics:\ncore:\n").startswith(b"200 OK\ncore:timestamp:: ")
+            assert client.ask(b":get_statistics:\nload:\nshmem:\n") == b"404 Statistics Not Found\n\n"
             alone.terminate()
             assert client.receive() == b"E_MI_STOP\n\n"
     finally:
         alone.terminate()
-        assert alone.wait(10) == 0
+        log = alone.communicate(timeout=10)[1].decode()
+    assert alone.returncode == 0 and f"no statistics of load and memory: {tmp_path}/plugins has no figures.py" in log
 
 
 def test_without_packages_a_virtual_environment_beside_the_script_is_named(tmp_path):
