@@ -4707,12 +4707,7 @@ def list_tcp_conns(ctx):
 USAGE = "help mi_cmd - returns information about 'mi_cmd'"
 
 
-def bind_help(request: Request) -> list:
-    """MI_CMD of a text request, which ignores further arguments."""
-    return [value or "" for value in request.values[:1]]
-
-
-@command("help", bind=bind_help)
+@command("help", bind=lambda request: [value or "" for value in request.values[:1]])  # further arguments are ignored
 def show_help(ctx, mi_cmd=""):
     """Show what a command does and which module exports it."""
     if not mi_cmd:
