@@ -15,11 +15,11 @@ it, from opensips-style modparam lines. Data flows one way, from the top of this
     bytes -> Request -> Command -> Reply -> bytes
 
     PART ONE - what a datagram means          PART TWO - where datagrams come from
-     1 Errors            6 Declarations       10 Shared state    15 Core commands    19 Child
-     2 Values            7 Registry           11 Logging         16 Tracing          20 Supervisor
-     3 Reading           8 Answering          12 Events          17 Sockets          21 systemd
-     4 Writing           9 Configuration      13 Access          18 Outbox           22 Command line
-     5 Converters                             14 Plug-ins
+     1 Errors            6 Declarations       10 Shared state    14 Plug-ins         18 Child
+     2 Values            7 Registry           11 Logging         15 Core commands    19 Supervisor
+     3 Reading           8 Answering          12 Events          16 Sockets          20 Command line
+     4 Writing           9 Configuration      13 Access          17 Outbox
+     5 Converters
 
 A plug-in imports this file as `midatagram` and uses what `__all__` names. `midatagram.py NAME ...` runs plugins/NAME.py,
 if that has a main(): so the client `call` is one.
@@ -80,9 +80,10 @@ __all__ = [  # what plug-ins may use
     "Answers", "Command", "Patterns", "patterns", "Refusal", "NOT_AVAILABLE", "NOT_SENDABLE", "PARSE_ERROR", "NO_FORM",
     "UDP_LIMIT", "reply_too_long", "invalid_params", "write_text", "write_event", "check_cache",
     "cache_fetch", "cache_remove", "cache_store",
-    # tools: a plug-in with main(argv)
-    "StartError", "EXIT_OK", "EXIT_CRASH", "EXIT_USAGE", "EXIT_NOT_RUNNING", "EXIT_IN_USE", "EXIT_CANNOT_CREATE",
-    "EXIT_PERMISSION", "EXIT_CONFIG", "socket_of", "walk", "check_unshared", "Directive", "serve", "server_parser",
+    # tools: a plug-in with main(argv), and what the script has one for
+    "StartError", "EXIT_OK", "EXIT_CRASH", "EXIT_USAGE", "EXIT_NOT_RUNNING", "EXIT_IN_USE", "EXIT_CANNOT_CREATE", "EXIT_RUNNING",
+    "EXIT_PERMISSION", "EXIT_CONFIG", "socket_of", "account_of", "run_places", "plugin_code", "walk", "follow_roots",
+    "identity_of", "remove_own", "LogHandler", "check_unshared", "Directive", "serve", "server_parser",
 ]
 
 ###############################################################################
@@ -1246,7 +1247,7 @@ def every(seconds: float, where: str = "each"):
 
 
 def trace_destination(function):
-    """Tag the function of a Context that gives {name: destination} for tracing, see section 16.
+    """Tag the function of a Context that gives {name: destination} for tracing, see plugins/tracing.py.
 
     A destination has open(), write(list of Trace) and close(), which may block and raise OSError; reopen() for SIGUSR1,
     check() before each write and packets_per_trace if it wants. The function opens nothing. A destination of None is
@@ -2442,7 +2443,6 @@ def calls(script: list[Token]) -> Iterator[tuple]:
 
 import _socket
 import argparse
-import bisect
 import collections
 import errno
 import fcntl
@@ -3324,8 +3324,7 @@ ONCE, LABEL = 4096, 100  # lines remembered that are logged once; characters of 
 
 
 def escaped(text: str) -> str:
-    """Text on one line that no reader of logs takes for another one, cut to LINE bytes: what is not printable is an escape,
-    \\xff for a byte."""
+    """Text on one line, which no reader of logs takes for another one, cut to LINE bytes: what is not printable is escaped."""
     if not text.isprintable():
         text = "".join([char if char.isprintable() else repr(char)[1:-1].replace("\\udc", "\\x") for char in text])
     data = text.encode()
@@ -3333,8 +3332,8 @@ def escaped(text: str) -> str:
 
 
 class LineFormatter(logging.Formatter):
-    """One record as one line of at most LINE bytes, and those of a traceback, which are indented so that none passes for a
-    line of its own. `dated`: with the time; `journal`: each line with its priority, as systemd reads it from stderr."""
+    """One record as one line, and those of a traceback, which are indented so that none passes for a line of its own.
+    `dated`: with the time; `journal`: each line with its priority, as systemd reads it from stderr."""
 
     def __init__(self, dated: bool, journal: bool):
         when = "%(asctime)s " if dated else ""
@@ -3401,13 +3400,14 @@ class LogHandler(logging.Handler):
     """Logs without ever waiting: what cannot be written now is dropped and counted.
 
     send(data) writes at most PIPE_BUF bytes as os.write() does, whole or not at all where that can be. descriptor: the one
-    it writes to, if any; path: of a log file; facility: the number of syslog's.
+    it writes to, if any; facility: the number of syslog's; reopen: opens a log file again.
     """
 
-    def __init__(self, send: Callable[[bytes], int], descriptor: int = -1, path: str = "", facility: int | None = None):
+    def __init__(self, send: Callable[[bytes], int], descriptor: int = -1, facility: int | None = None,
+                 reopen: Callable[[], None] | None = None):
         super().__init__()
-        self.send, self.descriptor, self.path, self.facility = send, descriptor, path, facility
-        self.on_stderr = not path and facility is None
+        self.send, self.descriptor, self.facility, self.reopen = send, descriptor, facility, reopen
+        self.on_stderr = not reopen and facility is None
         self.limit: LineLimit | None = None
         self.torn: Any = bytearray(1)  # whether the last line lacks its end; of all processes, see start_logging()
         self.lost = self.uncounted = 0  # lines since that was logged last, and counted
@@ -3451,10 +3451,7 @@ class LogHandler(logging.Handler):
 
 
 def syslog_sender(place: str) -> Callable[[bytes], int]:
-    """A function that sends to a syslog daemon, and connects anew when there is another one; OSError.
-
-    The socket is one that gevent has not patched, so that the attendant needs no hub.
-    """
+    """A function that sends to a syslog daemon without a hub, and connects anew when there is another one; OSError."""
     new_socket = original("socket", "socket")
     sock = new_socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
@@ -3477,12 +3474,10 @@ def syslog_sender(place: str) -> Callable[[bytes], int]:
 def stderr_handler() -> LogHandler:
     """Logs to stderr and never waits, while others who have it open may. To be called before privileges are dropped: a pipe
     can be opened anew by its owner only."""
-    descriptor = 2
-    if not S_ISREG(os.fstat(2).st_mode):
-        try:
-            descriptor = os.open("/proc/self/fd/2", os.O_WRONLY | APPENDING)
-        except OSError:
-            return LogHandler(write_in_turn, 2)
+    try:
+        descriptor = 2 if S_ISREG(os.fstat(2).st_mode) else os.open("/proc/self/fd/2", os.O_WRONLY | APPENDING)
+    except OSError:
+        return LogHandler(write_in_turn, 2)
     return LogHandler(functools.partial(os.write, descriptor), descriptor)
 
 
@@ -3499,11 +3494,8 @@ def write_in_turn(data: bytes) -> int:
 
 
 def open_to_append(path: str, access: int = os.O_WRONLY, mode: int = 0o640) -> int:
-    """Open or create a file to append to, without waiting for the reader of a FIFO; OSError.
-
-    Root opens what no other user can have put there: in a folder that others may write, only a file of root's that has no
-    other name.
-    """
+    """Open or create a file to append to, without waiting for the reader of a FIFO; OSError. Root opens what no other user
+    can have put there: in a folder that others may write, only a file of root's that has no other name."""
     only_roots = 0
     if os.geteuid() == 0 and path not in ("/dev/stdout", "/dev/stderr"):  # they lead to what root was started with
         try:
@@ -3519,68 +3511,20 @@ def open_to_append(path: str, access: int = os.O_WRONLY, mode: int = 0o640) -> i
     return descriptor
 
 
-def open_log(path: str) -> int:
-    """Open a log file, which may be a FIFO that nobody reads yet; OSError."""
-    try:
-        return open_to_append(path)
-    except OSError as error:
-        if error.errno != errno.ENXIO:
-            raise
-        return open_to_append(path, os.O_RDWR)
-
-
-def file_handler(path: str, user: Any, gid: int) -> LogHandler:
-    """Logs to a file, opened as the user of -u, or by root where that user may not; StartError.
-
-    One that root makes is the user's, so that it can be opened again.
-    """
-    path, is_new = os.path.abspath(path), not os.path.lexists(path)
-    try:
-        try:
-            with acting_as(user, gid):
-                descriptor = open_log(path)
-        except PermissionError:
-            descriptor = open_log(path)
-            if user and is_new:
-                os.fchown(descriptor, user.pw_uid, gid)
-    except OSError as error:
-        status = EXIT_PERMISSION if isinstance(error, PermissionError) else EXIT_CANNOT_CREATE
-        raise StartError(status, f"log_file {path}: {error.strerror}") from None
-    return LogHandler(functools.partial(os.write, descriptor), descriptor, path)
-
-
-@contextlib.contextmanager
-def acting_as(user: Any, gid: int) -> Iterator[None]:
-    """Be a user of -u for a while, to do with files what that one could; only root can."""
-    with contextlib.ExitStack() as stack:
-        if user and os.geteuid() == 0:
-            stack.callback(os.setgroups, os.getgroups())
-            stack.callback(os.setegid, os.getegid())
-            stack.callback(os.seteuid, 0)
-            os.setgroups(os.getgrouplist(user.pw_name, gid))
-            os.setegid(gid)
-            os.seteuid(user.pw_uid)
-        yield
-
-
 def start_logging(setup: Setup, processes: Processes, options) -> None:
     """Log to stderr, syslog or a file, as the configuration and the command line say; StartError."""
-    settings = setup.globals
-    level = 4 if options.debug else settings.get("log_level", LOG_LEVEL_DEFAULT)
-    for row in range(ROWS):
-        processes.set(row, level=level)
-    foreground = not options.background
+    settings, foreground = setup.globals, not options.background
+    processes.set(0, level=4 if options.debug else settings.get("log_level", LOG_LEVEL_DEFAULT))
     to_stderr = settings.get("log_stderror", settings.get("stderror_enabled", foreground)) or options.debug and foreground
     if setup.own["log_file"]:
-        handler = file_handler(setup.own["log_file"], *account_of(options))
+        handler = shared("log_file", setup.path, "for log_file, ").handler(setup.own["log_file"], *account_of(options))
     elif to_stderr or not os.path.exists("/dev/log"):
         handler = stderr_handler()
     else:
         name = settings.get("log_facility", settings.get("syslog_facility", "daemon"))
-        facility = logging.handlers.SysLogHandler.facility_names[name]
-        handler = LogHandler(syslog_sender("/dev/log"), facility=facility)
+        handler = LogHandler(syslog_sender("/dev/log"), facility=logging.handlers.SysLogHandler.facility_names[name])
     filtered = settings.get("stderror_level_filter" if handler.on_stderr else "syslog_level_filter", 0)
-    if filtered and not handler.path:  # 0: all that log_level lets through
+    if filtered and not handler.reopen:  # 0: all that log_level lets through
         handler.setLevel(LOG_LEVELS[max(-3, min(4, filtered))])
     status = os.fstat(2)
     journal = handler.on_stderr and os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
@@ -3605,15 +3549,10 @@ def log_as(processes: Processes, row: int) -> None:
 
 
 def reopen_logs() -> None:
-    """Open log files again by their names. A signal may come in the midst of a line: descriptors keep their numbers."""
+    """Open log files again by their names."""
     for handler in log_handlers():
-        if handler.path:
-            try:
-                descriptor = open_log(handler.path)
-                os.dup2(descriptor, handler.descriptor, inheritable=False)
-                os.close(descriptor)
-            except OSError as error:  # as when -u may not write the folder: better the old file than none
-                log.error("%s cannot be opened again, the log goes on to the old file: %s", handler.path, error.strerror)
+        if handler.reopen:
+            handler.reopen()
 
 
 def tend_logs(server: Server) -> None:
@@ -3823,11 +3762,8 @@ def has_ended(row: dict, now_s: float) -> bool:
 
 
 def write_event(name: str, attributes, dialect: str) -> bytes:
-    """An event as a datagram, with attributes by name, or a list of values without.
-
-    Text: `NAME`, `attribute::value` lines and an empty line; attributes with a field `text` have others. JSON-RPC: a
-    notification.
-    """
+    """An event as a datagram, with attributes by name, or a list of values without. Text: `NAME`, `attribute::value` lines
+    and an empty line; attributes with a field `text` have others. JSON-RPC: a notification."""
     if dialect == "jsonrpc":
         params = {"params": attributes} if attributes else {}
         return encode(json_text({"jsonrpc": "2.0", "method": name, **params}))
@@ -3838,10 +3774,8 @@ def write_event(name: str, attributes, dialect: str) -> bytes:
 
 
 def event_target(place: str, by_name: bool = True) -> tuple[int, Any]:
-    """The socket family and address of `unix:PATH` or `udp:HOST:PORT`; ValueError, and OSError for an unknown host.
-
-    by_name: a host may be given by its name, which takes time to look up.
-    """
+    """The socket family and address of `unix:PATH` or `udp:HOST:PORT`, `by_name` a host that has to be looked up; ValueError,
+    and OSError for an unknown host."""
     if place.startswith("unix:") and 0 < len(encode(place[5:])) <= 107:
         return socket.AF_UNIX, place[5:]
     match = re.fullmatch(r"udp:((?!\*:).{1,255}):([0-9]{1,5})", place, re.S)
@@ -3960,7 +3894,6 @@ class Access:
         self.networks, self.rules = own["allow_from"], own["allow_command"]
         self.restricted = {name for rule in self.rules for name in rule.commands}
 
-
     def allows(self, command: Any, caller: tuple, *names: str) -> bool:
         """Whether a sender may use a restricted command, which may have more names; a refusal is logged for the audit."""
         endpoint, client = caller
@@ -3999,7 +3932,8 @@ def fits(rule: Rule, uid: int, gid: int) -> bool:
 
 SUFFIXES = (".py", ".conf")
 HERE = os.path.dirname(os.path.realpath(__file__))
-BESIDE = os.path.join(HERE, "plugins" if os.path.isdir(os.path.join(HERE, "plugins")) else "midatagram_plugins")  # as pip has it
+AS_PIP_HAS_IT = os.path.join(HERE, "midatagram_plugins")
+BESIDE = AS_PIP_HAS_IT if os.path.isdir(AS_PIP_HAS_IT) else os.path.join(HERE, "plugins")
 NAMES_FILE = os.path.join(BESIDE, "opensips.names")
 PLUGIN_PREFIX = "midatagram_plugin_"  # of the names in sys.modules, so that a plug-in hides no other module
 
@@ -4111,10 +4045,8 @@ DROPPED = {"socket_name": 'modparam("midatagram", "listen", ...) adds a socket',
 
 
 class Loader:
-    """Turns directives into a Setup: loads modules, sets their parameters, checks what needs the system.
-
-    core_stats: returns the statistics of the core for a number of children.
-    """
+    """Turns directives into a Setup: loads modules, sets their parameters, checks what needs the system. core_stats: returns
+    the statistics of the core for a number of children."""
 
     def __init__(self, path: str, folders: list[str], core_stats: Callable[[int], list[Stat]]):
         self.path, self.options, self.core_stats = path, folders, core_stats
@@ -4169,13 +4101,13 @@ class Loader:
                 self.note((self.modules[name].path, line), text, logging.ERROR)
             return
         names = [path.stem for folder in self.folders for suffix in SUFFIXES for path in pathlib.Path(folder).glob(f"*{suffix}")]
-        hint = nearest(name, {*self.modules, *names, *self.opensips["modules"]})
+        known = self.opensips["modules"]
+        hint = nearest(name, {*self.modules, *names, *known})
         if not file.endswith(".so"):
             raise ConfigError(*where, f'no plug-in "{name}" in {", ".join(self.folders)}{hint}')
         self.passed.add(name)
-        if self.opensips["modules"] and not hint:
-            hint = "; OpenSIPS has no such module either"
-        self.pass_over(where, f"module {name} has no plug-in here, passed over", "" if name in self.opensips["modules"] else hint)
+        hint = "" if name in known else hint or ("; OpenSIPS has no such module either" if known else "")
+        self.pass_over(where, f"module {name} has no plug-in here, passed over", hint)
 
     def set_parameter(self, where: Where, pattern: str, name: str, value: Any) -> None:
         """modparam: the name of the module is a regular expression over the modules loaded so far, or one of ours."""
@@ -4254,8 +4186,9 @@ class Loader:
                 self.note((command.path, command.line), text, logging.ERROR)
 
     def destinations(self) -> dict:
-        """The destinations that trace_destination names: name -> function that makes a Tracer."""
-        declared = trace_destinations(self.modules.values())
+        """The destinations that trace_destination names: name -> function that makes a Tracer; ConfigError."""
+        path = next((module.path for module in self.modules.values() if module.destinations), None)
+        declared = shared("tracing", path, "to trace, ").declared(self.modules.values()) if path else {}
         names = self.mi.settings["trace_destination"]
         for name in names:
             if name not in declared:
@@ -4369,7 +4302,6 @@ def account_numbers(account: str | int | None, look_up: Callable, where: Where, 
         kind = "user" if look_up is pwd.getpwnam else "group"
         raise ConfigError(*where, f'{param}: no {kind} "{account}" on this system') from None
     return entry[2], getattr(entry, "pw_gid", -1)
-
 
 
 ###############################################################################
@@ -4720,31 +4652,27 @@ def event_subscribe(ctx, event, socket, expire=3600):
     """Subscribe SOCKET, udp:HOST:PORT or unix:PATH, to an event for EXPIRE seconds; 0 ends the subscription."""
     if event not in ctx.server.registry.events:
         raise BAD_PARAMETER
-    endpoint, _ = ctx.caller or (None, None)
+    endpoint, client = ctx.caller or (None, None)
+    asker = endpoint.address_of(client) if endpoint and not endpoint.unix else None  # of a UDP client
     try:
-        family, target = event_target(socket, endpoint is None or endpoint.unix)
+        family, target = event_target(socket, by_name=not asker)
     except (OSError, ValueError):
         raise Error(400, f"Bad parameter, write {right_form(socket)}") if right_form(socket) else BAD_PARAMETER from None
-    if not may_have_events(ctx, family, target):
-        endpoint, client = ctx.caller
+    if asker and not may_have_events(ctx, asker[0], target):
         ctx.server.count("forbidden")
-        log.warning("audit: events for %a refused to %s", socket, shown_address(endpoint.address_of(client)))
+        log.warning("audit: events for %a refused to %s", socket, shown_address(asker))
         raise Error(403, "Forbidden")
     dialect = ctx.request.dialect
     ctx.server.events.subscribe({
         "event": event, "socket": socket, "expire": expire, "since": ctx.store.now_s(), "dialect": dialect, "family": family,
-        "target": target, "ended": expire == 0,
-        "by": "" if endpoint is None or endpoint.unix else target[0]})
+        "target": target, "ended": expire == 0, "by": target[0] if asker else ""})
     return Reply()
 
 
-def may_have_events(ctx, family: int, target: Any) -> bool:
-    """Whether who asks may subscribe an address: a UNIX client any, a UDP client its own host's and those in event_targets."""
-    endpoint, client = ctx.caller or (None, None)
-    if endpoint is None or endpoint.unix or family == socket.AF_UNIX:
-        return endpoint is None or endpoint.unix
-    own = host_address(endpoint.address_of(client)[0])
-    return host_address(target[0]) == own or in_networks(target[0], ctx.server.setup.own["event_targets"])
+def may_have_events(ctx, host: str, target: Any) -> bool:
+    """Whether a UDP client may subscribe an address: of its own host or in event_targets, and no path."""
+    return isinstance(target, tuple) and (host_address(target[0]) == host_address(host)
+                                          or in_networks(target[0], ctx.server.setup.own["event_targets"]))
 
 
 def event_params(value):
@@ -4814,8 +4742,8 @@ def subscribers_list(ctx, event=None, socket=None):
             lines = [Node("Subscriber", None, (("socket", row["socket"]), ("expire", row["expire"]))) for row in rows]
             nodes.append(Node("Event", name, (("id", events[name]),), lines))
             each = [{"socket": row["socket"], "expire": row["expire"], "ttl": time_left(row, ctx.store.now_s())} for row in rows]
-            members.append({"name": name, "id": events[name],
-                            **({"Subscribers": each} if socket is None else {"Subscriber": each[0]})})
+            listed = {"Subscribers": each} if socket is None else {"Subscriber": each[0]}
+            members.append({"name": name, "id": events[name], **listed})
     if socket is not None and not nodes:
         raise Error(404, "Subscriber does not exist")
     return Reply(nodes=nodes, result={"Events": members} if event is None else {"Event": members[0] if members else {}})
@@ -4837,12 +4765,7 @@ def list_tcp_conns(ctx):
 USAGE = "help mi_cmd - returns information about 'mi_cmd'"
 
 
-def bind_help(request: Request) -> list:
-    """MI_CMD of a text request, which ignores further arguments."""
-    return [value or "" for value in request.values[:1]]
-
-
-@command("help", bind=bind_help)
+@command("help", bind=lambda request: [value or "" for value in request.values[:1]])  # further arguments are ignored
 def show_help(ctx, mi_cmd=""):
     """Show what a command does and which module exports it."""
     if not mi_cmd:
@@ -4862,57 +4785,10 @@ def list_blacklists(ctx):
     return Reply(live=CONSTANT)
 
 
-LOADS = {"load": 1, "load1m": 60, "load10m": 600}  # statistic -> period, s
-MEMORY = {"total_size": "VmSize", "used_size": "RssAnon", "real_used_size": "VmRSS", "max_used_size": "VmHWM",
-          "free_size": "free", "fragments": "p"}  # statistic -> its name in memory_of()
-
-
-def load_groups(children: int) -> dict[str, Iterable[int]]:
-    """Suffix of the statistics in LOADS -> the ranks whose mean they show."""
-    everyone = range(children + 1)
-    return {"": everyone[1:], "-all": everyone, **{f"-proc-{rank}": (rank,) for rank in everyone}}
-
-
-def each_second(read: Callable[[], dict]) -> Callable[[], dict]:
-    """A function that calls read() at most once a second, and returns its last result."""
-    once = functools.lru_cache(1)(lambda second: read())
-    return lambda: once(int(time.monotonic()))
-
-
-def memory_of(pid: int) -> collections.Counter[str]:
-    """Sizes of a process' memory in bytes, its private (p) and its shared mappings (s), from /proc/PID/status and maps, see
-    proc(5). All are 0 when the process is gone."""
-    memory: collections.Counter[str] = collections.Counter()
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as status, open(f"/proc/{pid}/maps") as maps:
-        memory.update({name: int(kb) * 1024 for name, kb in re.findall(r"^(\w+):\s+(\d+) kB$", status.read(), re.M)})
-        memory.update(re.findall(r"^\S+ ...([ps])", maps.read(), re.M))
-        memory["free"] = memory["VmSize"] - memory["VmRSS"]
-    return memory
-
-
-def shared_memory() -> dict[str, int]:
-    """The figures of group shmem: the tables of section 10, which all processes map."""
-    memory, total = memory_of(os.getpid()), ROWS * (BLOCKS * BLOCK + len(Processes.FIELDS) + 1) * SLOT
-    used = memory["RssShmem"]
-    return dict(zip(MEMORY, (total, used, used, used, max(0, total - used), memory["s"])))
-
-
-def own_memory(processes: Processes, children: int) -> dict[str, int]:
-    """The figures of group pkmem: what each process maps for itself."""
-    pids = {rank: pid for rank, pid, _, _ in processes.living()}
-    memories = [(rank, memory_of(pids.get(rank, 0))) for rank in range(children + 1)]
-    return {f"{rank}-{name}": memory[key] for rank, memory in memories for name, key in MEMORY.items()}
-
-
-def core_stats(processes: Processes, started_s: float, children: int) -> list[Stat]:
-    """The statistics of groups core, shmem, pkmem and load, under OpenSIPS' names. The attendant sets the loads."""
-    shared, own = each_second(shared_memory), each_second(functools.partial(own_memory, processes, children))
-    shmem = [Stat(name, "memory shared by all processes, bytes (fragments: mappings)", "shmem", False, shared) for name in MEMORY]
-    uptime = Stat("timestamp", "seconds since the start", "core", False, lambda: int(time.time() - started_s))
-    load = [Stat(name + suffix, "CPU usage, percent", "load", False) for suffix in load_groups(children) for name in LOADS]
-    pkmem = [Stat(f"{rank}-{name}", "memory of one process, bytes (fragments: mappings)", "pkmem", False, own)
-             for rank in range(children + 1) for name in MEMORY]
-    return [*shmem, uptime, *load, *pkmem]
+def core_stats(counters: Counters, processes: Processes, started_s: float, figures: Any, children: int) -> list[Stat]:
+    """The statistics of OpenSIPS' core: without the plug-in `figures` (None) those of group core alone."""
+    core = [Stat("timestamp", "seconds since the start", "core", False, lambda: int(time.time() - started_s))]
+    return figures.stats_of(counters, processes, children, core) if figures else core
 
 
 def buffer_size(value) -> int:
@@ -5017,28 +4893,7 @@ def built_in_modules() -> list[Module]:
 
 
 ###############################################################################
-# 16. Tracing #################################################################
-###############################################################################
-# Strategy: a destination is an object of a plug-in, which knows how to open,
-# write and close. The plug-in tracing, which is loaded for those that declare
-# one, brings traces to it.
-
-
-def trace_destinations(modules: Iterable[Module]) -> dict:
-    """The destinations that plug-ins declare, by name: a function that makes a Tracer, or None for one that cannot be
-    traced to. The modules get the statistics of theirs. ConfigError."""
-    declared: dict[str, Callable | None] = {}
-    for module, function in [(one, function) for one in modules for function in one.destinations]:
-        tracing = shared("tracing", module.path, "to trace, ")
-        with plugin_code(module.path, f"{function.__name__}: "):
-            for name, destination in function(Context(module)).items():
-                declared[name] = destination and functools.partial(tracing.Tracer, name, module, destination)
-                module.stats += tracing.stats_of(name, module.name) if destination else []
-    return declared
-
-
-###############################################################################
-# 17. Sockets #################################################################
+# 16. Sockets #################################################################
 ###############################################################################
 # Strategy: the attendant binds and checks; children read, and reply from the
 # bound socket, so that connected clients hear us too. A socket's file has its
@@ -5060,7 +4915,7 @@ class Endpoint:
     send: Callable[[bytes, Any], int]
 
     def __init__(self, place: Place, sock: Any, kept: bool = False, identity: tuple | None = None):
-        self.place, self.socket, self.kept, self.identity, self.said = place, sock, kept, identity, ""
+        self.place, self.socket, self.kept, self.identity, self.trouble = place, sock, kept, identity, ""
         self.unix = place.family == socket.AF_UNIX
         self.wildcard = not self.unix and sock.getsockname()[0] in ("0.0.0.0", "::")
         sock.setblocking(False)
@@ -5098,8 +4953,6 @@ class Endpoint:
         data, ancillary, _, client = self.socket.recvmsg(size, CREDENTIALS_ROOM if self.unix else ADDRESS_ROOM, flags)
         return data, (client, tuple(ancillary))
 
-
-
     @staticmethod
     def credentials_of(client: Any) -> tuple | None:
         """The (pid, uid, gid) of a UNIX sender, None if the kernel does not say."""
@@ -5126,12 +4979,6 @@ class Endpoint:
             with contextlib.suppress(OSError):
                 remove_own(self.place.spot, self.identity)
         return identity_of(self.place.spot) != self.identity
-
-    def say_once(self, text: str) -> None:
-        """Log a lasting trouble once."""
-        if self.said != text:
-            self.said = text
-            log.error("%s", text)
 
     def close(self, remove: bool) -> None:
         """Close; remove the socket's file if it is still ours."""
@@ -5176,10 +5023,8 @@ def refusal(place: Place, error: OSError) -> StartError:
 
 
 def bind_unix(place: Place, sock: Any) -> tuple | None:
-    """Bind a UNIX socket in place of a dead one at most; returns the identity of its file. OSError, StartError.
-
-    The folder is locked meanwhile, so that of two servers that start at once one meets the other alive.
-    """
+    """Bind a UNIX socket in place of a dead one at most; returns the identity of its file. OSError, StartError. The folder is
+    locked meanwhile, so that of two servers that start at once one meets the other alive."""
     folder = walk(os.path.dirname(os.path.abspath(place.spot)), follow_roots, os.O_RDONLY | os.O_DIRECTORY)
     mask = os.umask(0)
     try:
@@ -5236,10 +5081,8 @@ def is_live(path: str) -> bool:
 
 
 def file_of(sock: Any, place: Place, identity: tuple | None) -> int:
-    """An O_PATH descriptor of the file that a socket is bound to, of that identity if it is known; OSError.
-
-    The kernel gives it to root alone; others look whether what lies at the path is theirs.
-    """
+    """An O_PATH descriptor of the file that a socket is bound to, of that identity if it is known; OSError. The kernel gives
+    it to root alone; others look whether what lies at the path is theirs."""
     with contextlib.suppress(OSError):
         return fcntl.ioctl(sock, SIOCUNIXFILE)
     file = os.open(place.spot, os.O_PATH | os.O_NOFOLLOW)
@@ -5270,7 +5113,7 @@ def give_file(sock: Any, place: Place, identity: tuple | None = None) -> tuple |
 
 
 ###############################################################################
-# 18. Outbox ##################################################################
+# 17. Outbox ##################################################################
 ###############################################################################
 # Strategy: the kernel charges what a client has not read to the socket that
 # sent it. So a client that is behind or gets a large reply is a Peer: it is
@@ -5488,7 +5331,7 @@ def shown_address(address: Any) -> str:
 
 
 ###############################################################################
-# 19. Child ###################################################################
+# 18. Child ###################################################################
 ###############################################################################
 # Strategy: a pool of parked greenlets. When a socket is readable the hub
 # switches to an idle one, which receives datagrams until there are none and
@@ -5786,14 +5629,16 @@ def answers_of(server: Server, access: Access, **callbacks: Any) -> Answers:
 
 
 ###############################################################################
-# 20. Supervisor ##############################################################
+# 19. Supervisor ##############################################################
 ###############################################################################
 # Strategy: the attendant keeps children alive and does nothing else. It runs
-# no code of a plug-in and no hub: each configuration is loaded in a process of
-# its own, the loader, which forks the children of that generation twice, so
-# that they are the attendant's to wait for. A reload brings a candidate with
-# one child on trial. If that serves well, the candidate becomes the current
-# generation, and the others leave, each when its successor serves.
+# no hub, and no code of a plug-in that a configuration loads: each is loaded
+# in a process of its own, the loader, which forks the children of that
+# generation twice, so that they are the attendant's to wait for. A reload
+# brings a candidate with one child on trial. If that serves well, the
+# candidate becomes the current generation, and the others leave, each when its
+# successor serves. systemd is told how it is if its variables say so, which
+# are handed on to nobody.
 
 EARLY_S = 1.0  # a child that ends so soon after it began to serve may be in a crash loop
 FROZEN_S = 2.0  # without a tick: the whole server was stopped
@@ -5803,6 +5648,30 @@ KILL_AFTER_S = 0.7  # more than stop_timeout, after which a child that does not 
 EXTEND_S = 10  # by which a start may take longer than systemd's unit says, again and again
 PART_BYTES = 1 << 16  # of what processes send each other in one piece
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+
+
+class Notifier:
+    """Tells systemd how we are, if it asked to be told, without waiting for it; see sd_notify(3)."""
+
+    def __init__(self):
+        self.target = os.environ.pop("NOTIFY_SOCKET", "")
+        os.environ.pop("WATCHDOG_USEC", None)
+        self.unsent: dict[str, Any] = {}  # for which systemd has had no room
+
+    def send(self, **states: Any) -> None:
+        """Send states, and those that wait and are not out of date."""
+        if not self.target:
+            return
+        self.unsent.update(states)
+        text = "\n".join(f"{name}={value}" for name, value in self.unsent.items())
+        try:
+            with original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
+                sender.sendto(encode(text), re.sub("^@", "\0", self.target))
+        except BlockingIOError:
+            return
+        except OSError as error:
+            log.warning("cannot notify %s: %s", self.target, error)
+        self.unsent.clear()
 
 
 class Generation:
@@ -5861,10 +5730,8 @@ def ending(code: int) -> str:
 
 
 def forked(life: Callable[[], int]) -> int:
-    """Fork a process that ends with the exit status that `life` returns; returns its pid. OSError.
-
-    Signals are held back until it has handlers of its own.
-    """
+    """Fork a process that ends with the exit status that `life` returns, and give its pid; OSError. Signals are held back
+    until it has handlers of its own."""
     every_signal = signal.valid_signals()
     signal.pthread_sigmask(signal.SIG_BLOCK, every_signal)
     try:
@@ -5884,21 +5751,19 @@ def forked(life: Callable[[], int]) -> int:
 
 
 class Supervisor:
-    """The attendant: opens sockets, starts children, replaces those that die, reloads, stops.
-
-    load: () -> Setup, reads the configuration; prepare(setup): has the first loader log, and be the user, as the attendant does;
-    starter: descriptor that is written when a start in the background is over, else -1; given: sockets of systemd, path or
-    address -> descriptor.
-    """
+    """The attendant: opens sockets, starts children, replaces those that die, reloads, stops. starter: descriptor that is
+    written when a start in the background is over, else -1; given: sockets of systemd, path or address -> descriptor."""
 
     current: Generation
 
-    def __init__(self, load: Callable[[], Setup], prepare: Callable[[Setup], None], processes: Processes, started_s: float,
-                 starter: int, given: dict):
-        self.load, self.prepare, self.processes, self.started_s = load, prepare, processes, started_s
-        self.starter, self.given, self.notifier = starter, given, Notifier()
-        self.counters, self.pair, self.store, self.folder_lock = Counters(), event_pair(), Store("", 0), -1
-        self.loads = Loads(self.counters, processes)
+    def __init__(self, options: argparse.Namespace, starter: int, given: dict):
+        self.options, self.starter, self.given, self.notifier = options, starter, given, Notifier()
+        self.processes, self.counters, self.started_s = Processes(), Counters(), time.time()
+        self.pair, self.store, self.folder_lock = event_pair(), Store("", 0), -1
+        self.figures: Any = None
+        with contextlib.suppress(ConfigError):  # see start()
+            self.figures = shared("figures")
+        self.loads = self.figures and self.figures.Loads(self.counters, self.processes)
         self.endpoints: list[Endpoint] = []  # all that are open, of any generation
         self.candidate: Generation | None = None
         self.announced: list[Endpoint] | None = None  # the sockets at which every child served last
@@ -5912,11 +5777,9 @@ class Supervisor:
         self.crashes = 0  # early deaths in a row after which nobody served
         self.troubles: dict[int, str] = {}  # by rank why its child cannot start
         self.alive_read, self.alive_write = os.pipe()  # closed with the attendant
-        self.news_read, self.news_write = os.pipe()  # written for each signal, and by children: the rank, and why it cannot start
-        for descriptor in (self.news_read, self.news_write):
-            os.set_blocking(descriptor, False)
+        self.news_read, self.news_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # written for each signal, and by tell()
         built_in = Setup("", Registry(built_in_modules()), {}, {}, {}, [], [], {})
-        self.server = Server(built_in, self.counters, processes, self.store, self.pair, started_s)
+        self.server = Server(built_in, self.counters, self.processes, self.store, self.pair, self.started_s)
 
     # The start.
 
@@ -6067,7 +5930,8 @@ class Supervisor:
         try:
             if candidate.read_report() and not candidate.endpoints and self.take_report(candidate):
                 candidate.endpoints = self.open_sockets(candidate.setup)
-                log_notes(candidate.setup)
+                for note in candidate.setup.notes:
+                    log.log(*note)
             if ended:
                 raise StartError(EXIT_CRASH, ended)
         except (StartError, OSError) as error:
@@ -6309,7 +6173,8 @@ class Supervisor:
             return
         self.tell_status(**states)
         self.check_sockets()
-        self.loads.measure(self.server.counted, len(self.current.ranks), now_s)
+        if self.loads:
+            self.loads.measure(self.server.counted, len(self.current.ranks), now_s)
 
     def kill_the_stuck(self, now_s: float) -> bool:
         """Kill children that do not stop or are away from their hub, and loaders that do not fork; returns whether any was."""
@@ -6333,12 +6198,8 @@ class Supervisor:
 
     def open_sockets(self, setup: Setup) -> list[Endpoint]:
         """The sockets of a configuration: those that are open already, and new ones; StartError."""
-        return [self.endpoint_of(place) or self.opened(place, setup.own) for place in setup.listeners]
-
-    def endpoint_of(self, place: Place) -> Endpoint | None:
-        """The open socket of a place, if there is one."""
-        return next((endpoint for endpoint in self.endpoints
-                     if endpoint.place.spot == place.spot and not endpoint.is_lost()), None)
+        ours = {endpoint.place.spot: endpoint for endpoint in self.endpoints if not endpoint.is_lost()}
+        return [ours.get(place.spot) or self.opened(place, setup.own) for place in setup.listeners]
 
     def opened(self, place: Place, own: dict) -> Endpoint:
         """A new socket, or a given one, with a large send buffer, as root beyond the system's limit; StartError."""
@@ -6361,22 +6222,23 @@ class Supervisor:
 
     def check_sockets(self) -> None:
         """Bind those sockets again whose file somebody deleted; the children are replaced."""
-        fresh = {endpoint: self.bound_again(endpoint) for endpoint in self.current.endpoints if endpoint.is_lost()}
-        if any(fresh.values()):
-            self.current.endpoints = [fresh.get(old) or old for old in self.current.endpoints]
+        endpoints = [self.bound_again(endpoint) if endpoint.is_lost() else endpoint for endpoint in self.current.endpoints]
+        if endpoints != self.current.endpoints:
+            self.current.endpoints = endpoints
 
-    def bound_again(self, endpoint: Endpoint) -> Endpoint | None:
-        """A new socket at the path of one whose file is gone, None if that cannot be."""
+    def bound_again(self, endpoint: Endpoint) -> Endpoint:
+        """A new socket at the path of one whose file is gone, the old one if that cannot be."""
         spot = endpoint.place.spot
-        if os.path.lexists(spot):
-            endpoint.say_once(f"{spot} is no longer our socket; somebody put another file there")
-            return None
+        trouble = f"{spot} is no longer our socket; somebody put another file there" if os.path.lexists(spot) else ""
         try:
-            fresh = self.opened(endpoint.place, self.current.setup.own)
+            fresh = endpoint if trouble else self.opened(endpoint.place, self.current.setup.own)
         except (StartError, OSError) as error:
-            endpoint.say_once(f"{spot} was deleted and cannot be bound again: {error}")
-            return None
-        log.warning("%s was deleted; bound again", spot)
+            fresh, trouble = endpoint, f"{spot} was deleted and cannot be bound again: {error}"
+        if not trouble:
+            log.warning("%s was deleted; bound again", spot)
+        elif endpoint.trouble != trouble:  # it lasts, and is logged once
+            log.error("%s", trouble)
+        endpoint.trouble = trouble
         return fresh
 
     ACTIONS: dict[int, Callable[[Supervisor], None]] = {
@@ -6432,7 +6294,8 @@ class Loading:
         """Load the configuration; returns what Supervisor.take_report() reads."""
         attendant, counters = self.attendant, self.attendant.counters
         try:
-            setup = attendant.load()
+            stats = functools.partial(core_stats, counters, attendant.processes, attendant.started_s, attendant.figures)
+            setup = load_setup(attendant.options, stats)
             self.server = Server(setup, counters, attendant.processes, attendant.store, attendant.pair, attendant.started_s)
         except (StartError, ConfigError) as error:
             return (getattr(error, "status", EXIT_CONFIG), f"{error}"), None, (), ()
@@ -6446,7 +6309,8 @@ class Loading:
 
     def begin(self, folder: str, path: str, locks: list[int]) -> None:
         """At the first start: log, and be the user, as the attendant does by now; hold its locks of the store."""
-        self.attendant.prepare(self.server.setup)
+        start_logging(self.server.setup, self.attendant.processes, self.attendant.options)
+        drop_privileges(self.attendant.options)
         libc().prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # another user's process has none
         self.server.store.folder, self.server.store.path = folder, path
 
@@ -6525,36 +6389,6 @@ def hand_over(endpoint: Endpoint, place: Place) -> None:
             log.error("mode and owner of %s stay as they are: %s", place.spot, error.strerror)
 
 
-class Loads:
-    """The CPU that the processes use over the last second, minute and ten minutes, in per cent."""
-
-    def __init__(self, counters: Counters, processes: Processes):
-        self.counters, self.processes = counters, processes
-        self.samples: dict[int, collections.deque] = {}  # pid -> (when, seconds of CPU)
-
-    def measure(self, counted: memoryview, children: int, now_s: float) -> None:
-        """Set the statistics of the attendant and of so many children in a row of the counters."""
-        pids = {rank: pid for rank, pid, _, _ in self.processes.living()}
-        loads = {rank: self.of(pid, now_s) for rank, pid in pids.items()}
-        self.samples = {pid: samples for pid, samples in self.samples.items() if pid in pids.values()}
-        for suffix, ranks in load_groups(children).items():
-            shown = [loads[rank] for rank in ranks if rank in loads] or [[0] * len(LOADS)]
-            for name, values in zip(LOADS, zip(*shown)):
-                counted[self.counters.column("load", name + suffix)] = sum(values) // len(values)
-
-    def of(self, pid: int, now_s: float) -> list[int]:
-        """The loads of a process."""
-        try:
-            with open(f"/proc/{pid}/stat") as file:
-                fields = file.read().rpartition(")")[2].split()
-        except OSError:
-            return [0] * len(LOADS)
-        samples = self.samples.setdefault(pid, collections.deque(maxlen=1300))
-        samples.append((now_s, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")))
-        firsts = [samples[bisect.bisect_left(samples, (now_s - span_s - 0.5,))] for span_s in LOADS.values()]
-        return [round(100 * (samples[-1][1] - used_s) / (now_s - then_s or 1)) for then_s, used_s in firsts]
-
-
 def watch_parent(attendant_pid: int) -> None:
     """Have the kernel end this child soon after the attendant, even when it is stuck in a handler.
 
@@ -6578,59 +6412,7 @@ def set_title(title: str) -> None:
 
 
 ###############################################################################
-# 21. systemd #################################################################
-###############################################################################
-# Strategy: systemd is spoken to if its variables say so, and they are handed
-# on to nobody.
-
-
-class Notifier:
-    """Tells systemd how we are, if it asked to be told, without waiting for it; see sd_notify(3)."""
-
-    def __init__(self):
-        self.target = os.environ.pop("NOTIFY_SOCKET", "")
-        os.environ.pop("WATCHDOG_USEC", None)
-        self.unsent: dict[str, Any] = {}  # for which systemd has had no room
-
-    def send(self, **states: Any) -> None:
-        """Send states, and those that wait and are not out of date."""
-        self.unsent.update(states)
-        address = "\0" + self.target[1:] if self.target.startswith("@") else self.target
-        text = "\n".join(f"{name}={value}" for name, value in self.unsent.items())
-        try:
-            if self.target:
-                with original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-                    sender.setblocking(False)
-                    sender.sendto(encode(text), address)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            log.warning("cannot notify %s: %s", self.target, error)
-        self.unsent.clear()
-
-
-def given_descriptors() -> range:
-    """The descriptors that systemd opened for us; see sd_listen_fds(3)."""
-    ours = os.environ.get("LISTEN_PID") == str(os.getpid())
-    return range(3, 3 + int(os.environ.get("LISTEN_FDS", "0"))) if ours else range(0)
-
-
-def given_sockets() -> dict:
-    """The sockets systemd opened for us: path or address -> descriptor."""
-    found = {}
-    for descriptor in given_descriptors():
-        os.set_inheritable(descriptor, False)
-        probe = original("socket", "socket")(fileno=os.dup(descriptor))
-        found[probe.getsockname()] = descriptor
-        probe.close()
-    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
-        os.environ.pop(name, None)
-    return found
-
-
-
-###############################################################################
-# 22. Command line ############################################################
+# 20. Command line ############################################################
 ###############################################################################
 # Strategy: main(argv) returns the exit status. Everything is checked before
 # anything is opened, and everything is opened before the server goes to the
@@ -6644,10 +6426,7 @@ if os.path.exists(f"{VENV}/bin/python") and sys.prefix != VENV:
 
 
 def load_packages() -> None:
-    """Import all packages, since after -u a child may not read them, and patch the standard library for handlers.
-
-    StartError when one is missing.
-    """
+    """Import all packages, since after -u a child may not read them, and patch the standard library; StartError without one."""
     try:
         import configobj  # noqa: F401 - config plug-ins need it
         import gevent.event
@@ -6662,19 +6441,6 @@ def load_packages() -> None:
     with contextlib.suppress(ImportError):
         importlib.import_module("ctypes")
         importlib.import_module("setproctitle")
-
-
-def log_file_notes(path: str | None) -> Iterator[tuple[int, str]]:
-    """What -c says of a log file that cannot be opened; it does not make one."""
-    place = path if path and os.path.exists(path) else os.path.dirname(path or "") or "."
-    if path and (os.path.isdir(path) or not os.access(place, os.W_OK)):
-        yield logging.ERROR, f"log_file {path} cannot be opened for writing"
-
-
-def log_notes(setup: Setup) -> None:
-    """Log what the loader had to say."""
-    for level, text in setup.notes:
-        log.log(level, "%s", text)
 
 
 @functools.lru_cache(1)
@@ -6707,9 +6473,11 @@ def is_everyones(file: int, folder: str) -> bool:
     return S_ISREG(status.st_mode) and bool(status.st_mode & 0o002 or loose)
 
 
-def default_configuration() -> str:
-    """The configuration used without -f: the one beside the script, else the system's; StartError for none."""
+def configuration_of(options) -> str:
+    """The configuration: -f's, none with -s alone, else the one beside the script or the system's; StartError without one."""
     paths = os.path.join(HERE, "midatagram.conf"), "/etc/midatagram/midatagram.conf"
+    if options.file or options.socket:
+        return options.file or ""
     for path in filter(os.path.exists, paths):
         return path
     raise StartError(EXIT_CONFIG, f"which socket? give -s SOCKET or -f FILE; there is no {' and no '.join(paths)}")
@@ -6721,8 +6489,8 @@ def directives_of(options) -> list[Directive]:
     for folder in folders:
         if not os.path.isdir(folder):
             raise StartError(EXIT_CONFIG, f"-p: there is no folder {folder}")
-    if options.file or not options.socket:
-        directives = ConfigReader(read_file).read(options.file or default_configuration())
+    if path := configuration_of(options):
+        directives = ConfigReader(read_file).read(path)
     else:
         directives = [Directive("loadmodule", (os.path.join(os.path.abspath(folder), name),), "-p", 0)
                       for folder in folders for name in sorted(os.listdir(folder))
@@ -6735,6 +6503,12 @@ def directives_of(options) -> list[Directive]:
     return directives
 
 
+def load_setup(options, stats: Callable[[int], list[Stat]]) -> Setup:
+    """Load the configuration of the command line; stats: core_stats() but for `children`. StartError, ConfigError."""
+    directives = directives_of(options)
+    return Loader(configuration_of(options) or "-s", options.plugins, stats).load(directives)
+
+
 def socket_of(options) -> Address:
     """The socket that a client of this configuration talks to."""
     module = next(module for module in built_in_modules() if module.name == "mi_datagram")
@@ -6742,7 +6516,7 @@ def socket_of(options) -> Address:
         if directive.word == "modparam" and name_pattern(directive.args[0], (directive.path, directive.line))(module.name):
             module.set(directive.args[1], directive.args[2], directive.path, directive.line)
     if module.settings["socket_name"] is None:
-        raise ConfigError(options.file or default_configuration(), 0, "no socket_name; give a socket with -s")
+        raise ConfigError(configuration_of(options), 0, "no socket_name; give a socket with -s")
     return module.settings["socket_name"]
 
 
@@ -6799,10 +6573,15 @@ def ask(place: Address | str, request: bytes, timeout_s: float) -> bytes:
     raise TimeoutError("timed out")
 
 
+def pid_file(options) -> Any:
+    """The file of -P."""
+    return shared("pid_file", "-P", "for a pid file, ").PidFile(options.pidfile, options.status)
+
+
 def is_running(options) -> bool:
     """Whether a server of this configuration runs: its pid file is locked, or its socket answers."""
     if options.pidfile:
-        return PidFile(options.pidfile, options.status).locked_elsewhere()
+        return pid_file(options).locked_elsewhere()
     place = socket_of(options)
     if place.port is None:
         return is_live(place.host)
@@ -6810,117 +6589,6 @@ def is_running(options) -> bool:
         return bool(ask(place, write_request("uptime", ()), 1.0))
     except OSError:
         return False
-
-
-def status_lines(options) -> Iterator[str]:
-    """What the server of this configuration wrote about itself, if we may read it and its user or root must have written it."""
-    address, user = socket_of(options), account_of(options)[0]
-    places, trusted = {*run_places(), "/run/midatagram"} - {""}, {0, os.geteuid(), user.pw_uid if user else 0}
-    with contextlib.suppress(OSError):
-        if address.port is None:
-            places.add(os.path.dirname(address.host) or ".")
-            trusted.add(os.stat(address.host).st_uid)
-    for folder in [folder for place in places for folder in pathlib.Path(place).glob("midatagram-*")]:
-        with contextlib.suppress(OSError, ValueError):
-            if folder.lstat().st_uid in trusted:
-                pid, started_s, status, served = json.loads((folder / "status").read_text())
-                if str(address) in served and os.path.exists(f"/proc/{pid}"):
-                    yield f"pid {pid}, uptime {time.time() - started_s:.0f} s"
-                    yield from status.split("; ")
-
-
-PID_TRIES = 20
-
-
-class PidFile:
-    """A file with the attendant's pid; who holds its lock is running, so a file that is left behind means nothing.
-
-    Who can open it for reading can lock it: hence it is its owner's alone. of_others: another user's may be looked at.
-    """
-
-    def __init__(self, path: str, of_others: bool = False):
-        self.path, self.of_others, self.file = path, of_others, -1
-
-    def open(self, flags: int) -> int:
-        """A descriptor of the file: a plain one with no other name, which is ours or root's; OSError."""
-        folder = walk(os.path.dirname(self.path) or ".", follow_roots)
-        try:
-            flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-            file = os.open(os.path.basename(self.path), flags, 0o600, dir_fd=folder)
-        finally:
-            os.close(folder)
-        status = os.fstat(file)
-        owned = self.of_others or status.st_uid in (0, os.geteuid())
-        if S_ISREG(status.st_mode) and status.st_nlink < 2 and owned:
-            return file
-        os.close(file)
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-
-    def locked_elsewhere(self) -> bool:
-        """Whether another process holds the lock."""
-        try:
-            file = self.open(os.O_RDONLY)
-        except FileNotFoundError:
-            return False
-        except PermissionError as error:
-            return self.listed_as_locked(error)
-        except OSError as error:
-            raise self.trouble(error) from None
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(file)
-        return False
-
-    def listed_as_locked(self, refusal: PermissionError) -> bool:
-        """Whether the kernel lists a lock on the file, for who may not open it."""
-        try:
-            status = os.stat(self.path)
-            with open("/proc/locks") as file:
-                device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
-                return any(f"{device}:{status.st_ino}" in line.split() for line in file)
-        except OSError:
-            raise self.trouble(refusal) from None
-
-    def trouble(self, error: OSError) -> StartError:
-        """Why the file cannot be used."""
-        status = EXIT_PERMISSION if isinstance(error, PermissionError) else EXIT_CANNOT_CREATE
-        linked = "is no plain file of our own; remove it or choose another path"
-        return StartError(status, f"pid file {self.path}: {linked if error.errno == errno.ELOOP else error.strerror}")
-
-    def lock(self) -> None:
-        """Take the lock, and room for a pid; StartError when a server runs or the file cannot be written."""
-        for _ in range(PID_TRIES):  # who asks for the status has the lock for a moment
-            try:
-                self.file = self.open(os.O_RDWR | os.O_CREAT)
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if identity_of(self.path) == identity_of(self.file):
-                    os.fchmod(self.file, 0o600)
-                    return self.write("")
-            except BlockingIOError:
-                original("time", "sleep")(0.01)
-            except OSError as error:
-                raise self.trouble(error) from None
-            os.close(self.file)  # locked, or removed meanwhile by one that ended
-        raise StartError(EXIT_RUNNING, f"already running: {self.path} is locked")
-
-    def write(self, pid: str) -> None:
-        """Write a pid; StartError, and the file is gone."""
-        try:
-            os.ftruncate(self.file, os.pwrite(self.file, encode(f"{pid}\n"), 0))
-        except OSError as error:
-            self.remove()
-            raise self.trouble(error) from None
-
-    def remove(self) -> None:
-        """Delete the file and give up the lock."""
-        with contextlib.suppress(OSError):
-            remove_own(self.path, identity_of(self.file))
-        with contextlib.suppress(OSError):
-            os.close(self.file)
-        self.file = -1
 
 
 def account_of(options) -> tuple:
@@ -6946,10 +6614,10 @@ def drop_privileges(options) -> None:
         raise StartError(EXIT_PERMISSION, f"-u, -g: uid {os.geteuid()} may not change user or group; only root can") from None
 
 
-def close_inherited() -> None:
+def close_inherited(given: Iterable[int]) -> None:
     """Close all inherited descriptors but the standard streams and the sockets of systemd."""
     for descriptor in map(int, os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ()):
-        if descriptor > 2 and descriptor not in given_descriptors():
+        if descriptor > 2 and descriptor not in given:
             with contextlib.suppress(OSError):  # the descriptor that listdir used
                 os.close(descriptor)
 
@@ -6968,10 +6636,8 @@ def let_go(*descriptors: int) -> None:
 
 
 def go_background() -> int:
-    """Fork, away from the terminal; the first process waits, and exits as the start ends.
-
-    Returns the descriptor that is written when the start is over; until then stderr stays, for what goes wrong.
-    """
+    """Fork, away from the terminal; the first process waits, and exits as the start ends. Returns the descriptor that is
+    written when the start is over; until then stderr stays, for what goes wrong."""
     read, write = os.pipe()
     pid, status = original("os", "fork")(), EXIT_CRASH
     if pid:
@@ -6988,19 +6654,19 @@ def go_background() -> int:
 
 def serve(options) -> int:
     """Check, open, serve; returns the exit status."""
-    if options.status or options.if_not_running:
-        running = is_running(options)
-        if options.status:
-            print("\n".join(["running", *status_lines(options)] if running else ["not running"]))
-            return EXIT_OK if running else EXIT_NOT_RUNNING
-        if running:
-            return EXIT_OK
+    running = (options.status or options.if_not_running) and is_running(options)
+    if options.status:
+        return shared("status", "--status", "to say more, ").report(options, running)
+    if running:
+        return EXIT_OK
+    given = shared("activation", "LISTEN_FDS", "for sockets of systemd, ").given_sockets() if "LISTEN_FDS" in os.environ else {}
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)
     if options.background:
-        close_inherited()
+        close_inherited(given.values())
     if options.file == "-":
         standard_input()  # once, whatever process loads the configuration
     load_packages()
-    given = given_sockets()
     original("signal", "signal")(signal.SIGCHLD, signal.SIG_DFL)  # who started us may ignore it
     starter = go_background() if options.background and not options.check else -1
     try:
@@ -7013,33 +6679,24 @@ def serve(options) -> int:
 
 def start(options, starter: int, given: dict) -> int:
     """Load the configuration, open everything, then serve until a signal stops it; returns the exit status."""
-    processes, started_s = Processes(), time.time()
-    figures = functools.partial(core_stats, processes, started_s)
-
-    def load() -> Setup:
-        directives = directives_of(options)
-        return Loader(options.file or (default_configuration() if not options.socket else "-s"),
-                      options.plugins, figures).load(directives)
-
-    def prepare(setup: Setup) -> None:
-        start_logging(setup, processes, options)
-        drop_privileges(options)
-
-    supervisor = Supervisor(load, prepare, processes, started_s, starter, given)
+    supervisor = Supervisor(options, starter, given)
     setup = supervisor.load_first()
     if options.check:
         return report(setup)
-    pidfile = PidFile(options.pidfile) if options.pidfile else None
+    pidfile = pid_file(options) if options.pidfile else None
     if pidfile:
         pidfile.lock()
     try:
-        start_logging(setup, processes, options)
+        start_logging(setup, supervisor.processes, options)
         supervisor.open()
         drop_privileges(options)
         supervisor.make_store()
         if pidfile:
             pidfile.write(f"{os.getpid()}")
-        log_notes(setup)
+        for note in setup.notes:
+            log.log(*note)
+        if not supervisor.figures:
+            log.warning("no statistics of load and memory: %s has no figures.py, or others than root can write it", BESIDE)
         if "setproctitle" not in sys.modules:
             log.warning("setproctitle is missing, processes have no titles; %s", PACKAGES)
         return supervisor.run()
@@ -7050,8 +6707,11 @@ def start(options, starter: int, given: dict) -> int:
 
 
 def report(setup: Setup) -> int:
-    """Print what a check says of a configuration that could be loaded; returns the exit status."""
-    setup.notes.extend(log_file_notes(setup.own["log_file"]))
+    """Print what a check says of a configuration that could be loaded; returns the exit status. It makes no log file."""
+    path = setup.own["log_file"]
+    place = path if path and os.path.exists(path) else os.path.dirname(path or "") or "."
+    if path and (os.path.isdir(path) or not os.access(place, os.W_OK)):
+        setup.notes.append((logging.ERROR, f"log_file {path} cannot be opened for writing"))
     for level, text in setup.notes:
         print(f"{logging.getLevelName(level)}: {text}")
     worst = max([level for level, _ in setup.notes], default=0)

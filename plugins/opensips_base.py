@@ -470,7 +470,7 @@ FILES = "db_text"  # the space of the store that has what was read
 def reads_once(ctx: Any) -> bool:
     """Whether files of db_text are read once: as the module does if it is loaded. In init() there is no store yet."""
     module = ctx.server.registry.modules_by_name.get("db_text") if ctx.server else None
-    return bool(module) and not module.settings["db_mode"]
+    return module is not None and not module.settings["db_mode"]
 
 
 def read_file_once(ctx: Any, path: str) -> Any:

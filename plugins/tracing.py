@@ -5,10 +5,11 @@ destination knows how to open, write and close; all that can go wrong with it is
 """
 
 import contextlib
+import functools
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import midatagram as mi
@@ -30,6 +31,18 @@ FIGURES = {
 def stats_of(name: str, group: str) -> list[mi.Stat]:
     """The counters of one destination; the last two figures are levels."""
     return [mi.Stat(f"{name}-{word}", text, group, word not in ("depth", "connected")) for word, text in FIGURES.items()]
+
+
+def declared(modules: Iterable[mi.Module]) -> dict[str, Callable | None]:
+    """The destinations that plug-ins declare, by name: a function that makes a Tracer, or None for one that cannot be
+    traced to. The modules get the statistics of theirs. ConfigError."""
+    makers: dict[str, Callable | None] = {}
+    for module, function in [(one, function) for one in modules for function in one.destinations]:
+        with mi.plugin_code(module.path, f"{function.__name__}: "):
+            for name, destination in function(mi.Context(module)).items():
+                makers[name] = destination and functools.partial(Tracer, name, module, destination)
+                module.stats += stats_of(name, module.name) if destination else []
+    return makers
 
 
 class Tracer:

@@ -20,7 +20,8 @@ class Trial:
         processes, counters, started_s = mi.Processes(), mi.Counters(), time.time()
         text = f'{lines}\nmodparam("mi_datagram", "socket_name", "trial")'
         directives = mi.ConfigReader({"trial": text}.get).read("trial")
-        setup = mi.Loader("trial", list(folders), functools.partial(mi.core_stats, processes, started_s)).load(directives)
+        stats = functools.partial(mi.core_stats, counters, processes, started_s, mi.shared("figures"))
+        setup = mi.Loader("trial", list(folders), stats).load(directives)
         self.folder = tempfile.mkdtemp(prefix="midatagram-")
         self.pair = mi.event_pair()
         store = mi.Store(self.folder, setup.own["store_size"])

@@ -15,7 +15,7 @@ import sys
 import tempfile
 
 import pytest
-from conftest import NO_SKIP, SCRIPT, needs, needs_root, readable_python, run, wait_for
+from conftest import NO_SKIP, ROOT, SCRIPT, needs, needs_root, readable_python, run, wait_for
 
 import midatagram as mi
 
@@ -338,6 +338,7 @@ def status_of(place, *arguments, uid=0):
     """Run the script with a configuration of one socket, as a user, to its end."""
     with tempfile.TemporaryDirectory(prefix="mi-test-") as made:
         os.chmod(made, 0o755)
+        shutil.copytree(ROOT / "plugins", f"{made}/plugins", ignore=shutil.ignore_patterns("__pycache__"))
         return subprocess.run([*readable_python(), sys.executable, shutil.copy(SCRIPT, made), "-s", place, *map(str, arguments)],
                               capture_output=True, text=True, user=uid, group=uid, extra_groups=[], timeout=20, cwd="/")
 
@@ -383,10 +384,10 @@ def test_the_folder_of_a_pid_file_that_a_stranger_s_link_leads_to(folder, tmp_pa
 
 
 def test_a_pid_file_that_is_exchanged_while_root_opens_it(folder, precious):
-    path, tries = folder / "pid", 0
+    path, tries, pid_file = folder / "pid", 0, mi.shared("pid_file")
     with stranger("os.symlink(a[1], a[0])\nos.unlink(a[0])\nos.mkfifo(a[0])\nos.unlink(a[0])", path, precious) as process:
         while process.poll() is None:
-            pidfile, tries = mi.PidFile(str(path)), tries + 1
+            pidfile, tries = pid_file.PidFile(str(path)), tries + 1
             with contextlib.suppress(mi.StartError):
                 pidfile.lock()
                 pidfile.write("7")

@@ -773,7 +773,7 @@ def test_root_logs_to_what_its_stdout_leads_to():
     needs_root()
     read, write = os.pipe()
     words = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import os, midatagram as mi\n"
-             "os.write(mi.open_log('/dev/stdout'), b'x')"]
+             "os.write(mi.shared('log_file').open_log('/dev/stdout'), b'x')"]
     subprocess.run(words, stdout=write, check=True)
     os.close(write)
     with open(read, "rb") as pipe:

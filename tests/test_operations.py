@@ -204,9 +204,10 @@ def test_configuration_is_78(tmp_path):
 
 
 def run_as_nobody(*arguments):
-    """Run a copy of the script, which all can read, as the user nobody."""
+    """Run a copy of the script and of its plug-ins, which all can read, as the user nobody."""
     with tempfile.TemporaryDirectory(prefix="mi-test-") as folder:
         os.chmod(folder, 0o755)
+        shutil.copytree(ROOT / "plugins", f"{folder}/plugins", ignore=shutil.ignore_patterns("__pycache__"))
         copy = shutil.copy(SCRIPT, folder)
         return subprocess.run([*readable_python(), sys.executable, copy, *arguments], capture_output=True, text=True,
                               user=NOBODY, group=NOBODY, extra_groups=[], timeout=20, cwd=folder)

@@ -298,14 +298,15 @@ def test_memory_of_a_process_that_is_gone_is_0():
     processes = mi.Processes()
     for rank, pid in enumerate((os.getpid(), gone.pid)):
         processes.set(processes.claim(), rank=rank, pid=pid)
-    figures = mi.own_memory(processes, 2)  # of rank 2 there is no process
+    plugin = mi.shared("figures")
+    figures = plugin.own_memory(processes, 2)  # of rank 2 there is no process
     assert figures["0-real_used_size"] > 1 << 20
-    assert {figures[f"{rank}-{name}"] for rank in (1, 2) for name in mi.MEMORY} == {0}
+    assert {figures[f"{rank}-{name}"] for rank in (1, 2) for name in plugin.MEMORY} == {0}
 
 
 def test_figures_of_the_system_are_read_at_most_once_a_second():
-    read_s = []
-    figures, end_s = mi.each_second(lambda: read_s.append(int(time.monotonic())) or {"read": len(read_s)}), time.monotonic() + 1.5
+    read_s, each_second = [], mi.shared("figures").each_second
+    figures, end_s = each_second(lambda: read_s.append(int(time.monotonic())) or {"read": len(read_s)}), time.monotonic() + 1.5
     while time.monotonic() < end_s:
         assert figures() == {"read": len(read_s)}
     assert len(read_s) == len(set(read_s)) >= 2
@@ -333,7 +334,7 @@ def test_loads_are_those_of_the_processes(start):
 
 
 def test_loads_are_means_of_the_last_second_minute_and_ten_minutes():
-    loads_of = mi.Loads(mi.Counters(), mi.Processes()).of
+    loads_of = mi.shared("figures").Loads(mi.Counters(), mi.Processes()).of
     assert loads_of(os.getpid(), 1000.0) == [0, 0, 0]
     end_s = time.process_time() + 1
     while time.process_time() < end_s:
@@ -346,7 +347,7 @@ def test_the_load_of_a_rank_whose_process_is_gone_is_0():
     gone = subprocess.Popen(["true"])
     gone.wait()
     processes = mi.Processes()
-    loads = mi.Loads(counters := mi.Counters(), processes)
+    loads = mi.shared("figures").Loads(counters := mi.Counters(), processes)
     counted = counters.use(mi.ATTENDANT)
     processes.set(processes.claim(), rank=1, pid=gone.pid)  # of rank 2 there is no process at all
     columns = [counters.column("load", f"load-proc-{rank}") for rank in (1, 2)]
