@@ -29,12 +29,13 @@ def copy_to(folder):
     return folder
 
 
-def make_venv(folder):
-    """A virtual environment in .venv of a folder with the packages of this Python, as install.sh would have it; its Python."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", folder / ".venv"], check=True)
+def make_venv(folder, base=sys.executable):
+    """A virtual environment in .venv of a folder with the packages of a Python, as install.sh would have it; its Python."""
+    subprocess.run([base, "-m", "venv", "--without-pip", "--system-site-packages", folder / ".venv"], check=True)
     python = folder / ".venv" / "bin" / "python"
     [libraries] = (folder / ".venv").glob("lib/python3*/site-packages")
-    (libraries / "base.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
+    if base == sys.executable:
+        (libraries / "base.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
     version = subprocess.run([python, "--version"], capture_output=True, text=True, check=True).stdout
     pinned = re.findall(r'^#     "(.*)",$', SCRIPT.read_text().partition("# ///\n")[0], re.M)
     (folder / ".venv" / "midatagram.txt").write_text(version + "\n".join(pinned) + "\n")
