@@ -90,6 +90,16 @@ def test_the_readme_is_short():
     assert README.count("\n") <= 150
 
 
+PROGRAMS = "bench/run", "bench/soak", "bench/plot", "tests/fuzz.py", "docs/make.py", "docs/picture.py"
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_options_of_programs_that_the_pages_name(program):
+    lines = re.findall(rf"(?:^|[` ]){program}\b([^#`\n]*)", "".join(PAGES.values()), re.M)
+    named = set(re.findall(r"(?<![\w-])--[a-z-]+", " ".join(lines)))
+    assert lines and named <= set(re.findall(r"--[a-z-]+", (ROOT / program).read_text()))
+
+
 def anchors(page):
     """The anchors of the headings of a page."""
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", page, re.M)}
