@@ -5,6 +5,7 @@ import fcntl
 import itertools
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -231,6 +232,24 @@ def run(*arguments, timeout_s=START_S, environment=None, cwd=None):
     """Run the script to its end: a CompletedProcess with text output."""
     return subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True, cwd=cwd,
                           timeout=timeout_s, env={**os.environ, **(environment or {})}, errors="surrogateescape")
+
+
+def blocks_of(page, language):
+    """The fenced blocks of a page in one language ("" for none)."""
+    return [text for name, text in re.findall(r"^```(\w*)\n(.*?)^```$", page, re.S | re.M) if name == language]
+
+
+def session_of(page):
+    """What stands behind the prompts of a page, and what it prints: (command, output)."""
+    sessions = "".join(blocks_of(page, "sh"))
+    return re.findall(r"^\$ ((?:.*<<'END'\n[^$]*?\nEND|.*))\n((?:(?!\$ ).*\n)*)", sessions, re.M)
+
+
+def placed(text, places):
+    """A text with the places that it names replaced by others."""
+    for written, here in places.items():
+        text = text.replace(written, str(here))
+    return text
 
 
 @pytest.fixture

@@ -1,32 +1,33 @@
-"""What README, the example configuration and --help say is true of the program."""
+"""What README, the pages of docs/, the example configuration and --help say is true of the program."""
 
+import os
+import pathlib
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
-from conftest import OPENSIPS_MODULES, ROOT, free_port, needs, run
+from conftest import OPENSIPS_MODULES, ROOT, blocks_of, needs, placed, run, session_of, wait_for
+from test_install import SYSTEM_PYTHON, copy_to, make_venv, needs_system_packages
 
 import midatagram as mi
 
 sys.path.insert(0, str(ROOT / "plugins"))
 import tracing
 
-README = (ROOT / "README.md").read_text()
-SECURITY = (ROOT / "SECURITY.md").read_text()
-CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
-COMMANDS = (ROOT / "docs" / "commands.md").read_text()
+PATHS = [ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in PATHS}
+README, OPERATIONS, CLIENT = PAGES["README.md"], PAGES["docs/operations.md"], PAGES["docs/client.md"]
+SECURITY = PAGES["docs/security.md"]
+CONFIGURATION, COMMANDS = PAGES["docs/configuration.md"], PAGES["docs/commands.md"]
 EXAMPLE = (ROOT / "midatagram.conf.example").read_text()
 SHIPPED = [mi.load_plugin(str(path)) for path in sorted((ROOT / "plugins").iterdir()) if path.suffix in (".py", ".conf")]
 MODULES = [*mi.built_in_modules(), *SHIPPED]
 OPENSIPS = "statistics", "cachedb_redis", *OPENSIPS_MODULES  # whose parameters an opensips.cfg has
 PARAMS = [(module, param) for module in MODULES for param in module.params.values()]
-
-
-def blocks(language):
-    """The fenced blocks of the README in one language ("" for none)."""
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
-    return [text for name, text in fenced if name == language]
 
 
 @pytest.mark.parametrize("module, param", PARAMS, ids=[f"{module.name}.{param.name}" for module, param in PARAMS])
@@ -66,29 +67,65 @@ def test_every_statistic_and_event_is_documented():
             assert f"| `{stat.group}:{stat.name}` | {stat.help} |" in CONFIGURATION
         for event in module.events:
             assert f"| `{event.name}` | {event.help} |" in CONFIGURATION
-    assert ", ".join(tracing.FIGURES).replace(", connected", " and connected") in README.replace("\n", " ")
+    assert ", ".join(tracing.FIGURES).replace(", connected", " and connected") in PAGES["docs/tracing.md"].replace("\n", " ")
 
 
-def test_every_exit_status_is_in_readme_and_help():
+def test_every_exit_status_is_documented_and_in_the_help():
     statuses = {value for name, value in vars(mi).items() if name.startswith("EXIT_")}
-    rows = README.partition("| exit status | meaning |")[2].partition("\n\n")[0]
+    rows = OPERATIONS.partition("| exit status | meaning |")[2].partition("\n\n")[0]
     table = {int(status) for status in re.findall(r"^\| (\d+) \| ", rows, re.M)}
     told = run("--help").stdout
     assert statuses == table
     assert all(re.search(rf"\b{status}\b", told) for status in statuses)
 
 
-def test_every_option_is_in_the_readme_and_the_other_way_round():
-    told = run("--help").stdout + run("call", "--help").stdout
-    options = set(re.findall(r"(?<![\w-])(--?[a-z][a-z-]*)", told)) - {"-h", "--help"}
-    named = set(re.findall(r"(?<![\w-])(--?[a-zA-Z][a-z-]*)(?=[` \]])", README))
-    assert {option for option in options if not re.search(rf"{option}(?![\w-])", README)} == set()
-    others = {"--prefix", "--systemd", "--markdown", "--short", "--rows", "--seed"}  # of install.sh, the bench, the fuzz
-    assert {option for option in named if option not in told} <= others
+def test_every_option_is_documented_and_the_other_way_round():
+    for page, told in ((OPERATIONS, run("--help").stdout), (CLIENT, run("call", "--help").stdout)):
+        options = set(re.findall(r"(?<![\w-])(--?[a-zA-Z][a-z-]*)", told)) - {"-h", "--help"}
+        table = page.partition("| option | does |")[2].partition("\n\n")[0]
+        assert options == set(re.findall(r"`(--?[a-zA-Z][a-z-]*)", table))
+
+
+def test_the_readme_is_short():
+    assert README.count("\n") <= 150
+
+
+PROGRAMS = "bench/run", "bench/soak", "bench/plot", "tests/fuzz.py", "docs/make.py", "docs/picture.py"
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_options_of_programs_that_the_pages_name(program):
+    lines = re.findall(rf"(?:^|[` ]){program}\b([^#`\n]*)", "".join(PAGES.values()), re.M)
+    named = set(re.findall(r"(?<![\w-])--[a-z-]+", " ".join(lines)))
+    assert lines and named <= set(re.findall(r"--[a-z-]+", (ROOT / program).read_text()))
+
+
+def anchors(page):
+    """The anchors of the headings of a page."""
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", page, re.M)}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"^```.*?^```$", "", PAGES[name], flags=re.S | re.M)):
+        target, _, anchor = link.partition("#")
+        path = os.path.normpath(os.path.join(os.path.dirname(name), target)) if target else name
+        assert (ROOT / path).exists(), link
+        assert not anchor or anchor in anchors(PAGES[path]), link
+
+
+def test_each_page_is_linked_from_the_readme():
+    assert {f"({name})" for name in PAGES if name not in ("README.md", "SECURITY.md")} <= set(re.findall(r"\([^)]*\)", README))
+
+
+@pytest.mark.parametrize("program", ["docs/make.py", "docs/picture.py", "bench/plot"])
+def test_what_is_written_from_a_source_is_up_to_date(program):
+    done = subprocess.run([sys.executable, ROOT / program, "--check"], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, f"{program} writes something else"
 
 
 def test_the_plugin_shown_is_the_one_shipped():
-    assert blocks("python") == [(ROOT / "plugins" / "hello.py").read_text()]
+    assert (ROOT / "plugins" / "hello.py").read_text() in blocks_of(README, "python")
 
 
 def test_the_example_is_good():
@@ -96,41 +133,27 @@ def test_the_example_is_good():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("shell", ["bash", "sh"])
-def test_the_configuration_with_its_requests_and_replies(start, tmp_path, shell):
-    """What stands behind the prompts, as written but for places, in a shell."""
-    needs("socat")
-    configuration = next(block for block in blocks("") if block.startswith('loadmodule "mi_datagram.so"'))
-    port = free_port()
-    own = {"/tmp/midatagram.sock": f"{tmp_path}/mi.sock", "/tmp/client.sock": f"{tmp_path}/client.sock",
-           "8080": str(port), "./midatagram.py": f"{sys.executable} {ROOT}/midatagram.py"}
-
-    def placed(text):
-        for written, here in own.items():
-            text = text.replace(written, here)
-        return text
-
-    start(placed(configuration), place=f"{tmp_path}/mi.sock")
-    session = re.findall(r"^\$ ((?:.*<<'END'\n[^$]*?\nEND|.*))\n((?:(?!\$ ).*\n)*)", blocks("sh")[1], re.M)
-    assert [command.split()[0] for command, _ in session] == ["./midatagram.py", "socat", "socat", "printf"]
-    for command, reply in session:
-        done = subprocess.run([shell, "-c", placed(command)], capture_output=True, text=True, timeout=20)
-        assert (done.stdout.rstrip("\n"), done.stderr) == (reply.rstrip("\n"), ""), command
+CONFIGURATIONS = [block for page in PAGES.values() for block in blocks_of(page, "")
+                  if block.startswith(("modparam", "loadmodule")) and "/etc/" not in block]
 
 
-@pytest.mark.parametrize("block", [block for block in blocks("") if block.startswith(("modparam", "loadmodule"))])
-def test_every_configuration_of_the_readme_is_good(block, tmp_path):
-    path = tmp_path / "readme.conf"
-    if '"hep_proto_type"' in block:
-        block = 'loadmodule "proto_hep.so"\n' + block
-    path.write_text('modparam("mi_datagram", "socket_name", "/tmp/x.sock")\n' + block)
+@pytest.mark.parametrize("block", CONFIGURATIONS)
+def test_every_configuration_of_the_pages_is_good(block, tmp_path):
+    path = tmp_path / "page.conf"
+    for module in ("proto_hep", "lab", "upstream"):
+        if f'modparam("{module}"' in block and f'loadmodule "{module}' not in block:
+            block = f'loadmodule "{module}.so"\n{block}'
+    path.write_text(block.replace("/var/log/midatagram", str(tmp_path)))
+    if "socket_name" not in block:
+        path.write_text(f'modparam("mi_datagram", "socket_name", "/tmp/x.sock")\n{path.read_text()}')
     done = run("-c", "-f", path)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_canned_replies_of_the_readme(start, tmp_path):
+def test_the_canned_replies_of_the_pages(start, tmp_path):
     (tmp_path / "plugins").mkdir()
-    (tmp_path / "plugins" / "lab.conf").write_text(next(block for block in blocks("") if block.startswith("[ul_show")))
+    block = next(block for block in blocks_of(PAGES["docs/plugins.md"], "") if block.startswith("[ul_show"))
+    (tmp_path / "plugins" / "lab.conf").write_text(block)
     server = start('loadmodule "lab.so"', "-p", str(tmp_path / "plugins"))
     found = server.ask(b":ul_show_contact:\nlocation\nalice\n")
     assert found == b"200 OK\nAOR:: alice\n\tContact:: sip:alice@192.0.2.10:5060;transport=udp Q=1\n\n"
@@ -139,10 +162,64 @@ def test_the_canned_replies_of_the_readme(start, tmp_path):
 
 def test_the_two_commands_are_those_of_install_sh():
     done = subprocess.run(["sh", ROOT / "install.sh"], capture_output=True, text=True, timeout=20)
-    for verb in ("run", "test", "system"):
-        assert f"./install.sh {verb}" in README and f"./install.sh {verb}" in done.stdout + done.stderr
+    for verb, page in (("run", README), ("test", README), ("system", OPERATIONS), ("uninstall", OPERATIONS)):
+        assert f"./install.sh {verb}" in page and f"./install.sh {verb}" in done.stdout + done.stderr
 
 
 def test_python_versions():
     assert f'requires-python = ">={sys.version_info[0]}.10"' in (ROOT / "midatagram.py").read_text()
     assert "Python 3.10 or later" in README
+
+
+###############################################################################
+# As a new user: the README's first command, then what stands behind the prompts
+###############################################################################
+
+
+@pytest.fixture(scope="module")
+def newcomer():
+    """A copy of the project in which `./install.sh run` serves, as a user who is not root if that can be: run(command) in it."""
+    needs("socat")
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="midatagram-"))  # pytest's own folders are closed to others
+    copy, user, python = folder / "midatagram", [], sys.executable
+    copy_to(copy)
+    if os.geteuid() == 0:
+        needs_system_packages()
+        user, python = [needs("setpriv"), "--reuid=65534", "--regid=65534", "--clear-groups"], SYSTEM_PYTHON
+    places = {"/tmp/midatagram.sock": folder / "mi.sock", "/tmp/client.sock": folder / "client.sock"}
+    example = copy / "midatagram.conf.example"
+    example.write_text(placed(example.read_text(), places))
+    make_venv(copy, python)
+    folder.chmod(0o777)
+    [first] = re.findall(r"^(./install.sh run) +#", README, re.M)
+    environment = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+    server = subprocess.Popen([*user, "bash", "-c", f"exec {first}"], cwd=copy, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE, env=environment, start_new_session=True, text=True)
+
+    def run_there(command, shell="bash"):
+        return subprocess.run([*user, shell, "-c", placed(command, places)], cwd=copy, capture_output=True, text=True, timeout=20,
+                              env=environment)
+
+    try:
+        wait_for(lambda: run_there(".venv/bin/python midatagram.py call uptime").returncode == 0, 20, "the server")
+        yield run_there
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.communicate(timeout=10)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("page, commands", [("README.md", 4), ("docs/client.md", 7)])
+def test_what_stands_behind_the_prompts(newcomer, page, commands):
+    session = session_of(PAGES[page])
+    assert len(session) == commands
+    for command, output in session:
+        done = newcomer(command)
+        wanted = re.escape(output.rstrip("\n")).replace(r"\.\.\.", r"\S+")
+        assert re.fullmatch(wanted, done.stdout.rstrip("\n")), (command, done.stdout, done.stderr)
+        assert done.stderr == "", command
+
+
+def test_the_requests_of_the_readme_in_plain_sh(newcomer):
+    for command, output in session_of(README):
+        assert newcomer(command, "sh").stdout.rstrip("\n") == output.rstrip("\n"), command

@@ -29,12 +29,13 @@ def copy_to(folder):
     return folder
 
 
-def make_venv(folder):
-    """A virtual environment in .venv of a folder with the packages of this Python, as install.sh would have it; its Python."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", folder / ".venv"], check=True)
+def make_venv(folder, base=sys.executable):
+    """A virtual environment in .venv of a folder with the packages of a Python, as install.sh would have it; its Python."""
+    subprocess.run([base, "-m", "venv", "--without-pip", "--system-site-packages", folder / ".venv"], check=True)
     python = folder / ".venv" / "bin" / "python"
     [libraries] = (folder / ".venv").glob("lib/python3*/site-packages")
-    (libraries / "base.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
+    if base == sys.executable:
+        (libraries / "base.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
     version = subprocess.run([python, "--version"], capture_output=True, text=True, check=True).stdout
     pinned = re.findall(r'^#     "(.*)",$', SCRIPT.read_text().partition("# ///\n")[0], re.M)
     (folder / ".venv" / "midatagram.txt").write_text(version + "\n".join(pinned) + "\n")
@@ -408,6 +409,37 @@ def test_uv_runs_the_script_as_it_is(background, tmp_path):
     background(uv, "run", "--python", sys.executable, SCRIPT, "-s", tmp_path / "mi.sock", cwd=tmp_path,
                env={"UV_SYSTEM_CERTS": "true", "UV_NATIVE_TLS": "true", **settings, **os.environ})
     assert run("call", "-s", tmp_path / "mi.sock", "uptime").returncode == 0
+
+
+def test_pipx_installs_the_command(background, tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    pip = [tmp_path / "venv" / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "pipx"]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        (pytest.fail if NO_SKIP else pytest.skip)(f"pip cannot install pipx: {done.stderr}")
+    environment = {**os.environ, "PIPX_HOME": str(tmp_path / "home"), "PIPX_BIN_DIR": str(tmp_path / "bin")}
+    done = subprocess.run([tmp_path / "venv" / "bin" / "pipx", "install", copy_to(tmp_path / "copy")], capture_output=True,
+                          text=True, env=environment, timeout=110)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "x.conf").write_text(f'modparam("mi_datagram", "socket_name", "{tmp_path}/mi.sock")\nloadmodule "hello.so"\n')
+    background(tmp_path / "bin" / "midatagram", "-f", tmp_path / "x.conf")
+    done = subprocess.run([tmp_path / "bin" / "midatagram", "call", "-s", tmp_path / "mi.sock", "hello", "Bob"],
+                          capture_output=True, text=True, timeout=20)
+    assert done.stdout == "200 OK\ngreeting:: Hello Bob\n\n", done.stderr
+
+
+def test_the_script_alone_serves_the_core(background, tmp_path):
+    """A copied file, and nothing beside it; a tool whose file is not there says so."""
+    script, place = shutil.copy(SCRIPT, tmp_path), tmp_path / "mi.sock"
+    (tmp_path / "x.conf").write_text(f'modparam("mi_datagram", "socket_name", "{place}")\n')
+    process = background(sys.executable, script, "-f", tmp_path / "x.conf")
+    assert run("call", "-s", place, "cache_store", "local", "key", "value").stdout == "200 OK\n\n"
+    assert run("call", "-s", place, "cache_fetch", "local", "key").stdout == "200 OK\nkey:: key\nvalue:: value\n\n"
+    assert run("call", "-s", place, "version").stdout.startswith("200 OK\nServer:: ")
+    process.send_signal(signal.SIGHUP)
+    wait_for(lambda: "reloaded" in process.stdout.readline(), what="the reload")
+    done = subprocess.run([sys.executable, script, "call", "uptime"], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 2 and "call" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_example_is_for_a_user_who_is_not_root(background, tmp_path):

@@ -12,7 +12,7 @@ import threading
 import time
 
 import pytest
-from conftest import ROOT, free_port, run, wait_for
+from conftest import ROOT, blocks_of, free_port, placed, run, session_of, wait_for
 
 import midatagram as mi
 
@@ -703,33 +703,24 @@ def test_help_names_the_options(lab):
 ###############################################################################
 
 PAGE = (ROOT / "docs" / "lab.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.S | re.M)
 
 
 def test_the_page_from_nothing_to_red_and_back_to_green(start, tmp_path):
     """The configuration, the client, and what stands behind the prompts, as written but for places."""
-    (configuration, client), places = [text for language, text in BLOCKS if language in ("", "python")][:2], {
-        "/tmp/lab.sock": f"{tmp_path}/lab.sock", "./midatagram.py": f"{sys.executable} {ROOT}/midatagram.py",
-        "python3": sys.executable}
-
-    def placed(text):
-        for written, here in places.items():
-            text = text.replace(written, here)
-        return text
-
+    configuration, client = blocks_of(PAGE, "")[0], blocks_of(PAGE, "python")[0]
+    places = {"/tmp/lab.sock": f"{tmp_path}/lab.sock", "./midatagram.py": f"{sys.executable} {ROOT}/midatagram.py",
+              "python3": sys.executable}
     (tmp_path / "client.py").write_text(client)
-    start(placed(configuration), place=f"{tmp_path}/lab.sock")
-    commands = 0
-    for _, block in (one for one in BLOCKS if one[0] == "sh"):
-        for command, reply in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.M):
-            done = subprocess.run(placed(command), shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=20)
-            assert (done.stdout.rstrip("\n"), done.stderr) == (reply.rstrip("\n"), ""), command
-            commands += 1
-    assert commands == 12
+    start(placed(configuration, places), place=f"{tmp_path}/lab.sock")
+    session = session_of(PAGE)
+    for command, reply in session:
+        done = subprocess.run(placed(command, places), shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=20)
+        assert (done.stdout.rstrip("\n"), done.stderr) == (reply.rstrip("\n"), ""), command
+    assert len(session) == 12
 
 
 def test_the_file_of_the_page(start, tmp_path):
-    file = next(text for language, text in BLOCKS if "[:statistics]" in text)
+    file = next(text for text in blocks_of(PAGE, "") if "[:statistics]" in text)
     (tmp_path / "page.conf").write_text(file)
     server = start(THREE + 'loadmodule "page.so"', "-p", str(tmp_path))
     assert server.statistic("early_dialogs") == 2

@@ -79,7 +79,7 @@ def echoed(*pairs):
 
 
 PARSE_ERROR = b"400 parse_error\n"
-# What the findings about quotes and the end of a datagram are to give, by the rules of the README's differences.
+# What the findings about quotes and the end of a datagram are to give, by the rules of docs/differences.md.
 WANTED = {
     "nv-016": echoed(("n", None)), "nv-018": echoed(("n", None)), "nv-019": echoed(("n", None)),
     "nv-020": echoed((None, "a"), ("n", None)), "nv-021": echoed(("n", None)), "nv-023": PARSE_ERROR,
@@ -127,7 +127,7 @@ def test_grammar(echo_server, row):
 
 
 def own_reading(request):
-    """The reply of echo as the grammar of the README's differences gives it, from an independent reading by regex."""
+    """The reply of echo as the grammar of docs/differences.md gives it, from an independent reading by regex."""
     body = request.split(b"\n", 1)[1].decode("latin-1")
     if body.startswith("\0"):
         return echoed()

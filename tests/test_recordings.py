@@ -12,7 +12,7 @@ import tempfile
 import threading
 
 import pytest
-from conftest import PLUGINS, ROOT, Client, free_port, needs, needs_root, run, wait_for
+from conftest import PLUGINS, ROOT, Client, free_port, needs, needs_root, placed, run, session_of, wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -576,19 +576,14 @@ def test_the_page_is_true(start, tmp_path):
     own = {"./midatagram.py": f"{sys.executable} {ROOT}/midatagram.py", "/run/opensips/mi.sock": server.place}
     (tmp_path / "plugins").mkdir()
     with contextlib.ExitStack() as stack:
-        for language, block in re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", PAGE):
-            if language != "sh":
+        for command, printed in session_of(placed(PAGE, own)):
+            if command.endswith(" &"):
+                process = subprocess.Popen(shlex.split(command[:-2]), cwd=tmp_path, stderr=subprocess.DEVNULL)
+                stack.callback(process.wait)
+                stack.callback(process.terminate)
+                wait_for((tmp_path / "lab.sock").exists, what="the lab")
+                with Client(f"{tmp_path}/lab.sock", tmp_path) as client:
+                    assert client.ask(b":which:\n")
                 continue
-            for written, here in own.items():
-                block = block.replace(written, here)
-            for command, printed in re.findall(r"(?m)^\$ (.*)\n((?:(?!\$ ).*\n)*)", block):
-                if command.endswith(" &"):
-                    process = subprocess.Popen(shlex.split(command[:-2]), cwd=tmp_path, stderr=subprocess.DEVNULL)
-                    stack.callback(process.wait)
-                    stack.callback(process.terminate)
-                    wait_for((tmp_path / "lab.sock").exists, what="the lab")
-                    with Client(f"{tmp_path}/lab.sock", tmp_path) as client:
-                        assert client.ask(b":which:\n")
-                    continue
-                done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=30)
-                assert done.stdout + done.stderr == printed, command
+            done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=30)
+            assert done.stdout + done.stderr == printed, command
