@@ -35,6 +35,7 @@ if __name__ == "__main__":  # run as a script: plug-ins that import midatagram g
         del sys.path[0]  # the script's folder: who may write there must not have his modules run, by root for one
 
 import builtins
+import contextlib
 import difflib
 import dis
 import fnmatch
@@ -1742,21 +1743,14 @@ class Memo:
 TEXT_REPLY = re.compile(rb"[0-9]{3}[ \n]")
 
 
-def is_reply(data: bytes) -> bool:
-    """Whether a datagram that is no request is evidently a reply: two servers must not go on answering each other."""
-    if TEXT_REPLY.match(data):
-        return True
-    try:
-        return bool(JSON_START.match(data)) and is_json_reply(read_json(data))
-    except ParseError:
-        return False
-
-
-def is_json_reply(value: Any) -> bool:
-    """Whether a JSON value is a reply, or a batch of them."""
-    items = value if isinstance(value, list) else [value]
+def is_reply(data: bytes, value: Any = None) -> bool:
+    """Whether a datagram that is no request, or the JSON value in it, is evidently a reply, or a batch of them: two servers must
+    not go on answering each other."""
+    with contextlib.suppress(ParseError):
+        value = read_json(data) if value is None and JSON_START.match(data) else value
+    items = value if isinstance(value, list) and value else [value]
     names = [set(map(str.lower, item)) if isinstance(item, dict) else set() for item in items]
-    return bool(names) and all("method" not in one and one & {"result", "error"} for one in names)
+    return bool(TEXT_REPLY.match(data)) or all("method" not in one and one & {"result", "error"} for one in names)
 
 
 class Call(NamedTuple):
@@ -1782,9 +1776,13 @@ class Text:
 
     id_of = staticmethod(lambda call: b"")  # what stands between the two parts of a shape
     join = staticmethod(b"".join)  # the reply to a batch
+    is_key_of = staticmethod(lambda key, call: True)  # whether all requests with this key mean this call
 
     def __init__(self, registry: Registry, indent: str = "\t", most: int = LIMIT):
         self.indent, self.most, self.catch_all = indent, most, registry.catch_all
+        self.limit = lambda call: most  # bytes of the reply
+        self.too_long = functools.partial(reply_too_long, limit=most)  # what a reply of so many bytes becomes
+        self.request_too_long = functools.partial(request_too_long, limit=most)  # what such a request is answered with
         self.lines = {first_line(name): command for name, command in registry.names.items()}
 
     def key(self, data: bytes) -> tuple[bytes, bytes]:
@@ -1824,21 +1822,6 @@ class Text:
         reply.live.text, reply.live.most = reply.live.text or self.write(reply, call), self.most
         return reply.live
 
-    def is_key_of(self, key: Any, call: Call) -> bool:
-        """Whether all requests with this key mean this call."""
-        return True
-
-    def limit(self, call: Call) -> int:
-        """How many bytes the reply may have."""
-        return self.most
-    def too_long(self, size: int) -> Refusal:
-        """What a reply of `size` bytes, which is too much, becomes."""
-        return reply_too_long(size, self.most)
-
-    def request_too_long(self, size: int) -> Refusal:
-        """What a request of `size` bytes is answered with."""
-        return request_too_long(size, self.most)
-
 
 class JsonRpc:
     """The JSON-RPC dialect of OpenSIPS 3.x, for the commands of a registry."""
@@ -1866,7 +1849,7 @@ class JsonRpc:
             value = read_json(data)
         except ParseError:
             value = Call(self, NO_COMMAND, Request("", dialect="jsonrpc"), None, NO_JSON)
-        if TEXT_REPLY.match(data) or is_json_reply(value):
+        if is_reply(data, value):
             return None
         if isinstance(value, Call):
             return value
@@ -1918,8 +1901,7 @@ class JsonRpc:
 
     def join(self, parts: list[bytes]) -> bytes:
         """The reply to a batch, nothing if all its requests are notifications."""
-        written = (b", " if self.pretty else b",").join(parts)
-        return b"[%b]" % written if parts else b""
+        return b"[%b]" % (b", " if self.pretty else b",").join(parts) if parts else b""
 
 
 class Shape:
@@ -1992,10 +1974,9 @@ class Cached:
 
     def exchanged(self, request: bytes, reply: bytes) -> Exchange:
         """The exchange of now, a new one only when the request or the reply is."""
-        exchange = self.exchange
-        if exchange is None or exchange.reply is not reply or exchange.request != request:
-            exchange = self.exchange = exchange_of(self.call, self.reply, request, reply)
-        return exchange
+        if self.exchange is None or self.exchange.reply is not reply or self.exchange.request != request:
+            self.exchange = exchange_of(self.call, self.reply, request, reply)
+        return self.exchange
 
 
 def with_id(call: Call, request_id: bytes) -> Call:
@@ -2021,11 +2002,9 @@ class Answers:
     """Answers datagrams from the commands of a registry.
 
     log: a logger for what handlers raise; dialect: auto, text or jsonrpc; indent and pretty: how either is written; most:
-    bytes of the longest request and reply;
-    failed(): called for each built-in error; allowed(command, caller): whether a caller may use a restricted command,
-    for the names in `restricted`; pause(): called between the requests of a batch, gives others their turn;
-    untimed(): called when handler_timeout does not hold for what follows; spaces: the store, whose newest() and
-    unchanged(spaces, since, until_s) make the `live` of replies that depend on spaces.
+    bytes of the longest request and reply; failed(): called for each built-in error; allowed(command, caller): whether a
+    caller may use a command in `restricted`; pause(): gives others their turn between the requests of a batch; untimed():
+    called when handler_timeout does not hold for what follows; spaces: the store, for replies that depend on spaces.
     """
 
     def __init__(self, registry: Registry, log, dialect: str = "auto", indent: str = "\t", pretty: bool = False,
@@ -2033,7 +2012,8 @@ class Answers:
                  pause: Callable[[], None] = lambda: None, untimed: Callable[[], None] = lambda: None, spaces: Any = None):
         self.log, self.restricted, self.allowed, self.failed = log, frozenset(restricted), allowed, failed
         self.pause, self.untimed, self.spaces = pause, untimed, spaces
-        self.wrapped: Callable[..., Answer] = registry.around(self).wrapped if registry.around else self.answered
+        self.interrupted = functools.partial(log.error, "command %s ran longer than handler_timeout and was ended")
+        self.wrapped = registry.around(self).wrapped if registry.around else lambda data, calls, caller, proceed: proceed()
         self.commands, self.wrappers = registry.commands, registry.wrappers
         self.most, text, jsonrpc = most, Text(registry, indent, most), JsonRpc(registry, pretty, most)
         self.dialect_of: Callable[[bytes], Text | JsonRpc] = {
@@ -2078,15 +2058,6 @@ class Answers:
         batch = [call for call in calls if not self.pause()] if self.wrappers else calls
         return self.wrapped(data, batch, caller, functools.partial(self.batch, data, dialect, batch, caller))
 
-    def wraps(self, call: Call) -> bool:
-        """Whether a function around a command is called for cached replies too."""
-        return any(not names or names & {call.request.name, call.command.name}
-                   for _, function, names in self.wrappers if not function.mi_cached)
-
-    def answered(self, data: bytes, calls: Any, caller: Any, proceed: Callable[[], Answer]) -> Answer:
-        """What proceed() returns; the plug-in `around` has a function in the place of this one."""
-        return proceed()
-
     def again(self, data: bytes, call: Call, caller: Any, cached: Cached, request_id: bytes) -> Answer:
         """Answer a request that is cached."""
         written = cached.shape.now(request_id) if cached.shape else None
@@ -2106,7 +2077,8 @@ class Answers:
                 if not late:
                     self.pause()
             except Interrupted:
-                late = self.ended(call) is TIMED_OUT
+                late = True
+                self.interrupted(call.command.name)
             if size > self.most and call.refusal:  # nobody is going to see it
                 continue
             reply, written, datagrams = self.outcome(data, call._replace(refusal=TIMED_OUT) if late else call, caller)
@@ -2159,7 +2131,8 @@ class Answers:
                     raise TooLong(len(written))
                 return reply, written, reply.send(written) if written and reply.send else None
         except Interrupted:
-            reply = self.ended(call)
+            self.interrupted(call.command.name)
+            reply = TIMED_OUT
         except TooLong as error:
             reply = dialect.too_long(error.args[0])
         except BaseException:  # the seam: whatever a plug-in raises, a Timeout of gevent or an exit, costs one reply
@@ -2167,11 +2140,6 @@ class Answers:
             reply = COMMAND_FAILED
         self.failed()
         return reply, encode(dialect.write(reply, call)), None
-
-    def ended(self, call: Call) -> Refusal:
-        """What a command is answered with that ran longer than handler_timeout."""
-        self.log.error("command %s ran longer than handler_timeout and was ended", call.command.name)
-        return TIMED_OUT
 
     def write(self, reply: Reply, call: Call, cached: Cached | None) -> bytes:
         """A reply as bytes; one that is live, or is made by a pure command, is cached with its request."""
@@ -2185,7 +2153,8 @@ class Answers:
         data = shape.data if snapshot == shape.snapshot else shape.fill(snapshot)
         if cached and cached.shape is not shape and command.name not in self.restricted:
             cached.shape, cached.reply = shape, Reply(reply.code, reply.reason)
-            if not self.wraps(call):  # else what is around it is asked each time
+            if not any(not names or names & {call.request.name, command.name} for _, function, names in self.wrappers
+                       if not function.mi_cached):  # else what is around it is asked each time
                 cached.now = shape.now
             size = self.cache.sizes.get(cached.key, 0) + 2 * (len(shape.text) + len(shape.data)) + 1000
             self.cache.keep(cached.key, cached, size)
@@ -2447,7 +2416,6 @@ import _socket
 import argparse
 import bisect
 import collections
-import contextlib
 import errno
 import fcntl
 import gc
@@ -3642,6 +3610,8 @@ class Events:
 
     def subscribers(self, event: str, ended: bool = False, patient: bool = True) -> list[dict]:
         """The subscriptions to an event, the newest first; with those that a client ended, if wanted. StoreError."""
+        if not self.server.store.version(self.SPACE):  # nobody ever subscribed to any
+            return []
         try:
             text = self.server.store.get(self.SPACE, self.KEY, patient)
         except StoreError:
@@ -3705,6 +3675,8 @@ class Events:
     def put(self, name: str, attributes, rows: list[dict] | None = None) -> int:
         """Send an event, now or when those before it are sent; returns to how many. Never waits."""
         rows, datagrams = self.written(name, attributes, rows)
+        if not rows:
+            return 0
         at_once = 0 if self.queue else EVENT_FEW
         for row in rows[:at_once]:
             self.send_to(row, name, datagrams[row["dialect"]])
@@ -5268,13 +5240,13 @@ RETRY_S = 0.005  # how often those are retried who cannot be waited for
 class Peer:
     """A client that is served through a socket of its own, where there can be one: its waiting replies, in order."""
 
-    __slots__ = ("endpoint", "client", "address", "identity", "socket", "watcher", "waiting", "bytes", "used_s")
-
     def __init__(self, endpoint: Endpoint, client: Any):
         self.endpoint, self.client, self.address = endpoint, client, endpoint.address_of(client)
-        self.identity: tuple | None = None
         self.socket: Any = None
         self.watcher: Any = None
+        # Which file the client's path is now, and was; an abstract name is that of one socket as long as this lives:
+        self.file = functools.partial(identity_of, self.address) if isinstance(self.address, str) else lambda: None
+        self.identity: tuple | None = None
         self.waiting: collections.deque[tuple[float, bytes]] = collections.deque()  # (deadline, data)
         self.bytes, self.used_s = 0, time.monotonic()
 
@@ -5291,10 +5263,6 @@ class Peer:
             self.close()
             if error.errno not in (errno.EPERM, errno.EMFILE, errno.ENFILE):
                 raise
-
-    def file(self) -> tuple | None:
-        """Which file the client's path is now; an abstract name is that of one socket as long as this lives."""
-        return identity_of(self.address) if isinstance(self.address, str) else None
 
     def send(self, data: bytes) -> int:
         """Send through the own socket, or from the bound one where there is none; OSError as send(2)."""
@@ -5489,7 +5457,9 @@ class Child:
 
     def __init__(self, server: Server, endpoints: list[Endpoint], row: int, rank: int):
         import gevent.event
+        import greenlet
 
+        self.gevent = gevent
         self.server, self.endpoints, self.row, self.rank = server, endpoints, row, rank
         self.setup, self.hub = server.setup, gevent.get_hub()
         self.hub.print_exception = lambda context, *raised: log.error("%s ended", context, exc_info=raised)  # not to stderr
@@ -5498,21 +5468,22 @@ class Child:
         own = self.setup.own
         self.pool_size, self.timeout_s = own["pool_size"], own["handler_timeout"] / 1000
         self.workers = 0  # greenlets of the pool, of which some are idle
+        self.worker, self.current = functools.partial(greenlet.greenlet, self.work, self.hub), greenlet.getcurrent
         self.idle: list[Any] = []
         self.busy: dict[Any, float] = {}  # when a worker last began a request that is not cached
         self.watchers: list = []
-        self.stopping = gevent.event.Event()
-        self.limit_s = own["stop_timeout"] / 1000
+        self.stopping, self.limit_s = gevent.event.Event(), own["stop_timeout"] / 1000
         self.access = Access(own)
         self.outbox, self.send_later = Outbox(server, self.hub.loop), gevent.spawn_later
         self.deliver_of = functools.cache(self.outbox.deliver_of)
-        self.answers = answers_of(server, self.access, pause=self.pause, untimed=self.lift_limit)
+        self.answers = answers_of(server, self.access, pause=self.pause,
+                                  untimed=lambda: self.busy.pop(self.current(), None))
         self.screen = Screen(server, endpoints, self.access.networks)
         self.turn_s = time.monotonic()  # since when this child has not been in its hub
         self.last_request = float("inf")  # count of requests at which this child asks to be replaced
-        if own["max_requests"]:
-            served = server.counted[server.core["requests"]]  # by others that had this row
-            self.last_request = served + max(1, round(own["max_requests"] * random.uniform(0.9, 1.1)))
+        if own["max_requests"]:  # others that had this row may have served some
+            more = max(1, round(own["max_requests"] * random.uniform(0.9, 1.1)))
+            self.last_request = server.counted[server.core["requests"]] + more
         self.tracers = [trace() for trace in self.setup.destinations.values()]
         allows, names_of = self.setup.mi["trace_bwlist"].allows, server.registry.names_of
         self.is_traced = functools.lru_cache(1000)(lambda name: not name or allows(*names_of(name)))  # an unknown one always is
@@ -5542,7 +5513,8 @@ class Child:
             self.watchers.append((loop.io(endpoint.socket.fileno(), 1), self.burst_of(endpoint)))
         self.sweep()
         self.watch()
-        jobs = self.start_jobs()
+        jobs = [self.gevent.spawn(self.repeat, module, function) for module in self.server.registry.modules
+                for function in module.every if function.mi_every[1] == "each" or self.rank == 1]
         ready()
         while not self.stopping.is_set():
             try:
@@ -5568,18 +5540,14 @@ class Child:
         if self.idle:
             self.idle.pop().switch(burst)
         elif self.workers < self.pool_size:
-            import greenlet
-
             self.workers += 1
-            greenlet.greenlet(self.work, self.hub).switch(burst)
+            self.worker().switch(burst)
         else:
             self.unwatch()
 
     def work(self, burst: Callable) -> None:
         """The life of a worker: answer a burst, and park until there is another."""
-        import greenlet
-
-        worker = greenlet.getcurrent()
+        worker = self.current()
         while True:
             try:
                 burst(worker)
@@ -5615,15 +5583,14 @@ class Child:
                     continue
                 counted[requests] += 1
                 counted[received] += len(data)
-                requested_s = time.time() if self.is_tracing else 0.0
                 cached = cached_of(data)
                 if cached:
                     reply = cached.now()
                 else:
                     cached, reply = at_once(data)
-                if reply is None or (self.is_tracing and not self.may_send(data, requested_s, endpoint, client, cached, reply)):
+                if reply is None or (self.is_tracing and not self.may_send(data, endpoint, client, cached, reply)):
                     busy[worker] = now()
-                    self.answer(endpoint, client, data, requested_s, deliver, cached)
+                    self.answer(endpoint, client, data, time.time(), deliver, cached)
                     if now() > started_s + BURST_S:
                         return
                     continue
@@ -5647,7 +5614,8 @@ class Child:
         """Trace and send an answer, which may come later than its request."""
         deliver = deliver or self.deliver_of(endpoint)
         if self.is_tracing:
-            self.trace(requested_s, endpoint, client, answer.exchanges)
+            replied_s, address = time.time(), endpoint.address_of(client)
+            self.traces += [Trace(requested_s, replied_s, address, endpoint.address, exchange) for exchange in answer.exchanges]
         if not answer.datagrams:
             self.server.count("notifications")
         for delay_s, reply in answer.datagrams:
@@ -5663,29 +5631,15 @@ class Child:
             delay_s()
         self.outbox.post(endpoint, reply, client)
 
-    def may_send(self, data: bytes, requested_s: float, endpoint: Endpoint, client: Any, cached: Any, reply: bytes) -> bool:
-        """Whether a cached reply may go out, which is traced: not if what is around it is to be asked."""
-        exchange = cached.exchanged(data, reply)
+    def may_send(self, data: bytes, endpoint: Endpoint, client: Any, cached: Any, reply: bytes) -> bool:
+        """Trace a cached reply, unless it may not go out since what is around it is to be asked."""
+        now_s, exchange = time.time(), cached.exchanged(data, reply)
+        trace = new(Trace, (now_s, now_s, endpoint.address_of(client), endpoint.address, exchange))
         for ctx, may_send, names in self.around:
-            trace = Trace(requested_s, time.time(), endpoint.address_of(client), endpoint.address, exchange)
             if (not names or exchange.command in names) and not may_send(ctx, trace):
                 return False
-        self.trace(requested_s, endpoint, client, [exchange])
+        self.traces.append(trace)
         return True
-
-    def trace(self, requested_s: float, endpoint: Endpoint, client: Any, exchanges: list[Exchange]) -> None:
-        """Trace what was answered just now, and log it for debugging."""
-        replied_s, address = time.time(), endpoint.address_of(client)
-        for exchange in exchanges:
-            self.traces.append(new(Trace, (requested_s, replied_s, address, endpoint.address, exchange)))
-            if self.debugging:
-                log.debug("%a from %s: %a", exchange.request, shown_address(address), exchange.reply)
-
-    def lift_limit(self) -> None:
-        """handler_timeout does not hold for the request in hand."""
-        import greenlet
-
-        self.busy.pop(greenlet.getcurrent(), None)
 
     def pause(self) -> None:
         """Let others have their turn, if this one takes long."""
@@ -5713,6 +5667,8 @@ class Child:
 
     def settle(self) -> None:
         """After a burst, and before what may take its time: send the traces, and see whether max_requests is reached."""
+        for _, _, client, _, exchange in self.traces if self.debugging else ():
+            log.debug("%a from %s: %a", exchange.request, shown_address(client), exchange.reply)
         if self.traces:
             traces, self.traces = [trace for trace in self.traces if self.is_traced(trace.exchange.command)], []
             for tracer in self.tracers:
@@ -5722,25 +5678,20 @@ class Child:
             self.server.processes.set(self.row, state=Processes.STOPPING)
             self.wake_attendant()
 
-    def start_jobs(self) -> list:
-        """Start what plug-ins do every so often; `where="one"` runs in the child of rank 1."""
-        import gevent
-
-        return [gevent.spawn(self.repeat, module, function) for module in self.server.registry.modules
-                for function in module.every if function.mi_every[1] == "each" or self.rank == 1]
-
     def repeat(self, module: Module, function: Any) -> None:
-        """Run a function again and again; what it raises is logged."""
-        import gevent
-
+        """Run what a plug-in does every so often."""
         while True:
-            gevent.sleep(function.mi_every[0])
-            try:
-                function(Context(module))
-            except gevent.GreenletExit:
-                raise
-            except BaseException:  # a plug-in's seam: a Timeout of gevent is no Exception
-                log.getChild(module.name).exception("%s raised", function.__name__)
+            self.gevent.sleep(function.mi_every[0])
+            self.run(module, function)
+
+    def run(self, module: Module, function: Any) -> None:
+        """Run a function of a plug-in; what it raises is logged."""
+        try:
+            function(Context(module))
+        except self.gevent.GreenletExit:
+            raise
+        except BaseException:  # a plug-in's seam: a Timeout of gevent is no Exception
+            log.getChild(module.name).exception("%s raised", function.__name__)
 
     def end(self, limit_s: float = float("inf"), why: str = "") -> None:
         """Have this child stop, within limit_s if that is less than stop_timeout."""
@@ -5758,22 +5709,18 @@ class Child:
 
     def stop(self, jobs: list) -> None:
         """Read no more, answer what is in hand and deliver what waits, within limit_s; then end what plug-ins began."""
-        import gevent
-
         self.unwatch()
-        gevent.killall(jobs, block=False)
+        self.gevent.killall(jobs, block=False)
         deadline_s = time.monotonic() + self.limit_s
         while time.monotonic() < deadline_s and (len(self.idle) < self.workers or self.outbox.bytes or self.server.later):
-            gevent.sleep(0.005)
+            self.gevent.sleep(0.005)
         self.settle()
         for tracer in self.tracers:
             tracer.flush(max(0.0, min(1.0, deadline_s - time.monotonic())))
         for module in self.server.registry.modules:
             if "destroy" in module.hooks:
-                try:
-                    module.hooks["destroy"](Context(module))
-                except BaseException:  # a plug-in's seam
-                    log.getChild(module.name).exception("destroy raised")
+                with contextlib.suppress(self.gevent.GreenletExit):
+                    self.run(module, module.hooks["destroy"])
         tend_logs(self.server)
         self.server.events.finish()
         self.server.store.close()

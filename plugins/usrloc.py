@@ -476,8 +476,9 @@ def ul_add(ctx, table_name, aor, contact, expires, q, flags, cflags, methods):
     except ValueError:
         raise mi.Error(400, "Bad parameter") from None
     numbers = [opensips.number(ctx, name, value) for name, value in (("flags", flags), ("cflags", cflags), ("methods", methods))]
-    added = Contact(uri, 0, after_s and int(ctx.store.time_s()) + after_s, q)
-    if not put(ctx, table, aor, added._replace(flags=numbers[0], cflags=numbers[1], methods=numbers[2])):
+    added = Contact(uri, 0, after_s and int(ctx.store.time_s()) + after_s, q,
+                    flags=numbers[0], cflags=numbers[1], methods=numbers[2])
+    if not put(ctx, table, aor, added):
         raise mi.Error(500, "Server Internal Error")
     return mi.Reply()
 
