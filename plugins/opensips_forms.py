@@ -65,7 +65,7 @@ class Rows(NamedTuple):
         nodes = list(nodes)
         if self.container:
             nodes = [child for node in nodes if node[0] == self.container for child in node[3]]
-        objects = [item for item in (self.object_of(node) for node in nodes if node[0] == self.node) if item]
+        objects = [self.object_of(node) for node in nodes if node[0] == self.node]
         if self.single and (named or not self.member):
             return {} if not objects else objects[0] if self.single == "*" else {self.single: objects[0]}
         if self.member in ("", "*"):
@@ -122,6 +122,21 @@ class Pairs(NamedTuple):
         """The member that the nodes are, if there is one."""
         lists = [node[3] for node in nodes if node[0] == self.name] if self.wrapped else [nodes]
         return {self.name: [{node[0]: node[1] or ""} for node in lists[0]]} if lists else {}
+
+
+class Pipes(NamedTuple):
+    """Pipes, and the drop rate of all in a last node of their name."""
+
+    pipes: Rows
+
+    def nodes(self, value: dict) -> list[tuple]:
+        """The nodes of an object."""
+        return [*self.pipes.nodes(value), (self.pipes.node, None, (("drop_rate", value["drop_rate"]),), ())]
+
+    def members(self, nodes: Iterable[tuple], named: bool = False) -> dict:
+        """The object of the nodes; named: of one pipe that was asked for."""
+        *pipes, last = nodes
+        return {**self.pipes.members(pipes, named), "drop_rate": in_json(dict(last[2]).get("drop_rate"), "#")}
 
 
 class Switches(NamedTuple):
@@ -232,29 +247,12 @@ class Named(NamedTuple):
 
     def nodes(self, value: dict) -> list[tuple]:
         """The nodes of the array."""
-        return [(item[self.name], None, [(name, item[name]) for name in self.attributes], ()) for item in value[self.member]]
+        return [(item[self.name], None, [(name, item[name]) for name in self.attributes if name in item], ())
+                for item in value[self.member]]
 
     def members(self, nodes: Iterable[tuple]) -> dict:
         """The array of the nodes."""
         return {self.member: [{self.name: node[0], **dict(node[2])} for node in nodes if node[2]]}
-
-
-class Field(NamedTuple):
-    """A member that is the attribute of a node of its own."""
-
-    node: str
-    mark: str
-
-    def nodes(self, value: dict) -> list[tuple]:
-        """The node of the member, if there is one."""
-        label, name, _ = split(self.mark)
-        return [(self.node, None, [(label, value[name])], ())] if name in value else []
-
-    def members(self, nodes: Iterable[tuple]) -> dict:
-        """The member of the node, if there is one."""
-        label, name, marks = split(self.mark)
-        texts = [dict(node[2])[label] for node in nodes if node[0] == self.node and label in dict(node[2])]
-        return {name: in_json(texts[0], marks)} if texts else {}
 
 
 class Form(NamedTuple):
@@ -311,13 +309,13 @@ def nodes_of(parts: tuple, item: dict) -> list[tuple]:
     return nodes
 
 
-def members_of(parts: tuple, nodes: Iterable[tuple], named: bool = False) -> dict:
-    """The members that nodes are, by the parts of an object; named: what was asked for by its name."""
+def members_of(parts: tuple, nodes: Iterable[tuple]) -> dict:
+    """The members that nodes are, by the parts of an object."""
     nodes = list(nodes)
     leaves, item = {node[0]: node[1] for node in nodes if not node[3]}, {}
     for part in parts:
         if not isinstance(part, str):
-            item.update(part.members(nodes, named) if named and isinstance(part, Rows) else part.members(nodes))
+            item.update(part.members(nodes))
             continue
         label, name, marks = split(part)
         if label in leaves and not ("+" in marks and not leaves[label] or "*" in marks and leaves[label] == "."):
@@ -333,9 +331,11 @@ def to_nodes(tree: tuple, value: Any) -> list[tuple]:
 def to_json(tree: tuple, nodes: Iterable[tuple], named: bool = False) -> Any:
     """The result of 3.4 for a tree of 2.4; named: what was asked for by its name."""
     nodes, last = list(nodes), tree[-1]
-    if isinstance(last, (Addresses, Lines, Members)) or isinstance(last, Rows) and (len(tree) == 1 or named and last.single):
+    is_whole = len(tree) == 1 or named and last.single if isinstance(last, Rows) else \
+        isinstance(last, (Addresses, Lines, Members, Pipes))
+    if is_whole:
         return last.members(nodes, named)
-    return members_of(tuple(part for part in tree if not named or getattr(part, "single", part)), nodes, named)
+    return members_of(tuple(part for part in tree if not named or getattr(part, "single", part)), nodes)
 
 
 def dialog_id(db_id: Any) -> str:
@@ -384,6 +384,10 @@ DIALOG_LISTS = ("", "callid", "callid from_tag", "index counter")
 PROFILE = ("profile", "profile value")
 ADDRESSES = Rows("Destinations", "dest", "", ("grp#", "ip", "mask", "port#", "proto", "pattern", "context_info"))
 PARTITIONS = Rows("Partitions", "part", "name", (), (ADDRESSES,))
+
+TRACES = Form("[id] [mode] ...", ("", "id", "mode", "id mode"), tree=(
+    "global", Named("trace destinations", "name", ("type", "uri", "state"))), named=True,
+              errors={"Bad parameter": (400, "Bad trace id value")})
 
 PROCESSES = Rows("Processes", "Process", "", ("ID#", "PID#", "Log level#", "Type@process"), shown=False)
 SUBSCRIBERS = Rows("Subscribers", "Subscriber", "", ("socket", "expire#", "ttl!"), single="Subscriber")
@@ -515,6 +519,22 @@ FORMS: dict[str, Form] = {
     "reg_reload": Form("...", ("", "aor contact registrar")),
     "reg_enable": Form("aor contact registrar", ("aor contact registrar",)),
     "reg_disable": Form("aor contact registrar", ("aor contact registrar",)),
+    # ratelimit
+    "rl_list": Form("[pipe] ...", ("", "pipe", "filter", "filter_out"), tree=(Pipes(
+        Rows("Pipes", "PIPE", "", ("id", "algorithm", "limit#", "counter#"), single="Pipe")),),
+                    errors={"command failed": (404, "Pipe Not Found")}),
+    "rl_reset_pipe": Form("pipe ...", ("pipe",), errors={"Bad parameter": (500, "Internal error")}),
+    "rl_set_pid": Form("ki [kp] [kd] ...", ("ki kp kd",), errors=BAD_PARAMETER),
+    "rl_get_pid": Form(None, tree=(Rows("", "PID", "", ("ki", "kp", "kd"), single="PID"),)),
+    "rl_bin_status": Form(None),
+    "rl_dump_pipe": Form("pipe", ("pipe",), tree=("Pipe", "Algorithm", "Counter#", "Replication Nodes!", "Total#")),
+    # pike
+    "pike_list": Form(None, tree=(Lines("IPs"),)),
+    "pike_rm": Form("ip ...", ("ip",)),
+    # siptrace, tracer
+    "sip_trace": TRACES, "trace": TRACES,
+    "trace_start": Form("id uri [filter] [scope] [type]", ("id uri", "id uri filter", "id uri filter scope type")),
+    "trace_stop": Form("id", ("id",)),
     # tm
     "t_uac_dlg": Form("method ruri next_hop socket headers [body]", tuple(f"method ruri headers {more}" for more in (
         "", "next_hop", "socket", "body", "next_hop socket", "next_hop body", "socket body", "next_hop socket body")),
@@ -526,25 +546,6 @@ FORMS: dict[str, Form] = {
         "", "new_headers", "body", "new_headers body")), "code", named=True, errors={
             f"Invalid {part} in trans_id": (400, f"Invalid {part} in old trans_id") for part in ("index", "label")}),
 }
-
-# Commands of modules that are no plug-ins here.
-TRACES = Form("[id] [mode] ...", ("", "id", "mode", "id mode"), tree=(
-    "global", Named("trace destinations", "name", ("type", "uri", "state"))), named=True,
-              errors={"Bad parameter": (400, "Bad trace id value")})
-OTHERS = {
-    "pike_list": Form(None, tree=(Lines("IPs"),)),
-    "pike_rm": Form("ip ...", ("ip",)),
-    "rl_list": Form("[pipe] ...", ("", "pipe", "filter", "filter_out"), tree=(
-        Rows("Pipes", "PIPE", "", ("id", "algorithm", "limit#", "counter#"), single="Pipe"), Field("PIPE", "drop_rate#")),
-        errors={"command failed": (404, "Pipe Not Found")}),
-    "rl_reset_pipe": Form("pipe ...", ("pipe",), errors={"Bad parameter": (500, "Internal error")}),
-    "rl_set_pid": Form("ki kp kd ...", ("ki kp kd",), errors=BAD_PARAMETER),
-    "rl_get_pid": Form(None, tree=(Rows("", "PID", "", ("ki", "kp", "kd"), single="PID"),)),
-    "rl_bin_status": Form(None),
-    "sip_trace": TRACES, "trace": TRACES,
-}
-FORMS = {**OTHERS, **FORMS}
-
 # The attributes that an event has in 2.4, all of those that it has in 3.4.
 CONTACT_EVENT = "aor uri received path qval socket bflags expires callid cseq attr latency"
 EVENT_FORMS = {
@@ -552,7 +553,7 @@ EVENT_FORMS = {
     "E_UL_CONTACT_UPDATE": CONTACT_EVENT, "E_UL_CONTACT_DELETE": CONTACT_EVENT, "E_UL_LATENCY_UPDATE": CONTACT_EVENT,
     "E_DLG_STATE_CHANGED": "hash_entry hash_id callid from_tag to_tag old_state new_state",
     "E_DISPATCHER_STATUS": "partition group address status", "E_DROUTING_STATUS": "partition gwid address status",
-    "E_LOAD_BALANCER_STATUS": "group uri status", "E_RTPPROXY_STATUS": "socket status",
+    "E_LOAD_BALANCER_STATUS": "group uri status", "E_PIKE_BLOCKED": "ip", "E_RTPPROXY_STATUS": "socket status",
 }
 # The names of a command in 4.0 and before, a line for each module of 4.0: `MODULE PREFIX: NAME...`. MODULE:NAME was PREFIX
 # and NAME before, or what stands behind `=`, where further names follow.
@@ -560,7 +561,7 @@ NAMES_40 = """
 blacklists -: list=list_blacklists check_all=check_blacklists check=check_blacklist add_rule=add_blacklist_rule
   del_rule=del_blacklist_rule
 core -: uptime version pwd arg which ps kill log_level xlog_level log_level_filter log_mute_state reload_routes help
-tcp -: list=list_tcp_conns
+tcp -: list=list_tcp_conns trace=tcp_trace
 mem mem_: shm_check=shm_check=mem_shm_check pkg_dump shm_dump rpm_dump
 cache cache_: store fetch remove
 status_report sr_list_: get=sr_get_status status reports identifiers

@@ -46,14 +46,20 @@ def within_bounds(function: Callable) -> Callable:
 # A server is asked by a name that it has: the client's, or another that the same command has in another release.
 
 ONLY_24 = "OpenSIPS has it up to 2.4"
-SINCE_30 = """add_blacklist_rule cache_fetch_chunk check_blacklist check_blacklists del_blacklist_rule dlg_push_var
-    dlg_send_sequential ds_push_script_attrs log_level_filter log_mute_state mem_pkg_dump mem_rpm_dump mem_shm_dump raise_event
+SINCE_30 = """add_blacklist_rule check_blacklist check_blacklists del_blacklist_rule dlg_push_var dlg_send_sequential
+    dr_enable_probing ds_push_script_attrs log_level_filter log_mute_state mem_pkg_dump mem_rpm_dump mem_shm_dump raise_event
     reg_disable reg_enable reload_routes reset_all_statistics rl_dump_pipe shm_check sr_get_status sr_list_identifiers
-    sr_list_reports sr_list_status trace_start trace_stop xlog_level"""
+    sr_list_reports sr_list_status trace_start trace_stop ua_session_client_start ua_session_list ua_session_reply
+    ua_session_terminate ua_session_update xlog_level"""
+SINCE_40 = """cache_fetch_chunk config_flush config_list config_push config_push_bulk config_reload core:profiling_proc
+    dlg_set_profile dlg_unset_profile mq_fetch mq_get_size mq_get_sizes reg_delete reg_force_register reg_upsert regex_match
+    regex_match_group sockets_list sockets_reload tcp:close trie_number_delete trie_number_upsert trie_reload
+    trie_reload_status trie_search"""
 REASONS = {  # command -> why a server does not have it
     "rl_bin_status": ONLY_24, "dlg_list_sharing_tags": f"{ONLY_24}, then clusterer_list_shtags",
     "dlg_set_sharing_tag_active": f"{ONLY_24}, then clusterer_shtag_set_active",
     **dict.fromkeys(SINCE_30.split(), "OpenSIPS has it since 3.0"),
+    **dict.fromkeys(SINCE_40.split(), "OpenSIPS has it since 4.0"),
 }
 MUTE = "t_hash"  # 3.x does not answer it, and then no request at all
 
@@ -163,9 +169,10 @@ def by_position(values: tuple) -> list:
 def params_of(asked: mi.Request, recipes: tuple | None) -> Any:
     """The params that the arguments of a text request are: texts, by name wherever names are known. mi.Error."""
     form, values = form_of(asked.name), [value or "" for value in asked.values]
+    check_as_24(flat(asked.name), asked)
     if form:
         read = READERS.get(flat(asked.name))
-        return read(values, asked) if read else placed(form.text or "", values, WRONG_COUNTS.get(flat(asked.name), WRONG))
+        return with_numbers(form, flat(asked.name), read(values, asked) if read else placed(form.text or "", values))
     if asked.names and all(asked.names):
         return dict(zip(asked.names, values))
     if recipes is None:
@@ -178,19 +185,50 @@ def params_of(asked: mi.Request, recipes: tuple | None) -> Any:
     return dict(zip(fitting[0], values))
 
 
-WRONG = (mi.WRONG_COUNT, mi.WRONG_COUNT)
-WRONG_COUNTS = {  # command -> the refusal of too few values, and of too many
-    name: (mi.Error(404, "Too few arguments"), mi.Error(404, f"Too many {what}"))
-    for name, what in {"cache_store": "parameters", "cache_fetch": "arguments", "cache_remove": "parameters"}.items()
+MOST = dict.fromkeys(("dlg_list", "dlg_list_ctx", "profile_end_dlgs", "profile_get_size", "profile_list_dlgs"), 2)
+NO_PROFILE = (mi.WRONG_COUNT, mi.BAD_PARAMETER)
+NO_CALL_ID = (mi.Error(400, "Invalid Call-ID specified"),)
+WITHOUT = {  # command -> what 2.4 says to a value that is NULL or empty, by its place
+    **dict.fromkeys(("profile_end_dlgs", "profile_get_size", "profile_get_values", "profile_list_dlgs"), NO_PROFILE),
+    "dlg_list": NO_CALL_ID, "dlg_list_ctx": NO_CALL_ID, "dlg_end_dlg": (mi.BAD_PARAMETER,),
+    "ds_set_state": (mi.Error(500, "Bad state value"), mi.Error(500, "group not found"), mi.Error(500, "address not found")),
 }
+BINDERS = {command.mi_command.name: command.mi_command.bind for command in (
+    mi.cache_store, mi.cache_fetch, mi.cache_remove, mi.cache_remove_chunk, mi.event_subscribe, mi.log_level)}
 
 
-def placed(text: str, values: list[str], wrong: tuple = WRONG) -> dict:
-    """Values by the names of their places, as Form.text has them; mi.Error for a wrong count, one of the two in `wrong`."""
+def check_as_24(name: str, asked: mi.Request) -> None:
+    """Refuse what 2.4 would, where 3.x has other words for it or takes it; mi.Error."""
+    if name in BINDERS:
+        BINDERS[name](asked)
+    if len(asked.values) > MOST.get(name, len(asked.values)):
+        raise mi.WRONG_COUNT
+    for value, error in zip(asked.values, WITHOUT.get(name, ())):
+        if not value:
+            raise error
+
+
+HEXADECIMAL = ("nh_enable_ping", "rtpproxy_enable")  # commands of 2.4 that take 0x1 for a number
+SIGNED = ("log_level", "xlog_level", "t_reply")  # that look at their numbers in another way
+
+
+def with_numbers(form: Any, name: str, params: dict) -> dict:
+    """Params whose numbers are such for 2.4, digits alone; mi.Error."""
+    for key in form.numbers.split() if name not in SIGNED else ():
+        value = params.get(key, "0")
+        if name in HEXADECIMAL and re.fullmatch("0[xX][0-9a-fA-F]{1,8}", value):
+            params = {**params, key: f"{int(value, 16)}"}
+        elif not (value.isascii() and value.isdigit()) and name not in BINDERS:
+            raise mi.BAD_PARAMETER
+    return params
+
+
+def placed(text: str, values: list[str]) -> dict:
+    """Values by the names of their places, as Form.text has them; mi.Error for a wrong count."""
     words = text.removesuffix("...").split()
     least = sum(not word.startswith("[") for word in words)
     if len(values) < least or len(values) > len(words) and not text.endswith("..."):
-        raise wrong[len(values) >= least]
+        raise mi.WRONG_COUNT
     left_out = len(words) - len(values)  # of those that may be, the last ones
     for word in reversed(words):
         if left_out > 0 and word.startswith("["):
@@ -213,7 +251,7 @@ def read_dump(values: list, asked: mi.Request) -> dict:
 
 def read_sets(values: list, asked: mi.Request) -> dict:
     """`[PARTITION] [full]`; what follows is ignored."""
-    params = {} if values[:1] in ([], ["full"]) else {"partition": values[0]}
+    params = {} if values[:1] in ([], ["full"]) else {"partition": values[0] or "default"}
     last = values[len(params):][:1]
     if last not in ([], ["full"]):
         raise mi.BAD_PARAMETER
@@ -221,9 +259,9 @@ def read_sets(values: list, asked: mi.Request) -> dict:
 
 
 def read_dialogs(values: list, asked: mi.Request) -> dict:
-    """`INDEX COUNTER`, or `[CALLID] [FROM_TAG]`; what follows is ignored."""
+    """`INDEX COUNTER`, or `[CALLID] [FROM_TAG]`."""
     names = ("index", "counter") if len(values) > 1 and all(map(str.isdigit, values[:2])) else ("callid", "from_tag")
-    return dict(zip(names, values))
+    return {name: value for name, value in zip(names, values) if value}
 
 
 def read_dialog(values: list, asked: mi.Request) -> dict:
@@ -250,6 +288,13 @@ def read_event(values: list, asked: mi.Request) -> dict:
     return {"event": values[0], **({"params": params if isinstance(params, list) else mi.json_text(params)} if params else {})}
 
 
+def read_status(name: str, values: list, asked: mi.Request) -> dict:
+    """`[PARTITION] ID STATUS`, or `[ID]`."""
+    if len(values) > 3 or len(values) == 3 and not values[2].isdigit():
+        raise mi.WRONG_COUNT
+    return dict(zip(("partition_name", name, "status") if len(values) == 3 else (name, "status"), values))
+
+
 def without_dots(name: str, values: list, asked: mi.Request) -> dict:
     """Values by their places, a `.` for one that is left out."""
     return {name: value for name, value in placed(forms.FORMS[name].text, values).items() if value != "."}
@@ -259,6 +304,8 @@ READERS: dict = {  # command -> reads its values where their places depend on wh
     "get_statistics": read_statistics, "list_statistics": read_statistics, "reset_statistics": read_statistics,
     "ul_dump": read_dump, "ds_list": read_sets, "dlg_list": read_dialogs, "dlg_list_ctx": read_dialogs,
     "dlg_end_dlg": read_dialog, "trace": read_trace, "sip_trace": read_trace, "raise_event": read_event,
+    "dr_reload_status": lambda values, asked: {"partition_name": values[0]} if values else {},
+    "dr_gw_status": functools.partial(read_status, "gw_id"), "dr_carrier_status": functools.partial(read_status, "carrier_id"),
     **{name: functools.partial(without_dots, name) for name in ("t_uac_dlg", "t_reply")},
 }
 
@@ -285,28 +332,39 @@ def to_text(request: bytes, name: str = "") -> bytes:
     asked, params = read_jsonrpc(request)
     values = values_of(asked.name, params)
     try:
-        return mi.write_request(name or asked.name, [(None, value) for value in values])
+        return mi.write_request(name or asked.name, [(None, value) if isinstance(value, str) else value for value in values])
     except ValueError as error:
         raise mi.Error(400, "Bad parameter value", f"{error}") from None
 
 
-def values_of(name: str, params: Any) -> list[str]:
-    """The values of a text request for the params of a command, which are checked as 3.x does; mi.Error."""
+def values_of(name: str, params: Any) -> list:
+    """The values of a text request, or their names and them, for the params of a command, checked as 3.x does; mi.Error."""
     form = form_of(name)
     if form is None:
         items = params.values() if isinstance(params, dict) else params
         return [text_of(item) for value in items for item in (value if isinstance(value, list) else [value])]
-    if flat(name) in SINCE_30.split():
-        raise not_there(name, "jsonrpc")
     given = bound(form, params)
     checked: dict[str, Any] = {key: f"{mi.json_int(given[key], key)}" if key in form.numbers.split() else
-               mi.json_array(given[key], key) if key == "statistics" else mi.json_string(given[key], key) for key in given}
+               mi.json_array(given[key], key) if key == "statistics" else
+               mi.event_params(given[key]) if key == "params" else mi.json_string(given[key], key) for key in given}
     if "expire" in form.numbers or flat(name).startswith("cache_"):
         mi.check_cache({**checked, "expire": int(checked.get("expire", 0))})
+    for key, error in EMPTY_PARAMS.get(flat(name), {}).items():
+        if checked.get(key) == "":
+            raise error
     write = WRITERS.get(flat(name))
     return write(checked) if write else in_places(form.text if flat(name) not in WHOLE else None, checked)
 
 
+NO_PARTITIONS = "'partition_name' supported only when 'use_partitions' is set"
+EMPTY_PARAMS = {  # command -> what 3.4 says to an empty text
+    "allow_uri": dict.fromkeys(("basename", "uri", "contact"), mi.Error(404, "Basename is empty")),
+    "dlg_end_dlg": {"dialog_id": mi.Error(404, "Requested Dialog not found")},
+    "ds_set_state": {"state": mi.Error(500, "Bad state value"), "group": mi.Error(500, "bad group value"),
+                     "address": mi.Error(404, "destination not found")},
+    **dict.fromkeys(("profile_end_dlgs", "profile_get_size", "profile_get_values", "profile_list_dlgs"),
+                    {"profile": mi.Error(404, "Profile not found")}),
+}
 WHOLE = ("reg_list", "reg_reload")  # of which 2.4 takes no value and does all: the record that was asked for is in the reply
 
 
@@ -338,10 +396,11 @@ def in_places(text: str | None, params: dict, missing: str = "") -> list[str]:
     places = [word.strip("[]") for word in words]
     lacking = [name for name in params if name not in places]
     if lacking and text is not None:
-        raise mi.Error(400, f"Invalid parameter: '{lacking[0]}'", "OpenSIPS 2.4 has no such parameter")
-    last = max([at for at, place in enumerate(places, 1) if place in params or not words[at - 1].startswith("[")], default=0)
-    return [params.get(place, "0" if place == "-" else missing) for place, word in zip(places[:last], words)
-            if place in params or missing or not word.startswith("[") or place == "-"]
+        detail = NO_PARTITIONS if lacking == ["partition_name"] else "OpenSIPS 2.4 has no such parameter"
+        raise mi.Error(400, f"Invalid parameter: '{lacking[0]}'", detail)
+    optional = [place for place, word in zip(places, words) if word.startswith("[")]
+    given = max([at for at, place in enumerate(optional, 1) if place in params], default=0)  # 2.4 fills them from the left
+    return [params.get(place, "0" if place == "-" else missing) for place in places if place not in optional[given:]]
 
 
 def write_dialog(params: dict) -> list[str]:
@@ -351,13 +410,19 @@ def write_dialog(params: dict) -> list[str]:
     return [number, *[params[name] for name in params if name != "dialog_id"]]
 
 
+def write_event(params: dict) -> list:
+    """The event and its attributes, with their names if they have any."""
+    given = params.get("params", [])
+    return [params["event"], *([(name, f"{value}") for name, value in given.items()] if isinstance(given, dict) else given)]
+
+
 WRITERS: dict = {  # command -> the values of its params where Form.text does not say it
     **dict.fromkeys(("get_statistics", "list_statistics", "reset_statistics"), lambda params: params.get("statistics", [])),
     "ul_dump": lambda params: ["brief"] if params.get("brief", "0") != "0" else [],
     "ds_list": lambda params: [*[params[name] for name in ("partition",) if name in params],
                                *["full" for name in ("full",) if params.get(name, "0") != "0"]],
     **dict.fromkeys(("dlg_list", "dlg_list_ctx", "trace", "sip_trace"), lambda params: [*params.values()]),
-    "dlg_end_dlg": write_dialog,
+    "dlg_end_dlg": write_dialog, "raise_event": write_event,
     **{name: functools.partial(lambda name, params: in_places(forms.FORMS[name].text, params, "."), name)
        for name in ("t_uac_dlg", "t_reply")},
 }
@@ -374,9 +439,15 @@ IN_TEXT = {  # message of 3.x -> first line of 2.4
     "Invalid index in old trans_id": "400 Invalid index in trans_id",
     "Invalid label in old trans_id": "400 Invalid label in trans_id",
 }
+NO_PARTITION = "Invalid parameter: 'partition_name'"
 OF_COMMANDS = {  # the same for single commands
     ("rl_list", "Pipe Not Found"): "500 command failed", ("rl_reset_pipe", "Internal error"): "400 Bad parameter",
     ("ds_list", "ERROR Unknown partition"): "400 Bad parameter", ("rtpproxy_enable", "Empty url"): "400 Bad parameter",
+    ("allow_uri", "Basename is empty"): "403 Forbidden",
+    **dict.fromkeys((("dr_gw_status", NO_PARTITION), ("dr_carrier_status", NO_PARTITION)), "400 Too few or too many arguments"),
+    ("dr_reload_status", NO_PARTITION):
+        "400 Too many arguments (use_partitions is 0 so no parameter should be supplied to the MI function)",
+    ("rtpproxy_reload", "Dynamic loading not enabled"): "400 Bad parameter",
     ("t_reply", "Invalid params"): "400 Invalid reply code",
     **{(name, "Bad trace id value"): "400 Bad parameter" for name in ("trace", "sip_trace")},
     **{("tcp_trace", message): "500 Server Internal Error" for message in ("Invalid params", "Bad parameter value")},
