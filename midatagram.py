@@ -2030,7 +2030,7 @@ class Answers:
         cached = self.cache.get(key)
         reply = cached.now(request_id) if cached else None
         if request_id and reply and cached:
-            if request_id == cached.last_id:  # the same bytes again need no look at their id
+            if request_id == cached.last_id and not self.wrappers:  # the same bytes again need no look at their id
                 self.cache.keep(data, Cached(data, with_id(cached.call, request_id)), 2 * len(data))
             cached.last_id = request_id
         return cached, reply

@@ -686,6 +686,11 @@ def test_cached_replies_keep_their_quick_way(module, is_quick, tmp_path):
         for _ in range(3):
             trial.ask(request)
         assert (trial.answers.cache.get(request).now() is not None) is is_quick
+        for _ in range(4):
+            data = b'{"jsonrpc":"2.0","method":"uptime","id":1}'
+            cached, reply = trial.answers.at_once(data)
+            assert b'"result"' in trial.ask(data)
+        assert (reply is not None) is is_quick and (data in trial.answers.cache.young) is (not module)
 
 
 def test_help_names_the_options(lab):
