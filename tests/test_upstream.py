@@ -353,7 +353,8 @@ def test_a_stop_waits_for_replies(start, puppet):
     client.send(UPTIME)
     request, place = puppet.hear()
     front.signal(signal.SIGTERM)
-    wait_for(lambda: not os.path.exists(front.place) or "stopping" in front.log, what="the stop")
+    front.wait_log("stopping")
+    assert puppet.is_quiet(0.5) and front.process.poll() is None
     puppet.socket.sendto(b"200 OK\n\n", place)
     assert client.receive() == b"200 OK\n\n"
 
