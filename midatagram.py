@@ -168,71 +168,48 @@ def leaves(values: Iterable, names: Iterable | None = None) -> list[tuple]:
     return list(zip(names or itertools.repeat(None), values, nothing, nothing))
 
 
-class Live:
-    """The one object LIVE: stands where a cached reply has a value that is read anew each time."""
-
-    MARK = "\ud800"  # it is written as, until the text is made a template; no text that can be sent has one of its own
-
-    def __str__(self) -> str:
-        return self.MARK
-
-    def __repr__(self) -> str:
-        return "LIVE"
+class JsonText(str):
+    """A JSON value that is written already, without blanks."""
 
 
-LIVE = Live()
+LIVE = JsonText("\ud800")  # stands for a value of a cached reply that is read anew each time; no text that can be sent has one
 CONSTANT = tuple  # the `live` of a reply that never changes: no values to read
 
 
 class Reply(NamedTuple):
-    """An answer: first line and MI tree.
-
-    With `live` the reply is cached with its request and the command is not called again: live() returns a tuple of
-    the values that stand at the LIVE places of its nodes, in writing order; as long as it returns the same values the
-    same bytes are sent. `live=CONSTANT` keeps the reply as it is. `result` is what
-    JSON-RPC clients get where the tree does not say it: a JSON value, or an Error. With `depends`, spaces of the store,
-    the reply is sent again until one of them changes in any child, or until `until_s` of the steady clock. send(written)
-    returns the datagrams that go out in the place of the written reply, as an Answer has them.
-    """
+    """An answer: first line and MI tree. With `live` it is cached with its request, and the command is not called again: as
+    long as live() returns the same values the same bytes are sent."""
 
     code: int = 200
     reason: str = "OK"
     nodes: Any = ()
-    live: Any = None  # a function without arguments
-    result: Any = None
-    depends: tuple = ()
-    until_s: float | None = None
-    send: Any = None
+    live: Any = None  # returns a tuple of the values that stand at the LIVE places of its nodes, in writing order
+    result: Any = None  # what JSON-RPC clients get where the tree does not say it: a JSON value, or an Error
+    depends: tuple = ()  # spaces of the store: the reply is sent again until one of them changes in any child,
+    until_s: float | None = None  # or until then, of the steady clock
+    send: Any = None  # send(written) returns the datagrams to send in its place, as an Answer has them
 
 
 class Refusal(NamedTuple):
-    """A built-in error. Text clients get one line, without the empty line of other replies.
-
-    error: what JSON-RPC clients get; with None they get the line too, as 3.x sends it where a request is no JSON.
-    shows_values, shows_reply: whether traces show the values of the arguments and the reply.
-    """
+    """A built-in error. Text clients get one line, without the empty line of other replies."""
 
     code: int
     reason: str
-    error: Error | None = None
-    shows_values: bool = True
-    shows_reply: bool = False
+    error: Error | None = None  # what JSON-RPC clients get; with None the line too, as 3.x sends it where a request is no JSON
+    shows_values: bool = True  # whether traces show the values of the arguments,
+    shows_reply: bool = False  # and the reply
 
 
 class Request(NamedTuple):
-    """What was asked: the values of the arguments in order, each text or None, and their names if any has one.
-
-    dialect: "text" or "jsonrpc". `id` keeps its JSON type; a request that is not `answered` is a notification.
-    `params` are those of a JSON-RPC request that names no command, for a catch-all.
-    """
+    """What was asked: the values of the arguments in order, each text or None, and their names if any has one."""
 
     name: str
     values: tuple = ()
     names: tuple | None = None
-    dialect: str = "text"
-    id: Any = None
-    answered: bool = True
-    params: Any = None
+    dialect: str = "text"  # or jsonrpc
+    id: Any = None  # of its JSON type
+    answered: bool = True  # else it is a notification
+    params: Any = None  # of a JSON-RPC request that names no command, for a catch-all
 
     @property
     def arguments(self) -> tuple:
@@ -251,29 +228,15 @@ NOT_SENDABLE = Refusal(500, "Internal error")
 INVALID_REQUEST = Refusal(-32600, "Invalid Request", Error(-32600, "Invalid Request"), shows_reply=True)
 
 
-def request_too_long(size: int, limit: int = LIMIT) -> Refusal:
-    """The answer to a text request of `size` bytes, which is more than the limit."""
-    return Refusal(400, f"request of {size} bytes exceeds {limit}")
-
-
-def reply_too_long(size: int, limit: int = LIMIT) -> Refusal:
-    """The answer in place of a text reply of `size` bytes, which is more than the limit."""
-    return Refusal(500, f"reply of {'more than ' if size > GIVE_UP else ''}{min(size, GIVE_UP)} bytes exceeds {limit}")
-
-
 class Exchange(NamedTuple):
-    """What was asked and answered; one object for as long as a client asks and gets the same.
-
-    `command` is empty for a request that names none of ours. `parameters` are its values (text or None each), None
-    where a trace has none. `reply` is None for built-in errors.
-    """
+    """What was asked and answered; one object for as long as a client asks and gets the same."""
 
     request: bytes
-    command: str
-    parameters: tuple | None
+    command: str  # empty for a request that names none of ours
+    parameters: tuple | None  # its values, text or None each; None where a trace has none
     code: int
     reason: str
-    reply: bytes | None
+    reply: bytes | None  # None for built-in errors
 
 
 class Answer(NamedTuple):
@@ -304,7 +267,6 @@ SILENCE = Answer([], [])  # for a datagram that is a reply itself
 
 BLANKS = " \t\n\v\f\r"  # isspace() in the C locale, and nothing else
 INLINE_BLANKS = " \t\v\f\r"
-COLON, QUOTE = b':"'  # to look for one byte as an int is seven times as quick
 NAMES = re.compile(r"[^:\0]*|[^:\0\s]+:[^:\0\s]+")  # of commands; with the module in front, as 4.0 has them
 ARGUMENT = re.compile(r"""
     (?:(?P<name>[^":\n]*(?::(?!:)[^":\n]*)*)::)?[ \t\v\f\r]*"(?P<quoted>[^"]*(?:(?<=\\)"[^"]*)*)(?<!\\)"[ \t\v\f\r]*(?:\n|\Z)
@@ -326,20 +288,14 @@ def read_arguments(data: bytes) -> tuple[tuple, tuple | None]:
     """Read the arguments of a text request: their values in order, and their names, or None if none has a name."""
     if data[:1] == b"\0":
         return (), None
-    words = data.split(None, 1)  # at BLANKS
-    if len(words) == 1 and COLON not in data and QUOTE not in data:
-        return (decode(words[0]),), None
     body = decode(data)
-    if QUOTE in data:
+    if '"' in body:
         pairs = quoted_pairs(body)
     else:
-        lines = body.split("\n")
-        if " " in body or "\t" in body or "\v" in body or "\f" in body or "\r" in body:
-            lines = [line.strip(INLINE_BLANKS) for line in lines]
-        lines = list(filter(None, lines))
-        if COLON not in data or "::" not in body:
-            return tuple(lines), None
-        pairs = [read_line(line) for line in lines]
+        lines = tuple(filter(None, [line.strip(INLINE_BLANKS) for line in body.split("\n")]))
+        if "::" not in body:
+            return lines, None
+        pairs = [*map(read_line, lines)]
     names, values = zip(*pairs) if pairs else ((), ())
     return values, names if any(names) else None
 
@@ -565,7 +521,7 @@ def node_lines(nodes: Iterable[Node], indent: str) -> list[str]:
 
 def as_template(text: str) -> str:
     """A live reply as written, as a `%` template with %s for each LIVE value."""
-    return text.replace("%", "%%").replace(Live.MARK, "%s")
+    return text.replace("%", "%%").replace(LIVE, "%s")
 
 
 def write_request(name: str, arguments: Iterable[tuple]) -> bytes:
@@ -665,14 +621,10 @@ class Writers(dict):
         raise TypeError(f"no JSON for a {kind.__name__}")
 
 
-class JsonText(str):
-    """A JSON value that is written already, without blanks."""
-
-
 quoted = json.encoder.encode_basestring  # escapes quote, backslash and controls: \b \f \n \r \t, else \u00xx
 WRITERS: dict[type, Callable] = Writers({
     str: quoted, JsonText: str.__str__, int: int.__repr__, float: json_float, bool: {True: "true", False: "false"}.get,
-    type(None): lambda none: "null", Live: str,
+    type(None): lambda none: "null",
     dict: lambda nested: HOLE, list: lambda nested: HOLE, tuple: lambda nested: HOLE})
 
 
@@ -1809,11 +1761,11 @@ class Text(Dialect):
 
     def too_long(self, size: int) -> Refusal:
         """What a reply of `size` bytes, which is too much, becomes."""
-        return reply_too_long(size, self.most)
+        return Refusal(500, f"reply of {'more than ' if size > GIVE_UP else ''}{min(size, GIVE_UP)} bytes exceeds {self.most}")
 
     def request_too_long(self, size: int) -> Refusal:
         """What a request of `size` bytes is answered with."""
-        return request_too_long(size, self.most)
+        return Refusal(400, f"request of {size} bytes exceeds {self.most}")
 
 
 class JsonRpc(Dialect):

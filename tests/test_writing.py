@@ -52,8 +52,8 @@ def test_first_line(code, reason, line, live):
 @pytest.mark.parametrize("reply, line", [
     (mi.NOT_AVAILABLE, "500 command not available\n"), (mi.PARSE_ERROR, "400 parse_error\n"),
     (mi.COMMAND_FAILED, "500 command failed\n"), (mi.TIMED_OUT, "500 command timed out\n"),
-    (mi.reply_too_long(70000), "500 reply of 70000 bytes exceeds 65457\n"),
-    (mi.request_too_long(65458), "400 request of 65458 bytes exceeds 65457\n"),
+    (mi.Text(mi.Registry([])).too_long(70000), "500 reply of 70000 bytes exceeds 65457\n"),
+    (mi.Text(mi.Registry([])).request_too_long(65458), "400 request of 65458 bytes exceeds 65457\n"),
 ])
 def test_built_in_errors_have_no_empty_line(reply, line):
     assert mi.write_text(reply) == line
