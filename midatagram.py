@@ -90,14 +90,11 @@ __all__ = [  # what plug-ins may use
 
 
 class Error(Exception):
-    """A command's refusal: `raise Error(404, "AOR not found")` is answered with that code and reason.
-
-    `data` is the detail that JSON-RPC clients get beside the reason.
-    """
+    """A command's refusal: `raise Error(404, "AOR not found")` is answered with that code and reason."""
 
     def __init__(self, code: int, reason: str, data: Any = None):
         super().__init__(code, reason)
-        self.code, self.reason, self.data = code, reason, data
+        self.code, self.reason, self.data = code, reason, data  # data: the detail that JSON-RPC clients get beside the reason
 
 
 def invalid_params(detail: str) -> Error:
@@ -162,8 +159,7 @@ class Node(NamedTuple):
 
 
 def leaves(values: Iterable, names: Iterable | None = None) -> list[tuple]:
-    """A node of name and value for each value; names may be missing. As plain tuples, which are made five times as
-    fast as a Node and may stand in its place everywhere."""
+    """A node of name and value for each value, as plain tuples, which are made five times as fast as a Node."""
     nothing = itertools.repeat(())
     return list(zip(names or itertools.repeat(None), values, nothing, nothing))
 
@@ -240,11 +236,10 @@ class Exchange(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a datagram leads to: datagrams to send, each as (delay_s, bytes), and an Exchange for each request in it. In
-    place of a delay may stand a function that returns when it is time."""
+    """What a datagram leads to."""
 
-    datagrams: list
-    exchanges: list
+    datagrams: list  # to send, each as (delay_s, bytes); in place of a delay may stand a function that returns when it is time
+    exchanges: list  # an Exchange for each request in it
 
 
 SILENCE = Answer([], [])  # for a datagram that is a reply itself
@@ -279,8 +274,7 @@ def first_line(name: str) -> bytes | None:
 
 
 def read_first_line(data: bytes) -> bytes:
-    """What stands in a text request up to the first colon at the end of a line, which names the command; a name
-    may span lines."""
+    """What names the command in a text request: up to the first colon at the end of a line, for a name may span lines."""
     return data[:data.find(b":\n", 1) + 2]
 
 
@@ -345,12 +339,12 @@ DOUBTFUL = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")  # escapes of a NUL or surr
 
 STRING = (r'"(?P<string>[^"\\]*(?:\\(?:["\\/bfnrt]|u(?!0000|[dD][89a-fA-F])[0-9a-fA-F]{4}'
           r'|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})[^"\\]*)*)')
-SCALAR = re.compile(STRING + r'(?:"|\Z)'  # the closing quote may be missing at the very end
-                    r"|(?P<number>(?=[-0-9])-?(?:0[xX][0-9a-fA-F]{1,16}"  # 64 bits of hexadecimal are plenty
-                    r"|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:inf(?:inity)?)))"
-                    r"|(?P<word>null|true|false)")
+VALUE = re.compile(r"(?P<opening>(?:\[[\x01-\x20]*)+|{[\x01-\x20]*)|"  # what may open at once
+                   + STRING + r'(?:"|\Z)'  # the closing quote may be missing at the very end
+                   r"|(?P<number>(?=[-0-9])-?(?:0[xX][0-9a-fA-F]{1,16}"  # 64 bits of hexadecimal are plenty
+                   r"|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:inf(?:inity)?)))"
+                   r"|(?P<word>null|true|false)")
 NAME = re.compile(STRING + r'"[\x01-\x20]*:[\x01-\x20]*')
-OPENING = re.compile(r"(?:\[[\x01-\x20]*)+|{[\x01-\x20]*")  # what may open at once
 AFTER = re.compile(r"[\x01-\x20]*(?P<mark>[,\]}])[\x01-\x20]*")  # what may follow a value
 CLOSING = {"[": "]", "{": "}"}
 
@@ -365,10 +359,7 @@ def json_object(pairs: list) -> dict:
     """A JSON object from its (name, value) pairs."""
     members = dict(pairs)
     if len(members) < len(pairs):
-        members = Repeating()
-        for name, value in pairs:
-            members.setdefault(name, value)
-        members.members = len(pairs)
+        members = tagged(Repeating({**members, **dict(reversed(pairs))}), members=len(pairs))
     return members
 
 
@@ -383,7 +374,7 @@ def json_number(text: str):
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=json_object, strict=False,
-                           parse_constant=lambda text: read_scalar(text, 0)[0])  # -Infinity, but not NaN
+                           parse_constant=int)  # which refuses NaN and Infinity: read_lenient() decides
 SCALARS: dict[str, Callable] = {"string": lambda body: DECODER.decode(f'"{body}"'), "number": json_number,
            "word": {"null": None, "true": True, "false": False}.get}
 
@@ -401,53 +392,40 @@ def read_json(data: bytes):
 
 def read_lenient(text: str):
     """Read the JSON value that `text` begins with, as cJSON takes it, at any depth."""
-    levels: list[tuple] = []  # the open arrays and objects: (closing bracket, names, values)
+    levels: list[tuple] = [("", [], [])]  # the value itself, and the open arrays and objects: (closing bracket, names, values)
     at = 0
     while True:
-        opening = OPENING.match(text, at)
-        if not opening:
-            value, at = read_scalar(text, at)
-        else:
-            levels += [(CLOSING[mark], [], []) for mark in opening.group() if mark in CLOSING]
-            if not text.startswith(levels[-1][0], opening.end()):
-                at = read_name(text, opening.end(), levels[-1])
+        if levels[-1][0] == "}":
+            match = NAME.match(text, at)
+            if not match:
+                raise ParseError(f"no name of a member at {at}")
+            levels[-1][1].append(SCALARS["string"](match["string"]))
+            at = match.end()
+        match = VALUE.match(text, at)
+        if not match:
+            raise ParseError(f"no JSON value at {at}")
+        kind, at = str(match.lastgroup), match.end()
+        if kind == "opening":
+            levels += [(CLOSING[mark], [], []) for mark in match[kind] if mark in CLOSING]
+            if not text.startswith(levels[-1][0], at):
                 continue
-            value, at = [] if levels.pop()[0] == "]" else {}, opening.end() + 1
-        while levels:  # the value is complete and belongs to the innermost open one, which may be complete in turn
+            value: Any = [] if levels.pop()[0] == "]" else {}
+            at += 1
+        else:
+            value = SCALARS[kind](match[kind])
+        while True:  # the value is complete and belongs to the innermost open one, which may be complete in turn
             closing, names, values = levels[-1]
             values.append(value)
+            if not closing:
+                return value
             after = AFTER.match(text, at)
             if not after or after["mark"] not in (closing, ","):
                 raise ParseError(f"neither a comma nor {closing} at {at}")
             at = after.end()
             if after["mark"] == ",":
-                at = read_name(text, at, levels[-1])
                 break
             levels.pop()
             value = json_object(list(zip(names, values))) if names else values
-        else:
-            return value
-
-
-def read_name(text: str, at: int, level: tuple) -> int:
-    """Read the name of the next member where an object is open; gives the position of the value."""
-    closing, names, _ = level
-    if closing == "]":
-        return at
-    match = NAME.match(text, at)
-    if not match:
-        raise ParseError(f"no name of a member at {at}")
-    names.append(SCALARS["string"](match["string"]))
-    return match.end()
-
-
-def read_scalar(text: str, at: int) -> tuple[Any, int]:
-    """Read the string, number or word at `at`; gives its value and where it ends."""
-    match = SCALAR.match(text, at)
-    if not match:
-        raise ParseError(f"no JSON value at {at}")
-    kind = match.lastgroup or ""
-    return SCALARS[kind](match[kind]), match.end()
 
 
 ID_TYPES = (str, int, float, type(None))
@@ -544,7 +522,8 @@ def write_argument(name: str | None, value: str | None) -> str:
         if name is None:
             raise ValueError("an argument needs a name or a value")
         return f"{label}\n"
-    if not needs_quotes(label, value):
+    if value and value.strip(BLANKS) == value and '"' not in value and "\n" not in value and (
+            label or not ("::" in value or value.startswith("\0"))):
         return f"{label}{value}\n"
     if value.endswith("\\"):
         raise ValueError(f"a value that needs quotes cannot end in a backslash: {value!r}")
@@ -552,10 +531,6 @@ def write_argument(name: str | None, value: str | None) -> str:
     return f'{label}"{quoted}"\n'
 
 
-def needs_quotes(label: str, value: str) -> bool:
-    """Whether a value behind `label` (empty, or `name::`) would be misread without quotes."""
-    return (not value or value.strip(BLANKS) != value or '"' in value or "\n" in value
-            or (not label and ("::" in value or value.startswith("\0"))))
 
 
 # The bytes are those of cJSON's printer. Each array or object is written in one
@@ -566,10 +541,7 @@ HOLE = "\0"  # no JSON text has one of its own: in a string it is written \u0000
 
 
 def json_text(value, pretty: bool = False) -> str:
-    """A value as JSON text; TypeError for what JSON has not. Names of members are str.
-
-    pretty: as `pretty_printing` has it, a line for each member of an object and tabs for its depth.
-    """
+    """A value as JSON text; TypeError for what JSON has not. pretty: a line for each member of an object, tabs for its depth."""
     pieces, levels = [], [json_level(value, 1, pretty)]
     while levels:
         texts, nested = levels[-1]
@@ -583,10 +555,7 @@ def json_text(value, pretty: bool = False) -> str:
 
 
 def json_level(value, depth: int, pretty: bool) -> tuple[Iterator[str], Iterator]:
-    """A value's text around its holes, and the arrays and objects that fill them.
-
-    depth: 1 for the outermost. An array takes a level as well, but shows it only in the objects inside.
-    """
+    """A value's text around its holes, and the arrays and objects that fill them; depth: 1 for the outermost."""
     line, colon, space = ("\n" + "\t" * depth, ":\t", " ") if pretty else ("", ":", "")
     if isinstance(value, dict):
         members = [f"{quoted(name)}{colon}{WRITERS[type(item)](item)}" for name, item in value.items()]
@@ -630,22 +599,20 @@ WRITERS: dict[type, Callable] = Writers({
 
 def write_jsonrpc(reply: Reply | Refusal, request: Request, form: JsonForm, pretty: bool = False) -> str:
     """The JSON-RPC form of a reply; in a live one LIVE values become %s and all else is made safe for `%`."""
-    live = None
-    if isinstance(reply, Refusal):
-        if reply.error is None:
-            return f"{reply.code} {reply.reason}"
-        outcome: Any = reply.error
-    else:
-        outcome, live = json_outcome(reply, form), reply.live
+    if isinstance(reply, Refusal) and reply.error is None:
+        return f"{reply.code} {reply.reason}"
+    outcome = json_outcome(reply, form)
     body = {"result": outcome}
     if isinstance(outcome, Error):
         body = {"error": {"code": outcome.code, "message": outcome.reason, **({"data": outcome.data} if outcome.data else {})}}
     text = json_text({"jsonrpc": "2.0", **body, "id": request.id}, pretty)
-    return text if live is None else as_template(text)
+    return text if isinstance(reply, Refusal) or reply.live is None else as_template(text)
 
 
-def json_outcome(reply: Reply, form: JsonForm):
+def json_outcome(reply: Reply | Refusal, form: JsonForm) -> Any:
     """The result of a reply as a JSON value, or an Error."""
+    if isinstance(reply, Refusal):
+        return reply.error
     if reply.result is not None:
         return reply.result
     if reply.code // 100 != 2:
@@ -678,7 +645,7 @@ def json_tree(nodes: Iterable[Node], form: JsonForm, nothing=None):
     if not members:
         return values or nothing
     plurals = {plural for plural, _ in form.plurals.values()}
-    tree = {name: json_member(name, items, name in plurals) for name, items in members.items()}
+    tree = {name: items if name in plurals else json_member(name, items) for name, items in members.items()}
     return {**tree, "values": values} if values else tree
 
 
@@ -690,17 +657,15 @@ def json_node(node: tuple, form: JsonForm):
     _, key = form.plurals.get(name, ("", name))
     item = {} if value is None else {key: value}
     item.update((label or "value", "" if text is None else text) for label, text in attributes)
-    inner = json_tree(children, form, None)
+    inner = json_tree(children, form)
     item.update(inner if isinstance(inner, dict) else {"values": inner} if inner else {})
     return item
 
 
 def json_nodes(value: Any) -> list[Node]:
-    """The MI tree of a JSON value, json_tree() the other way round: an object is nodes by its names, an array a node for
-    each item."""
-    if isinstance(value, dict):
-        return [node for name, item in value.items() for node in named_nodes(name, item)]
-    return named_nodes(None, value)
+    """The MI tree of a JSON value, json_tree() the other way round: an object is nodes by its names, an array one per item."""
+    members = value.items() if isinstance(value, dict) else [(None, value)]
+    return [node for name, item in members for node in named_nodes(name, item)]
 
 
 def read_tree(text: str) -> list[Node]:
@@ -729,10 +694,8 @@ def named_nodes(name: str | None, value: Any) -> list[Node]:
     return [Node(name, json_text(value) if isinstance(value, (bool, float)) else value)]
 
 
-def json_member(name: str, items: list, is_array: bool):
+def json_member(name: str, items: list):
     """The nodes of one name as a member: the node itself, or an array; if one of these is an object, then all are."""
-    if is_array:
-        return items
     if len(items) == 1:
         return items[0]
     if any(isinstance(item, dict) for item in items):
@@ -756,14 +719,9 @@ WORDS = {"yes": 1, "true": 1, "on": 1, "enable": 1, "no": 0, "false": 0, "off": 
 
 
 class Written(int):
-    """An integer of a configuration that remembers how it was written: Written(432, "0660")."""
+    """An integer of a configuration that remembers how it was written, as `text`."""
 
     text: str
-
-    def __new__(cls, value: int, text: str):
-        self = super().__new__(cls, value)
-        self.text = text
-        return self
 
 
 def string(value) -> str:
@@ -774,7 +732,7 @@ def string(value) -> str:
 
 
 def tagged(function: Any, **attributes: Any) -> Any:
-    """A function with attributes of ours."""
+    """The function, or another object, with attributes of ours."""
     vars(function).update(attributes)
     return function
 
@@ -904,14 +862,13 @@ class Address(NamedTuple):
         return f"udp:[{self.host}]:{self.port}" if ":" in self.host else f"udp:{self.host}:{self.port}"
 
 
-ADDRESS_FORMS = 'a UNIX path as "/run/midatagram/mi.sock" or "udp:HOST:PORT"'
 
 
 def address(value, strict: bool = True) -> Address:
-    """Converter: an Address as mi_datagram's socket_name has it; `udp:` in lower case, anything else is a path, but `strict`
-    refuses one that looks like another address. `udp:*:PORT` is all addresses."""
+    """Converter: an Address as mi_datagram's socket_name has it; anything without `udp:` is a path, but `strict` refuses one that
+    looks like another address. `udp:*:PORT` is all addresses."""
     if not isinstance(value, str) or not value:
-        raise ValueError(f"takes {ADDRESS_FORMS}")
+        raise ValueError('takes a UNIX path as "/run/midatagram/mi.sock" or "udp:HOST:PORT"')
     if strict and (right := right_form(value)):
         raise ValueError(f"is written {right}, not {value}")
     if not value.startswith("udp:"):
@@ -1049,16 +1006,13 @@ class Param(NamedTuple):
 
 
 class Stat(NamedTuple):
-    """A statistic: a counter that ctx.count adds to, or with `read` a figure asked for when wanted.
-
-    read() gives the figure, or {name: figure} for all statistics that have this function, which is called once for them.
-    """
+    """A statistic: a counter that ctx.count adds to, or with `read` a figure asked for when wanted."""
 
     name: str
     help: str
     group: str = ""
     resettable: bool = True
-    read: Callable[..., int | dict[str, int]] | None = None
+    read: Callable[..., int | dict[str, int]] | None = None  # the figure, or {name: figure} of all that have this function
 
     @property
     def kind(self) -> str:
@@ -1074,41 +1028,33 @@ class Event(NamedTuple):
 
 
 class JsonForm(NamedTuple):
-    """What is different about a command for JSON-RPC clients; the defaults follow from its signature and tree.
+    """What is different about a command for JSON-RPC clients; the defaults follow from its signature and tree."""
 
-    recipes: lists of parameter names it can be called with; the name of *rest takes an array.
-    order: parameters whose types are checked before the others; raw: those that get JSON values as they are.
-    check: called with the values by name before the command; plurals: node name -> (name of the array, name of the
-    node's own value); renamed: node name -> member name; errors: reason -> Error; listing: values as an array;
-    nameless: params by name are taken in the order in which they come, whatever their names, and an array as its items;
-    named: params are by name only.
-    """
-
-    recipes: list | None = None
-    order: tuple = ()
-    raw: tuple = ()
-    check: Callable[[dict], None] | None = None
-    plurals: dict = {}
-    renamed: dict = {}
-    errors: dict = {}
-    listing: bool = False
-    nameless: bool = False
-    named: bool = False
+    recipes: list | None = None  # lists of parameter names it can be called with; the name of *rest takes an array
+    order: tuple = ()  # parameters whose types are checked before the others
+    raw: tuple = ()  # parameters that get JSON values as they are
+    check: Callable[[dict], None] | None = None  # called with the values by name before the command
+    plurals: dict = {}  # node name -> (name of the array, name of the node's own value)
+    renamed: dict = {}  # node name -> member name
+    errors: dict = {}  # reason -> Error
+    listing: bool = False  # the values as an array
+    nameless: bool = False  # params are taken in the order in which they come, whatever their names, and an array as its items
+    named: bool = False  # params are by name only
 
 
 class CommandTag(NamedTuple):
     """What @command keeps on a function."""
 
-    name: str
+    name: str  # "*" for a catch-all, which is asked, in load order, for names that no command has; None passes them on
     help: str | None
-    input: bool
-    pure: bool
-    bind: Callable[[Request], Iterable] | None
+    input: bool  # False: arguments are never read, even malformed ones
+    pure: bool  # the reply depends on the request alone
+    bind: Callable[[Request], Iterable] | None  # makes the values from a text request's arguments itself
     json: JsonForm
-    timed: bool
-    converters: dict
-    also: str = ""
-    replace: bool = False
+    timed: bool  # whether handler_timeout holds
+    converters: dict  # of arguments and options
+    also: str = ""  # its name in OpenSIPS 4.0, MODULE:NAME unless given
+    replace: bool = False  # it takes the place of another module's command
 
 
 NO_FORM = JsonForm()
@@ -1118,21 +1064,15 @@ def command(name=None, *, input=True, pure=False, help=None, bind=None, json=NO_
             **converters):
     """Make a function an MI command: `@command`, or `@command("name", times=integer(1, 9))`.
 
-    The function takes a Context and the arguments; its signature says which are required, its docstring is
-    the help. `input=False`: arguments are never read, even malformed ones. `pure=True`: the reply depends on
-    the request alone. Keywords that are arguments of the function name their converters. `bind` makes the values
-    from a text request's arguments itself; `json` is what differs for JSON-RPC clients. `timed=False`: handler_timeout
-    does not hold. `also`: its name in OpenSIPS 4.0, `MODULE:NAME` unless given. `replace=True`: it takes the place of another
-    module's command. Keyword-only arguments are options: they have a default and are given by name in both dialects. The
-    name "*" makes a catch-all: it is asked, in load order, for names that no command has, and returns None to pass the
-    request on. A function may return a Reply, a dict or list, or what has get(), which waits.
+    The function takes a Context and the arguments; its signature says which are required, keyword-only ones are options by
+    name, its docstring is the help. It returns a Reply, a dict or list, or what has get(), which waits. Keywords that are
+    arguments of the function name their converters, all others are fields of CommandTag.
     """
 
     def tag(function, name=name):
-        text = function.__doc__ if help is None else help
-        function.mi_command = CommandTag(function.__name__ if name is None else name, text, input, pure, bind, json, timed,
-                                          converters, also, replace)
-        return function
+        return tagged(function, mi_command=CommandTag(
+            function.__name__ if name is None else name, function.__doc__ if help is None else help, input, pure, bind, json,
+            timed, converters, also, replace))
 
     return tag(name, name.__name__) if callable(name) else tag
 
@@ -1140,49 +1080,37 @@ def command(name=None, *, input=True, pure=False, help=None, bind=None, json=NO_
 def around(*names, cached=None):
     """Put a function around the answering of all datagrams, or of those with these commands: `@around`, `@around("ps")`.
 
-    f(ctx, request, proceed) returns an Answer: that of proceed(), changed or not, or one of its own. It is called once for
-    each datagram; the name of the request is empty for a batch and for what is malformed. `ctx.data` are the bytes.
-    It may return a Reply as well. With `cached`, cached replies go their quick way: before one is sent, cached(ctx, trace)
-    is called with its Trace, and f only if that returns False.
+    f(ctx, request, proceed) returns an Answer: that of proceed(), changed or not, or one of its own, or a Reply. It is called
+    once for each datagram; the name of the request is empty for a batch and for what is malformed. With `cached`, cached
+    replies go their quick way: before one is sent, cached(ctx, trace) is called, and f only if that returns False.
     """
-
-    def tag(function, names=names):
-        function.mi_around, function.mi_cached = names, cached
-        return function
-
-    return tag(names[0], ()) if names and callable(names[0]) else tag
+    if names and callable(names[0]):
+        return tagged(names[0], mi_around=(), mi_cached=cached)
+    return functools.partial(tagged, mi_around=names, mi_cached=cached)
 
 
 def every(seconds: float, where: str = "each"):
     """Run a function of a Context again and again, in each child or in one of them; ValueError for another `where`."""
     if where not in ("each", "one"):
         raise ValueError(f'where is "each" or "one", not "{where}"')
-
-    def tag(function):
-        function.mi_every = (seconds, where)
-        return function
-
-    return tag
+    return functools.partial(tagged, mi_every=(seconds, where))
 
 
 def trace_destination(function):
     """Tag the function of a Context that gives {name: destination} for tracing, see section 16.
 
     A destination has open(), write(list of Trace) and close(), which may block and raise OSError; reopen() for SIGUSR1,
-    check() before each write and packets_per_trace if it wants. The function opens nothing. A destination of None is
-    declared but cannot be traced to; the plug-in warns of it.
+    check() before each write and packets_per_trace if it wants. One that is None cannot be traced to.
     """
-    function.mi_trace_destination = True
-    return function
+    return tagged(function, mi_trace_destination=True)
 
 
 class Trace(NamedTuple):
-    """When an exchange took place (seconds since the epoch), and between which socket addresses: (host, port, ...) of
-    UDP, a path or None of UNIX."""
+    """When an exchange took place, and between which sockets."""
 
-    requested_s: float
+    requested_s: float  # seconds since the epoch
     replied_s: float
-    client: Any
+    client: Any  # a socket address: (host, port, ...) of UDP, a path or None of UNIX
     server: Any
     exchange: Exchange
 
@@ -1213,28 +1141,16 @@ class Context:
         return self.own.server.registry.modules_by_name[name].namespace
 
     def view(self, space: str, apply: Callable[[dict, str, str | None], None]) -> dict:
-        """This child's picture of a space of the store: a dict that apply(view, key, value or None) keeps up to date, which
-        is called for each key that changed since last time."""
-        return self.own.server.view(space, apply)
+        """This child's picture of a space of the store: apply(view, key, value or None) is called for each key that changed."""
+        return self.own.server.view_of(space, apply).now()
 
     def raise_event(self, name: str, **attributes) -> int:
         """Send one of the declared events to its subscribers; gives how many were sent to."""
         return self.own.server.raise_event(name, attributes)
 
-    @property
-    def log(self):
-        """The logger of this module."""
-        return self.own.server.logger(self.own.name)
-
-    @property
-    def store(self):
-        """The key-value store that all children share."""
-        return self.own.server.store
-
-    @property
-    def server(self):
-        """The process that serves; for the core's own commands."""
-        return self.own.server
+    log = property(lambda self: self.own.server.logger(self.own.name), doc="The logger of this module.")
+    store = property(operator.attrgetter("own.server.store"), doc="The key-value store that all children share.")
+    server = property(operator.attrgetter("own.server"), doc="The process that serves; for the core's own commands.")
 
     def refuse(self, param: str, message: str, nth: int = -1):
         """End the start, naming the nth modparam line of `param` (init only)."""
@@ -1242,10 +1158,7 @@ class Context:
 
 
 class Module:
-    """A plug-in as loaded: its rows and tagged functions, its settings, later its counters.
-
-    namespace: the names the plug-in's file defines. ConfigError(path, line) for what is wrong in it.
-    """
+    """A plug-in as loaded, from the names its file defines: rows and tagged functions, settings, later counters; ConfigError."""
 
     ROWS = (("PARAMS", Param), ("STATS", Stat), ("EVENTS", Event))
 
@@ -1271,8 +1184,6 @@ class Module:
         self.row: Any = None  # this process' row of the counters
         self.server: Any = None
         self.db_url = ""  # the database of all modules, in place of their own
-
-
 
     def checked_rows(self, namespace: dict, word: str, kind: Any, line_of: Callable) -> list:
         """The rows a plug-in lists under `word`, all of one kind and with names of their own."""
@@ -1322,10 +1233,7 @@ BAD_PARAMETER = Error(400, "Bad parameter")
 
 
 class Command:
-    """A command as registered: the function, and what its signature and tag say.
-
-    ConfigError with the function's line when they do not fit each other.
-    """
+    """A command as registered: the function, and what its signature and tag say; ConfigError if they do not fit each other."""
 
     def __init__(self, module: Module, function: Any):
         tag: CommandTag = function.mi_command
@@ -1377,17 +1285,12 @@ class Command:
         self.defaults = {p.name: p.default for p in plain}
         return required, [p.name for p in plain[1 + len(required):]], rest[0] if rest else ""
 
-
-
     def bind_json(self, params) -> tuple[tuple, tuple, list]:
-        """The arguments' values and names, and the values to call the function with, from JSON-RPC params.
-
-        Types are checked in the order in which OpenSIPS' handlers look at them.
-        """
+        """The arguments' values and names, and the values to call the function with, from JSON-RPC params."""
         options = {name: params[name] for name in self.options if name in params} if isinstance(params, dict) else {}
         given, rest = self.named_params({name: params[name] for name in params if name not in options} if options else params)
         form, values = self.tag.json, {}
-        for name in sorted(given, key=lambda name: name not in form.order):
+        for name in sorted(given, key=lambda name: name not in form.order):  # as OpenSIPS' handlers look at them
             values[name] = given[name] if name in form.raw else self.json_value(name, given[name])
         if form.check:
             form.check(values)
@@ -1496,24 +1399,23 @@ def text_of(value) -> str | None:
 
 
 class Statistics(dict):
-    """By what get_statistics can be asked for, a name, a group in any case as `core:`, or `all`: lists of Stat, empty for
-    what is not known."""
+    """Lists of Stat, by what get_statistics can be asked for: a name, a group in any case as `core:`, or `all`."""
 
     def __missing__(self, name: str) -> list[Stat]:
         return self.get(name.lower(), []) if name.endswith(":") else []
 
 
 class Registry:
-    """All commands, statistics and events of the loaded modules by name; ConfigError for a name used twice.
+    """All commands, statistics and events of the loaded modules by name; ConfigError for a name used twice. switched_off:
+    commands that are left out, by any of their names."""
 
-    switched_off: commands that are left out, by any of their names; full_names: those of 4.0 are listed, and short ones known.
-    """
+    full_names = False  # whether commands are listed under those of 4.0
 
-    def __init__(self, modules: Iterable[Module], switched_off: Iterable[str] = (), full_names: bool = False):
+    def __init__(self, modules: Iterable[Module], switched_off: Iterable[str] = ()):
         self.modules = list(modules)
         self.modules_by_name = {module.name: module for module in self.modules}
         self.names: dict[str, Command] = {}  # by all names of each
-        self.ambiguous: dict[str, Refusal] = {}  # short names that several have
+        self.ambiguous: dict[str, Error] = {}  # short names that several have
         self.catch_alls: list[Command] = []
         self.wrappers: list[tuple] = []  # (module, function, names of commands or none for all)
         self.stats = Statistics(all=[])
@@ -1532,9 +1434,7 @@ class Registry:
         for command in [self.names[name] for name in switched_off if name in self.names]:
             self.names.pop(command.name, None), self.names.pop(command.full_name, None)
         commands = dict.fromkeys(self.names.values())
-        self.commands = {command.full_name if full_names else command.name: command for command in commands}  # as listed
-        if full_names:
-            self.add_short_names()
+        self.commands = {command.name: command for command in commands}  # as listed
 
     def add_command(self, command: Command) -> None:
         """Register a command under its names, or as a catch-all."""
@@ -1548,32 +1448,20 @@ class Registry:
                 self.names[name] = command
         command.check_answer()
 
-    def add_short_names(self) -> None:
-        """Know commands by 4.0's names without a module, and refuse those that several commands have."""
-        short: dict[str, list] = {}
-        for command in self.commands.values():
-            short.setdefault(command.full_name.partition(":")[2], []).append(command)
-        for name, (command, *others) in short.items():
-            self.names[name] = command
-            if others:
-                full_names = f"supported names: {', '.join([one.full_name for one in (command, *others)])}"
-                self.ambiguous[name] = NOT_AVAILABLE._replace(error=Error(-32001, "Method ambiguous", full_names))
-                del self.names[name]
-
     @functools.cached_property
     def catch_all(self) -> Command | None:
         """Stands where a request names no command: asks the catch-alls in turn; None if there are none."""
+        @command("*", timed=all(one.timed for one in self.catch_alls))
         def ask_all(ctx: Context, *values: str) -> Any:
             """Ask for a name that no command has."""
-            for command in self.catch_alls:
-                given = values if command.rest else ()
-                reply = command.function(Context(command.module, ctx.request, ctx.caller, ctx.data), *given)
+            for one in self.catch_alls:
+                given = values if one.rest else ()
+                reply = one.function(Context(one.module, ctx.request, ctx.caller, ctx.data), *given)
                 if reply is not None:
                     return reply
             return NOT_AVAILABLE
 
-        tag = CommandTag("*", "", True, False, None, NO_FORM, all(command.timed for command in self.catch_alls), {})
-        return Command(Module("", {}), tagged(ask_all, mi_command=tag)) if self.catch_alls else None
+        return Command(Module("", {}), ask_all) if self.catch_alls else None
 
     def add_stat(self, module: Module, stat: Stat) -> None:
         """Register a statistic under its group; its name alone means the first of that name."""
@@ -1809,7 +1697,8 @@ class JsonRpc(Dialect):
             values = tuple(map(text_of, items))
             return Call(self, self.catch_all, request._replace(values=values, names=names, params=params), values)
         if command is NO_COMMAND:
-            refusal = params if isinstance(params, Refusal) else self.ambiguous.get(request.name, NOT_AVAILABLE)
+            error = self.ambiguous.get(request.name, NOT_AVAILABLE.error)
+            refusal = params if isinstance(params, Refusal) else NOT_AVAILABLE._replace(error=error)
             return Call(self, NO_COMMAND, request, None, refusal)
         try:
             values, names, called = command.bind_json(params)
@@ -2192,47 +2081,27 @@ FORMS = {re.split(r"\W", form)[0]: form for form in (
 M4 = re.compile(r"^(?:(?:define|undefine|divert|changequote|s?include|ifdef|ifelse)\(|dnl\b)", re.M)  # what an m4 source has
 
 
-class Release(NamedTuple):
-    """What one release of OpenSIPS does differently from others: `version` of it, whether commands are listed under their full
-    names and short ones known, and (module, parameter) -> default."""
-
-    version: str = ""
-    full_names: bool = False
-    defaults: dict = {}
-
-
-RELEASES = {"midatagram": Release(), "2.4": Release("2.4.11"), "3.4": Release("3.4.18"),
-            "4.0": Release("4.0.1", True, {("usrloc", "use_domain"): 1})}
-
-
 class Token(NamedTuple):
-    """A piece of a configuration: string, number, word, end, or itself (a mark, a word of FORMS); the line it starts on."""
+    """A piece of a configuration."""
 
-    kind: str
+    kind: str  # string, number, word, end, or itself: a mark, a word of FORMS
     value: str
-    line: int
+    line: int  # that it starts on
 
 
 class Directive(NamedTuple):
-    """A statement: `word` is the first word of one of ours, or for another, whose first word is its argument,
-    `passed`, `stray` if that is a mark."""
+    """A statement."""
 
-    word: str
+    word: str  # the first of one of ours; for another, whose first word is its argument, `passed`, `stray` if that is a mark
     args: tuple
     path: str
     line: int
 
 
-def unescape(body: str) -> str:
-    """The text of a "string" with OpenSIPS' escapes replaced."""
-
-    def replace(match: re.Match) -> str:
-        escape = match.group(1)
-        if escape in ESCAPED:
-            return ESCAPED[escape]
-        return decode(bytes([int(escape[1:], 16) if escape[0] == "x" else int(escape, 8) & 255]))
-
-    return ESCAPE.sub(replace, body)
+def unescaped(match: re.Match) -> str:
+    """What an ESCAPE in a "string" stands for."""
+    escape = match[1]
+    return ESCAPED[escape] if escape in ESCAPED else decode(bytes([int(f"0{escape}", 16 if escape[0] == "x" else 8) & 255]))
 
 
 def read_number(text: str, path: str, line: int) -> Written:
@@ -2242,7 +2111,7 @@ def read_number(text: str, path: str, line: int) -> Written:
     if not re.fullmatch(r"0|[1-9][0-9]*|0x[0-9a-fA-F]+|0[0-7]+", digits) or int(digits, base) >= 2**31:
         octal = "; after a first 0, which means octal, come digits from 0 to 7" if re.fullmatch("0[0-9]+", digits) else ""
         raise ConfigError(path, line, f"not an integer: {digits} (decimal 10, octal 0660 or 0x1f, below 2^31){octal}")
-    return Written(int(text, base), text.lstrip("+"))
+    return tagged(Written(int(text, base)), text=text.lstrip("+"))
 
 
 def read_comment(text: str, at: int, path: str, line: int) -> str:
@@ -2256,10 +2125,8 @@ def read_comment(text: str, at: int, path: str, line: int) -> str:
 
 
 def tokens(text: str, path: str) -> Iterator[Token]:
-    """The tokens of a configuration, without blanks and comments; a string ends at a NUL.
-
-    A string over several lines whose closing quote is followed by what opens another one was never closed.
-    """
+    """The tokens of a configuration, without blanks and comments; a string ends at a NUL. One over several lines whose
+    closing quote is followed by what opens another one was never closed."""
     at, line = 0, 1
     while match := TOKEN.match(text, at):
         kind, body = str(match.lastgroup), match.group()
@@ -2268,7 +2135,7 @@ def tokens(text: str, path: str) -> Iterator[Token]:
         elif kind == "string":
             if "\n" in body and re.match(r"[\w$/\[]", text[match.end():match.end() + 1]):
                 raise ConfigError(path, line, f"no closing {body[0]} for the string that starts here")
-            inner = body[1:-1] if body[0] == "'" else unescape(body[1:-1])
+            inner = body[1:-1] if body[0] == "'" else ESCAPE.sub(unescaped, body[1:-1])
             yield Token(kind, inner.partition("\0")[0], line)
         elif body in ("'", '"'):
             raise ConfigError(path, line, f"no closing {body} for the string that starts here")
@@ -2279,10 +2146,7 @@ def tokens(text: str, path: str) -> Iterator[Token]:
 
 
 class ConfigReader:
-    """Reads a configuration and the files it includes into directives.
-
-    read: path -> text, or None when there is no such file. Raises ConfigError.
-    """
+    """Reads a configuration and the files it includes into directives; read: path -> text, or None for no file. ConfigError."""
 
     def __init__(self, read: Callable[[str], str | None], depth: int = 0):
         self.read_file, self.depth = read, depth
@@ -2333,26 +2197,24 @@ class ConfigReader:
         return args
 
     def value(self, form: str, is_name: bool) -> str | Written:
-        """Read a value: text, which may be folded into several strings, or an integer with its sign; WORDS are integers,
-        another bare word may only be a name."""
+        """Read a value: text, which may be folded into several strings, an integer with its sign, one of WORDS, or a name."""
         token = self.next()
         if token.kind in ("+", "-") and self.tokens[self.at].kind == "number":
-            return read_number(token.value + self.next().value, self.path, token.line)
+            token = Token("number", token.value + self.next().value, token.line)
         if token.kind == "number":
             return read_number(token.value, self.path, token.line)
         if token.kind == "word" and token.value in WORDS:
-            return Written(WORDS[token.value], token.value)
+            return tagged(Written(WORDS[token.value]), text=token.value)
         if token.kind == "string":
-            return "".join([token.value, *self.folded()])
+            parts = [token.value]
+            while self.tokens[self.at].kind == "string":
+                parts.append(self.next().value)
+            return "".join(parts)
         if token.kind == "word" and is_name:
             return token.value
         raise ConfigError(self.path, token.line, f'"{token.value}" is neither in quotes nor an integer; '
                           f"the form is {form}{nearest(token.value, WORDS)}")
 
-    def folded(self) -> Iterator[str]:
-        """Read the strings that go on where one ends."""
-        while self.tokens[self.at].kind == "string":
-            yield self.next().value
 
     def include(self, word: str, name: str, line: int) -> None:
         """Read a file in place: as named, else beside the including file; import_file may be missing."""
@@ -2445,10 +2307,8 @@ ATTENDANT = 1  # the parent's row; row 0 holds the sums of the last reset, which
 
 
 class Counters:
-    """64-bit counters in shared memory: BLOCKS of ROWS of BLOCK columns. Each block's first slot is the rows in use.
-
-    They are set one by one, which no other process can see half done; struct.pack_into() would zero them first.
-    """
+    """64-bit counters in shared memory: BLOCKS of ROWS of BLOCK columns. Each block's first slot is the rows in use. They are
+    set one by one, which no other process can see half done; struct.pack_into() would zero them first."""
 
     def __init__(self):
         self.slots = memoryview(mmap.mmap(-1, BLOCKS * ROWS * BLOCK * SLOT)).cast("q")
@@ -2478,8 +2338,6 @@ class Counters:
                 self.blocks += 1
             self.columns[key] = room.pop()
         return self.columns[key]
-
-
 
     def set(self, column: int, value: int) -> None:
         """Make the sum of a column that nobody adds to `value`: in row 0, which all processes write."""
@@ -2521,23 +2379,19 @@ class Reader(Watched):
 def unless_changed(look: Callable[[], Any], snapshot: Any) -> Callable[[], tuple]:
     """The `live` of a reply that holds as long as look() returns this snapshot: it returns no values, and raises LookupError,
     for which the command is called again, when the snapshot is another. Not the first time, when the reply is written."""
-    first = True
+    calls = itertools.count()
 
     def live() -> tuple:
-        nonlocal first
-        if not first and look() != snapshot:
+        if next(calls) and look() != snapshot:
             raise LookupError
-        first = False
         return ()
 
     return live
 
 
 class Processes:
-    """The process table: a row each, the same as in Counters. Fields are 64-bit integers.
-
-    Row 0 has the number of rows in use in place of a pid, and the levels that hold for all.
-    """
+    """The process table: a row each, the same as in Counters. Fields are 64-bit integers. Row 0 has the number of rows in use
+    in place of a pid, and the levels that hold for all."""
 
     FIELDS = ("pid", "rank", "state", "own_level", "level", "xlog_level")
     FREE, STARTING, SERVING, STOPPING = range(4)
@@ -2635,11 +2489,8 @@ class Store:
     # What others use.
 
     def version(self, space: str) -> int:
-        """A number that every change of a space raises; -1 while one is under way, 0 if nothing was ever in it.
-
-        A writer sets `begun` before it commits, when it has the lock, and `committed` afterwards. If it is killed in
-        between they stay different. Who remembers what it reads asks for the version before it reads.
-        """
+        """A number that every change of a space raises; -1 while one is under way, 0 if nothing was ever in it. Who remembers
+        what it reads asks for it before. A writer sets `begun` and then commits, and `committed` if it is not killed."""
         slot = hash(space) % SPACES
         begun = self.begun[slot]
         return begun if self.committed[slot] == begun else -1
@@ -2734,8 +2585,7 @@ class Store:
         return self.shared[NEWEST]
 
     def unchanged(self, spaces: tuple, since: int, until_s: float | None) -> Callable[[], tuple]:
-        """The `live` of a reply that holds as long as these spaces are as they were at `since`, and until a moment; see
-        unless_changed()."""
+        """See unless_changed(): the reply holds as long as these spaces are as they were at `since`, and until a moment."""
         def look() -> list | None:
             return [self.version(space) for space in spaces] if until_s is None or self.now_s() < until_s else None
 
@@ -2789,8 +2639,7 @@ class Store:
     # result, and by how many bytes the store grows.
 
     def purge_slice(self, run: Callable, version: int, full: bool) -> tuple:
-        """Delete some of what expired, and of what was removed a while ago, or at any time if full; the result is whether
-        there was any."""
+        """Delete some of what expired, and of what was removed a while ago, or at any time if full; returns if there was any."""
         now_s = self.now_s()
         rows = run(self.EXPIRED, (-now_s if full else REMOVED_S - now_s, now_s, FEW_ROWS if full else SLICE_ROWS)).fetchall()
         return bool(rows), self.delete(run, [(space, key, row_bytes(key, value), seq) for space, key, value, seq in rows])
@@ -2837,19 +2686,17 @@ class Store:
         return connection
 
     def write(self, space: str, step: Callable) -> Any:
-        """Do a step in one transaction, which gives the space a new version; returns the result of the step.
-
-        If the store is full the step is done anew once what expired is deleted.
-        """
-        def act(run: Callable) -> Any:
+        """Do a step in one transaction, which gives the space a new version; returns the result of the step. If the store is
+        full it is done anew once what expired is deleted."""
+        def act(run: Callable, full: bool = False) -> Any:
             try:
-                return self.transact(run, space, step, False)
+                return self.transact(run, space, step, full)
             except sqlite3.OperationalError as error:
-                if str(error) != FULL:
+                if full or str(error) != FULL:
                     raise
             while self.transact(run, "", self.purge_slice, True):
                 give_way()
-            return self.transact(run, space, step, True)
+            return act(run, True)
 
         return self.attempt(act)
 
@@ -2913,10 +2760,8 @@ def identity_of(path: str | int, folder: int | None = None) -> tuple | None:
 
 
 def remove_own(path: str, identity: tuple | None) -> None:
-    """Delete a file if it is still the one of that identity; OSError.
-
-    Whoever exchanges the folder or the file before it goes loses at most what he could have deleted himself.
-    """
+    """Delete a file if it is still the one of that identity; OSError. Whoever exchanges the folder or the file before it goes
+    loses at most what he could have deleted himself."""
     folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY)
     try:
         if identity_of(os.path.basename(path), folder) == identity:
@@ -2929,11 +2774,8 @@ STEPS = 256  # that a path may have, those of its links included
 
 
 def walk(path: str, check: Callable[[int, int], None], flags: int = os.O_PATH) -> int:
-    """Follow a path, through links too, and open what it leads to; OSError.
-
-    check(folder, step) raises where a step must not be taken. Each is opened in the folder before it, so nobody can
-    exchange what was checked.
-    """
+    """Follow a path, through links too, and open what it leads to; OSError. check(folder, step) raises where a step must not be
+    taken. Each is opened in the folder before it, so nobody can exchange what was checked."""
     with contextlib.ExitStack() as stack:
         def descriptor_of(name: str, folder: int | None = None) -> int:
             descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=folder)
@@ -2983,14 +2825,15 @@ def check_unshared(folder: int, step: int, trusted: tuple = (0,)) -> None:
 
 
 def check_roots(folder: int, step: int) -> None:
-    """For walk() to what root runs: as check_unshared(), and links and files are root's alone. Who owns this script is
-    trusted as root is, who runs it."""
-    inner, trusted = os.fstat(step), (0, os.stat(__file__).st_uid)
+    """For walk() to what root runs: as check_unshared(), and links and files are root's alone."""
+    inner, trusted = os.fstat(step), (0, os.stat(__file__).st_uid)  # root runs this script: its owner is trusted as well
     check_unshared(folder, step, trusted)
     if S_ISLNK(inner.st_mode) and inner.st_uid not in trusted:
         raise exposed("its link {0}", step, "mend: chown -h root {0}")
     if S_ISREG(inner.st_mode) and (inner.st_uid not in trusted or inner.st_mode & 0o022):
         raise exposed("it", step, "mend: chown root {0}; chmod go-w {0}")
+
+
 
 
 def open_roots(path: str, flags: int) -> int:
@@ -3005,10 +2848,8 @@ def exposed(what: str, step: int, mend: str) -> PermissionError:
 
 
 def run_folder() -> tuple[str, int]:
-    """Make the folder of this run's shared files, in RAM where there is a tmpfs; clear away what dead runs left.
-
-    Returns its path, and a descriptor that locks it for as long as a process of this run lives.
-    """
+    """Make the folder of this run's shared files, in RAM where there is a tmpfs; clear away what dead runs left. Returns its
+    path, and a descriptor that locks it for as long as a process of this run lives."""
     for place in run_places():
         with contextlib.suppress(OSError):
             for name in os.listdir(place):
@@ -3081,19 +2922,16 @@ def figures_of(read: Callable, names: list[str]) -> tuple:
 
 
 class Server:
-    """What the attendant and the children have in common, and handlers reach as ctx.server.
-
-    setup: the configuration as loaded; row: this process' row of counters and of the process table; pair: see event_pair().
-    """
+    """What the attendant and the children have in common, and handlers reach as ctx.server; pair: see event_pair()."""
 
     def __init__(self, setup: Setup, counters: Counters, processes: Processes, store: Store, pair: tuple, started_s: float):
         self.setup, self.registry = setup, setup.registry
         self.counters, self.processes, self.store, self.started_s = counters, processes, store, started_s
-        self.row, self.attendant_pid = ATTENDANT, os.getpid()
+        self.row, self.attendant_pid = ATTENDANT, os.getpid()  # this process' row of counters and of the process table
         self.plans = Memo(CACHE_BYTES)
         self.events = Events(self, pair)
         self.loaded = mmap.mmap(-1, 1)  # whether load() has run
-        self.views: dict[tuple, View] = {}  # by space and function
+        self.view_of = functools.lru_cache(None)(lambda space, apply: shared("views", "ctx.view()").View(store, space, apply))
         for module in setup.registry.modules:
             module.server = self
             module.columns = {stat.name: counters.column(stat.group, stat.name)
@@ -3127,22 +2965,20 @@ class Server:
         return parts[0] if len(parts) == 1 else lambda: tuple(itertools.chain.from_iterable([part() for part in parts]))
 
     def statistics(self, names: tuple, once: bool = False) -> Reply:
-        """The reply that shows statistics, which is cached: pollers ask for the same ones again. Error when unknown.
-
-        once: a statistic asked for twice is shown once, as the members of a JSON object are.
-        """
+        """The reply that shows statistics, which is cached: pollers ask for the same ones again. Error when unknown. once: one
+        that is asked for twice is shown once, as the members of a JSON object are."""
         known = self.registry.stats
         key = (once, *[name for name in within_limit(names) if known[name]])
         reply = self.plans.get(key)
-        if reply is None:
-            stats = within_limit(itertools.chain.from_iterable(map(known.__getitem__, key[1:])))
-            if not (stats or once):
-                raise Error(404, "Statistics Not Found")
-            stats = list({id(stat): stat for stat in stats}.values()) if once else stats
-            nodes = tuple(Node(f"{stat.group}:{stat.name}", LIVE) for stat in stats)
-            reply = Reply(nodes=nodes, live=self.values_of(stats)) if stats else NO_STATISTICS
-            reply = self.plans.keep(key, reply, PLAN_BYTES * (len(key) + len(nodes)))
-        return reply
+        if reply:
+            return reply
+        stats = within_limit(itertools.chain.from_iterable(map(known.__getitem__, key[1:])))
+        if not (stats or once):
+            raise Error(404, "Statistics Not Found")
+        stats = list({id(stat): stat for stat in stats}.values()) if once else stats
+        nodes = leaves(itertools.repeat(LIVE, len(stats)), [f"{stat.group}:{stat.name}" for stat in stats])
+        reply = Reply(nodes=nodes, live=self.values_of(stats)) if stats else NO_STATISTICS
+        return self.plans.keep(key, reply, PLAN_BYTES * (len(key) + len(nodes)))
 
     def call_hooks(self, word: str) -> None:
         """Call the functions of that name that plug-ins have."""
@@ -3166,50 +3002,10 @@ class Server:
                 self.processes.beats[self.row] = int(time.monotonic() * 1000)  # who waits is not stalled
                 gevent.sleep(0 if self.loaded[0] else 0.01)
 
-    def view(self, space: str, apply: Callable[[dict, str, str | None], None]) -> dict:
-        """See Context.view()."""
-        view = self.views.setdefault((space, apply), View(self.store, space, apply))
-        return view.now()
 
     def raise_event(self, name: str, attributes) -> int:
         """Have an event sent to its subscribers; returns how many it is sent to. Never waits."""
         return self.events.hand_over(name, attributes) if self.row == ATTENDANT else self.events.put(name, attributes)
-
-
-class View:
-    """A child's own picture of a space of the store; see Context.view()."""
-
-    def __init__(self, store: Store, space: str, apply: Callable[[dict, str, str | None], None]):
-        self.store, self.space, self.apply = store, space, apply
-        self.version, self.since = -1, 0
-        self.picture: dict = {}
-        self.ends_s: dict[str, float] = {}  # key -> when it expires
-        self.next_s = float("inf")  # when the first does
-
-    def now(self) -> dict:
-        """The picture, after what changed is taken in; StoreError."""
-        version, now_s = self.store.version(self.space), self.store.now_s()
-        if version < 0 or version != self.version:
-            while True:
-                version, since = self.store.version(self.space), self.since
-                void, newer, changes = self.store.changes(self.space, since)
-                if since == self.since:  # no other greenlet was here meanwhile
-                    break
-            self.version, self.since = -1, 0  # all anew if apply() raises
-            if void:
-                self.picture, self.ends_s = {}, {}
-            for key, value, expires_s in changes:
-                self.ends_s.pop(key, None)
-                if value is not None and expires_s is not None:
-                    self.ends_s[key] = expires_s
-                self.apply(self.picture, key, value)
-            self.since, self.version, self.next_s = newer, version, min(self.ends_s.values(), default=float("inf"))
-        if now_s >= self.next_s:
-            for key in [key for key, ends_s in self.ends_s.items() if ends_s <= now_s]:
-                del self.ends_s[key]
-                self.apply(self.picture, key, None)
-            self.next_s = min(self.ends_s.values(), default=float("inf"))
-        return self.picture
 
 
 ###############################################################################
@@ -4113,10 +3909,10 @@ class Loader:
         if mi["socket_name"] is None:
             raise ConfigError(self.path, 0, 'no socket: modparam("mi_datagram", "socket_name", "/run/midatagram/mi.sock") '
                                             'or "udp:127.0.0.1:8080" is needed')
-        release = RELEASES[own["imitate"]]
-        for (name, param), value in release.defaults.items():
-            if name in self.modules and param not in self.modules[name].lines:
-                self.modules[name].settings[param] = value
+        release = None
+        if own["imitate"] != "midatagram":
+            release = shared("releases", self.path, "to imitate, ").RELEASES[own["imitate"]]
+            release.set_defaults(self.modules)
         statistics = self.modules["statistics"]
         statistics.stats += [Stat(name, "of scripts", group, resettable)
                              for group, name, resettable in dict.fromkeys(statistics.settings["variable"])]
@@ -4127,7 +3923,9 @@ class Loader:
                 with plugin_code(module.path, "init: "):
                     module.hooks["init"](Context(module))
         destinations = self.destinations()
-        registry = Registry(self.modules.values(), own["disable"], release.full_names)
+        registry = Registry(self.modules.values(), own["disable"])
+        if release:
+            release.rename(registry)
         self.check_names(registry.known)
         self.note_failures(registry)
         return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations)
@@ -4333,9 +4131,7 @@ def uptime(ctx):
 def version(ctx):
     """Show the name and version of the server."""
     machine, own = os.uname(), ctx.server.setup.own
-    imitated = RELEASES[own["imitate"]].version
-    name = own["version_text"] or "{} ({} ({}/{}))".format("OpenSIPS" if imitated else "midatagram", imitated or __version__,
-                                                           machine.machine, machine.sysname.lower())
+    name = own["version_text"] or f"midatagram ({__version__} ({machine.machine}/{machine.sysname.lower()}))"
     revision = (Node("unknown", "unknown"),) if ctx.request.values else ()  # as 3.x built from no repository
     return Reply(nodes=(Node("Server", name), *revision), live=CONSTANT)
 
@@ -4744,7 +4540,7 @@ def show_help(ctx, mi_cmd=""):
     if command is None:
         raise Error(404, "unknown MI command")
     text = " ".join(command.help.split())
-    module = command.full_name.partition(":")[0] if RELEASES[ctx.server.setup.own["imitate"]].full_names else command.module.name
+    module = command.full_name.partition(":")[0] if ctx.server.registry.full_names else command.module.name
     return Reply(nodes=(Node("Help", f"{command.signature_line()} - {text}" if text else "not available for this command"),
                         Node("Exported by", module)), live=CONSTANT)
 
@@ -4860,7 +4656,8 @@ MI_DATAGRAM_EVENTS = [
 MIDATAGRAM_PARAMS = [
     Param("listen", (), listener, "additional socket: ADDRESS[;mode=0660][;user=NAME][;group=NAME]", repeat=True),
     Param("dialect", "auto", one_of("auto", "text", "jsonrpc"), "auto (by the first byte of each request), text or jsonrpc"),
-    Param("imitate", "midatagram", one_of(*RELEASES), "release of OpenSIPS to look like: midatagram (none), 2.4, 3.4 or 4.0"),
+    Param("imitate", "midatagram", one_of("midatagram", "2.4", "3.4", "4.0"),
+          "release of OpenSIPS to look like: midatagram (none), 2.4, 3.4 or 4.0"),
     Param("version_text", None, string, "what version shows, instead of what imitate says"),
     Param("pool_size", 1000, integer(1, 100000), "maximum number of requests in progress, per child"),
     Param("handler_timeout", 10000, integer(1, 86400000), "maximum run time of a command, ms"),
@@ -7001,7 +6798,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def __getattr__(name: str) -> Any:
-    """AsyncResult, which a handler returns to answer later: gevent's; Trial: of the plug-in trial. Imported where wanted."""
+    """AsyncResult, which a handler returns to answer later: gevent's; others are of plug-ins. Imported where wanted."""
     if name == "AsyncResult":
         from gevent.event import AsyncResult
 

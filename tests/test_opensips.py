@@ -231,7 +231,7 @@ def test_defaults_that_changed(tmp_path, lines, value):
 
 def test_the_table_of_releases_is_documented():
     documented = (pathlib.Path(mi.__file__).parent / "docs" / "configuration.md").read_text()
-    for name, release in mi.RELEASES.items():
+    for name, release in mi.shared("releases").RELEASES.items():
         assert f"| `{name}` | " in documented and release.version in documented
 
 
