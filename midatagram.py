@@ -57,7 +57,7 @@ __all__ = [  # what plug-ins may use
     "Error", "Failed", "Node", "Reply", "LIVE", "CONSTANT", "Request", "Exchange", "Answer", "leaves", "encode", "decode",
     # dialects
     "first_line", "read_first_line", "read_arguments", "JSON_START", "read_envelope", "text_of", "shown_address",
-    "read_json", "json_text", "json_tree", "json_nodes", "read_tree", "write_request", "write_jsonrpc",
+    "read_json", "json_text", "json_tree", "json_nodes", "write_request", "write_jsonrpc",
     "json_int", "json_string", "json_array", "bounded", "node_lines", "JsonText", "TooLong",
     # converters
     "string", "integer", "boolean", "one_of", "file_mode", "account", "address", "words", "names_or_none", "networks",
@@ -66,7 +66,7 @@ __all__ = [  # what plug-ins may use
     # what is remembered, files, and the standard library as it was before gevent
     "Memo", "VALUE_BYTES", "open_to_append", "original", "shared", "AsyncResult",  # noqa: F822 - see __getattr__()
     # other servers, tests
-    "ask", "Trial", "Address", "LIMIT", "GIVE_UP",  # noqa: F822
+    "ask", "read_tree", "Trial", "Address", "LIMIT", "GIVE_UP",  # noqa: F822
     # what a Trial is made of
     "ConfigReader", "Loader", "Processes", "Counters", "core_stats", "Store", "Server", "Access", "event_pair", "answers_of",
     # files of a plug-in's own format
@@ -666,23 +666,6 @@ def json_nodes(value: Any) -> list[Node]:
     """The MI tree of a JSON value, json_tree() the other way round: an object is nodes by its names, an array one per item."""
     members = value.items() if isinstance(value, dict) else [(None, value)]
     return [node for name, item in members for node in named_nodes(name, item)]
-
-
-def read_tree(text: str) -> list[Node]:
-    """The MI tree that a text reply shows: a TAB per level, `NAME:: VALUE`, attributes behind a second blank."""
-    levels: list[list] = [[]]
-    for line in text.split("\n") if text else []:
-        bare = line.lstrip("\t")
-        name, colons, rest = bare.partition(":: ")
-        attributes = []
-        if colons and rest.startswith(" "):
-            attributes = [tuple(item.split("=", 1)) for item in re.split(r" (?=[^\s=]+=)", rest[1:]) if "=" in item]
-        value = None if attributes else (rest or None) if colons else bare
-        depth = min(len(line) - len(bare), len(levels) - 1)
-        del levels[depth + 1:]
-        levels.append([])
-        levels[depth].append(Node(name if colons else None, value, tuple(attributes), levels[-1]))
-    return levels[0]
 
 
 def named_nodes(name: str | None, value: Any) -> list[Node]:
@@ -2483,6 +2466,7 @@ class Store:
         self.shared = memoryview(mmap.mmap(-1, (FIRST + 3 * SPACES) * SLOT)).cast("q")
         self.begun, self.committed, self.forgotten = [self.shared[FIRST + nth * SPACES:][:SPACES] for nth in range(3)]
         self.memo = Memo(READ_BYTES)
+        self.mine: tuple = ()  # this process' last change: its space, the version before it and its own, and the row
         self.size_bytes, self.locked_s = size_bytes, 0.0
         self.failed: Callable[[], None] = lambda: None  # called for each StoreError
 
@@ -2543,9 +2527,11 @@ class Store:
         called again if the store is full. lifetime_s: how long the new value lasts, 0: for good, None: as the old one.
         """
         names = encode(space), encode(key)
+        mine: tuple = ()
 
         def step(run: Callable, version: int, full: bool) -> tuple:
-            now_s, row = self.now_s(), run(self.GET, names).fetchone()
+            nonlocal mine
+            mine, now_s, row = (), self.now_s(), run(self.GET, names).fetchone()
             data, expires_s = row or (b"", -1)
             size = row_bytes(names[1], data) if row else 0
             gone = expires_s is not None and expires_s <= now_s
@@ -2558,9 +2544,12 @@ class Store:
                 expires_s = now_s + lifetime_s if lifetime_s else None
             data = None if value is None else encode(value)
             run(self.PUT, (*names, data, expires_s, version))
+            mine = space, self.begun[hash(space) % SPACES], version, (key, value, expires_s)
             return value, row_bytes(names[1], data) - size
 
-        return self.write(space, step)
+        value = self.write(space, step)
+        self.mine = mine
+        return value
 
     def items(self, space: str) -> list[tuple[str, str]]:
         """The (key, value) pairs of a space, the last changed first; StoreError."""
@@ -6805,6 +6794,8 @@ def __getattr__(name: str) -> Any:
         return AsyncResult
     if name == "Trial":
         return shared("trial", "midatagram.Trial", "to test plug-ins, ").Trial
+    if name == "read_tree":
+        return shared("trees", "midatagram.read_tree", "to read replies, ").read_tree
     raise AttributeError(f"midatagram has no {name}{nearest(name, __all__)}")
 
 

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import midatagram as mi
 
 call = mi.import_plugin(os.path.join(os.path.dirname(__file__), "call.py"))
+read_tree = mi.shared("trees").read_tree
 
 # A command is not asked unless it is named when one of these words is in its name (`set` also as setx, seti). Words are parted
 # by `_`, `.`, `:` or a capital: cache_store, cache:store, htable.setxs, pv.shvSet.
@@ -471,7 +472,7 @@ def values_of(reply: bytes) -> dict[str, Any]:
         if isinstance(message, dict):
             return dict(json_places("", {name: value for name, value in message.items() if name not in ("id", "jsonrpc")}))
     first, _, body = text.partition("\n")
-    return {"first line": first, **dict(tree_places("", mi.read_tree(body.removesuffix("\n").removesuffix("\n"))))}
+    return {"first line": first, **dict(tree_places("", read_tree(body.removesuffix("\n").removesuffix("\n"))))}
 
 
 def json_places(place: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -21,11 +21,7 @@ class View:
         """The picture, after what changed is taken in; StoreError."""
         version, now_s = self.store.version(self.space), self.store.now_s()
         if version < 0 or version != self.version:
-            while True:
-                version, since = self.store.version(self.space), self.since
-                void, newer, changes = self.store.changes(self.space, since)
-                if since == self.since:  # no other greenlet was here meanwhile
-                    break
+            version, void, newer, changes = self.changes()
             self.version, self.since = -1, 0  # all anew if apply() raises
             if void:
                 self.picture, self.ends_s = {}, {}
@@ -41,3 +37,13 @@ class View:
                 self.apply(self.picture, key, None)
             self.next_s = min(self.ends_s.values(), default=inf)
         return self.picture
+
+    def changes(self) -> tuple:
+        """The version of now, and what changed since that of last time, as Store.changes() has it; StoreError."""
+        while True:
+            version, since = self.store.version(self.space), self.since
+            if self.store.mine[:3] == (self.space, self.version, version):
+                return version, False, version, self.store.mine[3:]
+            changes = self.store.changes(self.space, since)
+            if since == self.since:  # no other greenlet was here meanwhile
+                return version, *changes
