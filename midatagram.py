@@ -428,9 +428,6 @@ def read_lenient(text: str):
             value = json_object(list(zip(names, values))) if names else values
 
 
-ID_TYPES = (str, int, float, type(None))
-
-
 def read_envelope(value) -> tuple[Request, Any]:
     """A request and its params (list or dict, None when absent or empty, a Refusal when it is invalid) from one JSON
     value. Members' names are known in any case, like in cJSON."""
@@ -438,7 +435,7 @@ def read_envelope(value) -> tuple[Request, Any]:
     for name, item in value.items() if isinstance(value, dict) else ():
         members.setdefault(name.lower(), item)
     request_id, method, params = members.get("id"), members.get("method"), members.get("params", {})
-    if type(request_id) not in ID_TYPES:
+    if type(request_id) not in (str, int, float, type(None)):
         return Request("", dialect="jsonrpc"), INVALID_REQUEST
     if members.get("jsonrpc") != "2.0" or not isinstance(method, str) or not isinstance(params, (list, dict)):
         return Request("", dialect="jsonrpc", id=request_id), INVALID_REQUEST
@@ -529,8 +526,6 @@ def write_argument(name: str | None, value: str | None) -> str:
         raise ValueError(f"a value that needs quotes cannot end in a backslash: {value!r}")
     quoted = value.replace('"', '\\"')
     return f'{label}"{quoted}"\n'
-
-
 
 
 # The bytes are those of cJSON's printer. Each array or object is written in one
@@ -794,17 +789,14 @@ def account(value):
 # The values of JSON-RPC parameters are converted exactly as OpenSIPS 3.4 does, then by the argument's own converter.
 
 INT_MIN, INT_MAX = -2**31, 2**31 - 1
-DECIMAL = re.compile("[+-]?[0-9]*")
 BAD_TYPE = "Bad type for parameter '%s'"
-BAD_ITEM = "Bad type for array item in parameter '%s'"
-EMPTY_ARRAY = "Empty array in parameter '%s'"
 
 
 def json_int(value, name: str, problem: str = BAD_TYPE) -> int:
     """The 32-bit int of parameter `name`: a number, or a string of digits, which wraps around like C's int."""
     if type(value) in (int, float):
         return saturated(value)
-    if not isinstance(value, str) or not value or not DECIMAL.fullmatch(value):
+    if not isinstance(value, str) or not re.fullmatch(r"(?=.)[+-]?[0-9]*", value):
         raise invalid_params(problem % name)
     digits = int(value.lstrip("+-")[-32:] or 0)  # 10**32 is a multiple of 2**32: digits before those change nothing
     return ((-digits if value[0] == "-" else digits) - INT_MIN) % 2**32 + INT_MIN
@@ -824,8 +816,8 @@ def json_array(value, name: str, item=json_string) -> list:
     if not isinstance(value, list):
         raise invalid_params(BAD_TYPE % name)
     if not value:
-        raise invalid_params(EMPTY_ARRAY % name)
-    return [item(one, name, BAD_ITEM) for one in value]
+        raise invalid_params(f"Empty array in parameter '{name}'")
+    return [item(one, name, "Bad type for array item in parameter '%s'") for one in value]
 
 
 def saturated(number) -> int:
@@ -843,8 +835,6 @@ class Address(NamedTuple):
         if self.port is None:
             return self.host
         return f"udp:[{self.host}]:{self.port}" if ":" in self.host else f"udp:{self.host}:{self.port}"
-
-
 
 
 def address(value, strict: bool = True) -> Address:
@@ -2823,8 +2813,6 @@ def check_roots(folder: int, step: int) -> None:
         raise exposed("it", step, "mend: chown root {0}; chmod go-w {0}")
 
 
-
-
 def open_roots(path: str, flags: int) -> int:
     """Open a file that only root can have put where it is, all the way from /; OSError."""
     return walk(path, check_roots, flags)
@@ -2891,8 +2879,6 @@ def original(module: str, name: str):
 
 MOST_STATISTICS = 4000  # of a request; as many do not fit into a reply
 PLAN_BYTES = 600  # of a statistic in a reply that is cached
-
-
 NO_STATISTICS = Reply(live=CONSTANT, result={})  # of unknown names alone, for JSON-RPC clients
 
 
@@ -4043,7 +4029,6 @@ def account_numbers(account: str | int | None, look_up: Callable, where: Where, 
         kind = "user" if look_up is pwd.getpwnam else "group"
         raise ConfigError(*where, f'{param}: no {kind} "{account}" on this system') from None
     return entry[2], getattr(entry, "pw_gid", -1)
-
 
 
 ###############################################################################
@@ -6316,7 +6301,6 @@ def given_sockets() -> dict:
     for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
         os.environ.pop(name, None)
     return found
-
 
 
 ###############################################################################
