@@ -57,7 +57,7 @@ __all__ = [  # what plug-ins may use
     "Error", "Failed", "Node", "Reply", "LIVE", "CONSTANT", "Request", "Exchange", "Answer", "leaves", "encode", "decode",
     # dialects
     "first_line", "read_first_line", "read_arguments", "JSON_START", "read_envelope", "text_of", "shown_address",
-    "read_json", "json_text", "json_tree", "json_nodes", "write_request", "write_jsonrpc",
+    "read_json", "json_object", "json_text", "json_tree", "json_nodes", "write_request", "write_jsonrpc",
     "json_int", "json_string", "json_array", "bounded", "node_lines", "JsonText", "TooLong",
     # converters
     "string", "integer", "boolean", "one_of", "file_mode", "account", "address", "words", "names_or_none", "networks",
@@ -320,33 +320,15 @@ def quoted_pairs(body: str) -> list[tuple]:
     return pairs
 
 
-# The JSON-RPC dialect of OpenSIPS 3.x is read as its parser, an early cJSON, reads it:
-#
-#     first value only, up to the first NUL; white space is any byte from 1 to 32
-#     number  = what C's strtod takes, once it begins with "-" or a digit
-#     string  = any bytes, control characters and broken UTF-8 as well; only the
-#               escapes of JSON, and of \u no NUL and no half of a surrogate pair
-#     object  = of a repeated name the first counts
-#
-# The standard library's decoder reads nearly every request in one call. Where
-# it says yes, cJSON says yes with the same value, but for the escapes in
-# DOUBTFUL; where it says no, read_lenient() decides.
+# The JSON-RPC dialect of OpenSIPS 3.x: the first value of a datagram counts, up
+# to the first NUL, and of a repeated name the first member. The standard library
+# reads nearly every request. Where it says yes, OpenSIPS' parser says yes with
+# the same value, but for the escapes in DOUBTFUL; where it says no, cjson.py
+# among the script's own plug-ins decides.
 
 JSON_START = re.compile(rb"[\x01-\x20]*[{\[]")  # how a datagram begins that is JSON-RPC when the dialect is "auto"
 JSON_BLANKS = "".join(map(chr, range(1, 33)))
 DOUBTFUL = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")  # escapes of a NUL or surrogate: cJSON knows no lone one
-
-
-STRING = (r'"(?P<string>[^"\\]*(?:\\(?:["\\/bfnrt]|u(?!0000|[dD][89a-fA-F])[0-9a-fA-F]{4}'
-          r'|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})[^"\\]*)*)')
-VALUE = re.compile(r"(?P<opening>(?:\[[\x01-\x20]*)+|{[\x01-\x20]*)|"  # what may open at once
-                   + STRING + r'(?:"|\Z)'  # the closing quote may be missing at the very end
-                   r"|(?P<number>(?=[-0-9])-?(?:0[xX][0-9a-fA-F]{1,16}"  # 64 bits of hexadecimal are plenty
-                   r"|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:inf(?:inity)?)))"
-                   r"|(?P<word>null|true|false)")
-NAME = re.compile(STRING + r'"[\x01-\x20]*:[\x01-\x20]*')
-AFTER = re.compile(r"[\x01-\x20]*(?P<mark>[,\]}])[\x01-\x20]*")  # what may follow a value
-CLOSING = {"[": "]", "{": "}"}
 
 
 class Repeating(dict):
@@ -363,20 +345,7 @@ def json_object(pairs: list) -> dict:
     return members
 
 
-def json_number(text: str):
-    """An int, or a float for a fraction, an infinity or an integer of thousands of digits."""
-    if "x" in text.lower():
-        return int(text, 16)
-    try:
-        return int(text)
-    except ValueError:  # no integer, or more digits than int() takes, since its time grows with their square
-        return float(text)
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=json_object, strict=False,
-                           parse_constant=int)  # which refuses NaN and Infinity: read_lenient() decides
-SCALARS: dict[str, Callable] = {"string": lambda body: DECODER.decode(f'"{body}"'), "number": json_number,
-           "word": {"null": None, "true": True, "false": False}.get}
+DECODER = json.JSONDecoder(object_pairs_hook=json_object, strict=False, parse_constant=int)  # which refuses NaN and Infinity
 
 
 def read_json(data: bytes):
@@ -387,45 +356,7 @@ def read_json(data: bytes):
             return DECODER.raw_decode(text)[0]
         except (ValueError, RecursionError):  # not JSON, or nested too deep for the decoder
             pass
-    return read_lenient(text)
-
-
-def read_lenient(text: str):
-    """Read the JSON value that `text` begins with, as cJSON takes it, at any depth."""
-    levels: list[tuple] = [("", [], [])]  # the value itself, and the open arrays and objects: (closing bracket, names, values)
-    at = 0
-    while True:
-        if levels[-1][0] == "}":
-            match = NAME.match(text, at)
-            if not match:
-                raise ParseError(f"no name of a member at {at}")
-            levels[-1][1].append(SCALARS["string"](match["string"]))
-            at = match.end()
-        match = VALUE.match(text, at)
-        if not match:
-            raise ParseError(f"no JSON value at {at}")
-        kind, at = str(match.lastgroup), match.end()
-        if kind == "opening":
-            levels += [(CLOSING[mark], [], []) for mark in match[kind] if mark in CLOSING]
-            if not text.startswith(levels[-1][0], at):
-                continue
-            value: Any = [] if levels.pop()[0] == "]" else {}
-            at += 1
-        else:
-            value = SCALARS[kind](match[kind])
-        while True:  # the value is complete and belongs to the innermost open one, which may be complete in turn
-            closing, names, values = levels[-1]
-            values.append(value)
-            if not closing:
-                return value
-            after = AFTER.match(text, at)
-            if not after or after["mark"] not in (closing, ","):
-                raise ParseError(f"neither a comma nor {closing} at {at}")
-            at = after.end()
-            if after["mark"] == ",":
-                break
-            levels.pop()
-            value = json_object(list(zip(names, values))) if names else values
+    return lenient_reader()(text)
 
 
 def read_envelope(value) -> tuple[Request, Any]:
@@ -3694,6 +3625,21 @@ class Setup(NamedTuple):
         """Bytes of the longest request and reply: socket_buf_size, as far as a datagram goes."""
         udp = any(place.family != socket.AF_UNIX for place in self.listeners)
         return min(self.mi["socket_buf_size"], UDP_LIMIT if udp else GIVE_UP)
+
+
+@functools.lru_cache(1)
+def lenient_reader() -> Callable[[str], Any]:
+    """What decides where the standard library is not to be trusted: the plug-in cjson, and where that is missing, the library."""
+    def read(text: str) -> Any:
+        try:
+            return DECODER.raw_decode(text)[0]
+        except (ValueError, RecursionError):
+            raise ParseError("no JSON") from None
+
+    try:
+        return shared("cjson").read
+    except ConfigError:
+        return read
 
 
 def load_plugin(path: str) -> Module:
