@@ -57,7 +57,7 @@ __all__ = [  # what plug-ins may use
     "Error", "Failed", "Node", "Reply", "LIVE", "CONSTANT", "Request", "Exchange", "Answer", "leaves", "encode", "decode",
     # dialects
     "first_line", "read_first_line", "read_arguments", "JSON_START", "read_envelope", "text_of", "shown_address",
-    "read_json", "json_object", "json_text", "json_tree", "json_nodes", "write_request", "write_jsonrpc",
+    "read_json", "json_object", "json_text", "json_tree", "json_nodes", "write_argument", "write_jsonrpc",
     "json_int", "json_string", "json_array", "bounded", "node_lines", "JsonText", "TooLong",
     # converters
     "string", "integer", "boolean", "one_of", "file_mode", "account", "address", "words", "names_or_none", "networks",
@@ -66,7 +66,7 @@ __all__ = [  # what plug-ins may use
     # what is remembered, files, and the standard library as it was before gevent
     "Memo", "VALUE_BYTES", "open_to_append", "original", "shared", "AsyncResult",  # noqa: F822 - see __getattr__()
     # other servers, tests
-    "ask", "read_tree", "Trial", "Address", "LIMIT", "GIVE_UP",  # noqa: F822
+    "ask", "read_tree", "write_request", "Trial", "Address", "LIMIT", "GIVE_UP",  # noqa: F822
     # what a Trial is made of
     "ConfigReader", "Loader", "Processes", "Counters", "core_stats", "Store", "Server", "Access", "event_pair", "answers_of",
     # files of a plug-in's own format
@@ -428,16 +428,6 @@ def node_lines(nodes: Iterable[Node], indent: str) -> list[str]:
 def as_template(text: str) -> str:
     """A live reply as written, as a `%` template with %s for each LIVE value."""
     return text.replace("%", "%%").replace(LIVE, "%s")
-
-
-def write_request(name: str, arguments: Iterable[tuple]) -> bytes:
-    """The text request that reads back as this command and these (name, value) pairs; ValueError if none can."""
-    request = encode(f":{name}:\n" + "".join(write_argument(*pair) for pair in arguments))
-    if first_line(name) is None:
-        raise ValueError(f"a command's name cannot hold NUL, and a colon only as MODULE:NAME: {name!r}")
-    if len(request) > LIMIT:
-        raise ValueError(f"the request has {len(request)} bytes, {LIMIT} is the most")
-    return request
 
 
 def write_argument(name: str | None, value: str | None) -> str:
@@ -6416,7 +6406,7 @@ def is_running(options) -> bool:
     if place.port is None:
         return is_live(place.host)
     try:
-        return bool(ask(place, write_request("uptime", ()), 1.0))
+        return bool(ask(place, b":uptime:\n", 1.0))
     except OSError:
         return False
 
@@ -6724,8 +6714,8 @@ def __getattr__(name: str) -> Any:
         return AsyncResult
     if name == "Trial":
         return shared("trial", "midatagram.Trial", "to test plug-ins, ").Trial
-    if name == "read_tree":
-        return shared("trees", "midatagram.read_tree", "to read replies, ").read_tree
+    if name in ("read_tree", "write_request"):
+        return getattr(shared("text_dialect", f"midatagram.{name}"), name)
     raise AttributeError(f"midatagram has no {name}{nearest(name, __all__)}")
 
 

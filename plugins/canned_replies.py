@@ -25,7 +25,7 @@ try:
 except ImportError:  # before configobj 5.0.9
     from validate import Validator
 
-read_tree = mi.shared("trees").read_tree
+read_tree = mi.shared("text_dialect").read_tree
 
 ###############################################################################
 # When ########################################################################

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import midatagram as mi
 
 call = mi.import_plugin(os.path.join(os.path.dirname(__file__), "call.py"))
-read_tree = mi.shared("trees").read_tree
+read_tree = mi.shared("text_dialect").read_tree
 
 # A command is not asked unless it is named when one of these words is in its name (`set` also as setx, seti). Words are parted
 # by `_`, `.`, `:` or a capital: cache_store, cache:store, htable.setxs, pv.shvSet.
