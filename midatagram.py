@@ -630,7 +630,7 @@ def string(value) -> str:
     return value
 
 
-def tagged(function: Any, **attributes: Any) -> Any:
+def tagged(function: Any, /, **attributes: Any) -> Any:
     """The function, or another object, with attributes of ours."""
     vars(function).update(attributes)
     return function
@@ -1154,7 +1154,7 @@ class Command:
         if lacking:
             raise self.refusal(f'has a JSON recipe without "{lacking[0]}", which it requires')
         if self.options:
-            self.bind, self.function = self.bind_named, lambda ctx, given, *values: function(ctx, *values, **given)
+            shared("command_options", self.path, f'command "{self.name}" has options, ').Options(self)
 
     def refusal(self, message: str) -> ConfigError:
         """What is wrong with this command."""
@@ -1181,19 +1181,16 @@ class Command:
 
     def bind_json(self, params) -> tuple[tuple, tuple, list]:
         """The arguments' values and names, and the values to call the function with, from JSON-RPC params."""
-        options = {name: params[name] for name in self.options if name in params} if isinstance(params, dict) else {}
-        given, rest = self.named_params({name: params[name] for name in params if name not in options} if options else params)
-        form, values = self.tag.json, {}
+        given, rest = self.named_params(params)
+        form, values = self.form, {}
         for name in sorted(given, key=lambda name: name not in form.order):  # as OpenSIPS' handlers look at them
             values[name] = given[name] if name in form.raw else self.json_value(name, given[name])
         if form.check:
             form.check(values)
-        given = {**given, **options}
         shown, names = tuple(map(text_of, [*given.values(), *rest])), (*given, *[None] * len(rest))
         if not self.input:
             return shown, names, []
-        called = [self.option_values(options)] if self.options else []
-        called += [values.get(name, self.defaults[name]) for name in self.names]
+        called = [values.get(name, self.defaults[name]) for name in self.names]
         more = values.get(self.rest, []) if self.rest else []
         return shown, names, [*called, *more, *[self.json_value(self.rest, value, alone=True) for value in rest]]
 
@@ -1244,26 +1241,6 @@ class Command:
             return [convert(value or "") if convert else value or "" for convert, value in zip(converters, request.values)]
         except ValueError:
             raise BAD_PARAMETER from None
-
-    def bind_named(self, request: Request) -> list:
-        """As bind_text(), with the options before the values; Error."""
-        named = [(name if name in self.options else None, value) for name, value in request.arguments]
-        unknown = [name for name in request.names or () if name and name not in (*self.options, *self.names, self.rest)]
-        if unknown:
-            raise Error(400, f'no option "{unknown[0]}"{nearest(unknown[0], self.options)}')
-        values = tuple(value or "" for name, value in named if name is None)
-        options = self.option_values({name: value for name, value in named if name})
-        return [options, *self.bind_text(request._replace(values=values, names=None))]
-
-    def option_values(self, given: dict) -> dict:
-        """The options that are given, through their converters; Error."""
-        values, name = {}, ""
-        try:
-            for name, value in given.items():
-                values[name] = self.tag.converters.get(name, string)(text_of(value) or "")
-        except ValueError as error:
-            raise Error(400, f"{name} {error}") from None
-        return values
 
     def signature_line(self) -> str:
         """The command with its arguments, as help shows it."""
