@@ -2804,7 +2804,10 @@ class Server:
         self.plans = Memo(CACHE_BYTES)
         self.events = Events(self, pair)
         self.loaded = mmap.mmap(-1, 1)  # whether load() has run
-        self.view_of = functools.lru_cache(None)(lambda space, apply: shared("views", "ctx.view()").View(store, space, apply))
+        lenient_reader()  # now, while this process may read the folder of plug-ins
+        views = shared("views") if find_plugin("views", [BESIDE]) else None
+        self.view_of = functools.lru_cache(None)(
+            lambda space, apply: (views or shared("views", "ctx.view()")).View(store, space, apply))
         for module in setup.registry.modules:
             module.server = self
             module.columns = {stat.name: counters.column(stat.group, stat.name)

@@ -1,4 +1,4 @@
-"""command_options -- keyword-only arguments of a command are given by name in both dialects: `def dump(ctx, table, *, limit=10)`."""
+"""command_options -- keyword-only arguments of a command are given by name: `def dump(ctx, table, *, limit=10)`."""
 from __future__ import annotations
 
 from typing import Any
