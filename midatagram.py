@@ -34,9 +34,7 @@ if __name__ == "__main__":  # run as a script: plug-ins that import midatagram g
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         del sys.path[0]  # the script's folder: who may write there must not have his modules run, by root for one
 
-import builtins
 import difflib
-import dis
 import functools
 import inspect
 import ipaddress
@@ -61,6 +59,7 @@ __all__ = [  # what plug-ins may use
     "json_int", "json_string", "json_array", "bounded", "node_lines", "JsonText", "TooLong",
     # converters
     "string", "integer", "boolean", "one_of", "file_mode", "account", "address", "words", "names_or_none", "networks",
+    "right_form",
     # declarations
     "tagged", "Param", "Stat", "Event", "JsonForm", "command", "around", "every", "trace_destination", "Trace", "Context",
     # what is remembered, files, and the standard library as it was before gevent
@@ -685,15 +684,6 @@ def file_mode(value) -> int:
     return int(value)
 
 
-def decimal_mode(value) -> str | None:
-    """The warning for a file mode written in decimal; None for the octal form."""
-    text = getattr(value, "text", "0")
-    if text.startswith("0"):
-        return None
-    octal = f"; octal is written 0{text}" if set(text) <= set("01234567") else ""
-    return f"{text} is decimal and means mode {value:04o}{octal}"
-
-
 def account(value):
     """Converter: a user or group: a name, or a number; None (-1) leaves it as it is."""
     if isinstance(value, str) and re.fullmatch(r"-?\d{1,10}", value):
@@ -785,12 +775,6 @@ def right_form(value) -> str | None:
     if not match or value.startswith("udp:"):
         return None
     return match[1] if value[:5].lower() == "unix:" else f"udp:{match[1] or value}"
-
-
-def odd_scheme(value) -> str | None:
-    """The warning for a path that looks like another kind of address."""
-    right = right_form(value)
-    return f'"{value}" is the path of a UNIX socket; UDP is written udp:HOST:PORT, in lower case: {right}' if right else None
 
 
 class Listener(NamedTuple):
@@ -1160,13 +1144,6 @@ class Command:
         """What is wrong with this command."""
         return ConfigError(self.path, self.line, f'command "{self.name}" {message}')
 
-    def check_answer(self) -> None:
-        """ConfigError where it can be seen that the function answers nothing."""
-        if inspect.iscoroutinefunction(self.written):
-            raise self.refusal("is an async def, which nobody awaits; write def, gevent lets others have their turn")
-        if self.name != "*" and returns_nothing(self.written):
-            raise self.refusal("returns nothing; it must return a Reply")
-
     def signature(self) -> tuple[list, list, str]:
         """Names of the required and optional arguments and of *rest (empty: none), without the Context."""
         parameters = list(inspect.signature(self.function).parameters.values())
@@ -1249,21 +1226,6 @@ class Command:
         return " ".join(parts + [f"[{name}={name.upper()}]" for name in self.options])
 
 
-def returns_nothing(function: Any) -> bool:
-    """Whether it is sure that a function ends with None unless it raises: all that it names are modules, classes and built-in
-    functions. Others may be there to raise, or to end the process."""
-    code = getattr(function, "__code__", None)
-    if not code or code.co_freevars or any(isinstance(constant, types.CodeType) for constant in code.co_consts) or \
-            code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
-        return False
-    known = {**globals(), **vars(builtins), **function.__globals__}
-    steps = list(dis.get_instructions(code))
-    ends = [step if step.opname == "RETURN_CONST" else before for before, step in zip(steps, steps[1:])
-            if step.opname in ("RETURN_CONST", "RETURN_VALUE")]
-    return bool(ends) and all("CONST" in step.opname and step.argval is None for step in ends) and all(
-        isinstance(known.get(name), (type, types.ModuleType, types.BuiltinFunctionType)) for name in code.co_names)
-
-
 def text_of(value) -> str | None:
     """A JSON value as tracing and handlers see it among the request's arguments."""
     return value if value is None or isinstance(value, str) else json_text(value)
@@ -1317,7 +1279,6 @@ class Registry:
                 raise command.refusal(f"is there already: {first.path}:{first.line}")
             if command.tag.replace and not first.tag.replace:
                 self.names[name] = command
-        command.check_answer()
 
     @functools.cached_property
     def catch_all(self) -> Command | None:
@@ -3704,6 +3665,7 @@ class Loader:
     def __init__(self, path: str, folders: list[str], core_stats: Callable[[int], list[Stat]]):
         self.path, self.options, self.core_stats = path, folders, core_stats
         self.opensips, self.mpaths = opensips_names(), list[tuple[str, Where]]()
+        self.checks = shared("checks") if find_plugin("checks", [BESIDE]) else None
         self.modules = {module.name: module for module in built_in_modules()}
         self.mi, self.own = self.modules["mi_datagram"], self.modules["midatagram"]
         self.loaded: dict[str, Where] = {}
@@ -3779,7 +3741,7 @@ class Loader:
         if other and name not in module.params and name in other.params:
             raise ConfigError(*where, f'{name} is a parameter of {other.name}: modparam("{other.name}", "{name}", ...)')
         earlier, before = module.where(name), module.settings.get(name)
-        advice = module.set(name, value, *where)
+        advice = module.set(name, value, *where) or (self.checks and self.checks.advice(module.name, name, value))
         if advice:
             self.note(where, advice)
         more = DROPPED.get(name) if module is self.mi and where[1] else None
@@ -3815,6 +3777,8 @@ class Loader:
                     module.hooks["init"](Context(module))
         destinations = self.destinations()
         registry = Registry(self.modules.values(), own["disable"])
+        if self.checks:
+            self.checks.check_answers(registry)
         if release:
             release.rename(registry)
         self.check_names(registry.known)
@@ -4501,15 +4465,13 @@ def buffer_size(value) -> int:
 
 
 MI_DATAGRAM_PARAMS = [
-    Param("socket_name", None, functools.partial(address, strict=False), "socket to serve: a UNIX path, or udp:HOST:PORT",
-          advice=odd_scheme),
+    Param("socket_name", None, functools.partial(address, strict=False), "socket to serve: a UNIX path, or udp:HOST:PORT"),
     Param("children_count", 1, integer(1, 128), "number of child processes that serve the socket"),
-    Param("unix_socket_mode", 0o660, file_mode, "permissions of the UNIX socket, octal", advice=decimal_mode),
+    Param("unix_socket_mode", 0o660, file_mode, "permissions of the UNIX socket, octal"),
     Param("unix_socket_group", None, account, "group that owns the UNIX socket, by name or number"),
     Param("unix_socket_user", None, account, "user who owns the UNIX socket, by name (sets the group too) or number"),
     Param("socket_timeout", 2000, integer(0, 3600000), "how long to retry a reply, ms"),
-    Param("socket_buf_size", LIMIT, buffer_size, "limit of requests and of replies, bytes",
-          advice=lambda value: None if integer()(value) > 0 else f"socket_buf_size is to be above 0; it is {LIMIT}"),
+    Param("socket_buf_size", LIMIT, buffer_size, "limit of requests and of replies, bytes"),
     Param("pretty_printing", False, boolean, "write JSON-RPC replies over several lines"),
     Param("reply_indent", "\t", string, "indentation per level"),
     Param("trace_destination", (), names_or_none, "tracing destinations, comma-separated"),
