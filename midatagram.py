@@ -2764,7 +2764,9 @@ class Server:
         self.row, self.attendant_pid = ATTENDANT, os.getpid()  # this process' row of counters and of the process table
         self.plans = Memo(CACHE_BYTES)
         self.events = Events(self, pair)
-        self.loaded = mmap.mmap(-1, 1)  # whether load() has run
+        self.load_once: Callable[[], None] = lambda: None  # in each child, before it serves
+        if any("load" in module.hooks for module in self.registry.modules):
+            self.load_once = shared("loading", setup.path, "for load(), ").once(self)
         lenient_reader()  # now, while this process may read the folder of plug-ins
         views = shared("views") if find_plugin("views", [BESIDE]) else None
         self.view_of = functools.lru_cache(None)(
@@ -2822,23 +2824,6 @@ class Server:
         for module in self.registry.modules:
             if word in module.hooks:
                 module.hooks[word](Context(module))
-
-    def load_once(self) -> None:
-        """Have load() of the plug-ins run once for this configuration: in one of its children, for which the others wait."""
-        if not any("load" in module.hooks for module in self.registry.modules):
-            return
-        import gevent
-
-        with open(f"{self.store.path}-load", "ab") as lock:
-            while not self.loaded[0]:
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process closes it, or ends
-                    if not self.loaded[0]:
-                        self.call_hooks("load")
-                        self.loaded[0] = 1
-                self.processes.beats[self.row] = int(time.monotonic() * 1000)  # who waits is not stalled
-                gevent.sleep(0 if self.loaded[0] else 0.01)
-
 
     def raise_event(self, name: str, attributes) -> int:
         """Have an event sent to its subscribers; returns how many it is sent to. Never waits."""
