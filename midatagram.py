@@ -172,8 +172,7 @@ CONSTANT = tuple  # the `live` of a reply that never changes: no values to read
 
 
 class Reply(NamedTuple):
-    """An answer: first line and MI tree. With `live` it is cached with its request, and the command is not called again: as
-    long as live() returns the same values the same bytes are sent."""
+    """An answer: first line and MI tree. One with `live` is cached, and sent again until live() returns other values."""
 
     code: int = 200
     reason: str = "OK"
@@ -359,9 +358,8 @@ def read_json(data: bytes):
 
 
 def read_envelope(value) -> tuple[Request, Any]:
-    """A request and its params (list or dict, None when absent or empty, a Refusal when it is invalid) from one JSON
-    value. Members' names are known in any case, like in cJSON."""
-    members: dict[str, Any] = {}
+    """A request and its params (list or dict, None when absent or empty, a Refusal when it is invalid) from a JSON value."""
+    members: dict[str, Any] = {}  # by their names in any case, like in cJSON
     for name, item in value.items() if isinstance(value, dict) else ():
         members.setdefault(name.lower(), item)
     request_id, method, params = members.get("id"), members.get("method"), members.get("params", {})
@@ -749,8 +747,7 @@ class Address(NamedTuple):
 
 
 def address(value, strict: bool = True) -> Address:
-    """Converter: an Address as mi_datagram's socket_name has it; anything without `udp:` is a path, but `strict` refuses one that
-    looks like another address. `udp:*:PORT` is all addresses."""
+    """Converter: an Address as mi_datagram's socket_name has it; `strict` refuses a path that looks like another address."""
     if not isinstance(value, str) or not value:
         raise ValueError('takes a UNIX path as "/run/midatagram/mi.sock" or "udp:HOST:PORT"')
     if strict and (right := right_form(value)):
@@ -935,10 +932,9 @@ class CommandTag(NamedTuple):
     replace: bool = False  # it takes the place of another module's command
 
 
-NO_FORM = JsonForm()
 
 
-def command(name=None, *, input=True, pure=False, help=None, bind=None, json=NO_FORM, timed=True, also="", replace=False,
+def command(name=None, *, input=True, pure=False, help=None, bind=None, json=None, timed=True, also="", replace=False,
             **converters):
     """Make a function an MI command: `@command`, or `@command("name", times=integer(1, 9))`.
 
@@ -949,8 +945,8 @@ def command(name=None, *, input=True, pure=False, help=None, bind=None, json=NO_
 
     def tag(function, name=name):
         return tagged(function, mi_command=CommandTag(
-            function.__name__ if name is None else name, function.__doc__ if help is None else help, input, pure, bind, json,
-            timed, converters, also, replace))
+            function.__name__ if name is None else name, function.__doc__ if help is None else help, input, pure, bind,
+            json or JsonForm(), timed, converters, also, replace))
 
     return tag(name, name.__name__) if callable(name) else tag
 
@@ -958,9 +954,9 @@ def command(name=None, *, input=True, pure=False, help=None, bind=None, json=NO_
 def around(*names, cached=None):
     """Put a function around the answering of all datagrams, or of those with these commands: `@around`, `@around("ps")`.
 
-    f(ctx, request, proceed) returns an Answer: that of proceed(), changed or not, or one of its own, or a Reply. It is called
-    once for each datagram; the name of the request is empty for a batch and for what is malformed. With `cached`, cached
-    replies go their quick way: before one is sent, cached(ctx, trace) is called, and f only if that returns False.
+    f(ctx, request, proceed) returns a Reply or an Answer: that of proceed(), changed or not, or another. It is called once for
+    each datagram, with an unnamed request for a batch and for what is malformed. With `cached`, cached(ctx, trace) is called
+    before a cached reply is sent, and f only if that returns False.
     """
     if names and callable(names[0]):
         return tagged(names[0], mi_around=(), mi_cached=cached)
@@ -1038,11 +1034,10 @@ class Context:
 class Module:
     """A plug-in as loaded, from the names its file defines: rows and tagged functions, settings, later counters; ConfigError."""
 
-    ROWS = (("PARAMS", Param), ("STATS", Stat), ("EVENTS", Event))
-
     def __init__(self, name: str, namespace: dict, path: str = "midatagram.py", line_of: Callable = lambda word: 0):
         self.name, self.path = name, path
-        rows = {word: self.checked_rows(namespace, word, kind, line_of) for word, kind in self.ROWS}
+        kinds = {"PARAMS": Param, "STATS": Stat, "EVENTS": Event}
+        rows = {word: self.checked_rows(namespace, word, kind, line_of) for word, kind in kinds.items()}
         self.params = {param.name: param for param in rows["PARAMS"]}
         reads = {read: functools.partial(read, Context(self)) if read and inspect.signature(read).parameters else read
                  for read in [stat.read for stat in rows["STATS"]]}
@@ -1188,12 +1183,10 @@ class Command:
             raise invalid_params("Too few or too many parameters")
         if by_position and len(fitting) > 1:
             raise invalid_params("Ambiguous call, use named parameters instead")
-        if by_position:
-            return dict(zip(fitting[0], params)), []
-        for recipe in fitting:
-            if all(name in params for name in recipe):
-                return {name: params[name] for name in recipe}, []
-        raise invalid_params("Named parameters do not match")
+        recipe = next((recipe for recipe in fitting if by_position or all(name in params for name in recipe)), None)
+        if recipe is None:
+            raise invalid_params("Named parameters do not match")
+        return dict(zip(recipe, params if by_position else map(params.get, recipe))), []
 
     def json_value(self, name: str, value, alone: bool = False):
         """One JSON value as its argument's converter wants it; an array for *rest, unless it is one `alone`."""
@@ -1239,8 +1232,8 @@ class Statistics(dict):
 
 
 class Registry:
-    """All commands, statistics and events of the loaded modules by name; ConfigError for a name used twice. switched_off:
-    commands that are left out, by any of their names."""
+    """All commands, statistics and events of the loaded modules by name, without those commands that are switched off, by any
+    of their names; ConfigError for a name used twice."""
 
     full_names = False  # whether commands are listed under those of 4.0
 
@@ -1266,8 +1259,7 @@ class Registry:
         self.known = dict(self.names)  # with those that are switched off
         for command in [self.names[name] for name in switched_off if name in self.names]:
             self.names.pop(command.name, None), self.names.pop(command.full_name, None)
-        commands = dict.fromkeys(self.names.values())
-        self.commands = {command.name: command for command in commands}  # as listed
+        self.commands = {command.name: command for command in self.names.values()}  # as listed
 
     def add_command(self, command: Command) -> None:
         """Register a command under its names, or as a catch-all."""
@@ -1957,15 +1949,14 @@ def read_comment(text: str, at: int, path: str, line: int) -> str:
 
 
 def tokens(text: str, path: str) -> Iterator[Token]:
-    """The tokens of a configuration, without blanks and comments; a string ends at a NUL. One over several lines whose
-    closing quote is followed by what opens another one was never closed."""
+    """The tokens of a configuration, without blanks and comments; a string ends at a NUL."""
     at, line = 0, 1
     while match := TOKEN.match(text, at):
         kind, body = str(match.lastgroup), match.group()
         if kind == "comment":
             body = read_comment(text, at, path, line)
         elif kind == "string":
-            if "\n" in body and re.match(r"[\w$/\[]", text[match.end():match.end() + 1]):
+            if "\n" in body and re.match(r"[\w$/\[]", text[match.end():match.end() + 1]):  # that quote opens another one
                 raise ConfigError(path, line, f"no closing {body[0]} for the string that starts here")
             inner = body[1:-1] if body[0] == "'" else ESCAPE.sub(unescaped, body[1:-1])
             yield Token(kind, inner.partition("\0")[0], line)
@@ -2222,8 +2213,7 @@ def unless_changed(look: Callable[[], Any], snapshot: Any) -> Callable[[], tuple
 
 
 class Processes:
-    """The process table: a row each, the same as in Counters. Fields are 64-bit integers. Row 0 has the number of rows in use
-    in place of a pid, and the levels that hold for all."""
+    """The process table: a row each, as in Counters. Row 0 has the number of rows in use, and the levels that hold for all."""
 
     FIELDS = ("pid", "rank", "state", "own_level", "level", "xlog_level")
     FREE, STARTING, SERVING, STOPPING = range(4)
@@ -2290,8 +2280,7 @@ FULL = "database or disk is full"  # SQLite's words
 class Store:
     """A key-value store with expiry that all processes share; keys and values are text, a key belongs to a space.
 
-    Each child opens its own connection at first use, the attendant none. All greenlets of a child share it, so that
-    none gives way within a transaction. Times are of the steady clock. Whatever fails is a StoreError.
+    Each child has one connection, so none of its greenlets gives way within a transaction. Times are of the steady clock.
     A row has the version of its last change. One of a removed key has no value, and minus the time of removal as its expiry.
     """
 
@@ -2372,8 +2361,8 @@ class Store:
     def change(self, space: str, key: str, function: Callable, lifetime_s: float | None = None) -> str | None:
         """Put function(value) in the place of a value, in one step for all processes; returns the new value.
 
-        The function gets the text or None and returns the new one, or None for none; it must not wait for anything, and is
-        called again if the store is full. lifetime_s: how long the new value lasts, 0: for good, None: as the old one.
+        The function must not wait, and is called again if the store is full; None is no value. lifetime_s: how long the new
+        value lasts, 0: for good, None: as the old one.
         """
         names = encode(space), encode(key)
         mine: tuple = ()
@@ -2483,8 +2472,7 @@ class Store:
         return bool(rows), self.delete(run, [(space, key, row_bytes(key, value), seq) for space, key, value, seq in rows])
 
     def delete(self, run: Callable, rows: list[tuple]) -> int:
-        """Delete rows: (space, key, row_bytes(), the version of a change that changes() cannot report any more); by how many
-        bytes the store grows."""
+        """Delete rows: (space, key, row_bytes(), version that changes() can report no more); by how much the store grows."""
         for space, key, _, version in rows:
             run(self.DELETE, (space, key))
             slot = hash(decode(space)) % SPACES
@@ -2590,16 +2578,14 @@ def row_bytes(key: bytes, value: bytes | None) -> int:
 
 def identity_of(path: str | int, folder: int | None = None) -> tuple | None:
     """What tells a file from another one of the same name; None when there is none."""
-    try:
+    with contextlib.suppress(OSError):
         status = os.fstat(path) if isinstance(path, int) else os.stat(path, dir_fd=folder, follow_symlinks=False)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+        return status.st_dev, status.st_ino
+    return None
 
 
 def remove_own(path: str, identity: tuple | None) -> None:
-    """Delete a file if it is still the one of that identity; OSError. Whoever exchanges the folder or the file before it goes
-    loses at most what he could have deleted himself."""
+    """Delete a file if it is still the one of that identity; OSError. Who exchanges it meanwhile loses what is his own."""
     folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY)
     try:
         if identity_of(os.path.basename(path), folder) == identity:
@@ -2608,20 +2594,18 @@ def remove_own(path: str, identity: tuple | None) -> None:
         os.close(folder)
 
 
-STEPS = 256  # that a path may have, those of its links included
 
 
 def walk(path: str, check: Callable[[int, int], None], flags: int = os.O_PATH) -> int:
-    """Follow a path, through links too, and open what it leads to; OSError. check(folder, step) raises where a step must not be
-    taken. Each is opened in the folder before it, so nobody can exchange what was checked."""
-    with contextlib.ExitStack() as stack:
+    """Follow a path, through links too, and open what it leads to; OSError. check(folder, step) raises for a forbidden step."""
+    with contextlib.ExitStack() as stack:  # each step is opened in the folder before it: nobody can exchange what was checked
         def descriptor_of(name: str, folder: int | None = None) -> int:
             descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=folder)
             stack.callback(os.close, descriptor)
             return descriptor
 
         at, names = descriptor_of("/"), list(pathlib.Path(path).absolute().parts)
-        for _ in range(STEPS):
+        for _ in range(256):  # steps that a path may have, those of its links included
             if not names:
                 return os.open(f"/proc/self/fd/{at}", flags)
             step = descriptor_of(names.pop(0), at)
