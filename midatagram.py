@@ -3880,6 +3880,7 @@ def account_numbers(account: str | int | None, look_up: Callable, where: Where, 
     return entry[2], getattr(entry, "pw_gid", -1)
 
 
+
 ###############################################################################
 # 15. Core commands ###########################################################
 ###############################################################################
@@ -6148,6 +6149,7 @@ def given_sockets() -> dict:
     for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
         os.environ.pop(name, None)
     return found
+
 
 
 ###############################################################################
