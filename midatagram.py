@@ -2752,7 +2752,7 @@ class Server:
         if any("load" in module.hooks for module in self.registry.modules):
             self.load_once = shared("loading", setup.path, "for load(), ").once(self)
         lenient_reader()  # now, while this process may read the folder of plug-ins
-        views = shared("views") if find_plugin("views", [BESIDE]) else None
+        views = if_there("views")
         self.view_of = functools.lru_cache(None)(
             lambda space, apply: (views or shared("views", "ctx.view()")).View(store, space, apply))
         for module in setup.registry.modules:
@@ -3536,10 +3536,8 @@ def lenient_reader() -> Callable[[str], Any]:
         except (ValueError, RecursionError):
             raise ParseError("no JSON") from None
 
-    try:
-        return shared("cjson").read
-    except ConfigError:
-        return read
+    cjson = if_there("cjson")
+    return cjson.read if cjson else read
 
 
 def load_plugin(path: str) -> Module:
@@ -3558,6 +3556,13 @@ def shared(name: str, path: str = "", purpose: str = "") -> Any:
     if file is None:
         raise ConfigError(path, 0, f"{purpose}{name}.py is needed in {BESIDE}")
     return import_plugin(file)
+
+
+def if_there(name: str) -> Any:
+    """As shared(), but None for a file that is missing or not to be trusted: for what goes without as well."""
+    with contextlib.suppress(ConfigError):
+        return shared(name)
+    return None
 
 
 def import_plugin(path: str) -> Any:
@@ -3634,7 +3639,7 @@ class Loader:
     def __init__(self, path: str, folders: list[str], core_stats: Callable[[int], list[Stat]]):
         self.path, self.options, self.core_stats = path, folders, core_stats
         self.opensips, self.mpaths = opensips_names(), list[tuple[str, Where]]()
-        self.checks = shared("checks") if find_plugin("checks", [BESIDE]) else None
+        self.checks = if_there("checks")
         self.modules = {module.name: module for module in built_in_modules()}
         self.mi, self.own = self.modules["mi_datagram"], self.modules["midatagram"]
         self.loaded: dict[str, Where] = {}
