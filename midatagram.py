@@ -56,10 +56,9 @@ __all__ = [  # what plug-ins may use
     # dialects
     "first_line", "read_first_line", "read_arguments", "JSON_START", "read_envelope", "text_of", "shown_address",
     "read_json", "json_object", "json_text", "json_tree", "json_nodes", "write_argument", "write_jsonrpc",
-    "json_int", "json_string", "json_array", "bounded", "node_lines", "JsonText", "TooLong",
+    "right_form", "json_int", "json_string", "json_array", "bounded", "node_lines", "JsonText", "TooLong",
     # converters
     "string", "integer", "boolean", "one_of", "file_mode", "account", "address", "words", "names_or_none", "networks",
-    "right_form",
     # declarations
     "tagged", "Param", "Stat", "Event", "JsonForm", "command", "around", "every", "trace_destination", "Trace", "Context",
     # what is remembered, files, and the standard library as it was before gevent
@@ -2757,8 +2756,7 @@ class Server:
             lambda space, apply: (views or shared("views", "ctx.view()")).View(store, space, apply))
         for module in setup.registry.modules:
             module.server = self
-            module.columns = {stat.name: counters.column(stat.group, stat.name)
-                              for stat in module.stats if stat.read is None}
+            module.columns = {stat.name: counters.column(stat.group, stat.name) for stat in module.stats if stat.read is None}
         self.become(ATTENDANT)
 
     def become(self, row: int) -> None:
