@@ -6630,8 +6630,9 @@ def __getattr__(name: str) -> Any:
         return AsyncResult
     if name == "Trial":
         return shared("trial", "midatagram.Trial", "to test plug-ins, ").Trial
-    if name in ("read_tree", "write_request"):
-        return getattr(shared("text_dialect", f"midatagram.{name}"), name)
+    file = {"read_tree": "text_dialect", "write_request": "call"}.get(name)
+    if file:
+        return getattr(shared(file, f"midatagram.{name}"), name)
     raise AttributeError(f"midatagram has no {name}{nearest(name, __all__)}")
 
 

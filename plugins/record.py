@@ -149,7 +149,7 @@ def written(dialect: str, words: list[str]) -> bytes | None:
 def request_for(dialect: str, name: str, values: Iterable[str]) -> bytes:
     """The request for a command with values by position; ValueError if it cannot be written in that dialect."""
     if dialect == "text":
-        return mi.write_request(name, [(None, value) for value in values])
+        return call.write_request(name, [(None, value) for value in values])
     params = {"params": list(values)} if values else {}
     return mi.encode(mi.json_text({"jsonrpc": "2.0", "method": name, **params, "id": 1}))
 
@@ -277,7 +277,7 @@ class Scrubber:
         """A row with all of it replaced."""
         if row.dialect == "text":
             values, names = mi.read_arguments(row.request[len(mi.read_first_line(row.request)):])
-            request = mi.write_request(row.name, zip(names or itertools.repeat(None), map(self.argument, values)))
+            request = call.write_request(row.name, zip(names or itertools.repeat(None), map(self.argument, values)))
         else:
             message = mi.read_json(row.request)
             params = {"params": self.argument(message["params"])} if "params" in message else {}

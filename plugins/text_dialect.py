@@ -1,20 +1,9 @@
-"""text_dialect -- what clients do in it: midatagram.write_request, and read_tree, which reads the MI tree of a reply."""
+"""text_dialect -- reads the MI tree that a text reply shows: midatagram.read_tree."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 import midatagram as mi
-
-
-def write_request(name: str, arguments: Iterable[tuple]) -> bytes:
-    """The text request that reads back as this command and these (name, value) pairs; ValueError if none can."""
-    request = mi.encode(f":{name}:\n" + "".join(mi.write_argument(*pair) for pair in arguments))
-    if mi.first_line(name) is None:
-        raise ValueError(f"a command's name cannot hold NUL, and a colon only as MODULE:NAME: {name!r}")
-    if len(request) > mi.LIMIT:
-        raise ValueError(f"the request has {len(request)} bytes, {mi.LIMIT} is the most")
-    return request
 
 
 def read_tree(text: str) -> list[mi.Node]:

@@ -8,6 +8,7 @@ from hypothesis import strategies as some
 
 import midatagram as mi
 
+write_request = mi.write_request
 N = mi.Node
 LINES = [  # nodes -> the lines behind `200 OK`, without the final empty one
     ([], ""),
@@ -90,7 +91,7 @@ def test_live_values_stand_where_their_node_has_them():
 ])
 def test_what_cannot_be_sent_is_refused(name, arguments):
     with pytest.raises(ValueError):
-        mi.write_request(name, arguments)
+        write_request(name, arguments)
 
 
 def test_every_short_request_reads_back():
@@ -99,7 +100,7 @@ def test_every_short_request_reads_back():
     written = refused = 0
     for name, value in itertools.product(texts[:60], texts):
         try:
-            body = mi.write_request("c", [(name, value)])[4:]
+            body = write_request("c", [(name, value)])[4:]
         except ValueError:
             refused += 1
             continue
