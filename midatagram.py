@@ -34,10 +34,8 @@ if __name__ == "__main__":  # run as a script: plug-ins that import midatagram g
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         del sys.path[0]  # the script's folder: who may write there must not have his modules run, by root for one
 
-import builtins
 import contextlib
 import difflib
-import dis
 import fnmatch
 import functools
 import inspect
@@ -60,8 +58,8 @@ __all__ = [  # what plug-ins may use
     "encode", "decode",
     # dialects
     "first_line", "read_first_line", "read_arguments", "JSON_START", "read_envelope", "text_of", "shown_address",
-    "read_json", "json_text", "json_tree", "json_nodes", "read_tree", "write_request", "write_jsonrpc",
-    "json_int", "json_string", "json_array", "bounded", "node_lines", "JsonText", "TooLong",
+    "read_json", "json_object", "json_text", "json_tree", "json_nodes", "write_argument", "write_jsonrpc",
+    "right_form", "json_int", "json_string", "json_array", "bounded", "node_lines", "JsonText", "TooLong",
     # converters
     "string", "integer", "boolean", "one_of", "file_mode", "account", "address", "words", "names_or_none", "networks",
     # declarations
@@ -69,7 +67,7 @@ __all__ = [  # what plug-ins may use
     # what is remembered, files, and the standard library as it was before gevent
     "Memo", "VALUE_BYTES", "StoreError", "open_to_append", "original", "shared", "AsyncResult",  # noqa: F822 - see __getattr__()
     # other servers, tests
-    "ask", "Trial", "Address", "LIMIT", "GIVE_UP",  # noqa: F822
+    "ask", "read_tree", "write_request", "Trial", "Address", "LIMIT", "GIVE_UP",  # noqa: F822
     # what a Trial is made of
     "ConfigReader", "Loader", "Processes", "Counters", "core_stats", "Store", "Server", "Access", "event_pair", "answers_of",
     # files of a plug-in's own format
@@ -77,7 +75,7 @@ __all__ = [  # what plug-ins may use
     # what around.py is made of
     "Interrupted", "Call", "NO_COMMAND", "COMMAND_FAILED", "TIMED_OUT",
     # what a gateway, translation and cachedb_redis are made of
-    "Answers", "Command", "Patterns", "patterns", "Refusal", "NOT_AVAILABLE", "NOT_SENDABLE", "PARSE_ERROR", "NO_FORM",
+    "Answers", "Command", "Patterns", "patterns", "Refusal", "NOT_AVAILABLE", "NOT_SENDABLE", "PARSE_ERROR",
     "UDP_LIMIT", "reply_too_long", "invalid_params", "write_text", "write_event", "check_cache",
     "cache_fetch", "cache_remove", "cache_store", "cache_remove_chunk", "event_params", "event_subscribe", "log_level",
     # tools: a plug-in with main(argv), and what the script has one for
@@ -101,14 +99,11 @@ __all__ = [  # what plug-ins may use
 
 
 class Error(Exception):
-    """A command's refusal: `raise Error(404, "AOR not found")` is answered with that code and reason.
-
-    `data` is the detail that JSON-RPC clients get beside the reason.
-    """
+    """A command's refusal: `raise Error(404, "AOR not found")` is answered with that code and reason."""
 
     def __init__(self, code: int, reason: str, data: Any = None):
         super().__init__(code, reason)
-        self.code, self.reason, self.data = code, reason, data
+        self.code, self.reason, self.data = code, reason, data  # data: the detail that JSON-RPC clients get beside the reason
 
 
 def invalid_params(detail: str) -> Error:
@@ -173,77 +168,52 @@ class Node(NamedTuple):
 
 
 def leaves(values: Iterable, names: Iterable | None = None) -> list[tuple]:
-    """A node of name and value for each value; names may be missing. As plain tuples, which are made five times as
-    fast as a Node and may stand in its place everywhere."""
+    """A node of name and value for each value, as plain tuples, which are made five times as fast as a Node."""
     nothing = itertools.repeat(())
     return list(zip(names or itertools.repeat(None), values, nothing, nothing))
 
 
-class Live:
-    """The one object LIVE: stands where a cached reply has a value that is read anew each time."""
-
-    MARK = "\ud800"  # it is written as, until the text is made a template; no text that can be sent has one of its own
-
-    def __str__(self) -> str:
-        return self.MARK
-
-    def __repr__(self) -> str:
-        return "LIVE"
+class JsonText(str):
+    """A JSON value that is written already, without blanks."""
 
 
-LIVE = Live()
+LIVE = JsonText("\ud800")  # stands for a value of a cached reply that is read anew each time; no text that can be sent has one
 CONSTANT = tuple  # the `live` of a reply that never changes: no values to read
 
 
 class Reply(NamedTuple):
-    """An answer: first line and MI tree.
-
-    With `live` the reply is cached with its request and the command is not called again: live() returns a tuple of
-    the values that stand at the LIVE places of its nodes, in writing order; as long as it returns the same values the
-    same bytes are sent. `live=CONSTANT` keeps the reply as it is. `result` is what
-    JSON-RPC clients get where the tree does not say it: a JSON value, or an Error. With `depends`, spaces of the store,
-    the reply is sent again until one of them changes in any child, or until `until_s` of the steady clock. send(written)
-    returns the datagrams that go out in the place of the written reply, as an Answer has them.
-    """
+    """An answer: first line and MI tree. One with `live` is cached, and sent again until live() returns other values."""
 
     code: int = 200
     reason: str = "OK"
     nodes: Any = ()
-    live: Any = None  # a function without arguments
-    result: Any = None
-    depends: tuple = ()
-    until_s: float | None = None
-    send: Any = None
+    live: Any = None  # returns a tuple of the values that stand at the LIVE places of its nodes, in writing order
+    result: Any = None  # what JSON-RPC clients get where the tree does not say it: a JSON value, or an Error
+    depends: tuple = ()  # spaces of the store: the reply is sent again until one of them changes in any child,
+    until_s: float | None = None  # or until then, of the steady clock
+    send: Any = None  # send(written) returns the datagrams to send in its place, as an Answer has them
 
 
 class Refusal(NamedTuple):
-    """A built-in error. Text clients get one line, without the empty line of other replies.
-
-    error: what JSON-RPC clients get; with None they get the line too, as 3.x sends it where a request is no JSON.
-    shows_values, shows_reply: whether traces show the values of the arguments and the reply.
-    """
+    """A built-in error. Text clients get one line, without the empty line of other replies."""
 
     code: int
     reason: str
-    error: Error | None = None
-    shows_values: bool = True
-    shows_reply: bool = False
+    error: Error | None = None  # what JSON-RPC clients get; with None the line too, as 3.x sends it where a request is no JSON
+    shows_values: bool = True  # whether traces show the values of the arguments,
+    shows_reply: bool = False  # and the reply
 
 
 class Request(NamedTuple):
-    """What was asked: the values of the arguments in order, each text or None, and their names if any has one.
-
-    dialect: "text" or "jsonrpc". `id` keeps its JSON type; a request that is not `answered` is a notification.
-    `params` are those of a JSON-RPC request that names no command, for a catch-all.
-    """
+    """What was asked: the values of the arguments in order, each text or None, and their names if any has one."""
 
     name: str
     values: tuple = ()
     names: tuple | None = None
-    dialect: str = "text"
-    id: Any = None
-    answered: bool = True
-    params: Any = None
+    dialect: str = "text"  # or jsonrpc
+    id: Any = None  # of its JSON type
+    answered: bool = True  # else it is a notification
+    params: Any = None  # of a JSON-RPC request that names no command, for a catch-all
 
     @property
     def arguments(self) -> tuple:
@@ -273,26 +243,21 @@ def reply_too_long(size: int, limit: int = LIMIT) -> Refusal:
 
 
 class Exchange(NamedTuple):
-    """What was asked and answered; one object for as long as a client asks and gets the same.
-
-    `command` is empty for a request that names none of ours. `parameters` are its values (text or None each), None
-    where a trace has none. `reply` is None for built-in errors.
-    """
+    """What was asked and answered; one object for as long as a client asks and gets the same."""
 
     request: bytes
-    command: str
-    parameters: tuple | None
+    command: str  # empty for a request that names none of ours
+    parameters: tuple | None  # its values, text or None each; None where a trace has none
     code: int
     reason: str
-    reply: bytes | None
+    reply: bytes | None  # None for built-in errors
 
 
 class Answer(NamedTuple):
-    """What a datagram leads to: datagrams to send, each as (delay_s, bytes), and an Exchange for each request in it. In
-    place of a delay may stand a function that returns when it is time."""
+    """What a datagram leads to."""
 
-    datagrams: list
-    exchanges: list
+    datagrams: list  # to send, each as (delay_s, bytes); in place of a delay may stand a function that returns when it is time
+    exchanges: list  # an Exchange for each request in it
 
 
 SILENCE = Answer([], [])  # for a datagram that is a reply itself
@@ -316,7 +281,6 @@ LATER = Answer([], [])  # returned by a command that is going to call conclude()
 
 BLANKS = " \t\n\v\f\r"  # isspace() in the C locale, and nothing else
 INLINE_BLANKS = " \t\v\f\r"
-COLON, QUOTE = b':"'  # to look for one byte as an int is seven times as quick
 NAMES = re.compile(r"[^:\0]*|[^:\0\s]+:[^:\0\s]+")  # of commands; with the module in front, as 4.0 has them
 ARGUMENT = re.compile(r"""
     (?:(?P<name>[^":\n]*(?::(?!:)[^":\n]*)*)::)?[ \t\v\f\r]*"(?P<quoted>[^"]*(?:(?<=\\)"[^"]*)*)(?<!\\)"[ \t\v\f\r]*(?:\n|\Z)
@@ -329,8 +293,7 @@ def first_line(name: str) -> bytes | None:
 
 
 def read_first_line(data: bytes) -> bytes:
-    """What stands in a text request up to the first colon at the end of a line, which names the command; a name
-    may span lines."""
+    """What names the command in a text request: up to the first colon at the end of a line, for a name may span lines."""
     return data[:data.find(b":\n", 1) + 2]
 
 
@@ -338,20 +301,14 @@ def read_arguments(data: bytes) -> tuple[tuple, tuple | None]:
     """Read the arguments of a text request: their values in order, and their names, or None if none has a name."""
     if data[:1] == b"\0":
         return (), None
-    words = data.split(None, 1)  # at BLANKS
-    if len(words) == 1 and COLON not in data and QUOTE not in data:
-        return (decode(words[0]),), None
     body = decode(data)
-    if QUOTE in data:
+    if '"' in body:
         pairs = quoted_pairs(body)
     else:
-        lines = body.split("\n")
-        if " " in body or "\t" in body or "\v" in body or "\f" in body or "\r" in body:
-            lines = [line.strip(INLINE_BLANKS) for line in lines]
-        lines = list(filter(None, lines))
-        if COLON not in data or "::" not in body:
-            return tuple(lines), None
-        pairs = [read_line(line) for line in lines]
+        lines = tuple(filter(None, [line.strip(INLINE_BLANKS) for line in body.split("\n")]))
+        if "::" not in body:
+            return lines, None
+        pairs = [*map(read_line, lines)]
     names, values = zip(*pairs) if pairs else ((), ())
     return values, names if any(names) else None
 
@@ -382,33 +339,15 @@ def quoted_pairs(body: str) -> list[tuple]:
     return pairs
 
 
-# The JSON-RPC dialect of OpenSIPS 3.x is read as its parser, an early cJSON, reads it:
-#
-#     first value only, up to the first NUL; white space is any byte from 1 to 32
-#     number  = what C's strtod takes, once it begins with "-" or a digit
-#     string  = any bytes, control characters and broken UTF-8 as well; only the
-#               escapes of JSON, and of \u no NUL and no half of a surrogate pair
-#     object  = of a repeated name the first counts
-#
-# The standard library's decoder reads nearly every request in one call. Where
-# it says yes, cJSON says yes with the same value, but for the escapes in
-# DOUBTFUL; where it says no, read_lenient() decides.
+# The JSON-RPC dialect of OpenSIPS 3.x: the first value of a datagram counts, up
+# to the first NUL, and of a repeated name the first member. The standard library
+# reads nearly every request. Where it says yes, OpenSIPS' parser says yes with
+# the same value, but for the escapes in DOUBTFUL; where it says no, cjson.py
+# among the script's own plug-ins decides.
 
 JSON_START = re.compile(rb"[\x01-\x20]*[{\[]")  # how a datagram begins that is JSON-RPC when the dialect is "auto"
 JSON_BLANKS = "".join(map(chr, range(1, 33)))
 DOUBTFUL = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")  # escapes of a NUL or surrogate: cJSON knows no lone one
-
-
-STRING = (r'"(?P<string>[^"\\]*(?:\\(?:["\\/bfnrt]|u(?!0000|[dD][89a-fA-F])[0-9a-fA-F]{4}'
-          r'|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})[^"\\]*)*)')
-SCALAR = re.compile(STRING + r'(?:"|\Z)'  # the closing quote may be missing at the very end
-                    r"|(?P<number>(?=[-0-9])-?(?:0[xX][0-9a-fA-F]{1,16}"  # 64 bits of hexadecimal are plenty
-                    r"|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:inf(?:inity)?)))"
-                    r"|(?P<word>null|true|false)")
-NAME = re.compile(STRING + r'"[\x01-\x20]*:[\x01-\x20]*')
-OPENING = re.compile(r"(?:\[[\x01-\x20]*)+|{[\x01-\x20]*")  # what may open at once
-AFTER = re.compile(r"[\x01-\x20]*(?P<mark>[,\]}])[\x01-\x20]*")  # what may follow a value
-CLOSING = {"[": "]", "{": "}"}
 
 
 class Repeating(dict):
@@ -421,27 +360,11 @@ def json_object(pairs: list) -> dict:
     """A JSON object from its (name, value) pairs."""
     members = dict(pairs)
     if len(members) < len(pairs):
-        members = Repeating()
-        for name, value in pairs:
-            members.setdefault(name, value)
-        members.members = len(pairs)
+        members = tagged(Repeating({**members, **dict(reversed(pairs))}), members=len(pairs))
     return members
 
 
-def json_number(text: str):
-    """An int, or a float for a fraction, an infinity or an integer of thousands of digits."""
-    if "x" in text.lower():
-        return int(text, 16)
-    try:
-        return int(text)
-    except ValueError:  # no integer, or more digits than int() takes, since its time grows with their square
-        return float(text)
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=json_object, strict=False,
-                           parse_constant=lambda text: read_scalar(text, 0)[0])  # -Infinity, but not NaN
-SCALARS: dict[str, Callable] = {"string": lambda body: DECODER.decode(f'"{body}"'), "number": json_number,
-           "word": {"null": None, "true": True, "false": False}.get}
+DECODER = json.JSONDecoder(object_pairs_hook=json_object, strict=False, parse_constant=int)  # which refuses NaN and Infinity
 
 
 def read_json(data: bytes):
@@ -452,71 +375,16 @@ def read_json(data: bytes):
             return DECODER.raw_decode(text)[0]
         except (ValueError, RecursionError):  # not JSON, or nested too deep for the decoder
             pass
-    return read_lenient(text)
-
-
-def read_lenient(text: str):
-    """Read the JSON value that `text` begins with, as cJSON takes it, at any depth."""
-    levels: list[tuple] = []  # the open arrays and objects: (closing bracket, names, values)
-    at = 0
-    while True:
-        opening = OPENING.match(text, at)
-        if not opening:
-            value, at = read_scalar(text, at)
-        else:
-            levels += [(CLOSING[mark], [], []) for mark in opening.group() if mark in CLOSING]
-            if not text.startswith(levels[-1][0], opening.end()):
-                at = read_name(text, opening.end(), levels[-1])
-                continue
-            value, at = [] if levels.pop()[0] == "]" else {}, opening.end() + 1
-        while levels:  # the value is complete and belongs to the innermost open one, which may be complete in turn
-            closing, names, values = levels[-1]
-            values.append(value)
-            after = AFTER.match(text, at)
-            if not after or after["mark"] not in (closing, ","):
-                raise ParseError(f"neither a comma nor {closing} at {at}")
-            at = after.end()
-            if after["mark"] == ",":
-                at = read_name(text, at, levels[-1])
-                break
-            levels.pop()
-            value = json_object(list(zip(names, values))) if names else values
-        else:
-            return value
-
-
-def read_name(text: str, at: int, level: tuple) -> int:
-    """Read the name of the next member where an object is open; gives the position of the value."""
-    closing, names, _ = level
-    if closing == "]":
-        return at
-    match = NAME.match(text, at)
-    if not match:
-        raise ParseError(f"no name of a member at {at}")
-    names.append(SCALARS["string"](match["string"]))
-    return match.end()
-
-
-def read_scalar(text: str, at: int) -> tuple[Any, int]:
-    """Read the string, number or word at `at`; gives its value and where it ends."""
-    match = SCALAR.match(text, at)
-    if not match:
-        raise ParseError(f"no JSON value at {at}")
-    kind = match.lastgroup or ""
-    return SCALARS[kind](match[kind]), match.end()
-
-
-ID_TYPES = (str, int, float, type(None))
+    return lenient_reader()(text)
 
 
 def read_envelope(value) -> tuple[Request, Any]:
-    """A request and its params (list or dict, None when absent or empty, a Refusal when it is invalid) from one JSON
-    value. Members' names are known in any case, like in cJSON."""
-    members: dict[str, Any] = {}
+    """A request and its params (list or dict, None when absent or empty, a Refusal when it is invalid) from a JSON value."""
+    members: dict[str, Any] = {}  # by their names in any case, like in cJSON
     for name, item in value.items() if isinstance(value, dict) else ():
         members.setdefault(name.lower(), item)
     request_id, method, params = members.get("id"), members.get("method"), members.get("params", {})
-    if type(request_id) not in ID_TYPES:
+    if type(request_id) not in (str, int, float, type(None)):
         return Request("", dialect="jsonrpc"), INVALID_REQUEST
     if members.get("jsonrpc") != "2.0" or not isinstance(method, str) or not isinstance(params, (list, dict)):
         return Request("", dialect="jsonrpc", id=request_id), INVALID_REQUEST
@@ -579,17 +447,7 @@ def node_lines(nodes: Iterable[Node], indent: str) -> list[str]:
 
 def as_template(text: str) -> str:
     """A live reply as written, as a `%` template with %s for each LIVE value."""
-    return text.replace("%", "%%").replace(Live.MARK, "%s")
-
-
-def write_request(name: str, arguments: Iterable[tuple]) -> bytes:
-    """The text request that reads back as this command and these (name, value) pairs; ValueError if none can."""
-    request = encode(f":{name}:\n" + "".join(write_argument(*pair) for pair in arguments))
-    if first_line(name) is None:
-        raise ValueError(f"a command's name cannot hold NUL, and a colon only as MODULE:NAME: {name!r}")
-    if len(request) > LIMIT:
-        raise ValueError(f"the request has {len(request)} bytes, {LIMIT} is the most")
-    return request
+    return text.replace("%", "%%").replace(LIVE, "%s")
 
 
 def write_argument(name: str | None, value: str | None) -> str:
@@ -602,18 +460,13 @@ def write_argument(name: str | None, value: str | None) -> str:
         if name is None:
             raise ValueError("an argument needs a name or a value")
         return f"{label}\n"
-    if not needs_quotes(label, value):
+    if value and value.strip(BLANKS) == value and '"' not in value and "\n" not in value and (
+            label or not ("::" in value or value.startswith("\0"))):
         return f"{label}{value}\n"
     if value.endswith("\\"):
         raise ValueError(f"a value that needs quotes cannot end in a backslash: {value!r}")
     quoted = value.replace('"', '\\"')
     return f'{label}"{quoted}"\n'
-
-
-def needs_quotes(label: str, value: str) -> bool:
-    """Whether a value behind `label` (empty, or `name::`) would be misread without quotes."""
-    return (not value or value.strip(BLANKS) != value or '"' in value or "\n" in value
-            or (not label and ("::" in value or value.startswith("\0"))))
 
 
 # The bytes are those of cJSON's printer. Each array or object is written in one
@@ -624,10 +477,7 @@ HOLE = "\0"  # no JSON text has one of its own: in a string it is written \u0000
 
 
 def json_text(value, pretty: bool = False) -> str:
-    """A value as JSON text; TypeError for what JSON has not. Names of members are str.
-
-    pretty: as `pretty_printing` has it, a line for each member of an object and tabs for its depth.
-    """
+    """A value as JSON text; TypeError for what JSON has not. pretty: a line for each member of an object, tabs for its depth."""
     pieces, levels = [], [json_level(value, 1, pretty)]
     while levels:
         texts, nested = levels[-1]
@@ -641,10 +491,7 @@ def json_text(value, pretty: bool = False) -> str:
 
 
 def json_level(value, depth: int, pretty: bool) -> tuple[Iterator[str], Iterator]:
-    """A value's text around its holes, and the arrays and objects that fill them.
-
-    depth: 1 for the outermost. An array takes a level as well, but shows it only in the objects inside.
-    """
+    """A value's text around its holes, and the arrays and objects that fill them; depth: 1 for the outermost."""
     line, colon, space = ("\n" + "\t" * depth, ":\t", " ") if pretty else ("", ":", "")
     if isinstance(value, dict):
         members = [f"{quoted(name)}{colon}{WRITERS[type(item)](item)}" for name, item in value.items()]
@@ -679,35 +526,29 @@ class Writers(dict):
         raise TypeError(f"no JSON for a {kind.__name__}")
 
 
-class JsonText(str):
-    """A JSON value that is written already, without blanks."""
-
-
 quoted = json.encoder.encode_basestring  # escapes quote, backslash and controls: \b \f \n \r \t, else \u00xx
 WRITERS: dict[type, Callable] = Writers({
     str: quoted, JsonText: str.__str__, int: int.__repr__, float: json_float, bool: {True: "true", False: "false"}.get,
-    type(None): lambda none: "null", Live: str,
+    type(None): lambda none: "null",
     dict: lambda nested: HOLE, list: lambda nested: HOLE, tuple: lambda nested: HOLE})
 
 
 def write_jsonrpc(reply: Reply | Refusal, request: Request, form: JsonForm, pretty: bool = False) -> str:
     """The JSON-RPC form of a reply; in a live one LIVE values become %s and all else is made safe for `%`."""
-    live = None
-    if isinstance(reply, Refusal):
-        if reply.error is None:
-            return f"{reply.code} {reply.reason}"
-        outcome: Any = reply.error
-    else:
-        outcome, live = json_outcome(reply, form), reply.live
+    if isinstance(reply, Refusal) and reply.error is None:
+        return f"{reply.code} {reply.reason}"
+    outcome = json_outcome(reply, form)
     body = {"result": outcome}
     if isinstance(outcome, Error):
         body = {"error": {"code": outcome.code, "message": outcome.reason, **({"data": outcome.data} if outcome.data else {})}}
     text = json_text({"jsonrpc": "2.0", **body, "id": request.id}, pretty)
-    return text if live is None else as_template(text)
+    return text if isinstance(reply, Refusal) or reply.live is None else as_template(text)
 
 
-def json_outcome(reply: Reply, form: JsonForm):
+def json_outcome(reply: Reply | Refusal, form: JsonForm) -> Any:
     """The result of a reply as a JSON value, or an Error."""
+    if isinstance(reply, Refusal):
+        return reply.error
     if reply.result is not None:
         return reply.result
     if reply.code // 100 != 2:
@@ -740,7 +581,7 @@ def json_tree(nodes: Iterable[Node], form: JsonForm, nothing=None):
     if not members:
         return values or nothing
     plurals = {plural for plural, _ in form.plurals.values()}
-    tree = {name: json_member(name, items, name in plurals) for name, items in members.items()}
+    tree = {name: items if name in plurals else json_member(name, items) for name, items in members.items()}
     return {**tree, "values": values} if values else tree
 
 
@@ -752,34 +593,15 @@ def json_node(node: tuple, form: JsonForm):
     _, key = form.plurals.get(name, ("", name))
     item = {} if value is None else {key: value}
     item.update((label or "value", "" if text is None else text) for label, text in attributes)
-    inner = json_tree(children, form, None)
+    inner = json_tree(children, form)
     item.update(inner if isinstance(inner, dict) else {"values": inner} if inner else {})
     return item
 
 
 def json_nodes(value: Any) -> list[Node]:
-    """The MI tree of a JSON value, json_tree() the other way round: an object is nodes by its names, an array a node for
-    each item."""
-    if isinstance(value, dict):
-        return [node for name, item in value.items() for node in named_nodes(name, item)]
-    return named_nodes(None, value)
-
-
-def read_tree(text: str) -> list[Node]:
-    """The MI tree that a text reply shows: a TAB per level, `NAME:: VALUE`, attributes behind a second blank."""
-    levels: list[list] = [[]]
-    for line in text.split("\n") if text else []:
-        bare = line.lstrip("\t")
-        name, colons, rest = bare.partition(":: ")
-        attributes = []
-        if colons and rest.startswith(" "):
-            attributes = [tuple(item.split("=", 1)) for item in re.split(r" (?=[^\s=]+=)", rest[1:]) if "=" in item]
-        value = None if attributes else (rest or None) if colons else bare
-        depth = min(len(line) - len(bare), len(levels) - 1)
-        del levels[depth + 1:]
-        levels.append([])
-        levels[depth].append(Node(name if colons else None, value, tuple(attributes), levels[-1]))
-    return levels[0]
+    """The MI tree of a JSON value, json_tree() the other way round: an object is nodes by its names, an array one per item."""
+    members = value.items() if isinstance(value, dict) else [(None, value)]
+    return [node for name, item in members for node in named_nodes(name, item)]
 
 
 def named_nodes(name: str | None, value: Any) -> list[Node]:
@@ -791,10 +613,8 @@ def named_nodes(name: str | None, value: Any) -> list[Node]:
     return [Node(name, json_text(value) if isinstance(value, (bool, float)) else value)]
 
 
-def json_member(name: str, items: list, is_array: bool):
+def json_member(name: str, items: list):
     """The nodes of one name as a member: the node itself, or an array; if one of these is an object, then all are."""
-    if is_array:
-        return items
     if len(items) == 1:
         return items[0]
     if any(isinstance(item, dict) for item in items):
@@ -818,14 +638,9 @@ WORDS = {"yes": 1, "true": 1, "on": 1, "enable": 1, "no": 0, "false": 0, "off": 
 
 
 class Written(int):
-    """An integer of a configuration that remembers how it was written: Written(432, "0660")."""
+    """An integer of a configuration that remembers how it was written, as `text`."""
 
     text: str
-
-    def __new__(cls, value: int, text: str):
-        self = super().__new__(cls, value)
-        self.text = text
-        return self
 
 
 def string(value) -> str:
@@ -835,8 +650,8 @@ def string(value) -> str:
     return value
 
 
-def tagged(function: Any, **attributes: Any) -> Any:
-    """A function with attributes of ours."""
+def tagged(function: Any, /, **attributes: Any) -> Any:
+    """The function, or another object, with attributes of ours."""
     vars(function).update(attributes)
     return function
 
@@ -890,15 +705,6 @@ def file_mode(value) -> int:
     return int(value)
 
 
-def decimal_mode(value) -> str | None:
-    """The warning for a file mode written in decimal; None for the octal form."""
-    text = getattr(value, "text", "0")
-    if text.startswith("0"):
-        return None
-    octal = f"; octal is written 0{text}" if set(text) <= set("01234567") else ""
-    return f"{text} is decimal and means mode {value:04o}{octal}"
-
-
 def account(value):
     """Converter: a user or group: a name, or a number; None (-1) leaves it as it is."""
     if isinstance(value, str) and re.fullmatch(r"-?\d{1,10}", value):
@@ -915,17 +721,14 @@ def account(value):
 # The values of JSON-RPC parameters are converted exactly as OpenSIPS 3.4 does, then by the argument's own converter.
 
 INT_MIN, INT_MAX = -2**31, 2**31 - 1
-DECIMAL = re.compile("[+-]?[0-9]*")
 BAD_TYPE = "Bad type for parameter '%s'"
-BAD_ITEM = "Bad type for array item in parameter '%s'"
-EMPTY_ARRAY = "Empty array in parameter '%s'"
 
 
 def json_int(value, name: str, problem: str = BAD_TYPE) -> int:
     """The 32-bit int of parameter `name`: a number, or a string of digits, which wraps around like C's int."""
     if type(value) in (int, float):
         return saturated(value)
-    if not isinstance(value, str) or not value or not DECIMAL.fullmatch(value):
+    if not isinstance(value, str) or not re.fullmatch(r"(?=.)[+-]?[0-9]*", value):
         raise invalid_params(problem % name)
     digits = int(value.lstrip("+-")[-32:] or 0)  # 10**32 is a multiple of 2**32: digits before those change nothing
     return ((-digits if value[0] == "-" else digits) - INT_MIN) % 2**32 + INT_MIN
@@ -945,8 +748,8 @@ def json_array(value, name: str, item=json_string) -> list:
     if not isinstance(value, list):
         raise invalid_params(BAD_TYPE % name)
     if not value:
-        raise invalid_params(EMPTY_ARRAY % name)
-    return [item(one, name, BAD_ITEM) for one in value]
+        raise invalid_params(f"Empty array in parameter '{name}'")
+    return [item(one, name, "Bad type for array item in parameter '%s'") for one in value]
 
 
 def saturated(number) -> int:
@@ -966,14 +769,10 @@ class Address(NamedTuple):
         return f"udp:[{self.host}]:{self.port}" if ":" in self.host else f"udp:{self.host}:{self.port}"
 
 
-ADDRESS_FORMS = 'a UNIX path as "/run/midatagram/mi.sock" or "udp:HOST:PORT"'
-
-
 def address(value, strict: bool = True) -> Address:
-    """Converter: an Address as mi_datagram's socket_name has it; `udp:` in lower case, anything else is a path, but `strict`
-    refuses one that looks like another address. `udp:*:PORT` is all addresses."""
+    """Converter: an Address as mi_datagram's socket_name has it; `strict` refuses a path that looks like another address."""
     if not isinstance(value, str) or not value:
-        raise ValueError(f"takes {ADDRESS_FORMS}")
+        raise ValueError('takes a UNIX path as "/run/midatagram/mi.sock" or "udp:HOST:PORT"')
     if strict and (right := right_form(value)):
         raise ValueError(f"is written {right}, not {value}")
     if not value.startswith("udp:"):
@@ -996,12 +795,6 @@ def right_form(value) -> str | None:
     if not match or value.startswith("udp:"):
         return None
     return match[1] if value[:5].lower() == "unix:" else f"udp:{match[1] or value}"
-
-
-def odd_scheme(value) -> str | None:
-    """The warning for a path that looks like another kind of address."""
-    right = right_form(value)
-    return f'"{value}" is the path of a UNIX socket; UDP is written udp:HOST:PORT, in lower case: {right}' if right else None
 
 
 class Listener(NamedTuple):
@@ -1127,17 +920,14 @@ class Param(NamedTuple):
 
 
 class Stat(NamedTuple):
-    """A statistic: a counter that ctx.count adds to, or with `read` a figure asked for when wanted.
-
-    read() gives the figure, or {name: figure} for all statistics that have this function, which is called once for them.
-    dialect: the one whose requests it is shown to, text or jsonrpc; empty: both. shared: several modules may declare it.
-    """
+    """A statistic: a counter that ctx.count adds to, or with `read` a figure asked for when wanted. dialect: the one whose
+    requests it is shown to, text or jsonrpc; empty: both. shared: several modules may declare it."""
 
     name: str
     help: str
     group: str = ""
     resettable: bool = True
-    read: Callable[..., int | dict[str, int]] | None = None
+    read: Callable[..., int | dict[str, int]] | None = None  # the figure, or {name: figure} of all that have this function
     dialect: str = ""
     shared: bool = False
 
@@ -1155,65 +945,50 @@ class Event(NamedTuple):
 
 
 class JsonForm(NamedTuple):
-    """What is different about a command for JSON-RPC clients; the defaults follow from its signature and tree.
+    """What is different about a command for JSON-RPC clients; the defaults follow from its signature and tree."""
 
-    recipes: lists of parameter names it can be called with; the name of *rest takes an array.
-    order: parameters whose types are checked before the others; raw: those that get JSON values as they are.
-    check: called with the values by name before the command; plurals: node name -> (name of the array, name of the
-    node's own value); renamed: node name -> member name; errors: reason -> Error; listing: values as an array;
-    nameless: params by name are taken in the order in which they come, whatever their names, and an array as its items;
-    named: params are by name only.
-    """
-
-    recipes: list | None = None
-    order: tuple = ()
-    raw: tuple = ()
-    check: Callable[[dict], None] | None = None
-    plurals: dict = {}
-    renamed: dict = {}
-    errors: dict = {}
-    listing: bool = False
-    nameless: bool = False
-    named: bool = False
+    recipes: list | None = None  # lists of parameter names it can be called with; the name of *rest takes an array
+    order: tuple = ()  # parameters whose types are checked before the others
+    raw: tuple = ()  # parameters that get JSON values as they are
+    check: Callable[[dict], None] | None = None  # called with the values by name before the command
+    plurals: dict = {}  # node name -> (name of the array, name of the node's own value)
+    renamed: dict = {}  # node name -> member name
+    errors: dict = {}  # reason -> Error
+    listing: bool = False  # the values as an array
+    nameless: bool = False  # params are taken in the order in which they come, whatever their names, and an array as its items
+    named: bool = False  # params are by name only
 
 
 class CommandTag(NamedTuple):
     """What @command keeps on a function."""
 
-    name: str
+    name: str  # "*" for a catch-all, which is asked, in load order, for names that no command has; None passes them on
     help: str | None
-    input: bool
-    pure: bool
-    bind: Callable[[Request], Iterable] | None
+    input: bool  # False: arguments are never read, even malformed ones
+    pure: bool  # the reply depends on the request alone
+    bind: Callable[[Request], Iterable] | None  # makes the values from a text request's arguments itself
     json: JsonForm
-    timed: bool
-    converters: dict
-    also: str = ""
-    replace: bool = False
+    timed: bool  # whether handler_timeout holds
+    converters: dict  # of arguments and options
+    also: str = ""  # its name in OpenSIPS 4.0, MODULE:NAME unless given
+    replace: bool = False  # it takes the place of another module's command
 
 
-NO_FORM = JsonForm()
 
 
-def command(name=None, *, input=True, pure=False, help=None, bind=None, json=NO_FORM, timed=True, also="", replace=False,
+def command(name=None, *, input=True, pure=False, help=None, bind=None, json=None, timed=True, also="", replace=False,
             **converters):
     """Make a function an MI command: `@command`, or `@command("name", times=integer(1, 9))`.
 
-    The function takes a Context and the arguments; its signature says which are required, its docstring is
-    the help. `input=False`: arguments are never read, even malformed ones. `pure=True`: the reply depends on
-    the request alone. Keywords that are arguments of the function name their converters. `bind` makes the values
-    from a text request's arguments itself; `json` is what differs for JSON-RPC clients. `timed=False`: handler_timeout
-    does not hold. `also`: its name in OpenSIPS 4.0, `MODULE:NAME` unless given. `replace=True`: it takes the place of another
-    module's command. Keyword-only arguments are options: they have a default and are given by name in both dialects. The
-    name "*" makes a catch-all: it is asked, in load order, for names that no command has, and returns None to pass the
-    request on. A function may return a Reply, a dict or list, or what has get(), which waits.
+    The function takes a Context and the arguments; its signature says which are required, keyword-only ones are options by
+    name, its docstring is the help. It returns a Reply, a dict or list, or what has get(), which waits. Keywords that are
+    arguments of the function name their converters, all others are fields of CommandTag.
     """
 
     def tag(function, name=name):
-        text = function.__doc__ if help is None else help
-        function.mi_command = CommandTag(function.__name__ if name is None else name, text, input, pure, bind, json, timed,
-                                          converters, also, replace)
-        return function
+        return tagged(function, mi_command=CommandTag(
+            function.__name__ if name is None else name, function.__doc__ if help is None else help, input, pure, bind,
+            json or JsonForm(), timed, converters, also, replace))
 
     return tag(name, name.__name__) if callable(name) else tag
 
@@ -1221,49 +996,37 @@ def command(name=None, *, input=True, pure=False, help=None, bind=None, json=NO_
 def around(*names, cached=None):
     """Put a function around the answering of all datagrams, or of those with these commands: `@around`, `@around("ps")`.
 
-    f(ctx, request, proceed) returns an Answer: that of proceed(), changed or not, or one of its own. It is called once for
-    each datagram; the name of the request is empty for a batch and for what is malformed. `ctx.data` are the bytes.
-    It may return a Reply as well. With `cached`, cached replies go their quick way: before one is sent, cached(ctx, trace)
-    is called with its Trace, and f only if that returns False.
+    f(ctx, request, proceed) returns a Reply or an Answer: that of proceed(), changed or not, or another. It is called once for
+    each datagram, with an unnamed request for a batch and for what is malformed. With `cached`, cached(ctx, trace) is called
+    before a cached reply is sent, and f only if that returns False.
     """
-
-    def tag(function, names=names):
-        function.mi_around, function.mi_cached = names, cached
-        return function
-
-    return tag(names[0], ()) if names and callable(names[0]) else tag
+    if names and callable(names[0]):
+        return tagged(names[0], mi_around=(), mi_cached=cached)
+    return functools.partial(tagged, mi_around=names, mi_cached=cached)
 
 
 def every(seconds: float, where: str = "each"):
     """Run a function of a Context again and again, in each child or in one of them; ValueError for another `where`."""
     if where not in ("each", "one"):
         raise ValueError(f'where is "each" or "one", not "{where}"')
-
-    def tag(function):
-        function.mi_every = (seconds, where)
-        return function
-
-    return tag
+    return functools.partial(tagged, mi_every=(seconds, where))
 
 
 def trace_destination(function):
     """Tag the function of a Context that gives {name: destination} for tracing, see plugins/tracing.py.
 
     A destination has open(), write(list of Trace) and close(), which may block and raise OSError; reopen() for SIGUSR1,
-    check() before each write and packets_per_trace if it wants. The function opens nothing. A destination of None is
-    declared but cannot be traced to; the plug-in warns of it.
+    check() before each write and packets_per_trace if it wants. One that is None cannot be traced to.
     """
-    function.mi_trace_destination = True
-    return function
+    return tagged(function, mi_trace_destination=True)
 
 
 class Trace(NamedTuple):
-    """When an exchange took place (seconds since the epoch), and between which socket addresses: (host, port, ...) of
-    UDP, a path or None of UNIX."""
+    """When an exchange took place, and between which sockets."""
 
-    requested_s: float
+    requested_s: float  # seconds since the epoch
     replied_s: float
-    client: Any
+    client: Any  # a socket address: (host, port, ...) of UDP, a path or None of UNIX
     server: Any
     exchange: Exchange
 
@@ -1294,28 +1057,16 @@ class Context:
         return self.own.server.registry.modules_by_name[name].namespace
 
     def view(self, space: str, apply: Callable[[dict, str, str | None], None]) -> dict:
-        """This child's picture of a space of the store: a dict that apply(view, key, value or None) keeps up to date, which
-        is called for each key that changed since last time."""
-        return self.own.server.view(space, apply)
+        """This child's picture of a space of the store: apply(view, key, value or None) is called for each key that changed."""
+        return self.own.server.view_of(space, apply).now()
 
     def raise_event(self, name: str, **attributes) -> int:
         """Send one of the declared events to its subscribers; gives how many were sent to."""
         return self.own.server.raise_event(name, attributes)
 
-    @property
-    def log(self):
-        """The logger of this module."""
-        return self.own.server.logger(self.own.name)
-
-    @property
-    def store(self):
-        """The key-value store that all children share."""
-        return self.own.server.store
-
-    @property
-    def server(self):
-        """The process that serves; for the core's own commands."""
-        return self.own.server
+    log = property(lambda self: self.own.server.logger(self.own.name), doc="The logger of this module.")
+    store = property(operator.attrgetter("own.server.store"), doc="The key-value store that all children share.")
+    server = property(operator.attrgetter("own.server"), doc="The process that serves; for the core's own commands.")
 
     def refuse(self, param: str, message: str, nth: int = -1):
         """End the start, naming the nth modparam line of `param` (init only)."""
@@ -1323,17 +1074,14 @@ class Context:
 
 
 class Module:
-    """A plug-in as loaded: its rows and tagged functions, its settings, later its counters.
+    """A plug-in as loaded, from the names its file defines: rows and tagged functions, settings, later counters; ConfigError."""
 
-    namespace: the names the plug-in's file defines. ConfigError(path, line) for what is wrong in it.
-    """
-
-    ROWS = (("PARAMS", Param), ("STATS", Stat), ("EVENTS", Event))
     HOOKS = ("init", "registered", "load", "child_init", "destroy", "cache")
 
     def __init__(self, name: str, namespace: dict, path: str = "midatagram.py", line_of: Callable = lambda word: 0):
         self.name, self.path = name, path
-        rows = {word: self.checked_rows(namespace, word, kind, line_of) for word, kind in self.ROWS}
+        kinds = {"PARAMS": Param, "STATS": Stat, "EVENTS": Event}
+        rows = {word: self.checked_rows(namespace, word, kind, line_of) for word, kind in kinds.items()}
         self.params = {param.name: param for param in rows["PARAMS"]}
         reads = {read: functools.partial(read, Context(self)) if read and inspect.signature(read).parameters else read
                  for read in [stat.read for stat in rows["STATS"]]}
@@ -1355,8 +1103,6 @@ class Module:
         self.db_url = ""  # the database of all modules, in place of their own
         self.calls: list[tuple] = []  # in the routing script, see calls()
         self.settle: Callable[[Iterable[Module]], None] = lambda modules: None  # called with all modules once they are set up
-
-
 
     def checked_rows(self, namespace: dict, word: str, kind: Any, line_of: Callable) -> list:
         """The rows a plug-in lists under `word`, all of one kind and with names of their own."""
@@ -1406,10 +1152,7 @@ BAD_PARAMETER = Error(400, "Bad parameter")
 
 
 class Command:
-    """A command as registered: the function, and what its signature and tag say.
-
-    ConfigError with the function's line when they do not fit each other.
-    """
+    """A command as registered: the function, and what its signature and tag say; ConfigError if they do not fit each other."""
 
     def __init__(self, module: Module, function: Any):
         tag: CommandTag = function.mi_command
@@ -1436,18 +1179,11 @@ class Command:
         if lacking:
             raise self.refusal(f'has a JSON recipe without "{lacking[0]}", which it requires')
         if self.options:
-            self.bind, self.function = self.bind_named, lambda ctx, given, *values: function(ctx, *values, **given)
+            shared("command_options", self.path, f'command "{self.name}" has options, ').Options(self)
 
     def refusal(self, message: str) -> ConfigError:
         """What is wrong with this command."""
         return ConfigError(self.path, self.line, f'command "{self.name}" {message}')
-
-    def check_answer(self) -> None:
-        """ConfigError where it can be seen that the function answers nothing."""
-        if inspect.iscoroutinefunction(self.written):
-            raise self.refusal("is an async def, which nobody awaits; write def, gevent lets others have their turn")
-        if self.name != "*" and returns_nothing(self.written):
-            raise self.refusal("returns nothing; it must return a Reply")
 
     def signature(self) -> tuple[list, list, str]:
         """Names of the required and optional arguments and of *rest (empty: none), without the Context."""
@@ -1461,26 +1197,18 @@ class Command:
         self.defaults = {p.name: p.default for p in plain}
         return required, [p.name for p in plain[1 + len(required):]], rest[0] if rest else ""
 
-
-
     def bind_json(self, params) -> tuple[tuple, tuple, list]:
-        """The arguments' values and names, and the values to call the function with, from JSON-RPC params.
-
-        Types are checked in the order in which OpenSIPS' handlers look at them.
-        """
-        options = {name: params[name] for name in self.options if name in params} if isinstance(params, dict) else {}
-        given, rest = self.named_params({name: params[name] for name in params if name not in options} if options else params)
-        form, values = self.tag.json, {}
-        for name in sorted(given, key=lambda name: name not in form.order):
+        """The arguments' values and names, and the values to call the function with, from JSON-RPC params."""
+        given, rest = self.named_params(params)
+        form, values = self.form, {}
+        for name in sorted(given, key=lambda name: name not in form.order):  # as OpenSIPS' handlers look at them
             values[name] = given[name] if name in form.raw else self.json_value(name, given[name])
         if form.check:
             form.check(values)
-        given = {**given, **options}
         shown, names = tuple(map(text_of, [*given.values(), *rest])), (*given, *[None] * len(rest))
         if not self.input:
             return shown, names, []
-        called = [self.option_values(options)] if self.options else []
-        called += [values.get(name, self.defaults[name]) for name in self.names]
+        called = [values.get(name, self.defaults[name]) for name in self.names]
         more = values.get(self.rest, []) if self.rest else []
         return shown, names, [*called, *more, *[self.json_value(self.rest, value, alone=True) for value in rest]]
 
@@ -1501,12 +1229,10 @@ class Command:
             raise invalid_params("Too few or too many parameters")
         if by_position and len(fitting) > 1:
             raise invalid_params("Ambiguous call, use named parameters instead")
-        if by_position:
-            return dict(zip(fitting[0], params)), []
-        for recipe in fitting:
-            if all(name in params for name in recipe):
-                return {name: params[name] for name in recipe}, []
-        raise invalid_params("Named parameters do not match")
+        recipe = next((recipe for recipe in fitting if by_position or all(name in params for name in recipe)), None)
+        if recipe is None:
+            raise invalid_params("Named parameters do not match")
+        return dict(zip(recipe, params if by_position else map(params.get, recipe))), []
 
     def json_value(self, name: str, value, alone: bool = False):
         """One JSON value as its argument's converter wants it; an array for *rest, unless it is one `alone`."""
@@ -1532,46 +1258,11 @@ class Command:
         except ValueError:
             raise BAD_PARAMETER from None
 
-    def bind_named(self, request: Request) -> list:
-        """As bind_text(), with the options before the values; Error."""
-        named = [(name if name in self.options else None, value) for name, value in request.arguments]
-        unknown = [name for name in request.names or () if name and name not in (*self.options, *self.names, self.rest)]
-        if unknown:
-            raise Error(400, f'no option "{unknown[0]}"{nearest(unknown[0], self.options)}')
-        values = tuple(value or "" for name, value in named if name is None)
-        options = self.option_values({name: value for name, value in named if name})
-        return [options, *self.bind_text(request._replace(values=values, names=None))]
-
-    def option_values(self, given: dict) -> dict:
-        """The options that are given, through their converters; Error."""
-        values, name = {}, ""
-        try:
-            for name, value in given.items():
-                values[name] = self.tag.converters.get(name, string)(text_of(value) or "")
-        except ValueError as error:
-            raise Error(400, f"{name} {error}") from None
-        return values
-
     def signature_line(self) -> str:
         """The command with its arguments, as help shows it."""
         parts = [self.name, *(name.upper() for name in self.required), *(f"[{name.upper()}]" for name in self.optional)]
         parts += [f"[{self.rest.upper()}...]"] if self.rest else []
         return " ".join(parts + [f"[{name}={name.upper()}]" for name in self.options])
-
-
-def returns_nothing(function: Any) -> bool:
-    """Whether it is sure that a function ends with None unless it raises: all that it names are modules, classes and built-in
-    functions. Others may be there to raise, or to end the process."""
-    code = getattr(function, "__code__", None)
-    if not code or code.co_freevars or any(isinstance(constant, types.CodeType) for constant in code.co_consts) or \
-            code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
-        return False
-    known = {**globals(), **vars(builtins), **function.__globals__}
-    steps = list(dis.get_instructions(code))
-    ends = [step if step.opname == "RETURN_CONST" else before for before, step in zip(steps, steps[1:])
-            if step.opname in ("RETURN_CONST", "RETURN_VALUE")]
-    return bool(ends) and all("CONST" in step.opname and step.argval is None for step in ends) and all(
-        isinstance(known.get(name), (type, types.ModuleType, types.BuiltinFunctionType)) for name in code.co_names)
 
 
 def text_of(value) -> str | None:
@@ -1580,27 +1271,24 @@ def text_of(value) -> str | None:
 
 
 class Statistics(dict):
-    """By what get_statistics can be asked for, a name, a group in any case as `core:`, or `all`: lists of Stat, empty for
-    what is not known."""
+    """Lists of Stat, by what get_statistics can be asked for: a name, a group in any case as `core:`, or `all`."""
 
     def __missing__(self, name: str) -> list[Stat]:
         return self.get(name.lower(), []) if name.endswith(":") else []
 
 
 class Registry:
-    """All commands, statistics and events of the loaded modules by name; ConfigError for a name used twice.
+    """All commands, statistics and events of the loaded modules by name, without those commands that are switched off, by any
+    of their names; ConfigError for a name used twice. registered(ctx, registry) of a plug-in may leave out others, and replace
+    names_of()."""
 
-    switched_off: commands that are left out, by any of their names; registered(ctx, registry) of a plug-in may leave out others
-    and replace names_of(); full_names: those of 4.0 are listed, and short ones known, in modules that are `renamed` without those
-    of before.
-    """
+    full_names = False  # whether commands are listed under those of 4.0
 
-    def __init__(self, modules: Iterable[Module], switched_off: Container[str] = (), full_names: bool = False,
-                 renamed: tuple = ()):
+    def __init__(self, modules: Iterable[Module], switched_off: Container[str] = ()):
         self.modules = list(modules)
         self.modules_by_name = {module.name: module for module in self.modules}
         self.names: dict[str, Command] = {}  # by all names of each
-        self.ambiguous: dict[str, Refusal] = {}  # short names that several have
+        self.ambiguous: dict[str, Error] = {}  # short names that several have
         self.catch_alls: list[Command] = []
         self.wrappers: list[tuple] = []  # (module, function, names of commands or none for all)
         self.around: Any = None  # what puts them around the answering
@@ -1624,13 +1312,7 @@ class Registry:
                 module.hooks["registered"](Context(module), self)
         for command in [command for name, command in self.names.items() if name in switched_off]:
             self.names.pop(command.name, None), self.names.pop(command.full_name, None)
-        commands = dict.fromkeys(self.names.values())
-        self.commands = {command.full_name if full_names else command.name: command for command in commands}  # as listed
-        for command in commands:
-            if command.module.name in renamed:
-                del self.names[command.name]
-        if full_names:
-            self.add_short_names()
+        self.commands = {command.name: command for command in self.names.values()}  # as listed
 
     def add_command(self, command: Command) -> None:
         """Register a command under its names, or as a catch-all."""
@@ -1642,41 +1324,27 @@ class Registry:
                 raise command.refusal(f"is there already: {first.path}:{first.line}")
             if command.tag.replace and not first.tag.replace:
                 self.names[name] = command
-        command.check_answer()
 
     def names_of(self, name: str) -> tuple:
         """All names of the command that has this one, for lists of commands."""
         command = self.known.get(name)
         return (command.name, command.full_name) if command else (name,)
 
-    def add_short_names(self) -> None:
-        """Know commands by 4.0's names without a module, and refuse those that several commands have."""
-        short: dict[str, list] = {}
-        for command in self.commands.values():
-            short.setdefault(command.full_name.partition(":")[2], []).append(command)
-        for name, (command, *others) in short.items():
-            self.names[name] = command
-            if others:
-                full_names = f"supported names: {', '.join([one.full_name for one in (command, *others)])}"
-                self.ambiguous[name] = NOT_AVAILABLE._replace(error=Error(-32001, "Method ambiguous", full_names))
-                del self.names[name]
-
     @functools.cached_property
     def catch_all(self) -> Command | None:
         """Stands where a request names no command: asks the catch-alls in turn; None if there are none."""
+        @command("*", input=bool(self.wrappers) or any(one.input for one in self.catch_alls),
+                 timed=all(one.timed for one in self.catch_alls))
         def ask_all(ctx: Context, *values: str) -> Any:
             """Ask for a name that no command has."""
-            for command in self.catch_alls:
-                given = values if command.rest else ()
-                reply = command.function(Context(command.module, ctx.request, ctx.caller, ctx.data), *given)
+            for one in self.catch_alls:
+                given = values if one.rest else ()
+                reply = one.function(Context(one.module, ctx.request, ctx.caller, ctx.data), *given)
                 if reply is not None:
                     return reply
             return NOT_AVAILABLE
 
-        read = bool(self.wrappers) or any(command.input for command in self.catch_alls)
-        timed = all(command.timed for command in self.catch_alls)
-        tag = CommandTag("*", "", read, False, None, NO_FORM, timed, {})
-        return Command(Module("", {}), tagged(ask_all, mi_command=tag)) if self.catch_alls else None
+        return Command(Module("", {}), ask_all) if self.catch_alls else None
 
     def add_stat(self, module: Module, stat: Stat) -> None:
         """Register a statistic under its group; its name alone means the first of that name."""
@@ -1880,7 +1548,8 @@ class JsonRpc:
             values = tuple(map(text_of, items))
             return Call(self, self.catch_all, request._replace(values=values, names=names, params=params), values)
         if command is NO_COMMAND:
-            refusal = params if isinstance(params, Refusal) else self.ambiguous.get(request.name, NOT_AVAILABLE)
+            error = self.ambiguous.get(request.name, NOT_AVAILABLE.error)
+            refusal = params if isinstance(params, Refusal) else NOT_AVAILABLE._replace(error=error)
             return Call(self, NO_COMMAND, request, None, refusal)
         try:
             values, names, called = command.bind_json(params)
@@ -2234,48 +1903,27 @@ FORMS = {re.split(r"\W", form)[0]: form for form in (
 M4 = re.compile(r"^(?:(?:define|undefine|divert|changequote|s?include|ifdef|ifelse)\(|dnl\b)", re.M)  # what an m4 source has
 
 
-class Release(NamedTuple):
-    """What one release of OpenSIPS does differently from others: `version` of it, whether commands are listed under their full
-    names and short ones known, (module, parameter) -> default, and modules whose commands have lost their names of before."""
-
-    version: str = ""
-    full_names: bool = False
-    defaults: dict = {}
-    renamed: tuple = ()
-
-
-RELEASES = {"midatagram": Release(), "2.4": Release("2.4.11"), "3.4": Release("3.4.18"),
-            "4.0": Release("4.0.1", True, {("usrloc", "use_domain"): 1}, ("domain", "nathelper", "pike", "rtpproxy"))}
-
-
 class Token(NamedTuple):
-    """A piece of a configuration: string, number, word, end, or itself (a mark, a word of FORMS); the line it starts on."""
+    """A piece of a configuration."""
 
-    kind: str
+    kind: str  # string, number, word, end, or itself: a mark, a word of FORMS
     value: str
-    line: int
+    line: int  # that it starts on
 
 
 class Directive(NamedTuple):
-    """A statement: `word` is the first word of one of ours, or for another, whose first word is its argument,
-    `passed`, `stray` if that is a mark."""
+    """A statement."""
 
-    word: str
+    word: str  # the first of one of ours; for another, whose first word is its argument, `passed`, `stray` if that is a mark
     args: tuple
     path: str
     line: int
 
 
-def unescape(body: str) -> str:
-    """The text of a "string" with OpenSIPS' escapes replaced."""
-
-    def replace(match: re.Match) -> str:
-        escape = match.group(1)
-        if escape in ESCAPED:
-            return ESCAPED[escape]
-        return decode(bytes([int(escape[1:], 16) if escape[0] == "x" else int(escape, 8) & 255]))
-
-    return ESCAPE.sub(replace, body)
+def unescaped(match: re.Match) -> str:
+    """What an ESCAPE in a "string" stands for."""
+    escape = match[1]
+    return ESCAPED[escape] if escape in ESCAPED else decode(bytes([int(f"0{escape}", 16 if escape[0] == "x" else 8) & 255]))
 
 
 def read_number(text: str, path: str, line: int) -> Written:
@@ -2285,7 +1933,7 @@ def read_number(text: str, path: str, line: int) -> Written:
     if not re.fullmatch(r"0|[1-9][0-9]*|0x[0-9a-fA-F]+|0[0-7]+", digits) or int(digits, base) >= 2**31:
         octal = "; after a first 0, which means octal, come digits from 0 to 7" if re.fullmatch("0[0-9]+", digits) else ""
         raise ConfigError(path, line, f"not an integer: {digits} (decimal 10, octal 0660 or 0x1f, below 2^31){octal}")
-    return Written(int(text, base), text.lstrip("+"))
+    return tagged(Written(int(text, base)), text=text.lstrip("+"))
 
 
 def read_comment(text: str, at: int, path: str, line: int) -> str:
@@ -2299,19 +1947,16 @@ def read_comment(text: str, at: int, path: str, line: int) -> str:
 
 
 def tokens(text: str, path: str) -> Iterator[Token]:
-    """The tokens of a configuration, without blanks and comments; a string ends at a NUL.
-
-    A string over several lines whose closing quote is followed by what opens another one was never closed.
-    """
+    """The tokens of a configuration, without blanks and comments; a string ends at a NUL."""
     at, line = 0, 1
     while match := TOKEN.match(text, at):
         kind, body = str(match.lastgroup), match.group()
         if kind == "comment":
             body = read_comment(text, at, path, line)
         elif kind == "string":
-            if "\n" in body and re.match(r"[\w$/\[]", text[match.end():match.end() + 1]):
+            if "\n" in body and re.match(r"[\w$/\[]", text[match.end():match.end() + 1]):  # that quote opens another one
                 raise ConfigError(path, line, f"no closing {body[0]} for the string that starts here")
-            inner = body[1:-1] if body[0] == "'" else unescape(body[1:-1])
+            inner = body[1:-1] if body[0] == "'" else ESCAPE.sub(unescaped, body[1:-1])
             yield Token(kind, inner.partition("\0")[0], line)
         elif body in ("'", '"'):
             raise ConfigError(path, line, f"no closing {body} for the string that starts here")
@@ -2322,10 +1967,7 @@ def tokens(text: str, path: str) -> Iterator[Token]:
 
 
 class ConfigReader:
-    """Reads a configuration and the files it includes into directives.
-
-    read: path -> text, or None when there is no such file. Raises ConfigError.
-    """
+    """Reads a configuration and the files it includes into directives; read: path -> text, or None for no file. ConfigError."""
 
     def __init__(self, read: Callable[[str], str | None], depth: int = 0):
         self.read_file, self.depth = read, depth
@@ -2376,26 +2018,24 @@ class ConfigReader:
         return args
 
     def value(self, form: str, is_name: bool) -> str | Written:
-        """Read a value: text, which may be folded into several strings, or an integer with its sign; WORDS are integers,
-        another bare word may only be a name."""
+        """Read a value: text, which may be folded into several strings, an integer with its sign, one of WORDS, or a name."""
         token = self.next()
         if token.kind in ("+", "-") and self.tokens[self.at].kind == "number":
-            return read_number(token.value + self.next().value, self.path, token.line)
+            token = Token("number", token.value + self.next().value, token.line)
         if token.kind == "number":
             return read_number(token.value, self.path, token.line)
         if token.kind == "word" and token.value in WORDS:
-            return Written(WORDS[token.value], token.value)
+            return tagged(Written(WORDS[token.value]), text=token.value)
         if token.kind == "string":
-            return "".join([token.value, *self.folded()])
+            parts = [token.value]
+            while self.tokens[self.at].kind == "string":
+                parts.append(self.next().value)
+            return "".join(parts)
         if token.kind == "word" and is_name:
             return token.value
         raise ConfigError(self.path, token.line, f'"{token.value}" is neither in quotes nor an integer; '
                           f"the form is {form}{nearest(token.value, WORDS)}")
 
-    def folded(self) -> Iterator[str]:
-        """Read the strings that go on where one ends."""
-        while self.tokens[self.at].kind == "string":
-            yield self.next().value
 
     def include(self, word: str, name: str, line: int) -> None:
         """Read a file in place: as named, else beside the including file; import_file may be missing."""
@@ -2497,10 +2137,8 @@ ATTENDANT = 1  # the parent's row; row 0 holds the sums of the last reset, which
 
 
 class Counters:
-    """64-bit counters in shared memory: BLOCKS of ROWS of BLOCK columns. Each block's first slot is the rows in use.
-
-    They are set one by one, which no other process can see half done; struct.pack_into() would zero them first.
-    """
+    """64-bit counters in shared memory: BLOCKS of ROWS of BLOCK columns. Each block's first slot is the rows in use. They are
+    set one by one, which no other process can see half done; struct.pack_into() would zero them first."""
 
     def __init__(self):
         self.slots = memoryview(mmap.mmap(-1, BLOCKS * ROWS * BLOCK * SLOT)).cast("q")
@@ -2530,8 +2168,6 @@ class Counters:
                 self.blocks += 1
             self.columns[key] = room.pop()
         return self.columns[key]
-
-
 
     def set(self, column: int, value: int) -> None:
         """Make the sum of a column that nobody adds to `value`: in row 0, which all processes write."""
@@ -2573,23 +2209,18 @@ class Reader(Watched):
 def unless_changed(look: Callable[[], Any], snapshot: Any) -> Callable[[], tuple]:
     """The `live` of a reply that holds as long as look() returns this snapshot: it returns no values, and raises LookupError,
     for which the command is called again, when the snapshot is another. Not the first time, when the reply is written."""
-    first = True
+    calls = itertools.count()
 
     def live() -> tuple:
-        nonlocal first
-        if not first and look() != snapshot:
+        if next(calls) and look() != snapshot:
             raise LookupError
-        first = False
         return ()
 
     return live
 
 
 class Processes:
-    """The process table: a row each, the same as in Counters. Fields are 64-bit integers.
-
-    Row 0 has the number of rows in use in place of a pid, and the levels that hold for all.
-    """
+    """The process table: a row each, as in Counters. Row 0 has the number of rows in use, and the levels that hold for all."""
 
     FIELDS = ("pid", "rank", "state", "own_level", "level", "xlog_level")
     FREE, STARTING, SERVING, STOPPING = range(4)
@@ -2656,8 +2287,7 @@ FULL = "database or disk is full"  # SQLite's words
 class Store:
     """A key-value store with expiry that all processes share; keys and values are text, a key belongs to a space.
 
-    Each child opens its own connection at first use, the attendant none. All greenlets of a child share it, so that
-    none gives way within a transaction. Times are of the steady clock. Whatever fails is a StoreError.
+    Each child has one connection, so none of its greenlets gives way within a transaction. Times are of the steady clock.
     A row has the version of its last change. One of a removed key has no value, and minus the time of removal as its expiry.
     """
 
@@ -2703,11 +2333,8 @@ class Store:
     # What others use.
 
     def version(self, space: str) -> int:
-        """A number that every change of a space raises; -1 while one is under way, 0 if nothing was ever in it.
-
-        A writer sets `begun` before it commits, when it has the lock, and `committed` afterwards. If it is killed in
-        between they stay different. Who remembers what it reads asks for the version before it reads.
-        """
+        """A number that every change of a space raises; -1 while one is under way, 0 if nothing was ever in it. Who remembers
+        what it reads asks for it before. A writer sets `begun` and then commits, and `committed` if it is not killed."""
         slot = hash(space) % SPACES
         begun = self.begun[slot]
         return begun if self.committed[slot] == begun else -1
@@ -2763,8 +2390,8 @@ class Store:
     def change(self, space: str, key: str, function: Callable, lifetime_s: float | None = None) -> str | None:
         """Put function(value) in the place of a value, in one step for all processes; returns the new value.
 
-        The function gets the text or None and returns the new one, or None for none; it must not wait for anything, and is
-        called again if the store is full. lifetime_s: how long the new value lasts, 0: for good, None: as the old one.
+        The function must not wait, and is called again if the store is full; None is no value. lifetime_s: how long the new
+        value lasts, 0: for good, None: as the old one.
         """
         names = encode(space), encode(key)
         mine: tuple = ()
@@ -2814,8 +2441,7 @@ class Store:
         return self.shared[NEWEST]
 
     def unchanged(self, spaces: tuple, since: int, until_s: float | None) -> Callable[[], tuple]:
-        """The `live` of a reply that holds as long as these spaces are as they were at `since`, and until a moment; see
-        unless_changed()."""
+        """See unless_changed(): the reply holds as long as these spaces are as they were at `since`, and until a moment."""
         def look() -> list | None:
             return [self.version(space) for space in spaces] if until_s is None or self.now_s() < until_s else None
 
@@ -2870,15 +2496,13 @@ class Store:
     # result, and by how many bytes the store grows.
 
     def purge_slice(self, run: Callable, version: int, full: bool) -> tuple:
-        """Delete some of what expired, and of what was removed a while ago, or at any time if full; the result is whether
-        there was any."""
+        """Delete some of what expired, and of what was removed a while ago, or at any time if full; returns if there was any."""
         now_s = self.now_s()
         rows = run(self.EXPIRED, (-now_s if full else REMOVED_S - now_s, now_s, FEW_ROWS if full else SLICE_ROWS)).fetchall()
         return bool(rows), self.delete(run, [(space, key, row_bytes(key, value), seq) for space, key, value, seq in rows])
 
     def delete(self, run: Callable, rows: list[tuple]) -> int:
-        """Delete rows: (space, key, row_bytes(), the version of a change that changes() cannot report any more); by how many
-        bytes the store grows."""
+        """Delete rows: (space, key, row_bytes(), version that changes() can report no more); by how much the store grows."""
         for space, key, _, version in rows:
             run(self.DELETE, (space, key))
             slot = hash(decode(space)) % SPACES
@@ -2920,19 +2544,17 @@ class Store:
         return connection
 
     def write(self, space: str, step: Callable) -> Any:
-        """Do a step in one transaction, which gives the space a new version; returns the result of the step.
-
-        If the store is full the step is done anew once what expired is deleted.
-        """
-        def act(run: Callable) -> Any:
+        """Do a step in one transaction, which gives the space a new version; returns the result of the step. If the store is
+        full it is done anew once what expired is deleted."""
+        def act(run: Callable, full: bool = False) -> Any:
             try:
-                return self.transact(run, space, step, False)
+                return self.transact(run, space, step, full)
             except sqlite3.OperationalError as error:
-                if str(error) != FULL:
+                if full or str(error) != FULL:
                     raise
             while self.transact(run, "", self.purge_slice, True):
                 give_way()
-            return self.transact(run, space, step, True)
+            return act(run, True)
 
         return self.attempt(act)
 
@@ -2988,18 +2610,14 @@ def row_bytes(key: bytes, value: bytes | None) -> int:
 
 def identity_of(path: str | int, folder: int | None = None) -> tuple | None:
     """What tells a file from another one of the same name; None when there is none."""
-    try:
+    with contextlib.suppress(OSError):
         status = os.fstat(path) if isinstance(path, int) else os.stat(path, dir_fd=folder, follow_symlinks=False)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+        return status.st_dev, status.st_ino
+    return None
 
 
 def remove_own(path: str, identity: tuple | None) -> None:
-    """Delete a file if it is still the one of that identity; OSError.
-
-    Whoever exchanges the folder or the file before it goes loses at most what he could have deleted himself.
-    """
+    """Delete a file if it is still the one of that identity; OSError. Who exchanges it meanwhile loses what is his own."""
     folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY)
     try:
         if identity_of(os.path.basename(path), folder) == identity:
@@ -3008,23 +2626,18 @@ def remove_own(path: str, identity: tuple | None) -> None:
         os.close(folder)
 
 
-STEPS = 256  # that a path may have, those of its links included
 
 
 def walk(path: str, check: Callable[[int, int], None], flags: int = os.O_PATH) -> int:
-    """Follow a path, through links too, and open what it leads to; OSError.
-
-    check(folder, step) raises where a step must not be taken. Each is opened in the folder before it, so nobody can
-    exchange what was checked.
-    """
-    with contextlib.ExitStack() as stack:
+    """Follow a path, through links too, and open what it leads to; OSError. check(folder, step) raises for a forbidden step."""
+    with contextlib.ExitStack() as stack:  # each step is opened in the folder before it: nobody can exchange what was checked
         def descriptor_of(name: str, folder: int | None = None) -> int:
             descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=folder)
             stack.callback(os.close, descriptor)
             return descriptor
 
         at, names = descriptor_of("/"), list(pathlib.Path(path).absolute().parts)
-        for _ in range(STEPS):
+        for _ in range(256):  # steps that a path may have, those of its links included
             if not names:
                 return os.open(f"/proc/self/fd/{at}", flags)
             step = descriptor_of(names.pop(0), at)
@@ -3066,9 +2679,8 @@ def check_unshared(folder: int, step: int, trusted: tuple = (0,)) -> None:
 
 
 def check_roots(folder: int, step: int) -> None:
-    """For walk() to what root runs: as check_unshared(), and links and files are root's alone. Who owns this script is
-    trusted as root is, who runs it."""
-    inner, trusted = os.fstat(step), (0, os.stat(__file__).st_uid)
+    """For walk() to what root runs: as check_unshared(), and links and files are root's alone."""
+    inner, trusted = os.fstat(step), (0, os.stat(__file__).st_uid)  # root runs this script: its owner is trusted as well
     check_unshared(folder, step, trusted)
     if S_ISLNK(inner.st_mode) and inner.st_uid not in trusted:
         raise exposed("its link {0}", step, "mend: chown -h root {0}")
@@ -3088,10 +2700,8 @@ def exposed(what: str, step: int, mend: str) -> PermissionError:
 
 
 def run_folder() -> tuple[str, int]:
-    """Make the folder of this run's shared files, in RAM where there is a tmpfs; clear away what dead runs left.
-
-    Returns its path, and a descriptor that locks it for as long as a process of this run lives.
-    """
+    """Make the folder of this run's shared files, in RAM where there is a tmpfs; clear away what dead runs left. Returns its
+    path, and a descriptor that locks it for as long as a process of this run lives."""
     for place in run_places():
         with contextlib.suppress(OSError):
             for name in os.listdir(place):
@@ -3144,8 +2754,6 @@ def original(module: str, name: str):
 
 MOST_STATISTICS = 4000  # of a request; as many do not fit into a reply
 PLAN_BYTES = 600  # of a statistic in a reply that is cached
-
-
 NO_STATISTICS = Reply(live=CONSTANT, result={})  # of unknown names alone, for JSON-RPC clients
 
 
@@ -3164,25 +2772,26 @@ def figures_of(read: Callable, names: list[str]) -> tuple:
 
 
 class Server:
-    """What the attendant and the children have in common, and handlers reach as ctx.server.
-
-    setup: the configuration as loaded; row: this process' row of counters and of the process table; pair: see event_pair().
-    """
+    """What the attendant and the children have in common, and handlers reach as ctx.server; pair: see event_pair()."""
 
     def __init__(self, setup: Setup, counters: Counters, processes: Processes, store: Store, pair: tuple, started_s: float):
         self.setup, self.registry = setup, setup.registry
         self.counters, self.processes, self.store, self.started_s = counters, processes, store, started_s
-        self.row, self.attendant_pid = ATTENDANT, os.getpid()
+        self.row, self.attendant_pid = ATTENDANT, os.getpid()  # this process' row of counters and of the process table
         self.plans = Memo(CACHE_BYTES)
         self.events = Events(self, pair)
-        self.loaded = mmap.mmap(-1, 1)  # whether load() has run
-        self.views: dict[tuple, View] = {}  # by space and function
+        self.load_once: Callable[[], None] = lambda: None  # in each child, before it serves
+        if any("load" in module.hooks for module in self.registry.modules):
+            self.load_once = shared("loading", setup.path, "for load(), ").once(self)
+        lenient_reader()  # now, while this process may read the folder of plug-ins
+        views = if_there("views")
+        self.view_of = functools.lru_cache(None)(
+            lambda space, apply: (views or shared("views", "ctx.view()")).View(store, space, apply))
         self.child: Any = None  # whose conclude() is called for what was answered with LATER
         self.later = 0  # requests that were, for which a stop waits
         for module in setup.registry.modules:
             module.server = self
-            module.columns = {stat.name: counters.column(stat.group, stat.name)
-                              for stat in module.stats if stat.read is None}
+            module.columns = {stat.name: counters.column(stat.group, stat.name) for stat in module.stats if stat.read is None}
         self.become(ATTENDANT)
 
     def become(self, row: int) -> None:
@@ -3212,22 +2821,20 @@ class Server:
         return parts[0] if len(parts) == 1 else lambda: tuple(itertools.chain.from_iterable([part() for part in parts]))
 
     def statistics(self, names: tuple, dialect: str) -> Reply:
-        """The reply that shows statistics, which is cached: pollers ask for the same ones again. Error when unknown.
-
-        In JSON a statistic asked for twice is shown once, as the members of an object are.
-        """
+        """The reply that shows statistics, which is cached: pollers ask for the same ones again. Error when unknown. In JSON one
+        that is asked for twice is shown once, as the members of an object are."""
         known, once = self.registry.stats[dialect], dialect == "jsonrpc"
         key = (once, *[name for name in within_limit(names) if known[name]])
         reply = self.plans.get(key)
-        if reply is None:
-            stats = within_limit(itertools.chain.from_iterable(map(known.__getitem__, key[1:])))
-            if not (stats or once):
-                raise Error(404, "Statistics Not Found")
-            stats = list({id(stat): stat for stat in stats}.values()) if once else stats
-            nodes = tuple(Node(f"{stat.group}:{stat.name}", LIVE) for stat in stats)
-            reply = Reply(nodes=nodes, live=self.values_of(stats)) if stats else NO_STATISTICS
-            reply = self.plans.keep(key, reply, PLAN_BYTES * (len(key) + len(nodes)))
-        return reply
+        if reply:
+            return reply
+        stats = within_limit(itertools.chain.from_iterable(map(known.__getitem__, key[1:])))
+        if not (stats or once):
+            raise Error(404, "Statistics Not Found")
+        stats = list({id(stat): stat for stat in stats}.values()) if once else stats
+        nodes = leaves(itertools.repeat(LIVE, len(stats)), [f"{stat.group}:{stat.name}" for stat in stats])
+        reply = Reply(nodes=nodes, live=self.values_of(stats)) if stats else NO_STATISTICS
+        return self.plans.keep(key, reply, PLAN_BYTES * (len(key) + len(nodes)))
 
     def call_hooks(self, word: str) -> None:
         """Call the functions of that name that plug-ins have."""
@@ -3235,72 +2842,9 @@ class Server:
             if word in module.hooks:
                 module.hooks[word](Context(module))
 
-    def load_once(self) -> None:
-        """Have load() of the plug-ins run once for this configuration: in one of its children, for which the others wait."""
-        if not any("load" in module.hooks for module in self.registry.modules):
-            return
-        import gevent
-
-        with open(os.path.join(self.store.folder, "load"), "ab") as lock:
-            while not self.loaded[0]:
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process closes it, or ends
-                    if not self.loaded[0]:
-                        self.call_hooks("load")
-                        self.loaded[0] = 1
-                self.processes.beats[self.row] = int(time.monotonic() * 1000)  # who waits is not stalled
-                gevent.sleep(0 if self.loaded[0] else 0.01)
-
-    def view(self, space: str, apply: Callable[[dict, str, str | None], None]) -> dict:
-        """See Context.view()."""
-        view = self.views.setdefault((space, apply), View(self.store, space, apply))
-        return view.now()
-
     def raise_event(self, name: str, attributes) -> int:
         """Have an event sent to its subscribers; returns how many it is sent to. Never waits."""
         return self.events.hand_over(name, attributes) if self.row == ATTENDANT else self.events.put(name, attributes)
-
-
-class View:
-    """A child's own picture of a space of the store; see Context.view()."""
-
-    def __init__(self, store: Store, space: str, apply: Callable[[dict, str, str | None], None]):
-        self.store, self.space, self.apply = store, space, apply
-        self.version, self.since = -1, 0
-        self.picture: dict = {}
-        self.ends_s: dict[str, float] = {}  # key -> when it expires
-        self.next_s = float("inf")  # when the first does
-
-    def now(self) -> dict:
-        """The picture, after what changed is taken in; StoreError."""
-        version, now_s = self.store.version(self.space), self.store.now_s()
-        if version < 0 or version != self.version:
-            version, void, newer, changes = self.changes()
-            self.version, self.since = -1, 0  # all anew if apply() raises
-            if void:
-                self.picture, self.ends_s = {}, {}
-            for key, value, expires_s in changes:
-                self.ends_s.pop(key, None)
-                if value is not None and expires_s is not None:
-                    self.ends_s[key] = expires_s
-                self.apply(self.picture, key, value)
-            self.since, self.version, self.next_s = newer, version, min(self.ends_s.values(), default=float("inf"))
-        if now_s >= self.next_s:
-            for key in [key for key, ends_s in self.ends_s.items() if ends_s <= now_s]:
-                del self.ends_s[key]
-                self.apply(self.picture, key, None)
-            self.next_s = min(self.ends_s.values(), default=float("inf"))
-        return self.picture
-
-    def changes(self) -> tuple:
-        """The version of now, and what changed since that of last time, as Store.changes() has it; StoreError."""
-        while True:
-            version, since = self.store.version(self.space), self.since
-            if self.store.mine[:3] == (self.space, self.version, version):
-                return version, False, version, self.store.mine[3:]
-            changes = self.store.changes(self.space, since)
-            if since == self.since:  # no other greenlet was here meanwhile
-                return version, *changes
 
 
 ###############################################################################
@@ -3960,6 +3504,19 @@ class Setup(NamedTuple):
         return min(self.mi["socket_buf_size"], UDP_LIMIT if udp else GIVE_UP)
 
 
+@functools.lru_cache(1)
+def lenient_reader() -> Callable[[str], Any]:
+    """What decides where the standard library is not to be trusted: the plug-in cjson, and where that is missing, the library."""
+    def read(text: str) -> Any:
+        try:
+            return DECODER.raw_decode(text)[0]
+        except (ValueError, RecursionError):
+            raise ParseError("no JSON") from None
+
+    cjson = if_there("cjson")
+    return cjson.read if cjson else read
+
+
 def load_plugin(path: str, built_in: Module | None = None) -> Module:
     """A plug-in file as a Module, with what a built-in one of its name has; ConfigError."""
     if path.endswith(".conf"):
@@ -3977,6 +3534,13 @@ def shared(name: str, path: str = "", purpose: str = "") -> Any:
     if file is None:
         raise ConfigError(path, 0, f"{purpose}{name}.py is needed in {BESIDE}")
     return import_plugin(file)
+
+
+def if_there(name: str) -> Any:
+    """As shared(), but None for a file that is missing or not to be trusted: for what goes without as well."""
+    with contextlib.suppress(ConfigError):
+        return shared(name)
+    return None
 
 
 def import_plugin(path: str) -> Any:
@@ -4051,6 +3615,7 @@ class Loader:
     def __init__(self, path: str, folders: list[str], core_stats: Callable[[int], list[Stat]]):
         self.path, self.options, self.core_stats = path, folders, core_stats
         self.opensips, self.mpaths = opensips_names(), list[tuple[str, Where]]()
+        self.checks = if_there("checks")
         self.modules = {module.name: module for module in built_in_modules()}
         self.mi, self.own = self.modules["mi_datagram"], self.modules["midatagram"]
         self.loaded: dict[str, Where] = {}
@@ -4131,7 +3696,7 @@ class Loader:
         if other and name not in module.params and name in other.params:
             raise ConfigError(*where, f'{name} is a parameter of {other.name}: modparam("{other.name}", "{name}", ...)')
         earlier, before = module.where(name), module.settings.get(name)
-        advice = module.set(name, value, *where)
+        advice = module.set(name, value, *where) or (self.checks and self.checks.advice(module.name, name, value))
         if advice:
             self.note(where, advice)
         more = DROPPED.get(name) if module is self.mi and where[1] else None
@@ -4152,10 +3717,10 @@ class Loader:
         if mi["socket_name"] is None:
             raise ConfigError(self.path, 0, 'no socket: modparam("mi_datagram", "socket_name", "/run/midatagram/mi.sock") '
                                             'or "udp:127.0.0.1:8080" is needed')
-        release = RELEASES[own["imitate"]]
-        for (name, param), value in release.defaults.items():
-            if name in self.modules and param not in self.modules[name].lines:
-                self.modules[name].settings[param] = value
+        release = None
+        if own["imitate"] != "midatagram":
+            release = shared("releases", self.path, "to imitate, ").RELEASES[own["imitate"]]
+            release.set_defaults(self.modules)
         self.modules["core"].stats += self.core_stats(mi["children_count"])
         for module in self.modules.values():
             module.db_url, module.calls = own["db_url"], self.calls
@@ -4165,7 +3730,11 @@ class Loader:
         destinations = self.destinations()
         for module in self.modules.values():
             module.settle(self.modules.values())
-        registry = Registry(self.modules.values(), own["disable"], release.full_names, release.renamed)
+        registry = Registry(self.modules.values(), own["disable"])
+        if self.checks:
+            self.checks.check_answers(registry)
+        if release:
+            release.rename(registry)
         if registry.wrappers:
             registry.around = shared("around", registry.wrappers[0][0].path, "to stand around commands, ").Around
         self.check_names(registry)
@@ -4378,9 +3947,7 @@ def uptime(ctx):
 def version(ctx):
     """Show the name and version of the server."""
     machine, own = os.uname(), ctx.server.setup.own
-    imitated = RELEASES[own["imitate"]].version
-    name = own["version_text"] or "{} ({} ({}/{}))".format("OpenSIPS" if imitated else "midatagram", imitated or __version__,
-                                                           machine.machine, machine.sysname.lower())
+    name = own["version_text"] or f"midatagram ({__version__} ({machine.machine}/{machine.sysname.lower()}))"
     revision = (Node("unknown", "unknown"),) if ctx.request.values else ()  # as 3.x built from no repository
     return Reply(nodes=(Node("Server", name), *revision), live=CONSTANT)
 
@@ -4774,7 +4341,7 @@ def show_help(ctx, mi_cmd=""):
     if command is None:
         raise Error(404, "unknown MI command")
     text = " ".join(command.help.split())
-    module = command.full_name.partition(":")[0] if RELEASES[ctx.server.setup.own["imitate"]].full_names else command.module.name
+    module = command.full_name.partition(":")[0] if ctx.server.registry.full_names else command.module.name
     return Reply(nodes=(Node("Help", f"{command.signature_line()} - {text}" if text else "not available for this command"),
                         Node("Exported by", module)), live=CONSTANT)
 
@@ -4798,15 +4365,13 @@ def buffer_size(value) -> int:
 
 
 MI_DATAGRAM_PARAMS = [
-    Param("socket_name", None, functools.partial(address, strict=False), "socket to serve: a UNIX path, or udp:HOST:PORT",
-          advice=odd_scheme),
+    Param("socket_name", None, functools.partial(address, strict=False), "socket to serve: a UNIX path, or udp:HOST:PORT"),
     Param("children_count", 1, integer(1, 128), "number of child processes that serve the socket"),
-    Param("unix_socket_mode", 0o660, file_mode, "permissions of the UNIX socket, octal", advice=decimal_mode),
+    Param("unix_socket_mode", 0o660, file_mode, "permissions of the UNIX socket, octal"),
     Param("unix_socket_group", None, account, "group that owns the UNIX socket, by name or number"),
     Param("unix_socket_user", None, account, "user who owns the UNIX socket, by name (sets the group too) or number"),
     Param("socket_timeout", 2000, integer(0, 3600000), "how long to retry a reply, ms"),
-    Param("socket_buf_size", LIMIT, buffer_size, "limit of requests and of replies, bytes",
-          advice=lambda value: None if integer()(value) > 0 else f"socket_buf_size is to be above 0; it is {LIMIT}"),
+    Param("socket_buf_size", LIMIT, buffer_size, "limit of requests and of replies, bytes"),
     Param("pretty_printing", False, boolean, "write JSON-RPC replies over several lines"),
     Param("reply_indent", "\t", string, "indentation per level"),
     Param("trace_destination", (), names_or_none, "tracing destinations, comma-separated"),
@@ -4843,7 +4408,8 @@ MI_DATAGRAM_EVENTS = [
 MIDATAGRAM_PARAMS = [
     Param("listen", (), listener, "additional socket: ADDRESS[;mode=0660][;user=NAME][;group=NAME][;upstream=NAME]", repeat=True),
     Param("dialect", "auto", one_of("auto", "text", "jsonrpc"), "auto (by the first byte of each request), text or jsonrpc"),
-    Param("imitate", "midatagram", one_of(*RELEASES), "release of OpenSIPS to look like: midatagram (none), 2.4, 3.4 or 4.0"),
+    Param("imitate", "midatagram", one_of("midatagram", "2.4", "3.4", "4.0"),
+          "release of OpenSIPS to look like: midatagram (none), 2.4, 3.4 or 4.0"),
     Param("version_text", None, string, "what version shows, instead of what imitate says"),
     Param("pool_size", 1000, integer(1, 100000), "maximum number of requests in progress, per child"),
     Param("handler_timeout", 10000, integer(1, 86400000), "maximum run time of a command, ms"),
@@ -6586,7 +6152,7 @@ def is_running(options) -> bool:
     if place.port is None:
         return is_live(place.host)
     try:
-        return bool(ask(place, write_request("uptime", ()), 1.0))
+        return bool(ask(place, b":uptime:\n", 1.0))
     except OSError:
         return False
 
@@ -6768,13 +6334,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def __getattr__(name: str) -> Any:
-    """AsyncResult, which a handler returns to answer later: gevent's; Trial: of the plug-in trial. Imported where wanted."""
+    """AsyncResult, which a handler returns to answer later: gevent's; others are of plug-ins. Imported where wanted."""
     if name == "AsyncResult":
         from gevent.event import AsyncResult
 
         return AsyncResult
     if name == "Trial":
         return shared("trial", "midatagram.Trial", "to test plug-ins, ").Trial
+    file = {"read_tree": "text_dialect", "write_request": "call"}.get(name)
+    if file:
+        return getattr(shared(file, f"midatagram.{name}"), name)
     raise AttributeError(f"midatagram has no {name}{nearest(name, __all__)}")
 
 

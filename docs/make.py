@@ -67,7 +67,7 @@ them; those that they have not are counted (`events_lost`), and nobody waits."""
 
 def releases():
     """A row for each value of `imitate`."""
-    for name, release in mi.RELEASES.items():
+    for name, release in mi.shared("releases").RELEASES.items():
         version = f"`OpenSIPS ({release.version} (x86_64/linux))`" if release.version else "`midatagram (...)`"
         defaults = ", ".join(f"`{module}:{param}` {value}" for (module, param), value in release.defaults.items())
         new = "`cache:store`", f"known, or `-32001` if several have it; {', '.join(release.renamed)} have no others"

@@ -138,7 +138,17 @@ def request_of(words: list[str], json_rpc: bool) -> bytes:
 
 def text_request(name: str, words: list[str], literal: list[str]) -> bytes:
     """The text request for a command with the arguments `words`, and `literal`, which are values as they are. ValueError."""
-    return mi.write_request(name, [*map(split_argument, words), *((None, word) for word in literal)])
+    return write_request(name, [*map(split_argument, words), *((None, word) for word in literal)])
+
+
+def write_request(name: str, arguments: Iterable[tuple]) -> bytes:
+    """The text request that reads back as this command and these (name, value) pairs; ValueError if none can."""
+    request = mi.encode(f":{name}:\n" + "".join(mi.write_argument(*pair) for pair in arguments))
+    if mi.first_line(name) is None:
+        raise ValueError(f"a command's name cannot hold NUL, and a colon only as MODULE:NAME: {name!r}")
+    if len(request) > mi.LIMIT:
+        raise ValueError(f"the request has {len(request)} bytes, {mi.LIMIT} is the most")
+    return request
 
 
 def json_request(name: str, words: list[str], literal: list[str]) -> bytes:
@@ -315,7 +325,7 @@ def place_of(options: argparse.Namespace) -> mi.Address:
     for path in filter(os.path.exists, CONFIGURATIONS):
         place = mi.socket_of(argparse.Namespace(file=path, socket=None))
         with contextlib.suppress(OSError):
-            mi.ask(place, mi.write_request("version", ()), COMPLETION_S)
+            mi.ask(place, write_request("version", ()), COMPLETION_S)
             return place
         first = first or place
     return first or mi.socket_of(options)

@@ -25,6 +25,8 @@ try:
 except ImportError:  # before configobj 5.0.9
     from validate import Validator
 
+read_tree = mi.shared("text_dialect").read_tree
+
 ###############################################################################
 # When ########################################################################
 ###############################################################################
@@ -232,7 +234,7 @@ def reply_of(code: int, reason: str, body: str, json: str, send: Callable | None
     if code // 100 != 2 and result is not None:
         result = mi.Error(code, reason, result)
     elif result is None and code // 100 == 2:
-        result = mi.json_tree(mi.read_tree(body), mi.JsonForm(), "OK")
+        result = mi.json_tree(read_tree(body), mi.JsonForm(), "OK")
     return mi.Reply(code, reason, (mi.Node(None, body),) if body else (), result=result, send=send)
 
 
@@ -561,7 +563,7 @@ def nodes_of(ctx: mi.Context, name: str) -> int:
         return 0
     reply = command.function(mi.Context(command.module, mi.Request(name)))
     if isinstance(reply, mi.Reply):
-        return sum(len(mi.read_tree(node[1])) if node[0] is None else 1 for node in reply.nodes)
+        return sum(len(read_tree(node[1])) if node[0] is None else 1 for node in reply.nodes)
     return len(reply)
 
 

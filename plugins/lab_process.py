@@ -27,6 +27,7 @@ if "midatagram" not in sys.modules and str(HERE.parent) not in sys.path:
 
 import midatagram as mi  # noqa: E402
 
+write_request = mi.write_request
 START_S, STOP_S, REPLY_S = 10.0, 5.0, 15.0
 PORT_TRIES = 5
 SUFFIXES = (".py", ".conf")
@@ -87,7 +88,7 @@ class Lab:
         deadline_s = time.monotonic() + START_S
         while time.monotonic() < deadline_s and self.process.poll() is None:
             with contextlib.suppress(OSError):
-                mi.ask(self.address, mi.write_request("which", ()), REPLY_S)
+                mi.ask(self.address, write_request("which", ()), REPLY_S)
                 return None
             time.sleep(0.01)
         return self.process.poll() if self.process.poll() is not None else -1
@@ -115,7 +116,7 @@ class Lab:
         if isinstance(request, bytes):
             return mi.ask(self.address, request, REPLY_S)
         arguments = [(None, f"{value}") for value in values] + [(name, f"{value}") for name, value in named.items()]
-        return mi.decode(mi.ask(self.address, mi.write_request(request, arguments), REPLY_S))
+        return mi.decode(mi.ask(self.address, write_request(request, arguments), REPLY_S))
 
     def json(self, method: str, /, **params: Any) -> Any:
         """The result of a command over JSON-RPC; mi.Error for an error. TimeoutError."""

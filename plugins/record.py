@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import midatagram as mi
 
 call = mi.import_plugin(os.path.join(os.path.dirname(__file__), "call.py"))
+read_tree = mi.shared("text_dialect").read_tree
 
 # A command is not asked unless it is named when one of these words is in its name (`set` also as setx, seti). Words are parted
 # by `_`, `.`, `:` or a capital: cache_store, cache:store, htable.setxs, pv.shvSet.
@@ -145,7 +146,7 @@ def written(dialect: str, words: list[str]) -> bytes | None:
 def request_for(dialect: str, name: str, values: Iterable[str]) -> bytes:
     """The request for a command with values by position; ValueError if it cannot be written in that dialect."""
     if dialect == "text":
-        return mi.write_request(name, [(None, value) for value in values])
+        return call.write_request(name, [(None, value) for value in values])
     params = {"params": list(values)} if values else {}
     return mi.encode(mi.json_text({"jsonrpc": "2.0", "method": name, **params, "id": 1}))
 
@@ -256,7 +257,7 @@ class Scrubber:
         """A row with all of it replaced."""
         if row.dialect == "text":
             values, names = mi.read_arguments(row.request[len(mi.read_first_line(row.request)):])
-            request = mi.write_request(row.name, zip(names or itertools.repeat(None), map(self.argument, values)))
+            request = call.write_request(row.name, zip(names or itertools.repeat(None), map(self.argument, values)))
         else:
             message = mi.read_json(row.request)
             params = {"params": self.argument(message["params"])} if "params" in message else {}
@@ -451,7 +452,7 @@ def values_of(reply: bytes) -> dict[str, Any]:
         if isinstance(message, dict):
             return dict(json_places("", {name: value for name, value in message.items() if name not in ("id", "jsonrpc")}))
     first, _, body = text.partition("\n")
-    return {"first line": first, **dict(tree_places("", mi.read_tree(body.removesuffix("\n").removesuffix("\n"))))}
+    return {"first line": first, **dict(tree_places("", read_tree(body.removesuffix("\n").removesuffix("\n"))))}
 
 
 def json_places(place: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -562,7 +562,7 @@ def reply_to_jsonrpc(request: bytes, reply: bytes) -> bytes:
 
 def written(asked: mi.Request, result: Any) -> bytes:
     """The JSON-RPC reply with a result or an mi.Error."""
-    return mi.encode(mi.write_jsonrpc(mi.Reply(result=result), asked, mi.NO_FORM))
+    return mi.encode(mi.write_jsonrpc(mi.Reply(result=result), asked, mi.JsonForm()))
 
 
 def outcome(name: str, params: Any, first: str, body: str) -> Any:
@@ -582,7 +582,7 @@ def outcome(name: str, params: Any, first: str, body: str) -> Any:
 
 def by_rule(nodes: list) -> Any:
     """The result for a tree without a form, by the rule at the top of this file."""
-    return mi.json_tree(nodes, mi.NO_FORM, "OK")
+    return mi.json_tree(nodes, mi.JsonForm(), "OK")
 
 
 def result_of(name: str, form: Any, given: dict, nodes: list) -> Any:

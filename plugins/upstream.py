@@ -401,7 +401,7 @@ class Gateway:
         """A reply of ours in the dialect of its client."""
         if request.dialect == "text":
             return mi.encode(mi.write_text(reply, self.indent))
-        return mi.encode(mi.write_jsonrpc(reply, request, mi.NO_FORM, self.pretty))
+        return mi.encode(mi.write_jsonrpc(reply, request, mi.JsonForm(), self.pretty))
 
     def is_about_us(self, ctx: Any) -> bool:
         """Whether all that a command asks for is ours: statistics of the group upstream, our commands."""

@@ -495,3 +495,14 @@ def test_only_our_own_folders_of_dead_runs_are_cleared_away(folder, precious, mo
     with pytest.raises(NotADirectoryError):
         mi.remove_run(made, descriptor)
     assert is_untouched(precious)
+
+
+def test_root_serves_without_its_own_plugins_where_others_can_write_them(tmp_path):
+    needs_root()
+    shutil.copytree(SCRIPT.parent / "plugins", tmp_path / "plugins")
+    (tmp_path / "plugins").chmod(0o777)
+    command = [sys.executable, shutil.copy(SCRIPT, tmp_path), "-c", "-s", tmp_path / "mi.sock"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout) == (0, "-s: OK\n"), done.stderr
+    done = subprocess.run([*command, "-p", tmp_path / "plugins"], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 78 and "can be written by others than root" in done.stderr

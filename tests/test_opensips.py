@@ -3,10 +3,13 @@
 import json
 import pathlib
 import platform
+import shutil
+import subprocess
+import sys
 import time
 
 import pytest
-from conftest import run
+from conftest import SCRIPT, run
 from test_recorded import recordings
 
 import midatagram as mi
@@ -229,9 +232,34 @@ def test_defaults_that_changed(tmp_path, lines, value):
         assert trial.ask(text("domain")) == b"200 OK\n" + value + b"\n\n"
 
 
+def test_a_script_alone_names_the_plugin_that_imitates(tmp_path):
+    (tmp_path / "c").write_text(f'modparam("mi_datagram", "socket_name", "{tmp_path}/mi.sock")\n' + IMITATE % "3.4")
+    done = subprocess.run([sys.executable, shutil.copy(SCRIPT, tmp_path), "-c", "-f", tmp_path / "c"],
+                          capture_output=True, text=True, timeout=20)
+    assert done.returncode == 78 and "to imitate, releases.py is needed in" in done.stderr
+
+
+ALONE = """
+import midatagram as mi
+for data in (rb'["\\ud83d\\ude00"]', b'["\\x01"] x', b"[1,]", b'["a', b"[0x1]", b"[" * 9999 + b"]" * 9999):
+    try:
+        print(ascii(mi.read_json(data)))
+    except mi.ParseError:
+        print("refused")
+"""
+
+
+def test_a_script_alone_reads_what_the_standard_library_reads(tmp_path):
+    """Without the plug-in cjson; with it, what OpenSIPS 3.x takes is taken, see test_jsonrpc_beyond.py."""
+    shutil.copy(SCRIPT, tmp_path)
+    done = subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    lines = done.stdout.split("\n")
+    assert (lines[0], lines[1], lines[2:5]) == (r"['\U0001f600']", r"['\x01']", ["refused"] * 3), done.stderr
+
+
 def test_the_table_of_releases_is_documented():
     documented = (pathlib.Path(mi.__file__).parent / "docs" / "configuration.md").read_text()
-    for name, release in mi.RELEASES.items():
+    for name, release in mi.shared("releases").RELEASES.items():
         assert f"| `{name}` | " in documented and release.version in documented
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as some
 
 import midatagram as mi
 
+write_request = mi.write_request
 BYTES = some.binary(max_size=300) | some.text(':"\\ \n\t\r\0a=é{}[],', max_size=60).map(lambda text: text.encode())
 TEXTS = some.binary(max_size=40).map(mi.decode)
 COMMANDS = ("echo", "count", "tree", "code", "fail", "noinput", "nosuch", "empty", "big", "deep")
@@ -51,7 +52,7 @@ def test_json_is_read_as_it_was_written(value, indent, doubtful):
 @given(some.lists(some.tuples(TEXTS | some.none(), TEXTS | some.none()), max_size=6))
 def test_a_written_request_reads_back(arguments):
     try:
-        request = mi.write_request("echo", arguments)
+        request = write_request("echo", arguments)
     except ValueError:
         return  # a name or value that the grammar cannot carry
     line = mi.read_first_line(request)
@@ -61,7 +62,7 @@ def test_a_written_request_reads_back(arguments):
 
 @given(some.lists(some.text("abc :\"=\\\t", min_size=1).filter(lambda text: not text.endswith("\\")), min_size=1, max_size=6))
 def test_every_value_without_a_backslash_at_its_end_can_be_sent(values):
-    request = mi.write_request("echo", [(None, value) for value in values])
+    request = write_request("echo", [(None, value) for value in values])
     assert mi.read_arguments(request[len(b":echo:\n"):]) == (tuple(values), None)
 
 

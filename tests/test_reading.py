@@ -6,6 +6,7 @@ from hypothesis import strategies as some
 
 import midatagram as mi
 
+write_request = mi.write_request
 # What write_request() writes exactly so: body -> arguments, each (name, value).
 CANONICAL = [
     (b"", ()),
@@ -81,7 +82,7 @@ def read(body):
 @pytest.mark.parametrize("body, arguments", CANONICAL)
 def test_both_directions(body, arguments):
     assert read(body) == list(arguments)
-    assert mi.write_request("cmd", arguments) == b":cmd:\n" + body
+    assert write_request("cmd", arguments) == b":cmd:\n" + body
 
 
 @pytest.mark.parametrize("body, arguments", READ)

@@ -8,6 +8,7 @@ from hypothesis import strategies as some
 
 import midatagram as mi
 
+write_request = mi.write_request
 N = mi.Node
 LINES = [  # nodes -> the lines behind `200 OK`, without the final empty one
     ([], ""),
@@ -52,8 +53,8 @@ def test_first_line(code, reason, line, live):
 @pytest.mark.parametrize("reply, line", [
     (mi.NOT_AVAILABLE, "500 command not available\n"), (mi.PARSE_ERROR, "400 parse_error\n"),
     (mi.COMMAND_FAILED, "500 command failed\n"), (mi.TIMED_OUT, "500 command timed out\n"),
-    (mi.reply_too_long(70000), "500 reply of 70000 bytes exceeds 65457\n"),
-    (mi.request_too_long(65458), "400 request of 65458 bytes exceeds 65457\n"),
+    (mi.Text(mi.Registry([])).too_long(70000), "500 reply of 70000 bytes exceeds 65457\n"),
+    (mi.Text(mi.Registry([])).request_too_long(65458), "400 request of 65458 bytes exceeds 65457\n"),
 ])
 def test_built_in_errors_have_no_empty_line(reply, line):
     assert mi.write_text(reply) == line
@@ -90,7 +91,7 @@ def test_live_values_stand_where_their_node_has_them():
 ])
 def test_what_cannot_be_sent_is_refused(name, arguments):
     with pytest.raises(ValueError):
-        mi.write_request(name, arguments)
+        write_request(name, arguments)
 
 
 def test_every_short_request_reads_back():
@@ -99,7 +100,7 @@ def test_every_short_request_reads_back():
     written = refused = 0
     for name, value in itertools.product(texts[:60], texts):
         try:
-            body = mi.write_request("c", [(name, value)])[4:]
+            body = write_request("c", [(name, value)])[4:]
         except ValueError:
             refused += 1
             continue

@@ -1,0 +1,72 @@
+"""checks -- what is most likely a mistake in a configuration, and in a plug-in: a command that answers nothing."""
+from __future__ import annotations
+
+import builtins
+import dis
+import inspect
+import types
+from typing import Any
+
+import midatagram as mi
+
+###############################################################################
+# Parameters
+###############################################################################
+
+
+def advice(module: str, name: str, value: Any) -> str | None:
+    """The warning for a value of one of the core's parameters; None for what is well."""
+    return ADVICE[module, name](value) if (module, name) in ADVICE else None
+
+
+def decimal_mode(value: Any) -> str | None:
+    """The warning for a file mode written in decimal; None for the octal form."""
+    text = getattr(value, "text", "0")
+    if text.startswith("0"):
+        return None
+    octal = f"; octal is written 0{text}" if set(text) <= set("01234567") else ""
+    return f"{text} is decimal and means mode {value:04o}{octal}"
+
+
+def odd_scheme(value: Any) -> str | None:
+    """The warning for a path that looks like another kind of address."""
+    right = mi.right_form(value)
+    return f'"{value}" is the path of a UNIX socket; UDP is written udp:HOST:PORT, in lower case: {right}' if right else None
+
+
+def no_size(value: Any) -> str | None:
+    """The warning for a socket_buf_size of nothing."""
+    return None if mi.integer()(value) > 0 else f"socket_buf_size is to be above 0; it is {mi.LIMIT}"
+
+
+ADVICE = {("mi_datagram", "socket_name"): odd_scheme, ("mi_datagram", "unix_socket_mode"): decimal_mode,
+          ("mi_datagram", "socket_buf_size"): no_size}
+
+
+###############################################################################
+# Commands
+###############################################################################
+
+
+def check_answers(registry: Any) -> None:
+    """ConfigError for the first command of which it can be seen that it answers nothing."""
+    for command in dict.fromkeys([*registry.known.values(), *registry.catch_alls]):
+        if inspect.iscoroutinefunction(command.written):
+            raise command.refusal("is an async def, which nobody awaits; write def, gevent lets others have their turn")
+        if command.name != "*" and returns_nothing(command.written):
+            raise command.refusal("returns nothing; it must return a Reply")
+
+
+def returns_nothing(function: Any) -> bool:
+    """Whether it is sure that a function ends with None unless it raises: all that it names are modules, classes and built-in
+    functions. Others may be there to raise, or to end the process."""
+    code = getattr(function, "__code__", None)
+    if not code or code.co_freevars or any(isinstance(constant, types.CodeType) for constant in code.co_consts) or \
+            code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
+        return False
+    known = {**vars(mi), **vars(builtins), **function.__globals__}
+    steps = list(dis.get_instructions(code))
+    ends = [step if step.opname == "RETURN_CONST" else before for before, step in zip(steps, steps[1:])
+            if step.opname in ("RETURN_CONST", "RETURN_VALUE")]
+    return bool(ends) and all("CONST" in step.opname and step.argval is None for step in ends) and all(
+        isinstance(known.get(name), (type, types.ModuleType, types.BuiltinFunctionType)) for name in code.co_names)

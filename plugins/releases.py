@@ -1,0 +1,47 @@
+"""releases -- what releases of OpenSIPS do differently from each other, for midatagram's parameter `imitate`."""
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import midatagram as mi
+
+
+class Release(NamedTuple):
+    """What one release does differently from others."""
+
+    version: str = ""
+    full_names: bool = False  # commands are listed under their full names, and short ones known
+    defaults: dict = {}  # (module, parameter) -> default
+    renamed: tuple = ()  # modules whose commands have lost their names of before
+
+    def set_defaults(self, modules: dict[str, Any]) -> None:
+        """Give the modules the defaults of this release, and its name as the version that is shown."""
+        for (name, param), value in self.defaults.items():
+            if name in modules and param not in modules[name].lines:
+                modules[name].settings[param] = value
+        machine, own = os.uname(), modules["midatagram"].settings
+        own["version_text"] = own["version_text"] or f"OpenSIPS ({self.version} ({machine.machine}/{machine.sysname.lower()}))"
+
+    def rename(self, registry: Any) -> None:
+        """List commands under their full names, know them by those without a module, and refuse those that several have."""
+        if not self.full_names:
+            return
+        registry.full_names, commands = True, registry.commands.values()
+        registry.commands = {command.full_name: command for command in commands}
+        for command in commands:
+            if command.module.name in self.renamed:
+                del registry.names[command.name]
+        short: dict[str, list] = {}
+        for command in commands:
+            short.setdefault(command.full_name.partition(":")[2], []).append(command)
+        for name, (command, *others) in short.items():
+            registry.names[name] = command
+            if others:
+                names = ", ".join([one.full_name for one in (command, *others)])
+                registry.ambiguous[name] = mi.Error(-32001, "Method ambiguous", f"supported names: {names}")
+                del registry.names[name]
+
+
+RELEASES = {"midatagram": Release(), "2.4": Release("2.4.11"), "3.4": Release("3.4.18"),
+            "4.0": Release("4.0.1", True, {("usrloc", "use_domain"): 1}, ("domain", "nathelper", "pike", "rtpproxy"))}
