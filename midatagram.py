@@ -3549,8 +3549,14 @@ def import_plugin(path: str) -> Any:
     namespace.__file__ = path
     sys.modules[namespace.__name__] = namespace  # where dataclasses and pickle look for it
     with plugin_code(path):
-        exec(compile(read_source(path), path, "exec", dont_inherit=True), vars(namespace))
+        exec(compiled(read_source(path), path), vars(namespace))
     return namespace
+
+
+@functools.lru_cache(100)
+def compiled(source: str, path: str) -> types.CodeType:
+    """The code of a plug-in's source, once for all plug-ins that share it."""
+    return compile(source, path, "exec", dont_inherit=True)
 
 
 @contextlib.contextmanager
