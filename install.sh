@@ -16,6 +16,7 @@ example=$here/midatagram.conf.example
 pythons=${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python3.10}
 test_tools='pytest==9.2.0
 pytest-timeout==2.4.0
+pytest-xdist==3.8.0
 hypothesis==6.168.5
 pexpect==4.9.0
 opensips==0.1.11

@@ -51,7 +51,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from math import inf
 from typing import Any, NamedTuple
 
-__version__ = "1.0.0"
+__version__ = "2.0.0"
 __all__ = [  # what plug-ins may use
     # errors and values
     "Error", "Failed", "NOT_AVAILABLE", "Node", "Reply", "LIVE", "CONSTANT", "Request", "Exchange", "Answer", "LATER", "leaves",

@@ -174,7 +174,7 @@ def test_system_brings_up_to_date_what_is_installed(background, tmp_path):
     example.write_text(example.read_text() + "# newer\n")
     (copy / "plugins" / "hello.py").write_text((copy / "plugins" / "hello.py").read_text() + "# newer\n")
     (prefix / "etc/systemd/system/midatagram.service").write_text("# of another version\n")
-    assert "This replaced midatagram 1" in install()
+    assert f"This replaced midatagram {mi.__version__}" in install()
     for path in (lib / "plugins" / "hello.py", conf):
         assert path.read_text().endswith("# newer\n")
     assert "[newer]" in (lib / "plugins" / "canned.conf").read_text() and (lib / "plugins" / "mine.py").exists()
