@@ -5049,14 +5049,15 @@ class Child:
                     continue
                 counted[requests] += 1
                 counted[received] += len(data)
+                requested_s = time.time() if self.is_tracing else 0.0
                 cached = cached_of(data)
                 if cached:
                     reply = cached.now()
                 else:
                     cached, reply = at_once(data)
-                if reply is None or (self.is_tracing and not self.may_send(data, endpoint, client, cached, reply)):
+                if reply is None or (self.is_tracing and not self.may_send(data, requested_s, endpoint, client, cached, reply)):
                     busy[worker] = now()
-                    self.answer(endpoint, client, data, time.time(), deliver, cached)
+                    self.answer(endpoint, client, data, requested_s, deliver, cached)
                     if now() > started_s + BURST_S:
                         return
                     continue
@@ -5097,10 +5098,10 @@ class Child:
             delay_s()
         self.outbox.post(endpoint, reply, client)
 
-    def may_send(self, data: bytes, endpoint: Endpoint, client: Any, cached: Any, reply: bytes) -> bool:
+    def may_send(self, data: bytes, requested_s: float, endpoint: Endpoint, client: Any, cached: Any, reply: bytes) -> bool:
         """Trace a cached reply, unless it may not go out since what is around it is to be asked."""
-        now_s, exchange = time.time(), cached.exchanged(data, reply)
-        trace = new(Trace, (now_s, now_s, endpoint.address_of(client), endpoint.address, exchange))
+        exchange = cached.exchanged(data, reply)
+        trace = new(Trace, (requested_s, time.time(), endpoint.address_of(client), endpoint.address, exchange))
         for ctx, may_send, names in self.around:
             if (not names or exchange.command in names) and not may_send(ctx, trace):
                 return False
