@@ -560,7 +560,7 @@ def test_a_view_reads_no_more_than_others_changed(store):
     def apply(picture, key, value):
         picture[key] = value
 
-    other, view, statements = copy.copy(store), mi.View(store, "s", apply), []
+    other, view, statements = copy.copy(store), mi.shared("views").View(store, "s", apply), []
     other.connection = None  # with its own connection it is another process
     store.put("s", "a", "1")
     assert view.now() == {"a": "1"}
@@ -573,7 +573,7 @@ def test_a_view_reads_no_more_than_others_changed(store):
         statements.clear()
         view.now()
         assert len(statements) == reads
-        whole = mi.View(other, "s", apply).now()
+        whole = mi.shared("views").View(other, "s", apply).now()
         assert {key: value for key, value in view.now().items() if value} == whole
     other.close()
     assert view.ends_s.keys() == {"b"}
