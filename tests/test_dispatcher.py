@@ -87,6 +87,12 @@ def test_a_table_that_cannot_be_read_leaves_what_there_is(start, tmp_path):
     assert b"sip:127.0.0.1:5171" in server.ask(b":ds_list:\n")
 
 
+@pytest.mark.parametrize("weight", ["\u00b2", "1" + "0" * 5000, "-1", "x", "0"])
+def test_a_weight_that_is_no_number_is_0(tmp_path, weight):
+    with mi.Trial(lines(tables(tmp_path, dispatcher=[f"1:1:sip\\:a::0:{weight}:0:k:d"]))) as trial:
+        assert "weight:: 0\n" in ask(trial, "ds_list", "full")
+
+
 def test_a_table_that_cannot_be_read_ends_the_start(tmp_path):
     url = tables(tmp_path, dispatcher=("1:1:sip\\:a::0:5:0::d",))
     with pytest.raises(mi.ConfigError, match="dispatcher:2: attrs is empty, and may not be NULL"):
