@@ -398,11 +398,15 @@ def of_version(place: str, table: Table, version: Any) -> Table:
     return table._replace(columns=tuple(column for column in table.columns if column.since <= (version or 0)))
 
 
+LOCKED_S = 0.5  # for which a table is waited for that another program has locked; the child does nothing else meanwhile
+
+
 def read_sqlite_table(path: str, table: Table) -> list[dict]:
     """A table of an SQLite file; TableError, sqlite3.Error."""
     if not os.path.isfile(path):
         raise TableError(f"{path}: no such file")
-    connection = sqlite3.connect(f"file:{path.replace('?', '%3f').replace('#', '%23')}?mode=ro", uri=True)
+    connection = sqlite3.connect(f"file:{path.replace('?', '%3f').replace('#', '%23')}?mode=ro", uri=True,
+                                 timeout=LOCKED_S)
     try:
         versions = connection.execute("SELECT table_version FROM version WHERE table_name = ?", (table.name,)).fetchone()
         table = of_version(path, table, versions and versions[0])

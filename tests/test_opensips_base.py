@@ -2,6 +2,7 @@
 
 import re
 import sqlite3
+import time
 
 import pytest
 from conftest import OPENSIPS_MODULES, ROOT, run
@@ -143,6 +144,15 @@ def test_a_text_that_sqlite_has_as_bytes_is_one(tmp_path):
         base.execute("UPDATE things SET note = ?, name = 7 WHERE id = 1", (b"caf\xc3\xa9",))
     base.close()
     assert [(row["name"], row["note"]) for row in opensips.read_table(url, T)] == [("7", "caf\u00e9"), ("x", None)]
+
+
+def test_a_locked_sqlite_file_is_not_waited_for_long(tmp_path):
+    url, base, began_s = database(tmp_path / "a.db"), sqlite3.connect(tmp_path / "a.db"), time.monotonic()
+    base.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(opensips.TableError, match="is locked"):
+        opensips.read_table(url, T)
+    assert time.monotonic() - began_s < 3
+    base.close()
 
 
 def test_what_is_wrong_with_an_sqlite_file_is_named(tmp_path):
