@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import bisect
 import collections
+import itertools
 import json
 import random
 import re
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import midatagram as mi
@@ -18,9 +20,9 @@ opensips = mi.shared("opensips_base")
 
 SPACE = "dialog"
 UNCONFIRMED, EARLY, CONFIRMED_NA, CONFIRMED, DELETED = range(1, 6)
-LEAST_BYTES = 300  # of a dialog in a reply
+LEAST_BYTES, LEAST_VALUE = 300, 16  # of a dialog in a reply, of a value of a profile
 ENDED_S = 5.0  # for which a dialog that ended is listed
-DIALOG = opensips.table("dialog", [10, 12], """dlg_id# callid=call_id_column from_uri from_tag to_uri to_tag
+DIALOG = opensips.table("dialog", [10, 12], """dlg_id## callid=call_id_column from_uri from_tag to_uri to_tag
     caller_cseq=from_cseq_column callee_cseq=to_cseq_column caller_route_set?=from_route_column
     callee_route_set?=to_route_column caller_contact?=from_contact_column callee_contact?=to_contact_column
     caller_sock=from_sock_column callee_sock=to_sock_column state# start_time# timeout# vars? profiles?
@@ -240,34 +242,39 @@ def load(ctx):
 def read_dialogs(ctx) -> None:
     """Take those dialogs from the table that are not here yet, and have not ended meanwhile; TableError."""
     now_s = ctx.store.time_s()
-    for age, row in enumerate(opensips.rows_of(ctx, opensips.url_of(ctx), DIALOG.named(ctx, ctx.param("table_name")))):
-        sockets = [row[name] for name in ("caller_sock", "callee_sock") if row[name]]
-        if row["state"] == DELETED or str(row["dlg_id"]) in calls(ctx).dialogs \
-                or None in [opensips.own_socket(ctx, place) for place in sockets]:
+    table, ages = DIALOG.named(ctx, ctx.param("table_name")), itertools.count()
+    for dialog in opensips.good(ctx, opensips.rows_of(ctx, opensips.url_of(ctx), table), table.name, dialog_of, ages):
+        if dialog.state == DELETED or str(dialog.db_id) in calls(ctx).dialogs \
+                or None in [opensips.own_socket(ctx, place) for place in (dialog.caller_sock, dialog.callee_sock) if place]:
             continue
-        if 0 < row["timeout"] <= now_s:
+        if 0 < dialog.timeout <= now_s:
             ctx.count("expired_dialogs")
         else:
-            ctx.store.put(SPACE, str(row["dlg_id"]), json.dumps(dialog_of(row, age)))
+            ctx.store.put(SPACE, str(dialog.db_id), json.dumps(dialog))
 
 
-def dialog_of(row: dict, age: int) -> Dialog:
-    """The dialog that a row of the table means."""
+def dialog_of(row: dict, ages: Iterator) -> Dialog:
+    """The dialog that a row of the table means; ValueError."""
+    if not UNCONFIRMED <= row["state"] <= DELETED or not 0 <= row["dlg_id"] < 2**63:
+        raise ValueError(f"has state {row['state']}, dlg_id {row['dlg_id']}")
     flags = row["script_flags"] or ""
+    is_number = flags.isascii() and flags.isdigit()
     texts: dict[str, Any] = {name: row[name] or "" for name in Dialog._fields
                              if name in row and name not in ("state", "timeout", "profiles")}
     texts["caller_cseq"] = texts["callee_cseq"]  # the original shows it twice
-    return Dialog(**texts, db_id=row["dlg_id"], age=age, state=row["state"], start=row["start_time"], timeout=row["timeout"],
-                  flags=int(flags) if flags.isdigit() else 0,
-                  flag_names="" if flags.isdigit() else flags, values=tuple(stored_pairs(row["vars"])),
+    return Dialog(**texts, db_id=row["dlg_id"], age=next(ages), state=row["state"], start=row["start_time"],
+                  timeout=row["timeout"], flags=opensips.uint(flags) if is_number else 0,
+                  flag_names="" if is_number else flags, values=tuple(stored_pairs(row["vars"])),
                   profiles=tuple(stored_pairs(row["profiles"])), has_peer=False)
 
 
 def stored_pairs(text: str | None) -> list[tuple]:
-    """The names and values of a column `vars` or `profiles`, the last first: 2.4's `name#value|`, 3.4's `name#T#value|`."""
+    """The names and values of a column `vars` or `profiles`, the last first: 2.4's `name#value|`, 3.4's `name#T#value|`.
+    ValueError."""
     pairs = []
-    for item in re.findall(r"((?:[^|\\]|\\.)+)\|", text or ""):
-        name, *kind, value = (re.sub(r"\\(.)", r"\1", part) for part in re.findall(r"(?:^|#)((?:[^#\\]|\\.)*)", item))
+    for item in re.findall(r"((?:[^|\\]|\\.)+)\|", text or "", re.S):
+        name, *kind, value = (re.sub(r"\\(.)", r"\1", part, flags=re.S)
+                              for part in re.findall(r"(?:^|#)((?:[^#\\]|\\.)*)", item, re.S))
         pairs.append((name, int(value) if kind == ["2"] else value or None))
     return pairs[::-1]
 
@@ -313,7 +320,8 @@ def list_dialogs(ctx, callid: Any, from_tag: Any, index: Any, counter: Any, cont
         return dialogs_reply(ctx, {"Dialog": dialog.shown(is_json, context)}, [dialog])
     dialogs, head = calls(ctx).listed(), {}
     if index is not None:
-        first, most = ((mi.json_int(index, "index"), mi.json_int(counter, "counter")) if is_json else (index, counter))
+        first, most = ((mi.json_int(index, "index") & 0xFFFFFFFF, mi.json_int(counter, "counter") & 0xFFFFFFFF) if is_json
+                       else (index, counter))
         if most > 0:
             head, dialogs = {"count": len(dialogs)}, dialogs[first:first + most]
     opensips.check_size(ctx, len(dialogs), LEAST_BYTES)
@@ -497,12 +505,13 @@ def profile_get_size(ctx, profile, value=None):
 def profile_get_values(ctx, profile, value=None):
     """Show the values of a profile, and how many dialogs have them."""
     name, _ = asked_profile(ctx, profile, value)
-    found = [value or "" for dialog in calls(ctx).listed() if dialog.state != DELETED
-             for other, value in dialog.profiles if other == name]
+    counts = collections.Counter(value or "" for dialog in calls(ctx).dialogs.values() if dialog.state != DELETED
+                                 for other, value in dialog.profiles if other == name)
     if not profiles(ctx)[name]:
-        return opensips.reply(ctx, [{"value": None, "count": len(found)}], depends=(SPACE,))
-    places = {value: (opensips.core_hash(mi.encode(value)) & 15, mi.encode(value)) for value in found}
-    shown = [{"value": value, "count": found.count(value)} for value in sorted(places, key=places.__getitem__)]
+        return opensips.reply(ctx, [{"value": None, "count": sum(counts.values())}], depends=(SPACE,))
+    opensips.check_size(ctx, len(counts), LEAST_VALUE)
+    ordered = sorted(counts, key=lambda value: (opensips.core_hash(mi.encode(value)) & 15, mi.encode(value)))
+    shown = [{"value": value, "count": counts[value]} for value in ordered]
     return opensips.reply(ctx, shown, depends=(SPACE,))
 
 

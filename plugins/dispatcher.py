@@ -135,8 +135,16 @@ def destinations_of(ctx, rows: list[dict]) -> list:
         flags = {1: INACTIVE, 2: PROBING}.get(row["state"], 0)
         sets.setdefault(row["setid"], []).append(Destination(
             row["destination"] or "", flags, 0, opensips.own_socket(ctx, row["socket"]), row["attrs"] or None,
-            int(row["weight"]) if (row["weight"] or "").isdigit() else 0, row["priority"], row["description"] or ""))
+            weight_of(row["weight"] or ""), row["priority"], row["description"] or ""))
     return [(number, sorted(made, key=lambda one: -one.priority)) for number, made in reversed(sets.items())]
+
+
+def weight_of(text: str) -> int:
+    """The weight that a row means: one that is no number counts as 0."""
+    try:
+        return opensips.uint(text)
+    except ValueError:
+        return 0
 
 
 def read_partition(ctx, name: str, inherits: bool = True) -> None:

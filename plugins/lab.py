@@ -655,7 +655,15 @@ def lab_reset(ctx):
             ctx.store.remove_fitting(space, "*")
     ctx.module("statistics").reset_all_statistics(ctx)
     journal_of(ctx.server).clear()
-    ctx.server.call_hooks("load")
+    wrong = []
+    for module in ctx.server.registry.modules:
+        try:
+            if "load" in module.hooks:
+                module.hooks["load"](type(ctx)(module))
+        except Exception as error:  # of any plug-in, such as a table that cannot be read; the others load
+            wrong.append(f"{module.name}: {error}")
+    if wrong:
+        raise mi.Error(500, "; ".join(wrong))
     return mi.Reply()
 
 

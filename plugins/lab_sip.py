@@ -13,7 +13,10 @@ STATS = opensips.SIP_STATS
 def flags(value) -> dict:
     """Converter: branch flags as their names, or as a number."""
     names = mi.string(value)
-    return {"cflags": int(names)} if names.isdigit() else {"cflags": 2**len(names.split()) - 1, "flag_names": names}
+    try:
+        return {"cflags": opensips.uint(names)}
+    except ValueError:
+        return {"cflags": opensips.flag_bits(names), "flag_names": names}
 
 
 def functions(ctx, module: str):
@@ -31,8 +34,8 @@ def lab_register(ctx, table, aor, contact, *, expires=None, q=None, callid=None,
     """Register a CONTACT for an AOR in a TABLE as a REGISTER would."""
     given = {"expires": expires, "q": q, "callid": callid, "cseq": cseq, "user_agent": user_agent, "received": received,
              "path": path, "socket": socket, "flags": flags, "methods": methods, "attr": attr, "sip_instance": sip_instance}
-    fields = {name: value for name, value in given.items() if value is not None}
-    functions(ctx, "usrloc").register(ctx, table, aor, contact, **fields, **(cflags or {}))
+    fields = {name: opensips.c_text(value) for name, value in given.items() if value is not None}
+    functions(ctx, "usrloc").register(ctx, table, opensips.c_text(aor), opensips.c_text(contact), **fields, **(cflags or {}))
     return mi.Reply()
 
 
@@ -42,7 +45,7 @@ def pairs(value) -> tuple:
     return tuple((name.strip(), text.strip() if sign else None) for name, sign, text in items)
 
 
-@mi.command(state=mi.integer(1, 5), timeout=mi.integer(1), profiles=pairs, values=pairs, also="lab:call")
+@mi.command(state=mi.integer(1, 5), timeout=mi.integer(1, 2**31 - 1), profiles=pairs, values=pairs, also="lab:call")
 def lab_call(ctx, callid, from_uri, to_uri, *, from_tag=None, to_tag=None, state=None, socket=None, caller_contact=None,
              callee_contact=None, timeout=None, profiles=None, values=None):
     """Begin a call and take it to STATE: 1 unconfirmed, 2 early, 3 answered, 4 confirmed (the default), 5 ended."""
@@ -96,7 +99,7 @@ def lab_block(ctx, ip):
     return mi.Reply()
 
 
-@mi.command(by=mi.integer(-2**62, 2**62), also="lab:count")
+@mi.command(by=mi.integer(-2**31, 2**31), also="lab:count")
 def lab_count(ctx, name, by=1):
     """Add BY (1) to the statistic NAME, or GROUP:NAME: what SIP traffic or a script counts."""
     known = ctx.server.registry.stats[ctx.request.dialect]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import math
 import os
 import re
 import sqlite3
@@ -67,8 +68,12 @@ def number(ctx: Any, name: str, value: Any, convert: Callable = uint) -> int:
 
 def text(ctx: Any, name: str, value: Any) -> str:
     """An argument that is a text, empty for none; Error."""
-    value = mi.json_string(value, name) if ctx.request.dialect == "jsonrpc" else value or ""
-    return value.partition("\0")[0]  # as C reads it
+    return c_text(mi.json_string(value, name) if ctx.request.dialect == "jsonrpc" else value or "")
+
+
+def c_text(value: Any) -> Any:
+    """A text as C reads it, up to a NUL; what is none as it is."""
+    return value.partition("\0")[0] if isinstance(value, str) else value
 
 
 def keeps_states(value: Any) -> bool:
@@ -77,6 +82,11 @@ def keeps_states(value: Any) -> bool:
         return mi.json_string(value, "inherit_state") not in ("0", "n", "N")
     except mi.Error:
         return True
+
+
+def flag_bits(names: str) -> int:
+    """Flags as a number from their names, of which OpenSIPS knows 32."""
+    return 2**min(len(names.split()), 32) - 1
 
 
 Q = re.compile(r"[ \t]*(?:0*(?:\.([0-9]*))?|0*(1)(?:\.0*)?)")
@@ -297,15 +307,44 @@ class TableError(Exception):
 
 
 class Column(NamedTuple):
-    """A column: `kind` is int, float or str; `null`: whether it may be empty; `param`: what renames it, `source`: to what;
-    `since`: the first version of the table that has it."""
+    """A column: `kind` is int32, int64, fraction or plain; `null`: whether it may be empty; `param`: what renames it, `source`:
+    to what; `since`: the first version of the table that has it."""
 
     name: str
-    kind: type = str
+    kind: Callable
     null: bool = False
     param: str = ""
     source: str = ""
     since: int = 0
+
+
+def int32(value: Any) -> int:
+    """An integer of 32 bits, with a sign or without; ValueError, OverflowError."""
+    number = int(value)
+    if not -2**31 <= number < 2**32:
+        raise OverflowError
+    return number
+
+
+def int64(value: Any) -> int:
+    """An integer of 64 bits, with a sign or without; ValueError, OverflowError."""
+    number = int(value)
+    if not -2**63 <= number < 2**64:
+        raise OverflowError
+    return number
+
+
+def fraction(value: Any) -> float:
+    """A number that is not infinite; ValueError, OverflowError."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise OverflowError
+    return number
+
+
+def plain(value: Any) -> str:
+    """A text, which SQLite may have as bytes or as a number."""
+    return mi.decode(value) if isinstance(value, bytes) else f"{value}"
 
 
 class Table(NamedTuple):
@@ -322,15 +361,15 @@ class Table(NamedTuple):
 
 
 def table(name: str, versions: Iterable[int], columns: str, renamed: str = "%s") -> Table:
-    """A table from the words `column`, `column#` (an integer), `column~` (a float); `?` behind it: may be NULL; `@3` behind
-    that: from version 3 on. A parameter of the form `renamed`, if it is not empty, renames a column, or the one behind `=`, or
-    behind `=-` none."""
+    """A table from the words `column`, `column#` (an integer), `column##` (one of 64 bits), `column~` (a float); `?` behind it:
+    may be NULL; `@3` behind that: from version 3 on. A parameter of the form `renamed`, if it is not empty, renames a column, or
+    the one behind `=`, or behind `=-` none."""
     made = []
     for word in columns.split():
         place, _, param = word.partition("=")
         mark, _, since = place.partition("@")
         bare = mark.rstrip("#~?")
-        kind: Any = int if "#" in mark else float if "~" in mark else str
+        kind = int64 if "##" in mark else int32 if "#" in mark else fraction if "~" in mark else plain
         param = (param or renamed and renamed % bare).removeprefix("-")
         made.append(Column(bare, kind, "?" in mark, param, bare, int(since or 0)))
     return Table(name, tuple(versions), tuple(made))
@@ -359,11 +398,15 @@ def of_version(place: str, table: Table, version: Any) -> Table:
     return table._replace(columns=tuple(column for column in table.columns if column.since <= (version or 0)))
 
 
+LOCKED_S = 0.5  # for which a table is waited for that another program has locked; the child does nothing else meanwhile
+
+
 def read_sqlite_table(path: str, table: Table) -> list[dict]:
     """A table of an SQLite file; TableError, sqlite3.Error."""
     if not os.path.isfile(path):
         raise TableError(f"{path}: no such file")
-    connection = sqlite3.connect(f"file:{path.replace('?', '%3f').replace('#', '%23')}?mode=ro", uri=True)
+    connection = sqlite3.connect(f"file:{path.replace('?', '%3f').replace('#', '%23')}?mode=ro", uri=True,
+                                 timeout=LOCKED_S)
     try:
         versions = connection.execute("SELECT table_version FROM version WHERE table_name = ?", (table.name,)).fetchone()
         table = of_version(path, table, versions and versions[0])
@@ -430,12 +473,14 @@ def typed(where: str, columns: tuple, values: Iterable) -> dict:
     """A row with values of the kinds that its columns have, by column; TableError."""
     row = {}
     for column, value in zip(columns, values):
-        if value is None and not column.null and column.kind is not str:
+        if value is None and not column.null and column.kind is not plain:
             raise TableError(f"{where}: {column.name} is NULL")
         try:
             row[column.name] = None if value is None else column.kind(value)
         except ValueError:
-            raise TableError(f"{where}: {column.name} is {value!r}, which is no number") from None
+            raise TableError(f"{where}: {column.name} is {value!r:.60}, which is no number") from None
+        except OverflowError:
+            raise TableError(f"{where}: {column.name} is {value!r:.60}, which is too large") from None
     return row
 
 

@@ -168,7 +168,7 @@ def read_rules(ctx, path: str) -> list[Rule]:
         if line.strip() and not line.lstrip().startswith("#"):
             try:
                 rules.append(read_rule(line))
-            except (ValueError, re.error) as error:
+            except (ValueError, OverflowError, re.error) as error:  # a{99999999999} overflows
                 ctx.log.error("%s:%d: %s, passed over", path, number, error)
     return rules
 

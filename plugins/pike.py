@@ -30,8 +30,9 @@ def take_in(view: dict, ip: str, value: str | None) -> None:
 @opensips.command
 def pike_list(ctx):
     """Show the IPs that are blocked."""
-    blocked = sorted(map(ipaddress.ip_address, ctx.view(SPACE, take_in)), key=lambda ip: (ip.version, ip))
-    opensips.check_size(ctx, len(blocked), len("1.1.1.1\n"))
+    view = ctx.view(SPACE, take_in)
+    opensips.check_size(ctx, len(view), len("1.1.1.1\n"))
+    blocked = sorted(map(ipaddress.ip_address, view), key=lambda ip: (ip.version, ip))
     return opensips.reply(ctx, {"IPs": list(map(str, blocked))}, depends=(SPACE,))
 
 

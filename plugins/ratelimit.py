@@ -47,17 +47,16 @@ def take_in(view: dict, name: str, value: str | None) -> None:
         view[name] = Pipe(*json.loads(value))
 
 
-def pipes(ctx) -> dict[str, Pipe]:
-    """All pipes, in the original's order."""
+def in_order(ctx, names: list[str]) -> list[str]:
+    """The names of pipes in the original's order."""
     buckets = ctx.param("hash_size") - 1
-    view = ctx.view(SPACE, take_in)
-    return {name: view[name] for name in sorted(view, key=lambda name: (opensips.core_hash(mi.encode(name)) & buckets, name))}
+    return sorted(names, key=lambda name: (opensips.core_hash(mi.encode(name)) & buckets, name))
 
 
 @opensips.command
 def rl_list(ctx, pipe=None, filter=None, filter_out=None):
     """Show all pipes, or one; in JSON also those whose names fit the shell pattern FILTER, or do not fit FILTER_OUT."""
-    found, given = pipes(ctx), {"pipe": pipe, "filter": filter, "filter_out": filter_out}
+    found, given = ctx.view(SPACE, take_in), {"pipe": pipe, "filter": filter, "filter_out": filter_out}
     texts = {name: opensips.text(ctx, name, value) for name, value in given.items()
              if value is not None or name in (ctx.request.names or ())}
     name, fits, fits_not = map(texts.get, given)
@@ -65,9 +64,10 @@ def rl_list(ctx, pipe=None, filter=None, filter_out=None):
         raise mi.Failed(f"there is no pipe {name}") if ctx.request.dialect == "text" else mi.Error(404, "Pipe Not Found")
     if name:
         return opensips.reply(ctx, {"Pipe": found[name].shown(name), "drop_rate": 0}, depends=(SPACE,))
-    opensips.check_size(ctx, len(found), LEAST_BYTES)
-    shown = [one.shown(name) for name, one in found.items() if (fits is None or fnmatch.fnmatchcase(name, fits))
+    names = [name for name in found if (fits is None or fnmatch.fnmatchcase(name, fits))
              and (fits_not is None or not fnmatch.fnmatchcase(name, fits_not))]
+    opensips.check_size(ctx, len(names), LEAST_BYTES)
+    shown = [found[name].shown(name) for name in in_order(ctx, names)]
     return opensips.reply(ctx, {"Pipes": shown, "drop_rate": 0}, depends=(SPACE,))
 
 

@@ -82,11 +82,15 @@ def take_in(view: dict, key: str, value: str | None) -> None:
     view[key] = read_records(value)
 
 
+def stored(ctx) -> list[Record]:
+    """The records of now."""
+    return ctx.view(SPACE, take_in).get("", [])
+
+
 def records(ctx) -> list[Record]:
     """The records in the order in which the original's table has them."""
     buckets = 2**ctx.param("hash_size")
-    found = ctx.view(SPACE, take_in).get("", [])
-    return sorted(found, key=lambda one: opensips.core_hash(mi.encode(one.aor)) & buckets - 1)
+    return sorted(stored(ctx), key=lambda one: opensips.core_hash(mi.encode(one.aor)) & buckets - 1)
 
 
 def change(ctx, how: Any) -> list[Record]:
@@ -190,15 +194,14 @@ def key_of(ctx, aor: Any, contact: Any, registrar: Any) -> tuple:
 def reg_list(ctx, aor=..., contact=..., registrar=...):
     """Show all records, in JSON-RPC one as well."""
     with_socket = ctx.server.setup.own.get("imitate") == "4.0"
-    found = records(ctx)
     if ctx.request.dialect == "jsonrpc" and aor is not ...:
         key = key_of(ctx, aor, contact, registrar)
-        found = [one for one in found if one.key == key]
+        found = [one for one in stored(ctx) if one.key == key]
         if not found:
             raise mi.Error(404, "No such registrant")
         return opensips.reply(ctx, {"Registrant": found[0].shown(with_socket)}, depends=(SPACE,))
-    opensips.check_size(ctx, len(found), LEAST_BYTES)
-    return opensips.reply(ctx, {"Records": [one.shown(with_socket) for one in found]}, depends=(SPACE,))
+    opensips.check_size(ctx, len(stored(ctx)), LEAST_BYTES)
+    return opensips.reply(ctx, {"Records": [one.shown(with_socket) for one in records(ctx)]}, depends=(SPACE,))
 
 
 @opensips.command
@@ -216,7 +219,7 @@ def reg_reload(ctx, aor=..., contact=..., registrar=...):
 def switch(ctx, key: tuple, on: bool) -> mi.Reply:
     """Enable or disable a record; mi.Error if there is none."""
     before, after = (NOT_REGISTERED, REGISTERING) if on else (REGISTERED, UNREGISTERING)
-    if key not in [one.key for one in records(ctx)]:
+    if key not in [one.key for one in stored(ctx)]:
         raise mi.Error(404, "No such registrant")
 
     def switched(one: Record) -> Record:

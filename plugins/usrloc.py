@@ -20,7 +20,7 @@ SPACE = "usrloc"
 MI_CALLID, MI_AGENT = "dfjrewr12386fd6-343@opensips.mi", "OpenSIPS MI Server"
 UNSET_Q, ALL_METHODS, DELETED = -1, 2**32 - 1, 10
 NEW, SYNC, DIRTY = "CS_NEW", "CS_SYNC", "CS_DIRTY"
-LOCATION = opensips.table("location", [1013], """contact_id# username=user_column domain? contact received? path? expires#
+LOCATION = opensips.table("location", [1013], """contact_id## username=user_column domain? contact received? path? expires#
     q~ callid cseq# flags# cflags? user_agent socket? methods#? sip_instance? kv_store? attr?""", "%s_column")
 TABLE_CALLS = ("save", "lookup", "remove", "registered", "is_registered", "is_contact_registered", "is_ip_registered")
 PRESETS = {"single-instance-sql-write-through": 1, "single-instance-sql-write-back": 2, "sql-only-cluster": 3}
@@ -329,10 +329,11 @@ def load(ctx):
 
 def contact_of(row: dict) -> Contact:
     """The contact that a row of the table means."""
+    row = {name: opensips.c_text(value) for name, value in row.items()}
     q = UNSET_Q if row["q"] is None or row["q"] < 0 else round(row["q"] * 1000)
     names = row["cflags"] or ""
     return Contact(row["contact"] or "", row["contact_id"], row["expires"], q, row["callid"] or "", row["cseq"],
-                   row["user_agent"], row["received"], row["path"], SYNC, row["flags"], 2**len(names.split()) - 1, names,
+                   row["user_agent"], row["received"], row["path"], SYNC, row["flags"], opensips.flag_bits(names), names,
                    row["socket"], ALL_METHODS if row["methods"] is None else row["methods"], row["attr"],
                    row["sip_instance"], 0, row["kv_store"])
 
@@ -439,7 +440,8 @@ def text_aors(ctx, domain: Domain, now_s: int, brief: bool) -> Any:
 def json_aors(ctx, domain: Domain, now_s: int, brief: bool) -> Any:
     """The AORs of a table as 3.4 has them; mi.TooLong."""
     if brief:
-        return [{"AOR": aor} for _, _, aor in mi.bounded(domain.order)]
+        opensips.check_size(ctx, len(domain.order), len('{"AOR":""},'))
+        return [{"AOR": aor} for _, _, aor in domain.order]
     if ctx.server.setup.mi["pretty_printing"]:
         return [domain.records[aor].shown(aor, domain.records[aor].times(now_s)) for _, _, aor in mi.bounded(domain.order)]
     parts, size = [], 0

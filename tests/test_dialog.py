@@ -248,6 +248,48 @@ def test_what_a_column_of_values_may_hold():
     assert module.stored_pairs(None) == module.stored_pairs("") == []
 
 
+@pytest.mark.parametrize("old, new", [
+    (":4:", ":9:"), (":4:", ":-7:"), ("caller#alice|inbound#|", "caller|"), ("n#2#42|", "n#2#x|"), ("7876970020964:", "-1:")])
+def test_a_row_that_is_no_dialog_is_left_out(tmp_path, old, new, caplog):
+    """And the others are shown."""
+    lines = LINES + table(tmp_path, 34)
+    path = tmp_path / "dialog"
+    path.write_text(path.read_text().replace(old, new, 1))
+    with mi.Trial(lines) as one:
+        assert [item["callid"] for item in rpc(one, "dlg_list")["Dialogs"]] == ["db-3@x"]
+    assert "table dialog, row 1 is left out: " in caplog.text
+
+
+def test_a_list_from_an_index_below_0_is_empty(trial):
+    one = trial()
+    call(one)
+    assert rpc(one, "dlg_list", {"index": -1, "counter": 5}) == {"count": 1, "Dialogs": []}
+
+
+def test_a_call_may_not_last_longer_than_dates_go(trial):
+    one = trial()
+    wanted = "400 timeout takes an integer from 1 to 2147483647\n\n"
+    assert ask(one, "lab_call", "c", "sip:a", "sip:b", "timeout::99999999999999999999") == wanted
+    call(one, "c2", "timeout::2147483647")
+    assert len(rpc(one, "dlg_list")["Dialogs"]) == 1
+
+
+def test_what_values_cost_is_linear_in_their_number(trial):
+    """Ten times the values never cost thirty times the time; what a value takes at least is no more than one takes."""
+    one, spent_s = trial(), []
+    module = one.server.registry.modules_by_name["dialog"].namespace
+    call(one, "c", "profiles::caller=")
+    assert len(ask(one, "profile_get_values", "caller")) - len("200 OK\n\n") >= module.LEAST_VALUE
+    for count in (1000, 9000):
+        for number in range(count):
+            call(one, f"{count}/{number}", f"profiles::caller={count}/{number}", "state::1")
+        began_s = time.perf_counter()
+        ask(one, "profile_get_values", "caller")
+        spent_s.append(time.perf_counter() - began_s)
+    assert spent_s[1] < 30 * spent_s[0]
+    assert one.ask(b'{"jsonrpc":"2.0","method":"profile_get_values","params":["caller"],"id":1}') == b"500 Internal error"
+
+
 def test_without_a_table_nothing_is_synced(trial):
     one = trial()
     assert ask(one, "dlg_db_sync", "x") == "400 Cannot sync in no-db mode\n\n"

@@ -4,6 +4,7 @@ import json
 import signal
 
 import pytest
+from conftest import ROOT
 from test_modules import differs, rows_of, subscribed
 
 import midatagram as mi
@@ -85,6 +86,26 @@ def test_a_table_that_cannot_be_read_leaves_what_there_is(start, tmp_path):
     assert server.ask(b":ds_reload:\n") == b"500 ERROR Reloading data\n\n"
     server.wait_log(f"{tmp_path}/dispatcher:2: setid is 'x', which is no number")
     assert b"sip:127.0.0.1:5171" in server.ask(b":ds_list:\n")
+
+
+@pytest.mark.parametrize("weight", ["\u00b2", "1" + "0" * 5000, "-1", "x", "0"])
+def test_a_weight_that_is_no_number_is_0(tmp_path, weight):
+    with mi.Trial(lines(tables(tmp_path, dispatcher=[f"1:1:sip\\:a::0:{weight}:0:k:d"]))) as trial:
+        assert "weight:: 0\n" in ask(trial, "ds_list", "full")
+
+
+def test_a_reset_of_the_lab_names_the_table_that_cannot_be_read(tmp_path):
+    """And brings what other modules have back."""
+    url = tables(tmp_path)
+    drouting = (ROOT / "tests" / "data" / "modules" / "db24").as_uri().replace("file://", "text://")
+    more = f'loadmodule "lab.so"\nloadmodule "drouting.so"\nmodparam("drouting", "db_url", "{drouting}")'
+    with mi.Trial(lines(url, more)) as trial:
+        (tmp_path / "dispatcher").write_text(f"{HEADER[24]}\nx\n")
+        assert ask(trial, "lab_reset") == f"500 dispatcher: {tmp_path}/dispatcher:2: has 1 fields, not 9\n\n"
+        assert ask(trial, "dr_gw_status", "gw1") == "200 OK\nState:: Active\n\n"
+        tables(tmp_path)
+        assert ask(trial, "lab_reset") == "200 OK\n\n"
+        assert states(trial, "default") == {"sip:127.0.0.1:5171": "Active"}
 
 
 def test_a_table_that_cannot_be_read_ends_the_start(tmp_path):

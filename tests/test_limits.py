@@ -138,3 +138,5 @@ def test_lists_that_cannot_fit_are_given_up_before_they_are_made(trial):
         trial.server.store.put("ratelimit", f"pipe{number}", '["TAILDROP", 1, 1]')
     assert ask(trial, "rl_list") == "500 reply of more than 261828 bytes exceeds 65457\n"
     assert trial.ask(b'{"jsonrpc":"2.0","method":"rl_list","id":1}') == b"500 Internal error"
+    one = trial.ask(b'{"jsonrpc":"2.0","method":"rl_list","params":{"filter":"pipe77"},"id":1}')
+    assert b'"Pipes":[{"id":"pipe77",' in one  # as that of a few of them can

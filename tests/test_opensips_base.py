@@ -2,6 +2,7 @@
 
 import re
 import sqlite3
+import time
 
 import pytest
 from conftest import OPENSIPS_MODULES, ROOT, run
@@ -101,7 +102,10 @@ def test_the_order_of_columns_is_that_of_the_header(tmp_path):
 @pytest.mark.parametrize("lines, options, where", [
     (["x:a:::"], {}, "things:2: id is 'x'"), (["1:a:b:c:"], {}, "things:2: size is 'c'"), (["1:a:::y"], {}, "share is 'y'"),
     (["1:a:::", "2::::"], {}, "things:3: name is empty"), (["1:a"], {}, "things:2: has 2 fields, not 5"),
-    (["1:a::::"], {}, "has 6 fields"), ([], {"version": "things:2"}, "version 2, not 3"), ([], {"version": ""}, "version none"),
+    (["1:a::::"], {}, "has 6 fields"), ([f"{2**32}:a:::"], {}, "things:2: id is '4294967296', which is too large"),
+    (["1:a:::1e400"], {}, "share is '1e400', which is too large"), (["1:a::\u00b2:"], {}, "size is '\u00b2', which is no number"),
+    ([f"{'9' * 5000}:a:::"], {}, "things:2: id is '99999"),
+    ([], {"version": "things:2"}, "version 2, not 3"), ([], {"version": ""}, "version none"),
     ([], {"header": "id(int) name"}, "things:1: is no header"), ([], {"header": ""}, "things:1: is no header"),
     ([], {"header": "id(int)"}, "things:1: no column name")])
 def test_what_is_wrong_with_a_text_table_is_named_with_file_and_row(tmp_path, lines, options, where):
@@ -132,6 +136,23 @@ def test_an_sqlite_file_has_the_same_rows(tmp_path):
     assert opensips.read_table(database(tmp_path / "a?#b.db"), T) == [
         {"id": 1, "name": "a", "note": "b", "size": 7, "share": 0.5},
         {"id": 2, "name": "x", "note": None, "size": None, "share": None}]
+
+
+def test_a_text_that_sqlite_has_as_bytes_is_one(tmp_path):
+    url = database(tmp_path / "a.db")
+    with sqlite3.connect(tmp_path / "a.db") as base:
+        base.execute("UPDATE things SET note = ?, name = 7 WHERE id = 1", (b"caf\xc3\xa9",))
+    base.close()
+    assert [(row["name"], row["note"]) for row in opensips.read_table(url, T)] == [("7", "caf\u00e9"), ("x", None)]
+
+
+def test_a_locked_sqlite_file_is_not_waited_for_long(tmp_path):
+    url, base, began_s = database(tmp_path / "a.db"), sqlite3.connect(tmp_path / "a.db"), time.monotonic()
+    base.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(opensips.TableError, match="is locked"):
+        opensips.read_table(url, T)
+    assert time.monotonic() - began_s < 3
+    base.close()
 
 
 def test_what_is_wrong_with_an_sqlite_file_is_named(tmp_path):

@@ -286,6 +286,15 @@ def test_a_table_that_cannot_be_read_ends_the_start(trial, tmp_path, rows, versi
         trial(db_mode=1, db_url=with_table(tmp_path, *rows, version=version))
 
 
+def test_a_text_ends_where_c_has_it_end(trial, tmp_path):
+    """A NUL in a table or in what is registered; and flags of which there are too many."""
+    one = trial(db_mode=1, db_url=with_table(tmp_path, ROWS[1].replace(":agent:", r":ag\0ent:")))
+    assert "User-agent:: ag\n" in ask(one, ":ul_show_contact:\nlocation\nalice\n")
+    ask(one, ":lab_register:\nlocation\nbob\nsip:b@c\nuser_agent::x\0y\nattr::\0\ncflags::" + "a " * 20000 + "\n")
+    text = ask(one, ":ul_show_contact:\nlocation\nbob\n")
+    assert re.search("Expires:: 3600\n.*User-agent:: x\n.*Cflags:: a a.*Methods:: 4294967295\n\n$", text, re.S)
+
+
 def test_columns_may_have_other_names(trial, tmp_path):
     url = with_table(tmp_path, *ROWS)
     (tmp_path / "location").write_text((tmp_path / "location").read_text().replace("username(", "who("))
