@@ -1,9 +1,8 @@
 """upstream_server -- what the plug-in upstream knows of a server, in a child: sockets, requests on their way, what it speaks.
 
 A request has a socket of its own for as long as it waits, so no reply can get to another client. Sockets are used again, the one
-that rested longest first, if it heard nothing since; one whose request timed out is not: it waits for the late reply, to count it,
-and is closed. Where the
-server's queue is full, requests wait in ours; a socket connected to the server becomes writable when it has read.
+that rested longest first, if it heard nothing since; one whose request timed out waits for the late reply, to count it, and is
+closed. Where the server's queue is full, requests wait in ours; a socket connected to the server becomes writable when it has read.
 """
 from __future__ import annotations
 
@@ -516,7 +515,7 @@ class Upstream:
             502, f"upstream {self.name} lists no commands")
 
     def recipes_of(self, name: str) -> tuple | None:
-        """The sets of parameters that the server takes for a command, each a text of names, or None; asked for once. Waits; mi.Error."""
+        """The sets of parameters that the server takes for a command, each a text of names, or None. Waits; mi.Error."""
         if name not in self.recipes:
             reply = self.ask(mi.Request("which", dialect="jsonrpc", id=1, params=[name]))
             if isinstance(reply, mi.Reply):
