@@ -2,7 +2,7 @@
 
 A request has a socket of its own for as long as it waits, so no reply can get to another client. Sockets are used again, the one
 that rested longest first, if it heard nothing since; one whose request timed out waits for the late reply, to count it, and is
-closed. Where the server's queue is full, requests wait in ours; a socket connected to the server becomes writable when it has read.
+closed. Where the server's queue is full, requests wait in ours; a socket connected to the server is writable when that has read.
 """
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import collections
 import contextlib
 import errno
 import functools
+import glob
 import itertools
 import os
 import re
@@ -105,9 +106,7 @@ class Slot:
             if family == socket.AF_UNIX:
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
                 self.path = os.path.join(target.folder, f"mi-{os.urandom(8).hex()}.sock") if target.folder else ""
-                self.socket.bind(self.path)
-                if self.path:
-                    os.chmod(self.path, 0o777)  # the server may be another user
+                bind_for_all(self.socket, self.path)
             else:
                 self.socket.connect(sockaddr_of(target.address)[1])
         except OSError:
@@ -127,6 +126,23 @@ class Slot:
         if self.path:
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
+
+
+def bind_for_all(sock: Any, path: str) -> None:
+    """Bind a socket to a file that all users may write to, from its first moment: others may exchange it; OSError."""
+    mask = os.umask(0)
+    try:
+        os.fchmod(sock.fileno(), 0o777)
+        sock.bind(path)
+    finally:
+        os.umask(mask)
+
+
+def clear_folder(folder: str) -> None:
+    """Remove the sockets that killed children left behind."""
+    for path in glob.glob(os.path.join(glob.escape(folder), "mi-*.sock")) if folder else ():
+        with contextlib.suppress(OSError, mi.StartError):  # it has an owner, or is something else
+            mi.clear_path(path)
 
 
 @functools.cache
@@ -203,6 +219,7 @@ class Upstream:
         self.replied_s = self.down_s = 0.0  # when it last answered, and was last marked as down
         self.latencies = Latencies()
         self.row[self.columns["in_flight"]] = 0
+        clear_folder(target.folder)
 
     def count(self, word: str, asked: Asked | None = None) -> None:
         """Add to one of the figures, unless it is about what the gateway asks for itself."""

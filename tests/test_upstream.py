@@ -389,15 +389,39 @@ def test_only_the_owner_of_the_socket_is_believed(start, puppet):
 def test_a_folder_for_a_server_that_reaches_no_abstract_sockets(start, puppet, tmp_path):
     folder = tmp_path / "replies"
     folder.mkdir()
-    front = start(gateway_to(f"{puppet.path};folder={folder}"))
+    front = start(gateway_to(f"{puppet.path};folder={folder}", more='modparam("upstream", "keep", "ps")'))
     client = front.client()
     client.send(UPTIME)
     request, place = puppet.hear()
-    assert os.path.dirname(place) == str(folder)
+    assert os.path.dirname(place) == str(folder) and os.stat(place).st_mode & 0o777 == 0o777
+    puppet.socket.sendto(b"200 OK\n\n", place)
+    assert client.receive() == b"200 OK\n\n"
+    os.kill(front.children()[0], signal.SIGKILL)
+    wait_for(lambda: not os.path.exists(place), what="the next child to remove what the killed one left")
+    client.send(UPTIME)
+    request, place = puppet.hear()
     puppet.socket.sendto(b"200 OK\n\n", place)
     assert client.receive() == b"200 OK\n\n"
     front.stop()
     assert not list(folder.iterdir())
+
+
+def test_a_socket_in_a_folder_of_others_changes_nothing_that_they_put_in_its_place(tmp_path):
+    secret, path = tmp_path / "secret", tmp_path / "mi-x.sock"
+    secret.touch(0o600)
+
+    class Exchanged(socket.socket):
+        """A socket whose file is exchanged as soon as it is there."""
+
+        def bind(self, place):
+            super().bind(place)
+            assert os.stat(place).st_mode & 0o777 == 0o777
+            os.unlink(place)
+            os.symlink(secret, place)
+
+    with Exchanged(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
+        mi.shared("upstream_server").bind_for_all(one, str(path))
+    assert secret.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_stop_waits_for_replies(start, puppet):
