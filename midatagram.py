@@ -1310,8 +1310,8 @@ class Registry:
         for module in self.modules:
             if "registered" in module.hooks:
                 module.hooks["registered"](Context(module), self)
-        for command in [command for name, command in self.names.items() if name in switched_off]:
-            self.names.pop(command.name, None), self.names.pop(command.full_name, None)
+        off = {command for name, command in self.names.items() if name in switched_off}
+        self.names = {name: command for name, command in self.names.items() if command not in off}
         self.commands = {command.name: command for command in self.names.values()}  # as listed
 
     def add_command(self, command: Command) -> None:
@@ -5384,7 +5384,7 @@ class Supervisor:
         store.path, store.size_bytes = os.path.join(store.folder, "store.sqlite"), own["store_size"]
         locks = [self.folder_lock]
         if own["store_file"]:
-            locks.append(shared("store_file").adopt(store, own["store_file"]))
+            locks.append(shared("store_file", self.current.setup.path, "for store_file, ").adopt(store, own["store_file"]))
         self.current.ask("begin", (store.folder, store.path), locks)
 
     def run(self) -> int:

@@ -113,8 +113,10 @@ def needs_recipes(name: str) -> bool:
 
 def recipes_in(reply: bytes) -> tuple | None:
     """The recipes in a JSON-RPC reply to `which COMMAND`, each a text of names; None if it has none."""
-    result = mi.read_json(reply).get("result")
-    return tuple(" ".join(recipe) for recipe in result) if isinstance(result, list) else None
+    try:
+        return tuple(" ".join(map(mi.string, recipe)) for recipe in mi.read_json(reply)["result"])
+    except (mi.ParseError, KeyError, TypeError, ValueError):
+        return None
 
 
 def names_in(reply: bytes) -> list[str]:

@@ -1,8 +1,8 @@
 """upstream_server -- what the plug-in upstream knows of a server, in a child: sockets, requests on their way, what it speaks.
 
 A request has a socket of its own for as long as it waits, so no reply can get to another client. Sockets are used again, the one
-that rested longest first; one whose request timed out is not: it waits for the late reply, to count it, and is closed. Where the
-server's queue is full, requests wait in ours; a socket connected to the server becomes writable when it has read.
+that rested longest first, if it heard nothing since; one whose request timed out waits for the late reply, to count it, and is
+closed. Where the server's queue is full, requests wait in ours; a socket connected to the server is writable when that has read.
 """
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import collections
 import contextlib
 import errno
 import functools
+import glob
 import itertools
 import os
 import re
@@ -33,7 +34,11 @@ LEVELS = ("in_flight", "down")
 UNREACHABLE = 503
 LEARN_S = 30.0  # after which it is asked again for its commands, if it is asked for anything
 LATE_S = 10.0  # how long a socket waits for a late reply
-QUEUE = 10000  # requests that wait to be sent to a server, at most, in each child
+QUEUE_BYTES = 16 << 20  # of requests that wait to be sent to a server, in each child, and of those of one client:
+CLIENT_BYTES = QUEUE_BYTES // 4
+REQUEST_BYTES = 1000  # that a request takes besides its own
+RESTING = 8  # sockets that rest, so that a second reply to a request meets none that waits for another
+MOST_RECIPES = 2000  # commands
 RETRY_S = 0.005  # how often those are tried that nothing wakes up
 TICKS = 50  # how often in its time limit it is looked whether a request is too old
 PLAIN_REPLY = re.compile(rb"[0-9]{1,10}[ \n]")  # the first line of a text reply
@@ -101,9 +106,7 @@ class Slot:
             if family == socket.AF_UNIX:
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
                 self.path = os.path.join(target.folder, f"mi-{os.urandom(8).hex()}.sock") if target.folder else ""
-                self.socket.bind(self.path)
-                if self.path:
-                    os.chmod(self.path, 0o777)  # the server may be another user
+                bind_for_all(self.socket, self.path)
             else:
                 self.socket.connect(sockaddr_of(target.address)[1])
         except OSError:
@@ -123,6 +126,23 @@ class Slot:
         if self.path:
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
+
+
+def bind_for_all(sock: Any, path: str) -> None:
+    """Bind a socket to a file that all users may write to, from its first moment: others may exchange it; OSError."""
+    mask = os.umask(0)
+    try:
+        os.fchmod(sock.fileno(), 0o777)
+        sock.bind(path)
+    finally:
+        os.umask(mask)
+
+
+def clear_folder(folder: str) -> None:
+    """Remove the sockets that killed children left behind."""
+    for path in glob.glob(os.path.join(glob.escape(folder), "mi-*.sock")) if folder else ():
+        with contextlib.suppress(OSError, mi.StartError):  # it has an owner, or is something else
+            mi.clear_path(path)
 
 
 @functools.cache
@@ -179,6 +199,8 @@ class Upstream:
         self.free: collections.deque[Slot] = collections.deque()
         self.in_flight: dict[Slot, Asked] = {}  # the oldest first
         self.waiting: collections.deque[Asked] = collections.deque()
+        self.held: collections.Counter[Any] = collections.Counter()  # bytes of those that wait, by client
+        self.bytes = 0  # of them all
         self.late: dict[Slot, float] = {}  # until when their late replies are waited for
         self.mute: Slot | None = None  # sends notifications, and hears what a server may answer to them
         tick_s = max(0.005, min(0.5, self.timeout_s / TICKS))
@@ -197,6 +219,7 @@ class Upstream:
         self.replied_s = self.down_s = 0.0  # when it last answered, and was last marked as down
         self.latencies = Latencies()
         self.row[self.columns["in_flight"]] = 0
+        clear_folder(target.folder)
 
     def count(self, word: str, asked: Asked | None = None) -> None:
         """Add to one of the figures, unless it is about what the gateway asks for itself."""
@@ -214,7 +237,7 @@ class Upstream:
         self.count("requests", asked)
         asked.deadline_s = asked.deadline_s or time.monotonic() + self.timeout_s
         if self.waiting or not self.send(asked):
-            if len(self.waiting) >= QUEUE:
+            if not self.has_room(asked):
                 return self.fail(asked, mi.Reply(503, f"upstream {self.name} has too many requests"))
             self.waiting.append(asked)
         self.level()
@@ -223,12 +246,31 @@ class Upstream:
             self.timer.start(self.tick)
         return None
 
+    def has_room(self, asked: Asked) -> bool:
+        """Whether a request may wait, and if so, count its bytes."""
+        client, size = asked.ctx and asked.ctx.caller, len(asked.data) + REQUEST_BYTES
+        if self.held[client] + size > CLIENT_BYTES or self.bytes + size > QUEUE_BYTES:
+            return False
+        self.held[client] += size
+        self.bytes += size
+        return True
+
+    def next_waiting(self) -> Asked:
+        """The request that waited longest, which waits no more."""
+        asked = self.waiting.popleft()
+        client, size = asked.ctx and asked.ctx.caller, len(asked.data) + REQUEST_BYTES
+        self.bytes -= size
+        self.held[client] -= size
+        if not self.held[client]:
+            del self.held[client]
+        return asked
+
     def send(self, asked: Asked) -> bool:
         """Send a request, or fail it; False if it has to wait."""
         slot = self.mute
         try:
             if asked.request.answered or slot is None:
-                slot = self.free.popleft() if self.free else self.new_slot()
+                slot = self.rested() if len(self.free) > RESTING else self.new_slot() or self.rested()
             if slot is None:
                 return False
             if self.unix:
@@ -254,6 +296,20 @@ class Upstream:
             asked.done((asked, b""))
         return True
 
+    def rested(self) -> Slot | None:
+        """A socket that was used before, None if there is none; one that heard something since is closed."""
+        while self.free and len(self.in_flight) < self.target.inflight:
+            slot = self.free.popleft()
+            try:
+                slot.socket.recv(1, socket.MSG_PEEK)
+                self.count("late")
+            except BlockingIOError:
+                return slot
+            except OSError:  # of UDP: nobody listened there
+                pass
+            self.forget(slot)
+        return None
+
     def new_slot(self) -> Slot | None:
         """A new socket; None if there are as many as may be. OSError."""
         if len(self.in_flight) >= self.target.inflight:
@@ -261,7 +317,7 @@ class Upstream:
         try:
             return Slot(self.target, self.loop, self.receive)
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE) and self.in_flight:
+            if error.errno in (errno.EMFILE, errno.ENFILE) and (self.in_flight or self.free):
                 return None
             raise
 
@@ -288,7 +344,7 @@ class Upstream:
             self.gate.close()
             self.gate = None
         while self.waiting and self.send(self.waiting[0]):
-            self.waiting.popleft()
+            self.next_waiting()
         self.level()
 
     # Replies, and requests that get none.
@@ -388,7 +444,7 @@ class Upstream:
             if not asked.ctx:
                 self.forget(slot)
         while self.waiting and self.waiting[0].deadline_s <= now_s:
-            self.expire(self.waiting.popleft())
+            self.expire(self.next_waiting())
         for slot in [slot for slot, until_s in self.late.items() if until_s <= now_s]:
             self.forget(slot)
         while len(self.late) > self.target.inflight:
@@ -476,10 +532,14 @@ class Upstream:
             502, f"upstream {self.name} lists no commands")
 
     def recipes_of(self, name: str) -> tuple | None:
-        """The sets of parameters that the server takes for a command, each a text of names, or None; asked for once. Waits."""
+        """The sets of parameters that the server takes for a command, each a text of names, or None. Waits; mi.Error."""
         if name not in self.recipes:
             reply = self.ask(mi.Request("which", dialect="jsonrpc", id=1, params=[name]))
-            self.recipes[name] = translation.recipes_in(reply) if isinstance(reply, bytes) else None
+            if isinstance(reply, mi.Reply):
+                raise mi.Error(reply.code, reply.reason)
+            if len(self.recipes) >= MOST_RECIPES:  # of a server that lists no names, so that clients name what they like
+                self.recipes.clear()
+            self.recipes[name] = translation.recipes_in(reply)
         return self.recipes[name]
 
     def asked_of(self, request: mi.Request, data: bytes) -> Asked:

@@ -332,10 +332,12 @@ def test_a_missing_package_is_named_with_all_three(tmp_path, missing):
 @pytest.mark.parametrize("words, environment, missing", [
     (["-P", "{0}/pid"], {}, "-P: for a pid file, pid_file.py"), (["--status"], {}, "--status: to say more, status.py"),
     (["-f", "{0}/c"], {}, "{0}/c: for log_file, log_file.py"),
+    (["-f", "{0}/d"], {}, "{0}/d: for store_file, store_file.py"),
     ([], {"LISTEN_FDS": "1"}, "LISTEN_FDS: for sockets of systemd, activation.py"),
 ])
 def test_a_script_alone_names_the_plugin_that_it_lacks(tmp_path, words, environment, missing):
     (tmp_path / "c").write_text('modparam("midatagram", "log_file", "/dev/stdout")\n')
+    (tmp_path / "d").write_text(f'log_stderror=no\nmodparam("midatagram", "store_file", "{tmp_path}/store")\n')
     done = subprocess.run([sys.executable, shutil.copy(SCRIPT, tmp_path), "-s", tmp_path / "mi.sock",
                            *[word.format(tmp_path) for word in words]], capture_output=True, text=True, timeout=20,
                           env={**os.environ, **environment})

@@ -312,6 +312,8 @@ def test_a_command_without_a_form_goes_by_the_recipes_of_the_server():
     recipes = translation.recipes_in(b'{"jsonrpc":"2.0","result":[["ip"],["proto","ip"],["port","ip"]],"id":1}')
     assert recipes == ("ip", "proto ip", "port ip")
     assert translation.recipes_in(b'{"jsonrpc":"2.0","error":{"code":404,"message":"unknown MI command"},"id":1}') is None
+    for garbage in (b'"x" "id":1}', b"x", b"[]", b'{"result":[1],"id":1}', b'{"result":[[{}]],"id":1}'):
+        assert translation.recipes_in(garbage) is None, garbage
     assert translation.needs_recipes("check_it")
     assert not translation.needs_recipes("ul_dump")
     assert params(b":check_it:\n1.2.3.4\n", recipes=recipes) == {"ip": "1.2.3.4"}

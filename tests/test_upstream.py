@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -302,6 +303,58 @@ def test_two_replies_to_one_request(start, puppet):
     assert b"late=3" in front.ask(b":upstream_list:\n")
 
 
+def test_a_second_reply_meets_no_other_request(start, puppet):
+    client = start(gateway_to(puppet.path)).client()
+    client.send(b":one:\n")
+    _, first = puppet.hear()
+    puppet.socket.sendto(b"200 one\n\n", first)
+    assert client.receive() == b"200 one\n\n"
+    client.send(b":two:\n")
+    _, second = puppet.hear()
+    puppet.socket.sendto(b"200 one again\n\n", first)
+    puppet.socket.sendto(b"200 two\n\n", second)
+    assert client.receive() == b"200 two\n\n"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_second_reply_that_is_not_read_yet_meets_no_other_request(start, puppet, order):
+    front, places = start(gateway_to(f"{puppet.path};timeout=9000;inflight=1", more='modparam("upstream", "keep", "ps")')), []
+    client, other = front.client(), front.client()
+    while len(places) < 2 or places[-1] != places[0]:  # the socket that rested longest is used again
+        client.send(b":one:\n")
+        places.append(puppet.hear()[1])
+        if places[-1] != places[0] or len(places) == 1:
+            puppet.socket.sendto(b"200 OK\n\n", places[-1])
+            assert client.receive() == b"200 OK\n\n"
+    other.send(b":two:\n")
+    wait_for(lambda: b"in_flight=2" in front.ask(b":upstream_list:\n"))
+    child = front.children()[0]
+    os.kill(child, signal.SIGSTOP)
+    for reply, place in [(b"200 OK\n\n", places[-1]), (b"200 of one\n\n", places[1])][::order]:
+        puppet.socket.sendto(reply, place)  # the second goes to the socket that is next
+    os.kill(child, signal.SIGCONT)
+    puppet.play(b"200 two\n\n")
+    assert (client.receive(), other.receive()) == (b"200 OK\n\n", b"200 two\n\n")
+    assert b"late=1" in front.ask(b":upstream_list:\n")
+
+
+def test_what_waits_is_bounded_in_bytes_and_for_each_client(start, puppet):
+    front = start(gateway_to(f"{puppet.path};timeout=3000;inflight=1"))
+    client, other = front.client(), front.client()
+    client.send(b":first:\n")
+    puppet.hear()
+    for _ in range(80):
+        client.send(b":long:\n" + b"x" * 59993)  # of which 68 are less than 4 MiB
+    other.send(b":two:\n")
+    replies = [client.receive() for _ in range(81)]
+    assert replies[:12] == [b"503 upstream main has too many requests\n\n"] * 12 and set(replies[12:]) == {TEXT_504 % 3000}
+    assert other.receive() == TEXT_504 % 3000
+    client.send(b":again:\n")
+    place = next(place for request, place in iter(puppet.hear, None) if request == b":again:\n")
+    puppet.socket.sendto(b"200 OK\n\n", place)
+    assert client.receive() == b"200 OK\n\n"
+
+
 GARBAGE = b"\x00\x01", b"hello", b"", b"[", b"[]", b'"x"', b'{"a":1}'
 
 
@@ -336,15 +389,39 @@ def test_only_the_owner_of_the_socket_is_believed(start, puppet):
 def test_a_folder_for_a_server_that_reaches_no_abstract_sockets(start, puppet, tmp_path):
     folder = tmp_path / "replies"
     folder.mkdir()
-    front = start(gateway_to(f"{puppet.path};folder={folder}"))
+    front = start(gateway_to(f"{puppet.path};folder={folder}", more='modparam("upstream", "keep", "ps")'))
     client = front.client()
     client.send(UPTIME)
     request, place = puppet.hear()
-    assert os.path.dirname(place) == str(folder)
+    assert os.path.dirname(place) == str(folder) and os.stat(place).st_mode & 0o777 == 0o777
+    puppet.socket.sendto(b"200 OK\n\n", place)
+    assert client.receive() == b"200 OK\n\n"
+    os.kill(front.children()[0], signal.SIGKILL)
+    wait_for(lambda: not os.path.exists(place), what="the next child to remove what the killed one left")
+    client.send(UPTIME)
+    request, place = puppet.hear()
     puppet.socket.sendto(b"200 OK\n\n", place)
     assert client.receive() == b"200 OK\n\n"
     front.stop()
     assert not list(folder.iterdir())
+
+
+def test_a_socket_in_a_folder_of_others_changes_nothing_that_they_put_in_its_place(tmp_path):
+    secret, path = tmp_path / "secret", tmp_path / "mi-x.sock"
+    secret.touch(0o600)
+
+    class Exchanged(socket.socket):
+        """A socket whose file is exchanged as soon as it is there."""
+
+        def bind(self, place):
+            super().bind(place)
+            assert os.stat(place).st_mode & 0o777 == 0o777
+            os.unlink(place)
+            os.symlink(secret, place)
+
+    with Exchanged(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
+        mi.shared("upstream_server").bind_for_all(one, str(path))
+    assert secret.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_stop_waits_for_replies(start, puppet):
@@ -436,7 +513,7 @@ def test_which_is_the_list_of_the_servers_and_ours(start):
 def test_access_lists_hold_under_every_name(start, puppet):
     needs_root()
     front = start(gateway_to(puppet.path, more='modparam("midatagram", "allow_command", "ul_*, dialog:*: uid:1")\n'
-                             'modparam("midatagram", "disable", "rtpproxy:*, kill")\n'))
+                             'modparam("midatagram", "disable", "rtpproxy:*, kill, which")\n'))
     os.chmod(front.folder, 0o755)
     client = front.client()
     for name in ("ul_dump", "usrloc:dump", "dump", "ul_new", "dlg_list", "dialog:list", "list_ctx", "profile_end_dlgs"):
@@ -444,7 +521,7 @@ def test_access_lists_hold_under_every_name(start, puppet):
         assert json.loads(client.ask(asking(name)))["error"] == {"code": 403, "message": "Forbidden"}, name
     assert json.loads(client.ask(b"[%b]" % asking("dump")))[0]["error"]["code"] == 403
     client.send(b'{"jsonrpc":"2.0","method":"usrloc:dump"}')
-    for name in ("rtpproxy_show", "rtpproxy:enable", "kill", "core:kill"):
+    for name in ("rtpproxy_show", "rtpproxy:enable", "kill", "core:kill", "which", "core:which"):
         assert client.ask(f":{name}:\n".encode()) == b"500 command not available\n", name
         assert json.loads(client.ask(asking(name)))["error"]["code"] == -32601, name
     client.send(b'{"jsonrpc":"2.0","method":"kill"}')
@@ -643,6 +720,47 @@ def test_help_for_our_commands_is_ours(pair):
     behind, front = pair
     assert front.ask(b":help:\nupstream_list\n").startswith(b"200 OK\nHelp:: upstream_list - List the servers")
     assert front.ask(b":help:\nlog_level\n") == behind.ask(b":help:\nlog_level\n")
+
+
+def test_help_for_what_is_no_name_is_not_ours(start, puppet):
+    front = start(gateway_to(puppet.path))
+    front.client().send(asking("help", {}))
+    assert puppet.hear()[0] == asking("help", {})
+
+
+def test_parameters_are_asked_for_again_where_the_server_did_not_answer(start, puppet):
+    puppet.LISTS = dict.fromkeys(puppet.LISTS, b'{"result":["which","mine"],"id":1}')
+    client = start(gateway_to(f"{puppet.path};dialect=jsonrpc;timeout=300")).client()
+    client.send(b":mine:\n1\n")
+    assert puppet.hear()[0] == b'{"jsonrpc":"2.0","method":"which","params":["mine"],"id":1}'
+    assert client.receive() == TEXT_504 % 300
+    client.send(b":mine:\n1\n")
+    for reply in (b'{"result":[["number"]],"id":1}', b'{"result":"OK","id":1}'):
+        request, place = puppet.hear()
+        puppet.socket.sendto(reply, place)
+    assert json.loads(request)["params"] == {"number": "1"}
+    assert client.receive() == b"200 OK\n\n"
+
+
+def test_an_error_without_a_possible_code_is_traced_as_well():
+    assert mi.shared("upstream").outcome(b'{"error":{"code":1e999,"message":"x"},"id":1}') == (200, "OK")
+
+
+def test_what_is_recorded_is_bounded_until_it_is_in_the_store():
+    upstream = mi.shared("upstream")
+    recorder = upstream.Recorder(None, "passed.conf", None)
+    for number in range(upstream.MOST_RECORDED + 9):
+        recorder.keep(b":x%d:\n" % number, b"200 OK\n\n", 1.0)
+    recorder.keep(b":x1:\n", b"200 new\n\n", 1.0)
+    assert len(recorder.latest) == upstream.MOST_RECORDED and recorder.latest[b":x1:\n"] == (b"200 new\n\n", 1.0)
+
+
+def test_without_the_reader_of_odd_json_there_is_no_gateway(tmp_path):
+    shutil.copy(SCRIPT, tmp_path)
+    shutil.copytree(ROOT / "plugins", tmp_path / "plugins", ignore=shutil.ignore_patterns("cjson.py"))
+    (tmp_path / "x.conf").write_text(f'modparam("mi_datagram", "socket_name", "{tmp_path}/s")\n{gateway_to(tmp_path / "b")}')
+    done = subprocess.run([sys.executable, "midatagram.py", "-c", "-f", "x.conf"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 78 and f"cjson.py is needed in {tmp_path}/plugins" in done.stderr
 
 
 def test_what_passes_becomes_canned_replies(start, tmp_path):
