@@ -44,8 +44,8 @@ def redis_url(value: Any) -> Place:
 PARAMS = [
     mi.Param("cachedb_url", [], redis_url, "a database and the name of its cache system, redis:GROUP: "
              "redis:GROUP://:PASSWORD@HOST:PORT/DATABASE", repeat=True),
-    mi.Param("connect_timeout", 200, mi.integer(1, 400), "ms to wait for a connection to Redis"),
-    mi.Param("query_timeout", 200, mi.integer(1, 400), "ms to wait for an answer of Redis"),
+    mi.Param("connect_timeout", 200, mi.integer(1, 400), "how long to wait for a connection to Redis, ms"),
+    mi.Param("query_timeout", 200, mi.integer(1, 400), "how long to wait for a reply of Redis, ms"),
     *base.without_effect("enable_raw_query_quoting ftsearch_index_name ftsearch_json_mset_expire ftsearch_json_prefix "
                          "ftsearch_max_results lazy_connect redis_keepalive shutdown_on_error use_tls"),
 ]

@@ -36,9 +36,9 @@ def profile_names(value) -> tuple:
 
 PARAMS = [
     mi.Param("profiles_with_value", (), profile_names, "profiles that have values, semicolon-separated"),
-    mi.Param("profiles_no_value", (), profile_names, "profiles that have none"),
+    mi.Param("profiles_no_value", (), profile_names, "profiles without values, semicolon-separated"),
     mi.Param("default_timeout", 43200, mi.integer(1), "how long a call may last, seconds"),
-    mi.Param("delete_delay", 0, mi.integer(0), "how much longer a dialog that ended is listed, seconds"),
+    mi.Param("delete_delay", 0, mi.integer(0), "how long dlg_list shows a dialog after its end, seconds"),
     mi.Param("hash_size", 4096, mi.integer(1), "number of buckets of the table; a power of two"),
     mi.Param("db_mode", 0, mi.integer(0, 3), "0: no table; else dialogs come from the table at the start"),
     mi.Param("db_url", "", mi.string, "database with the table: text://DIRECTORY or sqlite://FILE"),
@@ -69,7 +69,7 @@ STATS = [
     mi.Stat("processed_dialogs", "calls since the start"),
     mi.Stat("expired_dialogs", "calls that lasted too long"),
     mi.Stat("failed_dialogs", "calls that were never answered"),
-    *[mi.Stat(f"{what}_{way}", "replication, which is not here") for way in ("sent", "recv")
+    *[mi.Stat(f"{what}_{way}", "always 0: midatagram does not replicate dialogs") for way in ("sent", "recv")
       for what in ("create", "update", "delete")],
 ]
 
@@ -417,14 +417,14 @@ def database(ctx, problem: str) -> None:
 
 @opensips.command
 def dlg_db_sync(ctx):
-    """Write the dialogs to the table, which is not done here."""
+    """Reply as if the dialogs were written to the table."""
     database(ctx, "Cannot sync in no-db mode")
     return mi.Reply()
 
 
 @opensips.command
 def dlg_restore_db(ctx):
-    """Take the dialogs from the table that are not here."""
+    """Read the dialogs that are missing from the table."""
     database(ctx, "Cannot restore db in no-db mode!")
     try:
         read_dialogs(ctx)

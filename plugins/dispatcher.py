@@ -29,7 +29,8 @@ PARAMS = [
     mi.Param("table_name", "dispatcher", mi.string, "name of the table"),
     mi.Param("partition", (), opensips.partition_line, "another set of sets: `NAME: db_url = URL; table_name = TABLE`",
              repeat=True),
-    mi.Param("ds_probing_threshhold", 3, mi.integer(1), "how often a destination is set to probing before it is"),
+    mi.Param("ds_probing_threshhold", 3, mi.integer(1),
+             "how many times ds_set_state must set a destination to probing before it is probing"),
     mi.Param("ds_probing_threshold", 0, mi.integer(0), "the same, as 3.0 spells it; 0: see ds_probing_threshhold"),
     *opensips.columns(DISPATCHER),
     *opensips.without_effect("""algo_route attrs_avp cluster_id cluster_probing_mode cluster_sharing_tag cnt_avp description_col

@@ -16,7 +16,7 @@ DOMAIN = opensips.table("domain", [1, 2, 3, 4], "domain attrs?", "%s_col")
 
 PARAMS = [
     mi.Param("db_url", "", mi.string, "database with the table: text://DIRECTORY or sqlite://FILE"),
-    mi.Param("db_mode", 0, mi.integer(0), "whether the table is kept in memory, without which the commands have nothing to show"),
+    mi.Param("db_mode", 0, mi.integer(0), "1: the table is in memory, and the commands show it; 0: they show nothing"),
     mi.Param("domain_table", "domain", mi.string, "name of the table"),
     *opensips.columns(DOMAIN),
     *opensips.without_effect("accept_subdomain_col"),

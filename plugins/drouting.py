@@ -28,12 +28,12 @@ PARAMS = [
     mi.Param("drd_table", "dr_gateways", mi.string, "name of the table of gateways"),
     mi.Param("drr_table", "dr_rules", mi.string, "name of the table of rules"),
     mi.Param("drc_table", "dr_carriers", mi.string, "name of the table of carriers"),
-    mi.Param("use_partitions", 0, mi.integer(0, 1), "1: a table names partitions, each with tables of its own"),
+    mi.Param("use_partitions", 0, mi.integer(0, 1), "1: a table lists partitions, each with its own tables"),
     mi.Param("db_partitions_url", "", mi.string, "database with the table of partitions"),
     mi.Param("db_partitions_table", "dr_partitions", mi.string, "name of the table of partitions"),
-    mi.Param("persistent_state", 1, mi.integer(0, 1), "0: the column `state` is not read, all is enabled"),
+    mi.Param("persistent_state", 1, mi.integer(0, 1), "0: ignore the column `state`: all gateways and carriers are enabled"),
     mi.Param("probing_interval", 0, mi.integer(0), "0: dr_enable_probing is refused; nothing is probed"),
-    mi.Param("extra_prefix_chars", "", mi.string, "what a prefix may have beside digits"),
+    mi.Param("extra_prefix_chars", "", mi.string, "characters that a prefix may have besides digits"),
     *opensips.without_effect("""accept_replicated_status carrier_attrs_avp carrier_id_avp cluster_id cluster_probing_mode
         cluster_sharing_tag default_group define_blacklist drg_domain_col drg_grpid_col drg_table drg_user_col
         enable_restart_persistency extra_id_chars force_dns generate_data_checksum gw_attrs_avp gw_id_avp gw_priprefix_avp
@@ -448,7 +448,7 @@ def dr_reload_status(ctx, partition_name=...):
 
 @opensips.command
 def dr_enable_probing(ctx, status=...):
-    """Show whether gateways are probed, or say it: 0 or 1."""
+    """Show whether gateways are probed, or set it: 0 or 1."""
     if not ctx.param("probing_interval"):
         raise mi.Error(400, "Gateways probing disabled from script")
     return opensips.switch(ctx, PROBING, ... if is_text(ctx) and not ctx.request.values else status)

@@ -479,7 +479,7 @@ def lab_fault_add(ctx, **options):
 
 @mi.command(input=False, json=mi.JsonForm(plurals={"fault": ("faults", "id")}))
 def lab_fault_list(ctx):
-    """List the faults, with how many requests each fitted and how often it acted."""
+    """List the faults, with how many requests each matched and how often it acted."""
     def node(fault: Fault) -> mi.Node:
         counts = zip(("matched", "acted"), (ctx.store.get(canned.COUNTS, fault.name) or "0 0").split())
         return mi.Node("fault", fault.number, (*fault.options.items(), *counts))
@@ -679,8 +679,8 @@ def load(ctx):
 PARAMS = [
     mi.Param("fault", [], fault_text, "fault from the start, as lab_fault_add takes it: NAME=VALUE;NAME=VALUE", repeat=True),
     mi.Param("journal_size", 1 << 20, mi.integer(LEAST_SIZE, 1 << 30),
-             "bytes of the journal of requests; the oldest are forgotten"),
-    mi.Param("seed", 0, mi.integer(0, 1 << 62), "what faults with a probability or a range draw from"),
+             "size limit of the journal of requests, bytes; the oldest requests go first"),
+    mi.Param("seed", 0, mi.integer(0, 1 << 62), "seed of the random numbers for faults with a probability or a range"),
 ]
 
 

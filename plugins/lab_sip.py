@@ -1,4 +1,4 @@
-"""lab_sip -- lab commands that leave what SIP traffic would.
+"""lab_sip -- lab commands that do what SIP traffic would.
 
 Options are named arguments.
 """
@@ -72,7 +72,7 @@ def lab_hangup(ctx, callid):
 
 @mi.command(code=mi.integer(100, 699), ms=mi.integer(0, 86400000), also="lab:answer")
 def lab_answer(ctx, method, uri_pattern, code, reason=None, *, headers=None, body=None, ms=None):
-    """Answer requests of t_uac_dlg whose METHOD and URI fit these shell patterns; the newest answer that fits is taken. A CODE
+    """Answer requests of t_uac_dlg whose METHOD and URI fit these shell patterns; the newest answer that matches counts. A CODE
     below 200 lets them ring."""
     functions(ctx, "tm").add_answer(ctx, method, uri_pattern, code, reason, headers or "", body or "", ms or 0)
     return mi.Reply()
@@ -80,28 +80,28 @@ def lab_answer(ctx, method, uri_pattern, code, reason=None, *, headers=None, bod
 
 @mi.command(index=mi.integer(0, 2**32 - 1), label=mi.integer(0, 2**32 - 1), also="lab:transaction")
 def lab_transaction(ctx, index, label, callid, cseq, method):
-    """Have a transaction that was received and has no answer yet, for t_reply and t_uac_cancel."""
+    """Make a received transaction without an answer, for t_reply and t_uac_cancel."""
     functions(ctx, "tm").begin(ctx, index, label, callid, cseq, method)
     return mi.Reply()
 
 
 @mi.command(limit=opensips.uint, counter=opensips.uint, also="lab:pipe")
 def lab_pipe(ctx, name, algorithm, limit, counter=0):
-    """Have a pipe of ratelimit with this ALGORITHM, LIMIT and COUNTER."""
+    """Make or change a pipe of ratelimit."""
     functions(ctx, "ratelimit").put_pipe(ctx, name, algorithm, limit, counter)
     return mi.Reply()
 
 
 @mi.command(also="lab:block")
 def lab_block(ctx, ip):
-    """Have pike block an IP."""
+    """Make pike block an IP."""
     functions(ctx, "pike").block(ctx, ip)
     return mi.Reply()
 
 
 @mi.command(by=mi.integer(-2**31, 2**31), also="lab:count")
 def lab_count(ctx, name, by=1):
-    """Add BY (1) to the statistic NAME, or GROUP:NAME: what SIP traffic or a script counts."""
+    """Add BY (1) to the statistic NAME, or GROUP:NAME, as SIP traffic or a script would."""
     known = ctx.server.registry.stats[ctx.request.dialect]
     group, _, rest = name.partition(":")
     found = [stat for stat in known[f"{group}:"] if stat.name == rest] or [stat for stat in known[name] if stat.name == name]
@@ -119,7 +119,7 @@ def lab_count(ctx, name, by=1):
 
 @mi.command(also="lab:registrant")
 def lab_registrant(ctx, aor, state):
-    """Take what is registered elsewhere for an AOR to a STATE, such as registered or wrong_credentials."""
+    """Set the STATE of a registration of uac_registrant: registered, wrong_credentials, ..."""
     try:
         module = ctx.module("uac_registrant")
     except KeyError:

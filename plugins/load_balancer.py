@@ -21,7 +21,7 @@ PARAMS = [
     mi.Param("db_url", "", mi.string, "database with the table: text://DIRECTORY or sqlite://FILE"),
     mi.Param("db_table", "load_balancer", mi.string, "name of the table"),
     mi.Param("fetch_freeswitch_stats", 0, mi.integer(0, 1), "1: a resource may have a FreeSWITCH server instead of a size"),
-    mi.Param("initial_freeswitch_load", 1000, mi.integer(0), "size of such a resource"),
+    mi.Param("initial_freeswitch_load", 1000, mi.integer(0), "size of a resource with a FreeSWITCH server"),
     *opensips.without_effect("""accept_replicated_status cluster_id cluster_sharing_tag lb_define_blacklist probing_from
         probing_interval probing_method probing_reply_codes probing_verbose replicate_status_to status_replication_cluster"""),
 ]

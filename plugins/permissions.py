@@ -25,13 +25,13 @@ MOST_NAME, MOST_URI = 127, 1024  # bytes, of the name of a rule file and of a UR
 
 PARAMS = [
     mi.Param("db_url", "", mi.string, "database with the table: text://DIRECTORY or sqlite://FILE"),
-    mi.Param("address_table", "", mi.string, "name of the table; address unless set"),
+    mi.Param("address_table", "", mi.string, "name of the table; default: address"),
     mi.Param("partition", (), opensips.partition_line, "another table: `NAME: db_url = URL; table_name = TABLE`", repeat=True),
     mi.Param("default_allow_file", "permissions.allow", mi.string, "rule file that is always read"),
     mi.Param("default_deny_file", "permissions.deny", mi.string, "rule file that is always read"),
-    mi.Param("allow_suffix", ".allow", mi.string, "what ends the name of a file of rules that allow"),
-    mi.Param("deny_suffix", ".deny", mi.string, "what ends the name of a file of rules that deny"),
-    mi.Param("rule_files", (), mi.words, "basenames of rule files, comma-separated, besides those that the routing script names"),
+    mi.Param("allow_suffix", ".allow", mi.string, "suffix of the files with rules that allow"),
+    mi.Param("deny_suffix", ".deny", mi.string, "suffix of the files with rules that deny"),
+    mi.Param("rule_files", (), mi.words, "basenames of more rule files, comma-separated, besides those in the routing script"),
     *opensips.columns(ADDRESS),
     *opensips.without_effect("check_all_branches"),
 ]

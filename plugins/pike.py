@@ -14,7 +14,7 @@ SPACE = "pike"  # IP -> BLOCKED, or KNOWN for one that is blocked no more
 BLOCKED, KNOWN = "blocked", "known"
 
 PARAMS = [
-    mi.Param("remove_latency", 120, mi.integer(1), "how long an IP is known that is blocked no more, seconds"),
+    mi.Param("remove_latency", 120, mi.integer(1), "how long pike remembers an IP after it is unblocked, seconds"),
     *opensips.without_effect("check_route pike_log_level reqs_density_per_unit sampling_time_unit"),
 ]
 EVENTS = [mi.Event("E_PIKE_BLOCKED", "an IP is blocked")]
@@ -38,7 +38,7 @@ def pike_list(ctx):
 
 @opensips.command
 def pike_rm(ctx, ip):
-    """Block an IP no more."""
+    """Unblock an IP."""
     try:
         key = str(ipaddress.IPv4Address(opensips.text(ctx, "ip", ip)))
     except ValueError:

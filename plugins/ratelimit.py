@@ -20,7 +20,7 @@ PID, NAMES = (-25, 0, 0), ("ki", "kp", "kd")
 LONGEST = 4  # characters of a parameter of rl_set_pid
 
 PARAMS = [
-    mi.Param("hash_size", 1024, mi.integer(1), "number of buckets of the table, by which rl_list is ordered; a power of two"),
+    mi.Param("hash_size", 1024, mi.integer(1), "number of buckets of the table, a power of two; rl_list is in their order"),
     *opensips.without_effect("""accept_pipes_from accept_pipes_timeout bridge_repl_timer_expire bridge_repl_timer_interval
         bridge_replication cachedb_url db_prefix default_algorithm expire_time limit_per_interval pipe_replication_cluster
         repl_buffer_threshold repl_pipes_auth_check repl_timer_expire repl_timer_interval replicate_pipes_to slot_period

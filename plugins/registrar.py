@@ -15,12 +15,12 @@ def thousandths(value) -> int:
 
 
 PARAMS = [
-    mi.Param("default_expires", 3600, mi.integer(1), "how long a contact lasts that does not say so, seconds"),
+    mi.Param("default_expires", 3600, mi.integer(1), "lifetime of a contact without an expires, seconds"),
     mi.Param("min_expires", 60, mi.integer(0), "the shortest time a contact lasts, seconds"),
     mi.Param("max_expires", 0, mi.integer(0), "the longest time a contact lasts, seconds; 0: any"),
     mi.Param("max_contacts", 0, mi.integer(0), "maximum number of contacts of an AOR; 0: any"),
-    mi.Param("default_q", -1, thousandths, "q of a contact that has none, times 1000"),
-    mi.Param("case_sensitive", True, mi.boolean, "whether AORs are told apart by their case"),
+    mi.Param("default_q", -1, thousandths, "q of a contact without a q, times 1000"),
+    mi.Param("case_sensitive", True, mi.boolean, "whether AORs are case-sensitive"),
     *opensips.without_effect("""attr_avp disable_gruu gruu_secret mcontact_avp realm_prefix received_avp received_param
         retry_after sock_hdr_name tcp_persistent_flag"""),
 ]

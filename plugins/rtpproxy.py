@@ -40,9 +40,9 @@ def proxy_set(value) -> tuple:
 
 PARAMS = [
     mi.Param("rtpproxy_sock", (), proxy_set, "a set of proxies: `SET == URL=WEIGHT URL ...`", repeat=True),
-    mi.Param("default_set", 0, mi.integer(0), "the set of lines that name none"),
-    mi.Param("rtpproxy_disable_tout", 60, mi.integer(0), "what is shown as the moment when a proxy is tried again, seconds"),
-    mi.Param("db_url", "", mi.string, "database with the table, in place of the lines: text://DIRECTORY or sqlite://FILE"),
+    mi.Param("default_set", 0, mi.integer(0), "set of the lines without a set"),
+    mi.Param("rtpproxy_disable_tout", 60, mi.integer(0), "time until a proxy is tried again, as rtpproxy_show shows it, seconds"),
+    mi.Param("db_url", "", mi.string, "database with the table, instead of rtpproxy_sock: text://DIRECTORY or sqlite://FILE"),
     mi.Param("db_table", "rtpproxy_sockets", mi.string, "name of the table"),
     *opensips.columns(TABLE),
     *opensips.without_effect("""generated_sdp_media_ip generated_sdp_port_max generated_sdp_port_min nortpproxy_str

@@ -23,8 +23,8 @@ POLL_S = 0.05  # how often a request that is open looks whether it is cancelled
 DEFAULT_CSEQ = "10"
 
 PARAMS = [
-    mi.Param("fr_timeout", 30, mi.integer(1), "how long t_uac_dlg waits for an answer, seconds"),
-    mi.Param("fr_inv_timeout", 120, mi.integer(1), "the same for INVITE, seconds"),
+    mi.Param("fr_timeout", 30, mi.integer(1), "how long t_uac_dlg waits for the answer to other requests, seconds"),
+    mi.Param("fr_inv_timeout", 120, mi.integer(1), "how long t_uac_dlg waits for the answer to an INVITE, seconds"),
     mi.Param("fr_timer", 0, mi.integer(0), "the same as fr_timeout, as 1.8 spells it; 0: see fr_timeout"),
     mi.Param("fr_inv_timer", 0, mi.integer(0), "the same as fr_inv_timeout, as 1.8 spells it; 0: see fr_inv_timeout"),
     mi.Param("wt_timer", 5, mi.integer(1), "how long a transaction stays after its final reply, seconds"),

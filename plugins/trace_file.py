@@ -1,4 +1,4 @@
-"""trace_file -- traces MI commands to a file, one JSON object a line.
+"""trace_file -- traces MI commands to a file, one JSON object per line.
 
     loadmodule "trace_file.so"
     modparam("trace_file", "path", "/var/log/midatagram/trace.jsonl")

@@ -57,7 +57,7 @@ def trace_id(value) -> Destination:
 def params(names: str) -> list:
     """The parameters that tracer and siptrace have in common, and others without effect."""
     return [
-        mi.Param("trace_id", (), trace_id, "an id and where it is traced to: `[NAME]uri=...`", repeat=True),
+        mi.Param("trace_id", (), trace_id, "an id and its destination: `[NAME]uri=...`", repeat=True),
         mi.Param("trace_on", 0, mi.integer(0, 1), "whether tracing is on at the start"),
         *opensips.without_effect(f"""callid_column date_column direction_column fromip_column fromport_column fromproto_column
             fromtag_column method_column msg_column status_column toip_column toport_column toproto_column trace_attrs_column
@@ -236,7 +236,7 @@ def trace_start(ctx, id, uri, filter=..., scope=..., type=...):
 
 @opensips.command(also="tracer:stop")
 def trace_stop(ctx, id):
-    """Trace no longer under an ID that was started. As in the original, that works for the first of the list only."""
+    """Stop tracing under an ID that was started. As in the original, that works for the first of the list only."""
     name = opensips.text(ctx, "id", id)
 
     def step(state: State) -> State:

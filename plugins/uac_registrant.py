@@ -25,8 +25,9 @@ TABLE = opensips.table("registrant", [1, 2, 3], """registrar proxy? aor third_pa
 PARAMS = [
     mi.Param("db_url", "", mi.string, "database with the table: text://DIRECTORY or sqlite://FILE"),
     mi.Param("table_name", "registrant", mi.string, "name of the table"),
-    mi.Param("hash_size", 1, mi.integer(1, 20), "the table has two to this power of buckets, by which lists are ordered"),
-    mi.Param("timer_interval", 100, mi.integer(10), "a record whose expiry is no longer is left out; seconds"),
+    mi.Param("hash_size", 1, mi.integer(1, 20), "number of buckets of the table as a power of two; lists are in their order"),
+    mi.Param("timer_interval", 100, mi.integer(10),
+             "shortest expiry of a record, seconds; records with a shorter one are left out"),
     *opensips.columns(TABLE),
     *opensips.without_effect("""default_expires enable_clustering failure_retry_interval password_column
         reregister_expiry_percentage username_column"""),

@@ -1,4 +1,4 @@
-"""upstream -- a gateway: forwards what is asked here to other servers, and answers with what they answer.
+"""upstream -- a gateway: forwards requests to other servers, and sends back their replies.
 
     loadmodule "upstream.so"
     modparam("upstream", "server", "[main]/run/opensips/socket;timeout=2000")
@@ -69,9 +69,10 @@ def route(value) -> tuple:
 
 PARAMS = [
     mi.Param("server", (), server, f"server to forward to: {FORM[1:-1]}; the first is the default", repeat=True),
-    mi.Param("route", (), route, "commands that another server than the first gets: PATTERN[, PATTERN]: NAME", repeat=True),
-    mi.Param("keep", mi.Patterns(), mi.patterns, "commands to answer here, not to forward, comma-separated"),
-    mi.Param("record", None, mi.string, "file to write with what passes: canned replies, as the tool record writes them"),
+    mi.Param("route", (), route, "commands to forward to another server than the first: PATTERN[, PATTERN]: NAME", repeat=True),
+    mi.Param("keep", mi.Patterns(), mi.patterns, "commands that the gateway answers itself, comma-separated"),
+    mi.Param("record", None, mi.string,
+             "file for the replies of the servers: canned replies, as `midatagram.py record` writes them"),
 ]
 FILES = 600  # that a child has open at most besides: Outbox.OWN_SOCKETS and the few of its own
 OWN_ABOUT = ("get_statistics", "list_statistics", "reset_statistics", "help")  # answered here when they ask about what is ours
@@ -201,7 +202,7 @@ def upstream_list(ctx):
 
 @mi.command
 def upstream_reset(ctx, name=""):
-    """Set the statistics of a server, or of all, to 0, but for what is a level."""
+    """Set the counters of a server, or of all servers, to 0."""
     gateway = gateway_of(ctx.server) if ctx.param("server") else None
     servers = [one for one in (gateway.servers.values() if gateway else ()) if name in ("", one.target.name)]
     if not servers:

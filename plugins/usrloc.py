@@ -39,13 +39,13 @@ def hash_bits(value) -> int:
 PARAMS = [
     mi.Param("tables", ("location",), table_names,
              "tables of contacts, semicolon-separated; unless set, those that the script uses"),
-    mi.Param("use_domain", None, mi.boolean, "whether an AOR has a domain; unless set, one of 4.0 has"),
+    mi.Param("use_domain", None, mi.boolean, "whether an AOR has a domain; default: yes with imitate 4.0, else no"),
     mi.Param("hash_size", 9, hash_bits, "the number of buckets of the table as a power of two: 9 is 512"),
     mi.Param("timer_interval", 60, mi.integer(1), "how often contacts that expired are removed, seconds"),
-    mi.Param("desc_time_order", False, mi.boolean, "whether the newest contact comes first, whatever its q"),
-    mi.Param("matching_mode", 0, mi.integer(0, 1), "what tells contacts from others: 0 the URI, 1 the URI and the Call-ID"),
-    mi.Param("db_mode", 0, mi.integer(0, 3), "0: no table; 1: contacts are in the table at once; 2: when the timer runs"),
-    mi.Param("working_mode_preset", "", mi.string, "stands for db_mode since 2.4: single-instance-sql-write-through, ..."),
+    mi.Param("desc_time_order", False, mi.boolean, "whether the newest contact comes first, regardless of q"),
+    mi.Param("matching_mode", 0, mi.integer(0, 1), "what identifies a contact: 0: its URI; 1: its URI and Call-ID"),
+    mi.Param("db_mode", 0, mi.integer(0, 3), "0: no table; 1: write-through; 2: write-back; the table is read, never written"),
+    mi.Param("working_mode_preset", "", mi.string, "preset in place of db_mode: single-instance-sql-write-through, ..."),
     mi.Param("db_url", "", mi.string, "database with the tables: text://DIRECTORY or sqlite://FILE"),
     *opensips.columns(LOCATION),
     *opensips.without_effect("""accept_replicated_contacts cachedb_url cluster_mode contact_refresh_timer contactid_column
@@ -460,7 +460,7 @@ def next_second(ctx, now_s: float) -> float:
 
 @opensips.command
 def ul_flush(ctx):
-    """Remove what expired, and have contacts written to the table."""
+    """Remove expired contacts, and mark contacts as written to the table."""
     expire(ctx)
     return mi.Reply()
 

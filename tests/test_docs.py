@@ -128,6 +128,18 @@ def test_the_plugin_shown_is_the_one_shipped():
     assert (ROOT / "plugins" / "hello.py").read_text() in blocks_of(README, "python")
 
 
+def test_the_page_of_plugins_has_what_a_plugin_may_use():
+    """Hooks, keywords of commands and statistics, what a Context has, and the values that a command returns."""
+    page = PAGES["docs/plugins.md"]
+    options = [*set(mi.CommandTag._fields) - {"name", "help", "bind", "converters"}, *set(mi.Stat._fields) - {"name", "help"}]
+    context = {name for name in vars(mi.Context) if not name.startswith("_")} - {"own", "server", "refuse"}
+    assert [hook for hook in mi.Module.HOOKS if not re.search(rf"^\| `{hook}\(ctx", page, re.M)] == []
+    assert [name for name in options if not re.search(rf"^\| `{name}=", page, re.M)] == []
+    rows = page.partition("## What a Context has")[2].partition("\n## ")[0]
+    assert [name for name in context if not re.search(rf"`{name}\b", rows)] == []
+    assert "`mi.LATER`" in page and "`mi.AsyncResult()`" in page
+
+
 def test_the_example_is_good():
     done = run("-c", "-f", ROOT / "midatagram.conf.example")
     assert done.returncode == 0, done.stderr

@@ -716,7 +716,7 @@ def test_the_page_from_nothing_to_red_and_back_to_green(start, tmp_path):
     for command, reply in session:
         done = subprocess.run(placed(command, places), shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=20)
         assert (done.stdout.rstrip("\n"), done.stderr) == (reply.rstrip("\n"), ""), command
-    assert len(session) == 12
+    assert len(session) == 13
 
 
 def test_the_file_of_the_page(start, tmp_path):

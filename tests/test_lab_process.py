@@ -231,6 +231,17 @@ def test_the_page_with_pytest(tmp_path):
     assert done.returncode == 1
 
 
+def test_the_test_of_the_readme(tmp_path):
+    """With an uptime_of() that asks again."""
+    [test] = [block for block in re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+              if "mi_server" in block]
+    page = (ROOT / "docs" / "lab.md").read_text()
+    client = page.split("```python\n")[1].split("\nreply = ")[0].replace("TRIES = 1", "TRIES = 2")
+    client += "\n\ndef uptime_of(server):\n    return ask(server, b':uptime:\\n')\n"
+    project(tmp_path, uptime_client=client, conftest=CONFTEST, test_readme=f"from uptime_client import uptime_of\n\n\n{test}")
+    assert "1 passed" in run_pytest(tmp_path).stdout
+
+
 def test_a_command_is_one_under_all_its_names():
     """What holds for uptime holds for core:uptime, and the other way round."""
     with Lab() as server:

@@ -872,3 +872,13 @@ def test_the_configuration_of_the_page_is_good(tmp_path):
     (tmp_path / "page.conf").write_text(next(block for block in blocks if '"route"' in block))
     done = run("-c", "-f", tmp_path / "page.conf", "-s", tmp_path / "mi.sock")
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
+
+
+def test_the_gateway_of_the_readme(start, tmp_path):
+    """Its command line: a client at the new socket gets what the server answers."""
+    server = start('loadmodule "canned.so"')
+    [line] = re.findall(r"^\./midatagram\.py gateway .*", (ROOT / "README.md").read_text(), re.M)
+    words = line.replace("/run/opensips/mi.sock", server.place).replace("/tmp/old_clients.sock", f"{tmp_path}/gateway.sock")
+    with contextlib.ExitStack() as stack:
+        run_command(stack, tmp_path, words.replace("./midatagram.py", f"{sys.executable} {SCRIPT}") + " &", "")
+        assert server.ask(b":ds_list:\n", place=f"{tmp_path}/gateway.sock") == server.ask(b":ds_list:\n")
