@@ -78,6 +78,7 @@ __all__ = [  # what plug-ins may use
     "Answers", "Command", "Patterns", "patterns", "Refusal", "NOT_AVAILABLE", "NOT_SENDABLE", "PARSE_ERROR",
     "UDP_LIMIT", "reply_too_long", "invalid_params", "write_text", "write_event", "check_cache",
     "cache_fetch", "cache_remove", "cache_store", "cache_remove_chunk", "event_params", "event_subscribe", "log_level",
+    "subscribers_list", "Events", "host_address", "in_networks",
     # tools: a plug-in with main(argv), and what the script has one for
     "StartError", "EXIT_OK", "EXIT_CRASH", "EXIT_USAGE", "EXIT_NOT_RUNNING", "EXIT_IN_USE", "EXIT_CANNOT_CREATE", "EXIT_RUNNING",
     "EXIT_PERMISSION", "EXIT_CONFIG", "socket_of", "account_of", "run_places", "plugin_code", "walk", "follow_roots",
@@ -3143,6 +3144,7 @@ class Events:
         self.senders: dict[int, Any] = {}  # address family -> socket
         self.text: str | None = None
         self.rows: dict[str, list[dict]] = {}  # by event, what the text holds
+        self.write: Callable = write_event
 
     def subscribers(self, event: str, ended: bool = False, patient: bool = True) -> list[dict]:
         """The subscriptions to an event, the newest first; with those that a client ended, if wanted. StoreError."""
@@ -3240,7 +3242,7 @@ class Events:
             return [], datagrams
         for dialect in {row["dialect"] for row in rows}:
             try:
-                datagrams[dialect] = write_event(name, attributes, dialect)
+                datagrams[dialect] = self.write(name, attributes, dialect)
             except ValueError as error:  # text cannot carry one of its attributes
                 self.lose(name, sum(row["dialect"] == dialect for row in rows), error)
         return [row for row in rows if row["dialect"] in datagrams], datagrams

@@ -663,7 +663,7 @@ def event_to_text(event: bytes) -> bytes:
     """An event of 3.x, a JSON-RPC notification, as 2.4 sends it; mi.Error if it is none."""
     asked, params = read_jsonrpc(event)
     if isinstance(params, dict) and "db_id" in params:
-        entry, number = divmod(int(params["db_id"]), 2**32)
+        entry, number = divmod(event_number(params["db_id"]), 2**32)
         params = {**params, "hash_entry": entry, "hash_id": number}
     if isinstance(params, dict) and asked.name in forms.EVENT_FORMS:
         params = {key: params[key] for key in forms.EVENT_FORMS[asked.name].split() if key in params}
@@ -684,9 +684,17 @@ def event_to_jsonrpc(event: bytes) -> bytes:
         return mi.write_event(mi.decode(line), [value or "" for value in values], "jsonrpc")
     params: dict = {name: event_value(name, value) for name, value in zip(names, values)}
     if "hash_entry" in params:
-        number = int(params.pop("hash_entry") or 0) * 2**32 + int(params.pop("hash_id") or 0)
+        number = event_number(params.pop("hash_entry")) * 2**32 + event_number(params.pop("hash_id", None))
         params = {"id": forms.dialog_id(number), "db_id": f"{number}", **params}
     return mi.write_event(mi.decode(line), params, "jsonrpc")
+
+
+def event_number(value: Any) -> int:
+    """A part of the id of a dialog; mi.Error if it is none."""
+    try:
+        return int(value or 0)
+    except (TypeError, ValueError):
+        raise mi.Error(500, "an event with an id that is no number") from None
 
 
 def event_value(name: str, value: str | None) -> Any:

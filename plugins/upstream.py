@@ -14,6 +14,7 @@ import contextlib
 import copy
 import fcntl
 import functools
+import ipaddress
 import itertools
 import json
 import os
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple
 
 import midatagram as mi
 
-behind = mi.shared("upstream_server")
+behind, events = mi.shared("upstream_server"), mi.shared("upstream_events")
 mi.shared("cjson")  # what servers read in another way than the standard library must not get past the access lists
 NAMES, FIGURES, LEVELS = behind.NAMES, behind.FIGURES, behind.LEVELS
 
@@ -34,12 +35,25 @@ NAMES, FIGURES, LEVELS = behind.NAMES, behind.FIGURES, behind.LEVELS
 # Configuration
 ###############################################################################
 
-FORM = '"[NAME]ADDRESS[;dialect=auto|text|jsonrpc][;timeout=MS][;inflight=N][;events=udp:IP:PORT][;folder=DIRECTORY]"'
+FORM = ('"[NAME]ADDRESS[;dialect=auto|text|jsonrpc][;timeout=MS][;inflight=N][;events=udp:IP:PORT][;senders=NETWORKS]'
+        '[;folder=DIRECTORY]"')
 DECLARATION = re.compile(r"\s*\[\s*([\w.-]+)\s*\]\s*([^;]+?)\s*((?:;[^;]*)*)")
 
 
-SETTINGS: dict[str, Callable] = {"dialect": mi.one_of("auto", "text", "jsonrpc"), "timeout": mi.integer(1, 3600000),
-                                 "inflight": mi.integer(1, 10000), "events": mi.address, "folder": mi.string}
+def events_place(value) -> mi.Address:
+    """Converter: `udp:IP:PORT`, an address that a server can send to."""
+    place = mi.address(value)
+    try:
+        if place.port is not None and not ipaddress.ip_address(place.host).is_unspecified:
+            return place
+    except ValueError:
+        pass
+    raise ValueError("takes an address of this host, which the server sends to: udp:IP:PORT")
+
+
+SETTINGS: dict[str, Callable] = {
+    "dialect": mi.one_of("auto", "text", "jsonrpc"), "timeout": mi.integer(1, 3600000), "inflight": mi.integer(1, 10000),
+    "events": events_place, "senders": mi.networks, "folder": mi.string}
 
 
 def server(value) -> Any:
@@ -103,6 +117,8 @@ def init(ctx):
             ctx.refuse("route", f'route: there is no server "{name}"{mi.nearest(name, names)}', nth)
     ctx.own.stats += [mi.Stat(f"{name}-{word}", text, "upstream", word not in LEVELS)
                       for name in names for word, text in FIGURES.items()]
+    ctx.own.stats += [mi.Stat(f"{target.name}-events", "events from it", "upstream", True)
+                      for target in ctx.param("server") if target.events]
 
 
 def registered(ctx, registry):
@@ -212,6 +228,14 @@ def upstream_reset(ctx, name=""):
     return mi.Reply()
 
 
+@mi.every(events.TEND_S, where="one")
+def tend(ctx):
+    """Have the servers send the events that somebody wants."""
+    for upstream in gateway_of(ctx.server).servers.values() if ctx.param("server") else ():
+        if upstream.relay:
+            upstream.relay.tend()
+
+
 @mi.every(2)
 def publish(ctx):
     """Let other children know how long replies took, and what was recorded."""
@@ -280,11 +304,12 @@ class Recorder:
 
 
 class Judgement(NamedTuple):
-    """What is decided for a name: whether it is switched off or restricted, and which server has it."""
+    """What is decided for a name: whether it is switched off or restricted, or about events, and which server has it."""
 
     names: tuple
     is_off: bool
     is_restricted: bool
+    is_events: bool
     upstream: Any
 
 
@@ -308,8 +333,10 @@ class Gateway:
         self.indent, self.pretty = server.setup.mi["reply_indent"], server.setup.mi["pretty_printing"]
         self.wraps = bool(server.registry.wrappers)  # what is around others wants an Answer from them
         self.own_names = {*server.registry.names, *(stat.name for stat in self.module.stats)}
+        self.event_names = {one for name in events.COMMANDS for one in (name, *NAMES.get(name, ()))}
         for upstream in self.servers.values():
             upstream.learn()
+            upstream.relay = events.Relay(upstream, server) if upstream.target.events else None
 
     @functools.cached_property
     def own(self) -> mi.Answers:
@@ -324,7 +351,8 @@ class Gateway:
         names = self.server.registry.names_of(name)
         chosen = (upstream for patterns, upstream in self.routes if any(one in patterns for one in names))
         return Judgement(names, any(one in self.off for one in names),
-                         any(one in rule.commands for rule in self.access.rules for one in names), next(chosen, self.default))
+                         any(one in rule.commands for rule in self.access.rules for one in names), name in self.event_names,
+                         next(chosen, self.default))
 
     def upstream_of(self, caller: Any, upstream: Any) -> Any:
         """The server of the socket that was asked, if it has one."""
@@ -333,7 +361,7 @@ class Gateway:
     def forward(self, ctx: Any) -> Any:
         """Send a request to its server, and have its client answered with the reply."""
         request = ctx.request
-        names, is_off, is_restricted, upstream = self.judge(request.name)
+        names, is_off, is_restricted, is_events, upstream = self.judge(request.name)
         if is_off:
             return mi.NOT_AVAILABLE
         if is_restricted and not self.access.allows(types.SimpleNamespace(name=request.name, module=ctx.own), ctx.caller, *names):
@@ -346,6 +374,8 @@ class Gateway:
             return self.own.answer(data, ctx.caller)
         if self.by_socket:
             upstream = self.upstream_of(ctx.caller, upstream)
+        if is_events and upstream.relay:
+            return upstream.relay.answers.answer(data, ctx.caller)
         deadline_s = time.monotonic() + upstream.timeout_s
         try:
             if upstream.known is None:
@@ -461,6 +491,8 @@ class Gateway:
             self.recorder.flush()
             self.recorder.write()
         for upstream in self.servers.values():
+            if upstream.relay:
+                upstream.relay.close()
             upstream.close()
 
 

@@ -49,7 +49,7 @@ LISTINGS = ("jsonrpc", "which"), ("jsonrpc", "system.listMethods"), ("text", "wh
 
 class Target(NamedTuple):
     """A server as declared. `inflight`: requests that wait for it at a time, for each child; `folder`: for the sockets that it
-    replies to, where it reaches no abstract ones."""
+    replies to, where it reaches no abstract ones; `events`: where it sends them, `senders`: networks that it may do so from."""
 
     name: str
     address: mi.Address
@@ -58,6 +58,7 @@ class Target(NamedTuple):
     inflight: int = 64
     events: mi.Address | None = None
     folder: str = ""
+    senders: tuple = ()
 
 
 class Asked:
@@ -216,6 +217,7 @@ class Upstream:
         self.questions = 0  # of our own that it has not answered
         self.learner: Any = None  # the greenlet that finds out what is known
         self.learn_s = 0.0  # when to find out again
+        self.relay: Any = None  # of its events
         self.replied_s = self.down_s = 0.0  # when it last answered, and was last marked as down
         self.latencies = Latencies()
         self.row[self.columns["in_flight"]] = 0
@@ -479,6 +481,8 @@ class Upstream:
             self.ctx.log.warning("upstream %s answers again%s", self.name, after)
             self.recipes.clear()  # it may be another one
             self.learn()
+            if self.relay:
+                self.relay.renew()
 
     # What it is.
 
@@ -497,10 +501,28 @@ class Upstream:
         if self.known is None and self.learner:
             raise mi.Error(504, f"upstream {self.name} did not answer in {self.target.timeout} ms")
 
-    def ask(self, request: mi.Request) -> bytes | mi.Reply:
-        """Ask for something ourselves; waits."""
+    def result_of(self, name: str, params: dict) -> Any:
+        """The result of a command, which we ask for ourselves, as 3.x has it; waits. mi.Error."""
+        request = mi.Request(name, dialect="jsonrpc", id=1, params=params)
+        if self.known is None:
+            self.wait(time.monotonic() + self.timeout_s)
+        asked = self.asked_of(request, one_request(request))
+        reply = self.ask(asked.request, asked.data)
+        if isinstance(reply, mi.Reply):
+            raise mi.Error(reply.code, reply.reason)
+        try:
+            message = mi.read_json(asked.back(asked.origin, reply) if asked.back else reply)
+            if "error" not in message:
+                return message["result"]
+            raise mi.Error(max(int(message["error"]["code"]), 0) or 500, f"{message['error']['message']}")
+        except (mi.ParseError, KeyError, TypeError, ValueError):
+            raise mi.Error(502, f"upstream {self.name} answered garbage") from None
+
+    def ask(self, request: mi.Request, data: bytes = b"") -> bytes | mi.Reply:
+        """Ask for something ourselves, in bytes of its own if it has any; waits."""
         result = mi.AsyncResult()
-        asked = Asked(mi.write_request(request.name, ()) if request.dialect == "text" else one_request(request), request)
+        data = data or (mi.write_request(request.name, ()) if request.dialect == "text" else one_request(request))
+        asked = Asked(data, request)
         asked.done = result.set
         self.questions += 1
         self.put(asked)
