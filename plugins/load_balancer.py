@@ -29,7 +29,7 @@ EVENTS = [mi.Event("E_LOAD_BALANCER_STATUS", "a destination is enabled or disabl
 
 
 class Destination(NamedTuple):
-    """A destination as the store has it; resources: pairs of a name and a size."""
+    """A destination as the store has it; resources: pairs of a name and a size; resized: those of them that lb_resize changed."""
 
     number: int
     group: int
@@ -37,10 +37,17 @@ class Destination(NamedTuple):
     resources: list
     attrs: str = ""
     enabled: bool = True
+    resized: tuple = ()
+
+    @property
+    def key(self) -> tuple:
+        """What tells it from others."""
+        return self.number, self.group, self.uri.lower()
 
     def shown(self, loads: dict) -> dict:
         """The destination as 3.4 lists it; loads: by profile and value."""
-        resources = [{"name": name, "max": size, "load": loads.get((f"lbX{name}", f"{self.number:X}"), 0)}
+        sizes, place = dict(self.resized), f"{self.number:X}"
+        resources = [{"name": name, "max": sizes.get(name, size), "load": loads.get((f"lbX{name}", place), 0)}
                      for name, size in self.resources]
         return {"uri": self.uri, "id": self.number, "group": self.group, "enabled": "yes" if self.enabled else "no",
                 "auto-reenable": "on" if self.enabled else "off", "Resources": resources,
@@ -107,14 +114,16 @@ def place(ctx) -> tuple:
     return opensips.url_of(ctx), TABLE.named(ctx, ctx.param("db_table"))
 
 
-def read_table(ctx) -> None:
-    """Read the table; destinations that stay are enabled or disabled as before, sizes are those of the table. TableError."""
+def read_table(ctx, *, keeps_sizes: bool) -> None:
+    """Read the table; destinations that stay are enabled or disabled as before; keeps_sizes: and have the sizes that lb_resize
+    gave them, else those of the table. TableError."""
     made = opensips.good(ctx, opensips.rows_of(ctx, *place(ctx)), ctx.param("db_table"), destination, ctx)
 
     def step(value: str | None) -> str:
         old = Balance.read(value)
-        states = {(one.number, one.group, one.uri.lower()): one.enabled for one in reversed(old.destinations)}
-        new = [one._replace(enabled=states.get((one.number, one.group, one.uri.lower()), True)) for one in made]
+        before = {one.key: one for one in reversed(old.destinations)}
+        same = [(one, before.get(one.key, one)) for one in made]
+        new = [one._replace(enabled=was.enabled, resized=was.resized if keeps_sizes else ()) for one, was in same]
         return json.dumps((new, [*dict.fromkeys([*old.names, *(name for one in new for name, _ in one.resources)])]))
 
     ctx.store.change(SPACE, "", step)
@@ -126,8 +135,8 @@ def init(ctx):
 
 
 def load(ctx):
-    """Read the table."""
-    read_table(ctx)
+    """Read the table; what commands changed stays."""
+    read_table(ctx, keeps_sizes=True)
 
 
 ###############################################################################
@@ -172,7 +181,7 @@ def lb_resize(ctx, destination_id, res_name, new_capacity):
     def resized(one: Destination) -> Destination:
         if name not in dict(one.resources):
             raise mi.Error(404, "Destination has no such resource")
-        return one._replace(resources=[(other, size if other == name else old) for other, old in one.resources])
+        return one._replace(resized=(*[pair for pair in one.resized if pair[0] != name], (name, size)))
 
     change(ctx, number, resized)
     return mi.Reply()
@@ -203,7 +212,7 @@ def lb_status(ctx, destination_id, new_status=...):
 def lb_reload(ctx):
     """Read the table again; destinations that stay are enabled or disabled as before."""
     try:
-        read_table(ctx)
+        read_table(ctx, keeps_sizes=False)
     except opensips.TableError as error:
         ctx.log.error("lb_reload: %s", error)
         raise mi.Error(500, "Failed to reload") from None

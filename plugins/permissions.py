@@ -33,7 +33,7 @@ PARAMS = [
     mi.Param("deny_suffix", ".deny", mi.string, "suffix of the files with rules that deny"),
     mi.Param("rule_files", (), mi.words, "basenames of more rule files, comma-separated, besides those in the routing script"),
     *opensips.columns(ADDRESS),
-    *opensips.without_effect("check_all_branches"),
+    *opensips.without_effect("check_all_branches db_mode from_col peer_tag_avp source_col tag_col trusted_table"),
 ]
 
 ###############################################################################

@@ -21,8 +21,11 @@ PARAMS = [
     mi.Param("max_contacts", 0, mi.integer(0), "maximum number of contacts of an AOR; 0: any"),
     mi.Param("default_q", -1, thousandths, "q of a contact without a q, times 1000"),
     mi.Param("case_sensitive", True, mi.boolean, "whether AORs are case-sensitive"),
-    *opensips.without_effect("""attr_avp disable_gruu gruu_secret mcontact_avp realm_prefix received_avp received_param
-        retry_after sock_hdr_name tcp_persistent_flag"""),
+    *opensips.without_effect("""append_branches attr_avp disable_gruu expires_max_deviation gruu_secret max_aor_len
+        max_contact_len max_domain_len max_username_len mcontact_avp method_filtering path_mode path_use_received
+        pn_ct_match_params pn_enable pn_enable_purr pn_inv_timeout pn_pnsreg_interval pn_providers pn_refresh_timeout
+        pn_skip_pn_interval pn_trigger_interval realm_prefix received_avp received_param retry_after sock_hdr_name
+        tcp_persistent_flag use_domain use_path"""),
 ]
 
 

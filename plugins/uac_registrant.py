@@ -147,15 +147,17 @@ def record(row: dict, ctx: Any) -> Record:
                   row["proxy"] or "", row.get("cluster_shtag") or "")
 
 
-def inherit(new: Record, old: Record | None) -> Record:
-    """A record with the state of the one that was in its place, if that is registered and it still may be."""
-    if old is None or old.state != REGISTERED or not new.enabled:
+def inherit(new: Record, old: Record | None, *, all_of_it: bool) -> Record:
+    """A record with the state of the one that was in its place: all of it, or if that is registered and it still may be."""
+    if old is None or not all_of_it and (old.state != REGISTERED or not new.enabled):
         return new
-    return new._replace(state=old.state, sent=old.sent, timeout=old.timeout)
+    return new._replace(state=old.state, sent=old.sent, timeout=old.timeout,
+                        enabled=old.enabled if all_of_it else new.enabled)
 
 
-def read_table(ctx, key: tuple | None = None) -> bool:
-    """Read the table, or the row of one record; what is registered stays so. Returns whether there is a row; TableError."""
+def read_table(ctx, key: tuple | None = None, *, keeps_states: bool = False) -> bool:
+    """Read the table, or the row of one record; what is registered stays so, or all states stay. Returns whether there is a row;
+    TableError."""
     url, table = place(ctx)
     rows = [row for row in opensips.rows_of(ctx, url, table)
             if key in (None, (row["aor"], row["binding_URI"], row["registrar"]))]
@@ -163,7 +165,7 @@ def read_table(ctx, key: tuple | None = None) -> bool:
 
     def step(value: str | None) -> str:
         old = {one.key: one for one in read_records(value)}
-        new = {one.key: inherit(one, old.get(one.key)) for one in made}
+        new = {one.key: inherit(one, old.get(one.key), all_of_it=keeps_states) for one in made}
         return json.dumps([*({**old, **new} if key else new).values()])
 
     ctx.store.change(SPACE, "", step)
@@ -176,8 +178,8 @@ def init(ctx):
 
 
 def load(ctx):
-    """Read the table."""
-    read_table(ctx)
+    """Read the table; what commands changed stays."""
+    read_table(ctx, keeps_states=True)
 
 
 ###############################################################################

@@ -125,10 +125,14 @@ def test_states_are_shared_by_children_and_survive_a_reload_of_the_configuration
     server = start(lines(table(tmp_path, *MANY), 'modparam("mi_datagram", "children_count", 3)'))
     clients = [server.client() for _ in range(6)]
     assert clients[0].ask(b":lb_status:\n2\n0\n") == b"200 OK\n\n"
+    assert clients[0].ask(b":lb_resize:\n1\npstn\n7\n") == b"200 OK\n\n"
     assert {client.ask(b":lb_status:\n2\n") for client in clients} == {b"200 OK\nenable:: no\n\n"}
     server.signal(signal.SIGHUP)
     server.wait_log("reloaded")
     assert server.ask(b":lb_status:\n2\n") == b"200 OK\nenable:: no\n\n"
+    assert b"pstn max=7 " in server.ask(b":lb_list:\n")
+    assert server.ask(b":lb_reload:\n") == b"200 OK\n\n"
+    assert b"pstn max=32 " in server.ask(b":lb_list:\n")
 
 
 def test_a_negative_size_is_shown_as_the_original_shows_it(tmp_path):

@@ -180,6 +180,21 @@ def test_every_parameter_of_all_releases_is_accepted():
         assert re.search(rf"^\| {name} \|", page, re.M)
 
 
+IN_EXAMPLES = {  # what example configurations of OpenSIPS set, some of them of releases that no longer know it
+    "registrar": """append_branches expires_max_deviation max_aor_len max_contact_len max_domain_len max_username_len
+        method_filtering path_mode path_use_received pn_ct_match_params pn_enable pn_enable_purr pn_inv_timeout
+        pn_pnsreg_interval pn_providers pn_refresh_timeout pn_skip_pn_interval pn_trigger_interval use_domain use_path""",
+    "permissions": "db_mode from_col peer_tag_avp source_col tag_col trusted_table",
+    "nathelper": "rtpproxy_disable_tout rtpproxy_retr rtpproxy_sock rtpproxy_tout",
+}
+
+
+def test_parameters_of_example_configurations_are_accepted():
+    lines = [f'modparam("{module}", "{name}", 1)' for module, names in IN_EXAMPLES.items() for name in names.split()]
+    with mi.Trial("\n".join([*[f'loadmodule "{module}.so"' for module in IN_EXAMPLES], *lines])) as trial:
+        assert trial.ask(b":address_dump:\n") == b"200 OK\n\n"
+
+
 ###############################################################################
 # Events, and the statistics after them
 ###############################################################################

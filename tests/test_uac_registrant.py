@@ -128,13 +128,17 @@ def test_a_reload_keeps_what_is_registered(tmp_path):
 
 
 def test_states_are_shared_by_children_and_survive_a_reload_of_the_configuration(start, tmp_path):
-    server = start(lines(table(tmp_path, ONE), 'modparam("mi_datagram", "children_count", 3)'))
+    server = start(lines(table(tmp_path, ONE, {**ONE, "aor": "sip:reg3@x"}), 'modparam("mi_datagram", "children_count", 3)'))
     clients = [server.client() for _ in range(6)]
     assert clients[0].ask(b":lab_registrant:\nsip:reg1@example.com\nregistered\n") == b"200 OK\n\n"
+    other = {"aor": "sip:reg3@x", "contact": ONE["binding_URI"], "registrar": ONE["registrar"]}
+    request = {"jsonrpc": "2.0", "method": "reg_disable", "params": other, "id": 1}
+    assert b"OK" in clients[0].ask(json.dumps(request).encode())
     assert len({client.ask(b":reg_list:\n") for client in clients}) == 1
     server.signal(signal.SIGHUP)
     server.wait_log("reloaded")
     assert b"state:: REGISTERED_STATE\n" in server.ask(b":reg_list:\n")
+    assert b'"enabled":"no"' in server.ask(json.dumps({**request, "method": "reg_list"}).encode())
 
 
 @pytest.mark.parametrize("row, wrong", [
