@@ -497,6 +497,13 @@ class Upstream:
         if self.known is None and self.learner:
             raise mi.Error(504, f"upstream {self.name} did not answer in {self.target.timeout} ms")
 
+    def listing(self, deadline_s: float) -> list[str] | mi.Reply:
+        """The commands that the server lists, or the Reply in place of them; waits. Who asks meanwhile gets the same."""
+        self.learn()
+        self.learner.join(deadline_s - time.monotonic())
+        return self.learner.value if self.learner.successful() else mi.Reply(
+            504, f"upstream {self.name} did not answer in {self.target.timeout} ms")
+
     def ask(self, request: mi.Request) -> bytes | mi.Reply:
         """Ask for something ourselves; waits."""
         result = mi.AsyncResult()
