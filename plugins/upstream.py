@@ -451,7 +451,9 @@ class Gateway:
             return mi.Reply(result=names[ctx.request.values[0]].recipes) if ctx.request.values[0] in names else self.forward(ctx)
         only = self.upstream_of(ctx.caller, self.default)
         several = [only] if only is not self.default else dict.fromkeys([only, *(upstream for _, upstream in self.routes)])
-        lists = [upstream.list_names() for upstream in several]
+        for upstream in several:
+            upstream.learn()
+        lists = [upstream.listing(time.monotonic() + upstream.timeout_s) for upstream in several]
         found = [names for names in lists if isinstance(names, list)]
         if not found:
             return lists[0]

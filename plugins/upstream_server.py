@@ -501,6 +501,13 @@ class Upstream:
         if self.known is None and self.learner:
             raise mi.Error(504, f"upstream {self.name} did not answer in {self.target.timeout} ms")
 
+    def listing(self, deadline_s: float) -> list[str] | mi.Reply:
+        """The commands that the server lists, or the Reply in place of them; waits. Who asks meanwhile gets the same."""
+        self.learn()
+        self.learner.join(deadline_s - time.monotonic())
+        return self.learner.value if self.learner.successful() else mi.Reply(
+            504, f"upstream {self.name} did not answer in {self.target.timeout} ms")
+
     def result_of(self, name: str, params: dict) -> Any:
         """The result of a command, which we ask for ourselves, as 3.x has it; waits. mi.Error."""
         request = mi.Request(name, dialect="jsonrpc", id=1, params=params)

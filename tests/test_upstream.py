@@ -722,6 +722,22 @@ def test_help_for_our_commands_is_ours(pair):
     assert front.ask(b":help:\nlog_level\n") == behind.ask(b":help:\nlog_level\n")
 
 
+def test_a_list_of_commands_comes_in_time_and_is_asked_for_once(start, puppet):
+    puppet.LISTS = {}
+    front = start(gateway_to(f"{puppet.path};timeout=1000"))
+    clients, begun_s = [front.client() for _ in range(5)], time.monotonic()
+    for client in clients:
+        client.send(b":which:\n")
+    assert {client.receive() for client in clients} == {TEXT_504 % 1000}
+    assert time.monotonic() - begun_s < 2.5  # three questions without an answer take 3 s
+    puppet.socket.settimeout(0.05)
+    heard = []
+    with contextlib.suppress(TimeoutError):
+        while True:
+            heard.append(puppet.hear()[0])
+    assert b"which" in heard[0] and len(heard) == len({*heard}) <= 3
+
+
 def test_help_for_what_is_no_name_is_not_ours(start, puppet):
     front = start(gateway_to(puppet.path))
     front.client().send(asking("help", {}))
