@@ -37,10 +37,10 @@ usage: ./install.sh run [OPTION...]       start the server here, in the foregrou
            --prefix DIR    /usr/local for the whole machine; any other DIR holds a private copy with its
                            configuration and run-time folder
            --systemd       write the systemd units too
-                                          Again, it brings what is installed up to date: an edited configuration
-                                          stays, the new one comes beside it as FILE.new
+                                          Run it again to upgrade: it keeps an edited configuration, and puts the
+                                          new one beside it as FILE.new
        ./install.sh uninstall [--prefix DIR]
-                                          remove what system wrote; what was edited, logs and the user stay
+                                          remove what system wrote; keep edited files, logs and the user
 PYTHON=PROGRAM chooses the Python.
 END
 }

@@ -393,5 +393,5 @@ def call_parser() -> argparse.ArgumentParser:
     option("--quiet", action="store_true", help="print no replies; with --repeat only the summary")
     option("command", metavar="COMMAND", nargs="?", help="the MI command")
     option("arguments", metavar="ARG", nargs="*", help="its arguments; NAME=VALUE is sent under that name "
-           "(text: NAME::VALUE); behind -- each is a value as it is written")
+           "(text: NAME::VALUE); after -- each word is sent unchanged")
     return parser

@@ -576,10 +576,10 @@ def record_parser() -> argparse.ArgumentParser:
     option("-o", dest="output", metavar="FILE.conf", required=True, help="the file to write")
     option("--from", dest="source", metavar="LIST", help="a file with a REQUEST a line; - for standard input")
     option("--repeat", dest="rounds", metavar="N", type=call.argument(mi.integer(1)), default=1,
-           help="ask everything N times, and record in turn what changes")
+           help="ask everything N times, and record each reply that differs")
     option("--every", metavar="S", type=call.argument(call.seconds), default=1.0, help="seconds between two rounds (1)")
     option("--scrub", action="store_true", help="replace user parts, addresses and secrets, the same always by the same")
-    option("--trace", metavar="FILE.jsonl", help="record what trace_file wrote, and ask nobody")
+    option("--trace", metavar="FILE.jsonl", help="record a file that trace_file wrote, without asking a server")
     option("requests", metavar="REQUEST", nargs="*", help='a command and its arguments in one word: "ul_show_contact location '
-           'alice"; without any, all that `which` lists and that changes nothing')
+           'alice"; without any, all commands of `which` that change nothing')
     return parser
