@@ -78,7 +78,7 @@ __all__ = [  # what plug-ins may use
     "Answers", "Command", "Patterns", "patterns", "Refusal", "NOT_AVAILABLE", "NOT_SENDABLE", "PARSE_ERROR",
     "UDP_LIMIT", "reply_too_long", "invalid_params", "write_text", "write_event", "check_cache",
     "cache_fetch", "cache_remove", "cache_store", "cache_remove_chunk", "event_params", "event_subscribe", "log_level",
-    "subscribers_list", "Events", "host_address", "in_networks",
+    "subscribers_list", "events_list", "Events", "host_address", "in_networks",
     # tools: a plug-in with main(argv), and what the script has one for
     "StartError", "EXIT_OK", "EXIT_CRASH", "EXIT_USAGE", "EXIT_NOT_RUNNING", "EXIT_IN_USE", "EXIT_CANNOT_CREATE", "EXIT_RUNNING",
     "EXIT_PERMISSION", "EXIT_CONFIG", "socket_of", "account_of", "run_places", "plugin_code", "walk", "follow_roots",

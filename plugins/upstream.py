@@ -232,8 +232,9 @@ def upstream_reset(ctx, name=""):
 def tend(ctx):
     """Have the servers send the events that somebody wants."""
     for upstream in gateway_of(ctx.server).servers.values() if ctx.param("server") else ():
-        if upstream.relay:
-            upstream.relay.tend()
+        with contextlib.suppress(mi.StoreError):  # which is logged already
+            if upstream.relay:
+                upstream.relay.tend()
 
 
 @mi.every(2)

@@ -24,7 +24,7 @@ RENEW_S = 3.0  # after which it is made anew
 TEND_S = 1.0  # between two looks at what is to be done
 AT_ONCE = 64  # events that are read before others get their turn
 AWAY = (503, 504)  # what stands in the place of a reply when there is none
-COMMANDS = ("event_subscribe", "subscribers_list")
+COMMANDS = ("event_subscribe", "subscribers_list", "events_list")
 
 
 class Relay:
@@ -52,7 +52,7 @@ class Relay:
 
         def event_subscribe(ctx, event, socket, expire=3600):
             self.learn_names()
-            if expire and event in self.server.registry.events and event not in self.at_server():
+            if expire and event in self.server.registry.events and event not in {*self.at_server(), *self.wanted()}:
                 self.subscribe(event)
             return mi.event_subscribe(ctx, event, socket, expire)
 
@@ -60,11 +60,16 @@ class Relay:
             self.learn_names()
             return mi.subscribers_list(ctx, event, socket)
 
+        def events_list(ctx):
+            self.learn_names()
+            return mi.events_list(ctx)._replace(live=None)
+
         module, own = copy.copy(registry.modules_by_name["mi_datagram"]), copy.copy(registry)
         module.server, self.server.registry = self.server, own
-        tagged = mi.tagged(event_subscribe, **vars(mi.event_subscribe)), mi.tagged(subscribers_list, **vars(mi.subscribers_list))
+        ours = event_subscribe, subscribers_list, events_list
+        tagged = [mi.tagged(function, **vars(getattr(mi, function.__name__))) for function in ours]
         own.names = {name: mi.Command(module, function) for function in tagged
-                     for name in translation.names_of(function.mi_command.name)}
+                     for name in translation.names_of(function.__name__)}
         own.wrappers, own.around, own.catch_all = [], None, None
         return mi.answers_of(self.server, mi.Access(self.server.setup.own))
 
@@ -88,7 +93,8 @@ class Relay:
     def at_server(self) -> dict[str, float]:
         """The events that the server was asked for, and how long ago, s."""
         store = self.upstream.ctx.store
-        return {event: store.now_s() - float(since) for event, since in store.items(self.space)}
+        rows = store.items(self.space) if store.version(self.space) else ()
+        return {event: store.now_s() - float(since) for event, since in rows}
 
     def subscribe(self, event: str, expire: int = EXPIRE_S) -> None:
         """Have the server send an event here, or (0) no more; waits. mi.Error."""
@@ -102,9 +108,16 @@ class Relay:
             store.put(self.space, event, f"{store.now_s()}", EXPIRE_S)
 
     def renew(self) -> None:
-        """Ask the server for all events at the next look: it may have forgotten them."""
-        for event in self.at_server():
-            self.upstream.ctx.store.put(self.space, event, "0", EXPIRE_S)
+        """Have the server asked for all events at the next look: it may have forgotten them. Never waits."""
+        import gevent
+
+        gevent.spawn(self.age)
+
+    def age(self) -> None:
+        """Make all events due at the server."""
+        with contextlib.suppress(mi.StoreError):  # which is logged already
+            for event in self.at_server():
+                self.upstream.ctx.store.put(self.space, event, "0", EXPIRE_S)
 
     def wanted(self) -> list[str]:
         """The events that somebody here wants."""

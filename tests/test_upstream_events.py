@@ -136,7 +136,10 @@ def test_a_server_of_another_dialect_is_subscribed_to_as_well(start, speaker, ea
     behind = speaker("text")
     front, one = front_of(start, behind), ear()
     one.subscribe(front, "jsonrpc")
+    listed = front.ask(b":events_list:\n")
+    assert b"Event:: E_SPOKEN id=" in listed
     behind.stop()
+    assert front.ask(b":events_list:\n") == listed
     assert one.subscribe(front, "jsonrpc") == b'{"jsonrpc":"2.0","result":"OK","id":1}'  # it is kept here
     assert ear().subscribe(front, event="E_OTHER") == TEXT_503  # which the server does not know of
     assert b"E_OTHER" not in front.ask(b":subscribers_list:\n")
