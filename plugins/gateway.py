@@ -9,8 +9,8 @@ def main(argv: list[str]) -> int:
     parser = mi.server_parser()
     parser.prog, parser.description = "midatagram.py gateway", "Forward all commands to another server, see docs/gateway.md."
     parser.add_argument("--to", metavar="ADDRESS", action="append", required=True,
-                        help="the server to forward to: [NAME]ADDRESS[;KEY=VALUE...], ADDRESS a UNIX path or udp:HOST:PORT, as in "
-                             'modparam("upstream", "server", ...); repeatable, with a [NAME] each; '
+                        help="the server to forward to: [NAME]ADDRESS[;KEY=VALUE...], ADDRESS a UNIX path or udp:HOST:PORT, as "
+                             'in modparam("upstream", "server", ...); repeatable, with a [NAME] each; '
                              "the first is the default")
     options = parser.parse_args(argv)
     places = [place if place.startswith("[") else f"[server]{place}" for place in options.to]
