@@ -129,7 +129,7 @@ def command(function: Callable | None = None, **options: Any) -> Any:
         names = [*inspect.signature(function).parameters][1:]
         errors = {reason: mi.Error(*error) for reason, error in form.errors.items()}
         json = mi.JsonForm(recipes=[recipe.split() for recipe in form.recipes], raw=tuple(names), named=form.named,
-                           errors={"Server Internal Error": mi.Error(500, "Internal error"), **errors})
+                           check=mark_nulls, errors={"Server Internal Error": mi.Error(500, "Internal error"), **errors})
         how = {"json": json, "input": form.text is not None, **options}
         if form.text is not None:
             how.setdefault("bind", binder(form.text, names))
@@ -137,6 +137,18 @@ def command(function: Callable | None = None, **options: Any) -> Any:
         return mi.command(function.__name__, **how)(function)
 
     return tag(function) if function else tag
+
+
+class Null:
+    """A JSON null, a value of a bad type for every parameter; None stands for what is not given."""
+
+
+NULL = Null()
+
+
+def mark_nulls(values: dict) -> None:
+    """Have NULL in the place of each null among the values of a JSON-RPC request."""
+    values.update({name: NULL for name, value in values.items() if value is None})
 
 
 def full_name(function: Any) -> str:

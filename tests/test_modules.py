@@ -180,6 +180,23 @@ def test_every_parameter_of_all_releases_is_accepted():
         assert re.search(rf"^\| {name} \|", page, re.M)
 
 
+@pytest.mark.parametrize("method, params, name", [
+    ("ul_dump", {"brief": None}, "brief"), ("ul_sync", ["location", None], "aor"), ("dlg_list", {"callid": None}, "callid"),
+    ("dlg_list", {"callid": "c1", "from_tag": None}, "from_tag"), ("dlg_list", {"index": None, "counter": 1}, "index"),
+    ("profile_get_size", ["caller", None], "value"), ("ds_list", {"full": None}, "full"),
+    ("ds_reload", {"partition": None}, "partition"),
+    ("ds_push_script_attrs", ["a", "127.0.0.1", 5482, 1, None], "partition"), ("address_dump", [None], "partition"),
+    ("rl_list", {"pipe": None}, "pipe"), ("dr_enable_probing", [None], "status"), ("ul_rm", ["location", None], "aor")])
+def test_a_null_is_a_value_of_a_bad_type(method, params, name):
+    """And not the same as a parameter that is not given."""
+    lines = configuration("34.cfg").replace('"working_mode_preset","single-instance-no-db"', '"db_mode",1')
+    request = {"jsonrpc": "2.0", "method": method, "params": params, "id": 1}
+    with mi.Trial(lines) as trial:
+        begin_call(trial, "c1", "alice", False)
+        assert json.loads(trial.ask(json.dumps(request).encode()))["error"] == {
+            "code": -32602, "message": "Invalid params", "data": f"Bad type for parameter '{name}'"}
+
+
 IN_EXAMPLES = {  # what example configurations of OpenSIPS set, some of them of releases that no longer know it
     "registrar": """append_branches expires_max_deviation max_aor_len max_contact_len max_domain_len max_username_len
         method_filtering path_mode path_use_received pn_ct_match_params pn_enable pn_enable_purr pn_inv_timeout
@@ -343,7 +360,8 @@ def test_one_line_has_the_statistics_of_a_release(version, file, row):
     for more in ("", "".join(f'loadmodule "{name}.so"\n' for name in ("usrloc", "registrar", "dialog"))):
         with mi.Trial(f'loadmodule "opensips{version}.so"\n{more}') as trial:
             reply = trial.ask(statistics_request("text" if version == 24 else "jsonrpc", "all")).decode()
-            shown = {name: int(number) for name, number in re.findall(r'"?([a-z]+:[^":\n]+)"?::? ?(\d+)', reply)}
+            line = r"^(\w+:[^:\n]+):: (\d+)$" if version == 24 else r'"(\w+:[^":]+)":(\d+)'
+            shown = {name: int(number) for name, number in re.findall(line, reply, re.M)}
             missing = wanted - {*shown}
             assert len(wanted) > 50 and missing == set()
             assert groups_of(shown) - wanted <= {"siptrace:traced_requests", "siptrace:traced_replies",
