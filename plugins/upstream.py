@@ -373,6 +373,8 @@ class Gateway:
             data = behind.one_request(request)
         if request.name in OWN_ABOUT and self.is_about_us(ctx):
             return self.own.answer(data, ctx.caller)
+        if request.params:  # which may take many times their bytes
+            request = ctx.request = request._replace(params=None)
         if self.by_socket:
             upstream = self.upstream_of(ctx.caller, upstream)
         if is_events and upstream.relay:

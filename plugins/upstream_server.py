@@ -76,6 +76,11 @@ class Asked:
         self.ctx: Any = None
         self.asked_s = self.deadline_s = self.sent_s = 0.0
 
+    def size(self) -> int:
+        """The bytes of memory that it takes, about."""
+        values = self.ctx.request.values if self.ctx else ()
+        return REQUEST_BYTES + len(self.data) + len(self.origin) + mi.VALUE_BYTES * len(values)
+
     def has(self, reply: bytes) -> bool | None:
         """Whether these bytes may be its reply; None for what is no reply at all."""
         if self.request.dialect == "text":
@@ -250,7 +255,7 @@ class Upstream:
 
     def has_room(self, asked: Asked) -> bool:
         """Whether a request may wait, and if so, count its bytes."""
-        client, size = asked.ctx and asked.ctx.caller, len(asked.data) + REQUEST_BYTES
+        client, size = asked.ctx and asked.ctx.caller, asked.size()
         if self.held[client] + size > CLIENT_BYTES or self.bytes + size > QUEUE_BYTES:
             return False
         self.held[client] += size
@@ -260,7 +265,7 @@ class Upstream:
     def next_waiting(self) -> Asked:
         """The request that waited longest, which waits no more."""
         asked = self.waiting.popleft()
-        client, size = asked.ctx and asked.ctx.caller, len(asked.data) + REQUEST_BYTES
+        client, size = asked.ctx and asked.ctx.caller, asked.size()
         self.bytes -= size
         self.held[client] -= size
         if not self.held[client]:

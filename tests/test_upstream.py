@@ -355,6 +355,26 @@ def test_what_waits_is_bounded_in_bytes_and_for_each_client(start, puppet):
     assert client.receive() == b"200 OK\n\n"
 
 
+def test_what_waits_takes_little_more_than_its_bytes(start, puppet):
+    front = start(gateway_to(f"{puppet.path};timeout=9000;inflight=1", more='modparam("upstream", "keep", "ps")\n'
+                             'modparam("midatagram", "stop_timeout", 100)'))
+    client, status = front.client(), pathlib.Path(f"/proc/{front.children()[0]}/status")
+
+    def resident_kb():
+        return int(re.search(r"VmRSS:\s+(\d+)", status.read_text())[1])
+
+    client.send(b":first:\n")
+    puppet.hear()
+    before_kb, lists = resident_kb(), [[]] * 16000
+    for _ in range(24):
+        client.send(asking("deep", lists).replace(b" ", b""))  # one value, of which each takes a megabyte as an object
+    wait_for(lambda: b"in_flight=25" in front.ask(b":upstream_list:\n"))
+    assert resident_kb() - before_kb < 16000
+    for _ in range(2):
+        client.send(asking("wide", *lists).replace(b" ", b""))  # as many values, which count
+    assert json.loads(client.receive())["error"]["message"] == "upstream main has too many requests"
+
+
 GARBAGE = b"\x00\x01", b"hello", b"", b"[", b"[]", b'"x"', b'{"a":1}'
 
 
