@@ -280,12 +280,14 @@ def test_what_values_cost_is_linear_in_their_number(trial):
     module = one.server.registry.modules_by_name["dialog"].namespace
     call(one, "c", "profiles::caller=")
     assert len(ask(one, "profile_get_values", "caller")) - len("200 OK\n\n") >= module.LEAST_VALUE
-    for count in (1000, 9000):
+    for count in (400, 3600):
         for number in range(count):
-            call(one, f"{count}/{number}", f"profiles::caller={count}/{number}", "state::1")
-        began_s = time.perf_counter()
+            value = f"{count + number}"
+            dialog = module.Dialog(count + number, 0, "c", "sip:a", "sip:b", "f", "t", profiles=(("caller", value),))
+            one.server.store.put("dialog", str(dialog.db_id), json.dumps(dialog))
+        began_s = time.process_time()
         ask(one, "profile_get_values", "caller")
-        spent_s.append(time.perf_counter() - began_s)
+        spent_s.append(time.process_time() - began_s)
     assert spent_s[1] < 30 * spent_s[0]
     assert one.ask(b'{"jsonrpc":"2.0","method":"profile_get_values","params":["caller"],"id":1}') == b"500 Internal error"
 
