@@ -82,7 +82,7 @@ __all__ = [  # what plug-ins may use
     # tools: a plug-in with main(argv), and what the script has one for
     "StartError", "EXIT_OK", "EXIT_CRASH", "EXIT_USAGE", "EXIT_NOT_RUNNING", "EXIT_IN_USE", "EXIT_CANNOT_CREATE", "EXIT_RUNNING",
     "EXIT_PERMISSION", "EXIT_CONFIG", "socket_of", "account_of", "run_places", "plugin_code", "walk", "follow_roots",
-    "identity_of", "remove_own", "LogHandler", "check_unshared", "Directive", "serve", "server_parser",
+    "identity_of", "remove_own", "clear_path", "LogHandler", "check_unshared", "Directive", "serve", "server_parser",
 ]
 
 ###############################################################################
