@@ -69,7 +69,7 @@ __all__ = [  # what plug-ins may use
     # other servers, tests
     "ask", "read_tree", "write_request", "Trial", "Address", "LIMIT", "GIVE_UP",  # noqa: F822
     # what a Trial is made of
-    "ConfigReader", "Loader", "Processes", "Counters", "core_stats", "Store", "Server", "Access", "event_pair", "answers_of",
+    "ConfigReader", "Loader", "Processes", "Counters", "core_stats", "Store", "Server", "event_pair", "answers_of",
     # files of a plug-in's own format
     "Module", "ConfigError", "ParseError", "import_plugin", "read_source", "line_of", "nearest", "BAD_PARAMETER", "WRONG_COUNT",
     # what around.py is made of
@@ -82,6 +82,8 @@ __all__ = [  # what plug-ins may use
     "StartError", "EXIT_OK", "EXIT_CRASH", "EXIT_USAGE", "EXIT_NOT_RUNNING", "EXIT_IN_USE", "EXIT_CANNOT_CREATE", "EXIT_RUNNING",
     "EXIT_PERMISSION", "EXIT_CONFIG", "socket_of", "account_of", "run_places", "plugin_code", "walk", "follow_roots",
     "identity_of", "remove_own", "LogHandler", "check_unshared", "Directive", "serve", "server_parser",
+    # what access.py is made of
+    "Rule", "account_numbers", "in_networks",
 ]
 
 ###############################################################################
@@ -872,12 +874,7 @@ class Rule(NamedTuple):
 
 def access_rule(value) -> Rule:
     """Converter: `COMMAND[, COMMAND]: WHO[, WHO]`, WHO being a network, `uid:NAME` or `gid:NAME`."""
-    commands, _, who = string(value).partition(": " if ": " in string(value) else ":")  # a name may hold a colon
-    if not who.strip():
-        raise ValueError('takes commands and who may use them: "kill, log_level: 127.0.0.1, uid:root, gid:voip"')
-    users, groups = (tuple(account(item[4:]) for item in words(who) if item.startswith(kind)) for kind in ("uid:", "gid:"))
-    addresses = [item for item in words(who) if not item.startswith(("uid:", "gid:"))]
-    return Rule(patterns(commands), networks(", ".join(addresses)) if addresses else (), users, groups)
+    return shared("access", "allow_command", "for access lists, ").read_rule(value)
 
 
 class TraceList(NamedTuple):
@@ -2784,6 +2781,8 @@ class Server:
         if any("load" in module.hooks for module in self.registry.modules):
             self.load_once = shared("loading", setup.path, "for load(), ").once(self)
         lenient_reader()  # now, while this process may read the folder of plug-ins
+        rules = setup.own.get("allow_command")
+        self.access = shared("access", setup.path, "for allow_command, ").Access(rules) if rules else None
         views = if_there("views")
         self.view_of = functools.lru_cache(None)(
             lambda space, apply: (views or shared("views", "ctx.view()")).View(store, space, apply))
@@ -3345,8 +3344,8 @@ def preferred(entries: list[tuple]) -> tuple:
 # 13. Access ##################################################################
 ###############################################################################
 # Strategy: Screen drops what must not be answered at all, before anything is
-# read, and for most datagrams by one look into a set. Access asks the rules of
-# allow_command, and only for commands that they name.
+# read, and for most datagrams by one look into a set. The plug-in access asks the
+# rules of allow_command, and only for commands that they name.
 
 KNOWN_CLIENTS = 2000  # admitted clients whose addresses are not looked at again
 MOST_ERRORS = 100  # a second, for a UDP client that sends what is no request
@@ -3429,41 +3428,6 @@ class Screen:
         self.server.count("looped")
         name = shown_address(endpoint.address_of(client))
         log.warning("datagrams from %s are replies, or come from no client: not answered", name, extra={"once": name})
-
-
-class Access:
-    """Who may do what: allow_from for networks, allow_command for single commands."""
-
-    def __init__(self, own: dict):
-        self.networks, self.rules = own["allow_from"], own["allow_command"]
-        self.restricted = {name for rule in self.rules for name in rule.commands}
-
-    def allows(self, command: Any, caller: tuple, *names: str) -> bool:
-        """Whether a sender may use a restricted command, which may have more names; a refusal is logged for the audit."""
-        endpoint, client = caller
-        address, names = endpoint.address_of(client), (command.name, *names)
-        rules = [rule for rule in self.rules if any(name in rule.commands for name in names)]
-        if endpoint.unix:
-            credentials = endpoint.credentials_of(client)
-            who, about = ("pid {} uid {} gid {}".format(*credentials), credentials[1]) if credentials else ("unknown", None)
-            allowed = credentials is not None and any(fits(rule, *credentials[1:]) for rule in rules)
-        else:
-            who = about = address[0]
-            allowed = any(in_networks(who, rule.networks) for rule in rules)
-        if not allowed:
-            command.module.server.count("forbidden")
-            log.warning("audit: command %s refused to %s (%s)", command.name, shown_address(address), who,
-                        extra={"about": about})  # one client may ask from many sockets
-        return allowed
-
-
-def fits(rule: Rule, uid: int, gid: int) -> bool:
-    """Whether a rule, with numbers in place of names, has a user or one of the user's groups."""
-    try:
-        gids = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
-    except KeyError:
-        gids = [gid]
-    return uid in rule.users or not {*gids}.isdisjoint(rule.groups)
 
 
 ###############################################################################
@@ -3779,10 +3743,8 @@ class Loader:
         mi["trace_bwlist"] = traced._replace(names=self.registered(registry, traced.names, where, "trace_bwlist"))
         self.registered(registry, own["disable"], self.own.where("disable"), "disable")
         for nth, (rule, where) in enumerate(zip(own["allow_command"], self.own.lines.get("allow_command", []))):
-            users, groups = (tuple(account_numbers(name, look_up, where, "allow_command")[0] for name in names)
-                             for names, look_up in ((rule.users, pwd.getpwnam), (rule.groups, grp.getgrnam)))
             commands = self.registered(registry, rule.commands, where, "allow_command")
-            own["allow_command"][nth] = Rule(commands, rule.networks, users, groups)
+            own["allow_command"][nth] = shared("access").with_numbers(rule._replace(commands=commands), where)
 
     def registered(self, registry: Registry, names: tuple, where: Where, param: str) -> Patterns:
         """The registered names of commands that a parameter names or has patterns of, which stay for what is forwarded; a
@@ -4939,12 +4901,10 @@ class Child:
         self.busy: dict[Any, float] = {}  # when a worker last began a request that is not cached
         self.watchers: list = []
         self.stopping, self.limit_s = gevent.event.Event(), own["stop_timeout"] / 1000
-        self.access = Access(own)
         self.outbox, self.send_later = Outbox(server, self.hub.loop), gevent.spawn_later
         self.deliver_of = functools.cache(self.outbox.deliver_of)
-        self.answers = answers_of(server, self.access, pause=self.pause,
-                                  untimed=lambda: self.busy.pop(self.current(), None))
-        self.screen = Screen(server, endpoints, self.access.networks)
+        self.answers = answers_of(server, pause=self.pause, untimed=lambda: self.busy.pop(self.current(), None))
+        self.screen = Screen(server, endpoints, own["allow_from"])
         self.turn_s = time.monotonic()  # since when this child has not been in its hub
         self.last_request = float("inf")  # count of requests at which this child asks to be replaced
         if own["max_requests"]:  # others that had this row may have served some
@@ -4975,7 +4935,7 @@ class Child:
         for watcher, handler, *values in watched:
             watcher.start(handler, *values)
         for endpoint in self.endpoints:
-            endpoint.prepare(bool(self.access.rules))
+            endpoint.prepare(bool(self.server.access))
             self.watchers.append((loop.io(endpoint.socket.fileno(), 1), self.burst_of(endpoint)))
         self.sweep()
         self.watch()
@@ -5193,12 +5153,12 @@ class Child:
         self.server.store.close()
 
 
-def answers_of(server: Server, access: Access, **callbacks: Any) -> Answers:
+def answers_of(server: Server, **callbacks: Any) -> Answers:
     """What answers for a server, in its dialects."""
-    setup = server.setup
+    setup, access = server.setup, server.access
     return Answers(server.registry, log, setup.own["dialect"], setup.mi["reply_indent"], setup.mi["pretty_printing"],
-                   setup.most, access.restricted, access.allows, functools.partial(server.count, "errors"),
-                   spaces=server.store, **callbacks)
+                   setup.most, access.restricted if access else (), access and access.allows,
+                   functools.partial(server.count, "errors"), spaces=server.store, **callbacks)
 
 
 ###############################################################################
