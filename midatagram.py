@@ -77,11 +77,13 @@ __all__ = [  # what plug-ins may use
     # what a gateway, translation and cachedb_redis are made of
     "Answers", "Command", "Patterns", "patterns", "Refusal", "NOT_AVAILABLE", "NOT_SENDABLE", "PARSE_ERROR",
     "UDP_LIMIT", "reply_too_long", "invalid_params", "write_text", "write_event", "check_cache",
-    "cache_fetch", "cache_remove", "cache_store", "cache_remove_chunk", "event_params", "event_subscribe", "log_level",
+    "cache_fetch", "cache_remove", "cache_store", "event_subscribe", "log_level",
     # tools: a plug-in with main(argv), and what the script has one for
     "StartError", "EXIT_OK", "EXIT_CRASH", "EXIT_USAGE", "EXIT_NOT_RUNNING", "EXIT_IN_USE", "EXIT_CANNOT_CREATE", "EXIT_RUNNING",
     "EXIT_PERMISSION", "EXIT_CONFIG", "socket_of", "account_of", "run_places", "plugin_code", "walk", "follow_roots",
     "identity_of", "remove_own", "LogHandler", "check_unshared", "Directive", "serve", "server_parser",
+    # what _core_commands.py is made of
+    "INTERNAL", "c_integer", "has_ended", "Events", "SLICE_ROWS", "give_way",
     # what access.py is made of
     "Rule", "account_numbers", "in_networks",
 ]
@@ -1157,7 +1159,9 @@ class Command:
         self.name, self.input, self.pure, self.form, self.timed = tag.name, tag.input, tag.pure, tag.json, tag.timed
         group = module.name.removeprefix("proto_")
         self.full_name = tag.also or (self.name if ":" in self.name else f"{group}:{self.name.removeprefix(f'{group}_')}")
-        self.path, self.line = module.path, getattr(function, "mi_line", function.__code__.co_firstlineno)
+        self.path, self.line = module.path, getattr(function, "mi_line", 0)
+        if not self.line:  # it may be of a file that several modules share
+            self.path, self.line = function.__code__.co_filename, function.__code__.co_firstlineno
         if tag.help is None and sys.flags.optimize < 2:
             raise self.refusal("needs a docstring, which is its help")
         self.help = inspect.cleandoc(tag.help or "python -OO has removed its help.")
@@ -2446,15 +2450,6 @@ class Store:
         holds = versions is not None and all(0 <= version <= since for version in versions)
         return unless_changed(look, versions if holds else ())
 
-    def fitting(self, space: str, pattern: str) -> Iterator[tuple[str, str]]:
-        """The (key, value) pairs whose keys fit a pattern, read in slices as in remove_fitting(); StoreError."""
-        fits, start = re.compile(fnmatch.translate(pattern)).match, b""
-        while rows := self.attempt(operator.methodcaller("__call__", self.KEYS, (encode(space), start, SLICE_ROWS))).fetchall():
-            now_s, start = self.now_s(), rows[-1][0] + b"\0"
-            yield from [(decode(key), decode(value)) for key, value, expires_s in rows
-                        if value is not None and (expires_s is None or expires_s > now_s) and fits(decode(key))]
-            give_way()
-
     def remove_fitting(self, space: str, pattern: str) -> None:
         """Forget the keys that fit a pattern as fnmatch.fnmatchcase() reads it, in slices between which others get their turn."""
         fits, start = re.compile(fnmatch.translate(pattern)).match, b""  # in linear time, whatever the pattern is
@@ -3180,15 +3175,6 @@ class Events:
             return json.dumps([*listed.values()]) if listed else None
 
         self.server.store.change(self.SPACE, self.KEY, changed)
-
-    def remaining(self, event: str) -> list[dict]:
-        """The subscriptions to an event, after those that clients ended are removed; StoreError."""
-        now_s, rows = self.server.store.now_s(), self.subscribers(event, ended=True)
-        if any(has_ended(row, now_s) for row in rows):
-            self.server.store.change(self.SPACE, self.KEY, lambda text: json.dumps(
-                [row for row in json.loads(text or "[]") if row["event"] != event or not has_ended(row, now_s)]))
-            rows = [row for row in rows if not has_ended(row, now_s)]
-        return rows
 
     def hand_over(self, name: str, attributes: dict) -> int:
         """In the attendant: have a child send an event. Returns 0."""
@@ -3920,18 +3906,6 @@ def version(ctx):
     return Reply(nodes=(Node("Server", name), *revision), live=CONSTANT)
 
 
-@command("pwd", input=False)
-def working_directory(ctx):
-    """Show the working directory of the server."""
-    return Reply(nodes=(Node("WD", os.getcwd()),))
-
-
-@command("arg", input=False, json=JsonForm(listing=True))
-def command_line_arguments(ctx):
-    """Show the command line of the server, one argument per line."""
-    return Reply(nodes=[Node(None, argument) for argument in sys.argv], live=CONSTANT)
-
-
 @command("which", input=False, json=JsonForm(recipes=[(), ("command",)], listing=True))
 def which(ctx):
     """List all commands; over JSON-RPC also the parameters of one command, or the commands of a MODULE: of 4.0."""
@@ -4005,15 +3979,6 @@ def log_level(ctx, level=None, pid=0):
     for row in range(ROWS):
         processes.set(row, level=level, own_level=0)
     return Reply(nodes=(Node("New global log level", level),))
-
-
-@command("xlog_level", level=c_integer)
-def xlog_level(ctx, level=None):
-    """Show or set the xlog level, which has no effect: there is no script."""
-    if level is None:
-        return Reply(nodes=(Node("xLog Level", ctx.server.processes.get(0, "xlog_level")),))
-    ctx.server.processes.set(0, xlog_level=level)
-    return Reply(nodes=(Node("New xLog level", level),))
 
 
 # Cached values: the core has the commands for all cache systems, cachedb_local has the system that is always there.
@@ -4098,53 +4063,7 @@ def cache_remove(ctx, system, attr):
     return Reply()
 
 
-def bind_chunk(request: Request) -> Iterable:
-    """[COLLECTION] GLOB of a text request; further arguments are not looked at."""
-    values = request.values[:2]
-    if not values:
-        raise WRONG_COUNT
-    if not all(values):
-        raise BAD_PARAMETER
-    return values[::-1]
-
-
 INTERNAL = {"Server Internal Error": Error(500, "Internal error")}
-GLOB_BYTES = 256  # of a pattern
-LONG_GLOB = Error(400, f"Pattern longer than {GLOB_BYTES} bytes")
-CHUNK = JsonForm(errors={**INTERNAL, LONG_GLOB.reason: invalid_params(LONG_GLOB.reason)})
-
-
-@command("cache_remove_chunk", also="cachedb_local:remove_chunk", bind=bind_chunk, json=CHUNK)
-def cache_remove_chunk(ctx, glob, collection="default"):
-    """Remove the values whose keys match a pattern (in text requests COLLECTION comes before GLOB)."""
-    ctx.store.remove_fitting(chunk_space(ctx, glob, collection), glob)
-    return Reply()
-
-
-CHUNK_KEYS = CHUNK._replace(plurals={"key": ("keys", "name")})
-
-
-@command("cache_fetch_chunk", also="cachedb_local:fetch_chunk", json=CHUNK_KEYS)
-def cache_fetch_chunk(ctx, glob, collection="default"):
-    """Fetch the values whose keys match a pattern."""
-    nodes, size = [], 0
-    for key, value in ctx.store.fitting(chunk_space(ctx, glob, collection), glob):
-        nodes.append(Node("key", key, (("value", value),)))
-        size += len(key) + len(value)
-        if size > GIVE_UP:
-            raise TooLong(size)
-    return Reply(nodes=nodes)
-
-
-def chunk_space(ctx, glob: str, collection: str) -> str:
-    """The space of the store that a collection means; Error for an unknown one, and for a pattern that is too long."""
-    if collection not in ctx.server.registry.modules_by_name["cachedb_local"].settings["cache_collections"]:
-        raise Error(500, "Server Internal Error")
-    if len(encode(glob)) > GLOB_BYTES:
-        raise LONG_GLOB
-    return f"cache:{collection}"
-
-
 @every(60, where="one")
 def forget_expired(ctx):
     """Make room in the store."""
@@ -4210,93 +4129,6 @@ def may_have_events(ctx, host: str, target: Any) -> bool:
                                           or in_networks(target[0], ctx.server.setup.own["event_targets"]))
 
 
-def event_params(value):
-    """The attributes of a raised event from JSON-RPC params: an array of values, or an object as a string."""
-    if value is None or isinstance(value, dict):
-        raise Error(400, "No Params")
-    if isinstance(value, str):
-        try:
-            value = read_json(encode(value))
-        except ParseError:
-            value = None
-        if not isinstance(value, dict):
-            raise Error(400, "Bad Params")
-        return {name: text if type(text) in (str, int) else json_text(text) for name, text in value.items()}
-    if not isinstance(value, list) or not all(type(item) in (str, int, float) for item in value):
-        raise Error(400, "Bad Params")
-    return [json_string(item, "params") for item in value]
-
-
-def bind_event(request: Request) -> list:
-    """EVENT and the attributes of a text request, NAME::VALUE each."""
-    arguments = request.arguments
-    if not arguments or arguments[0][1] is None:
-        raise WRONG_COUNT
-    return [arguments[0][1], {name or f"param{number}": value or "" for number, (name, value) in enumerate(arguments[1:], 1)}]
-
-
-@command("raise_event", also="evi:raise", bind=bind_event, json=JsonForm(raw=("params",), errors=INTERNAL))
-def raise_event(ctx, event, params=()):
-    """Send an event with its attributes to its subscribers."""
-    if event not in ctx.server.registry.events:
-        raise Error(404, "Event not registered")
-    subscribers = ctx.server.events.remaining(event)
-    if not subscribers:
-        raise Error(480, "Temporarily Unavailable")
-    if ctx.request.dialect == "jsonrpc":
-        params = event_params(params) if len(ctx.request.values) > 1 else ()
-    ctx.server.events.put(event, params, subscribers)
-    return Reply()
-
-
-@command("events_list", also="evi:list", input=False, json=JsonForm(plurals={"Event": ("Events", "name")}))
-def events_list(ctx):
-    """List all events."""
-    events = ctx.server.registry.events
-    return Reply(nodes=[Node("Event", name, (("id", number),)) for name, number in events.items()], live=CONSTANT)
-
-
-def bind_subscribers(request: Request) -> list:
-    """EVENT and SOCKET of a text request; how many there are is checked after the event."""
-    values: list = [value or "" for value in request.values]
-    return values if len(values) < 3 else [values[0], WRONG_COUNT]
-
-
-@command("subscribers_list", also="evi:subscribers", bind=bind_subscribers, json=JsonForm(errors=INTERNAL))
-def subscribers_list(ctx, event=None, socket=None):
-    """List the subscribers of all events, of one EVENT, or one SOCKET of it."""
-    events, server = ctx.server.registry.events, ctx.server
-    if event is not None and event not in events:
-        raise Error(404, "Event not published")
-    if socket is WRONG_COUNT:
-        raise WRONG_COUNT
-    nodes, members = [], []
-    for name in events if event is None else [event]:
-        rows = [row for row in server.events.subscribers(name, ended=True) if socket in (None, row["socket"])]
-        if rows:
-            lines = [Node("Subscriber", None, (("socket", row["socket"]), ("expire", row["expire"]))) for row in rows]
-            nodes.append(Node("Event", name, (("id", events[name]),), lines))
-            each = [{"socket": row["socket"], "expire": row["expire"], "ttl": time_left(row, ctx.store.now_s())} for row in rows]
-            listed = {"Subscribers": each} if socket is None else {"Subscriber": each[0]}
-            members.append({"name": name, "id": events[name], **listed})
-    if socket is not None and not nodes:
-        raise Error(404, "Subscriber does not exist")
-    return Reply(nodes=nodes, result={"Events": members} if event is None else {"Event": members[0] if members else {}})
-
-
-def time_left(row: dict, now_s: float):
-    """How long a subscription lasts, as 3.x shows it: seconds, or `expired`."""
-    if row["ended"]:
-        return "expired"
-    return max(0, round(row["since"] + row["expire"] - now_s))
-
-
-@command("list_tcp_conns", also="tcp:list", input=False, json=JsonForm(plurals={"Connection": ("Connections", "ID")}))
-def list_tcp_conns(ctx):
-    """List TCP connections; always empty."""
-    return Reply(live=CONSTANT)
-
-
 USAGE = "help mi_cmd - returns information about 'mi_cmd'"
 
 
@@ -4312,12 +4144,6 @@ def show_help(ctx, mi_cmd=""):
     module = command.full_name.partition(":")[0] if ctx.server.registry.full_names else command.module.name
     return Reply(nodes=(Node("Help", f"{command.signature_line()} - {text}" if text else "not available for this command"),
                         Node("Exported by", module)), live=CONSTANT)
-
-
-@command("list_blacklists", also="blacklists:list", input=False, json=JsonForm(plurals={"List": ("Lists", "name")}))
-def list_blacklists(ctx):
-    """List blacklists; always empty."""
-    return Reply(live=CONSTANT)
 
 
 def core_stats(counters: Counters, processes: Processes, started_s: float, figures: Any, children: int) -> list[Stat]:
@@ -4408,16 +4234,21 @@ CACHEDB_NUMBERS = [Param(name, 0, integer(), NO_EFFECT) for name in (
 
 def built_in_modules() -> list[Module]:
     """The modules that are always there, in the order in which OpenSIPS registers their commands."""
+    plugin = if_there("_core_commands")
+
+    def more(*names: str) -> list[Callable]:
+        return [getattr(plugin, name) for name in names if plugin]
+
     def module(name: str, *functions: Callable, **rows: list) -> Module:
         return Module(name, {**{function.__name__: function for function in functions}, **rows}, __file__)
 
     return [
         module("statistics", get_statistics, list_statistics, reset_statistics, reset_all_statistics),
-        module("core", uptime, version, working_directory, command_line_arguments, which, list_processes, kill, log_level,
-               xlog_level, cache_store, cache_fetch, cache_remove, event_subscribe, events_list, subscribers_list,
-               raise_event, list_tcp_conns, show_help),
-        module("blacklists", list_blacklists),
-        module("cachedb_local", cache_remove_chunk, cache_fetch_chunk, forget_expired, PARAMS=[
+        module("core", uptime, version, *more("pwd", "arg"), which, list_processes, kill, log_level, *more("xlog_level"),
+               cache_store, cache_fetch, cache_remove, event_subscribe,
+               *more("events_list", "subscribers_list", "raise_event", "list_tcp_conns"), show_help),
+        module("blacklists", *more("list_blacklists")),
+        module("cachedb_local", *more("cache_remove_chunk", "cache_fetch_chunk"), forget_expired, PARAMS=[
             Param("cache_collections", ("default",), collections_of, "names of collections, semicolon-separated"),
             Param("cachedb_url", (), cachedb_url, "cache system, and its collection: local:ID:///COLLECTION; without ID: local",
                   repeat=True), *CACHEDB_NUMBERS, Param("cluster_persistency", None, string, NO_EFFECT)]),
@@ -5293,9 +5124,7 @@ class Supervisor:
         self.options, self.starter, self.given, self.notifier = options, starter, given, Notifier()
         self.processes, self.counters, self.started_s = Processes(), Counters(), time.time()
         self.pair, self.store, self.folder_lock = event_pair(), Store("", 0), -1
-        self.figures: Any = None
-        with contextlib.suppress(ConfigError):  # see start()
-            self.figures = shared("figures")
+        self.figures = if_there("figures")  # see start()
         self.loads = self.figures and self.figures.Loads(self.counters, self.processes)
         self.endpoints: list[Endpoint] = []  # all that are open, of any generation
         self.candidate: Generation | None = None
@@ -6228,8 +6057,10 @@ def start(options, starter: int, given: dict) -> int:
             pidfile.write(f"{os.getpid()}")
         for note in setup.notes:
             log.log(*note)
-        if not supervisor.figures:
-            log.warning("no statistics of load and memory: %s has no figures.py, or others than root can write it", BESIDE)
+        lacking = {"statistics of load and memory: %s has no figures": supervisor.figures,
+                   "raise_event and other commands: %s has no _core_commands": "raise_event" in supervisor.server.registry.names}
+        for text in [text for text, there in lacking.items() if not there]:
+            log.warning(f"no {text}.py, or others than root can write it", BESIDE)
         if "setproctitle" not in sys.modules:
             log.warning("setproctitle is missing, processes have no titles; %s", PACKAGES)
         return supervisor.run()

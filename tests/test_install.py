@@ -353,7 +353,8 @@ def test_a_script_alone_serves_events_and_cached_values(tmp_path):
         wait_for(lambda: os.path.exists(place), what="the socket")
         with Client(place, tmp_path) as client:
             assert client.ask(b":cache_store:\nlocal\nk\nv\n") == b"200 OK\n\n"
-            assert client.ask(b":cache_fetch_chunk:\nk\n") == b"200 OK\nkey:: k value=v\n\n"
+            assert client.ask(b":cache_fetch:\nlocal\nk\n") == b"200 OK\nkey:: k\nvalue:: v\n\n"
+            assert client.ask(b":cache_fetch_chunk:\nk\n") == b"500 command not available\n"
             assert client.ask(f":event_subscribe:\nE_MI_STOP\nunix:{client.path}\n".encode()) == b"200 OK\n\n"
             assert client.ask(b":get_statistics:\ncore:\n").startswith(b"200 OK\ncore:timestamp:: ")
             assert client.ask(b":get_statistics:\nload:\nshmem:\n") == b"404 Statistics Not Found\n\n"
@@ -363,6 +364,7 @@ def test_a_script_alone_serves_events_and_cached_values(tmp_path):
         alone.terminate()
         log = alone.communicate(timeout=10)[1].decode()
     assert alone.returncode == 0 and f"no statistics of load and memory: {tmp_path}/plugins has no figures.py" in log
+    assert f"no raise_event and other commands: {tmp_path}/plugins has no _core_commands.py" in log
 
 
 def test_without_packages_a_virtual_environment_beside_the_script_is_named(tmp_path):
