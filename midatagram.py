@@ -2988,27 +2988,6 @@ class LogHandler(logging.Handler):
         super().close()
 
 
-def syslog_sender(place: str) -> Callable[[bytes], int]:
-    """A function that sends to a syslog daemon without a hub, and connects anew when there is another one; OSError."""
-    new_socket = original("socket", "socket")
-    sock = new_socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-
-    def send(data: bytes) -> int:
-        nonlocal sock
-        try:
-            return sock.send(data)
-        except BlockingIOError:
-            raise
-        except OSError:  # it is not connected, or the daemon is gone
-            sock = new_socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-            if sock.connect_ex(place) == errno.EPROTOTYPE:
-                sock = new_socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-                sock.connect(place)
-        return sock.send(data)
-
-    return send
-
-
 def stderr_handler() -> LogHandler:
     """Logs to stderr and never waits, while others who have it open may. To be called before privileges are dropped: a pipe
     can be opened anew by its owner only."""
@@ -3054,13 +3033,11 @@ def start_logging(setup: Setup, processes: Processes, options) -> None:
     settings, foreground = setup.globals, not options.background
     processes.set(0, level=4 if options.debug else settings.get("log_level", LOG_LEVEL_DEFAULT))
     to_stderr = settings.get("log_stderror", settings.get("stderror_enabled", foreground)) or options.debug and foreground
+    syslog = None if to_stderr or not os.path.exists("/dev/log") else if_there("log_syslog")
     if setup.own["log_file"]:
         handler = shared("log_file", setup.path, "for log_file, ").handler(setup.own["log_file"], *account_of(options))
-    elif to_stderr or not os.path.exists("/dev/log"):
-        handler = stderr_handler()
     else:
-        name = settings.get("log_facility", settings.get("syslog_facility", "daemon"))
-        handler = LogHandler(syslog_sender("/dev/log"), facility=logging.handlers.SysLogHandler.facility_names[name])
+        handler = syslog.handler(settings, "/dev/log") if syslog else stderr_handler()
     filtered = settings.get("stderror_level_filter" if handler.on_stderr else "syslog_level_filter", 0)
     if filtered and not handler.reopen:  # 0: all that log_level lets through
         handler.setLevel(LOG_LEVELS[max(-3, min(4, filtered))])
@@ -5014,30 +4991,6 @@ PART_BYTES = 1 << 16  # of what processes send each other in one piece
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
-class Notifier:
-    """Tells systemd how we are, if it asked to be told, without waiting for it; see sd_notify(3)."""
-
-    def __init__(self):
-        self.target = os.environ.pop("NOTIFY_SOCKET", "")
-        os.environ.pop("WATCHDOG_USEC", None)
-        self.unsent: dict[str, Any] = {}  # for which systemd has had no room
-
-    def send(self, **states: Any) -> None:
-        """Send states, and those that wait and are not out of date."""
-        if not self.target:
-            return
-        self.unsent.update(states)
-        text = "\n".join(f"{name}={value}" for name, value in self.unsent.items())
-        try:
-            with original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
-                sender.sendto(encode(text), re.sub("^@", "\0", self.target))
-        except BlockingIOError:
-            return
-        except OSError as error:
-            log.warning("cannot notify %s: %s", self.target, error)
-        self.unsent.clear()
-
-
 class Generation:
     """A configuration and its loader; children of any but the current generation and a candidate leave."""
 
@@ -5116,12 +5069,13 @@ def forked(life: Callable[[], int]) -> int:
 
 class Supervisor:
     """The attendant: opens sockets, starts children, replaces those that die, reloads, stops. starter: descriptor that is
-    written when a start in the background is over, else -1; given: sockets of systemd, path or address -> descriptor."""
+    written when a start in the background is over, else -1; given: sockets of systemd, path or address -> descriptor; notify:
+    tells systemd states."""
 
     current: Generation
 
-    def __init__(self, options: argparse.Namespace, starter: int, given: dict):
-        self.options, self.starter, self.given, self.notifier = options, starter, given, Notifier()
+    def __init__(self, options: argparse.Namespace, starter: int, given: dict, notify: Callable[..., None]):
+        self.options, self.starter, self.given, self.notify = options, starter, given, notify
         self.processes, self.counters, self.started_s = Processes(), Counters(), time.time()
         self.pair, self.store, self.folder_lock = event_pair(), Store("", 0), -1
         self.figures = if_there("figures")  # see start()
@@ -5235,7 +5189,7 @@ class Supervisor:
     def stop(self, status: int, number: int) -> None:
         """Have all children end; run() returns `status` when they are gone."""
         if self.exit_status is None:
-            self.notifier.send(STOPPING=1)
+            self.notify(STOPPING=1)
             log.log(NOTICE, "stopping")
             self.server.raise_event("E_MI_STOP", {})
             self.exit_status = status
@@ -5261,7 +5215,7 @@ class Supervisor:
         if self.candidate:
             log.log(NOTICE, "the reload under way is replaced by another one")
             self.candidate.end()
-        self.notifier.send(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
+        self.notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
         try:
             self.candidate = self.load_apart()
         except OSError as error:
@@ -5433,7 +5387,7 @@ class Supervisor:
         texts += [f"child {rank} cannot start: {why}" for rank, why in sorted(self.troubles.items()) if why]
         texts += [f"the last reload was {self.last_reload}"] if self.last_reload else []
         status = escaped("; ".join(texts))
-        self.notifier.send(STATUS=status, **states)
+        self.notify(STATUS=status, **states)
         text = json.dumps([os.getpid(), self.started_s, status, places])
         if text != self.written:
             self.written = text
@@ -6021,8 +5975,11 @@ def serve(options) -> int:
         return shared("status", "--status", "to say more, ").report(options, running)
     if running:
         return EXIT_OK
-    given = shared("activation", "LISTEN_FDS", "for sockets of systemd, ").given_sockets() if "LISTEN_FDS" in os.environ else {}
-    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+    given, notify = {}, lambda **states: None
+    if "LISTEN_FDS" in os.environ or "NOTIFY_SOCKET" in os.environ:
+        systemd = shared("systemd", "LISTEN_FDS, NOTIFY_SOCKET", "for systemd, ")
+        given, notify = systemd.given_sockets(), systemd.Notifier().send
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC"):
         os.environ.pop(name, None)
     if options.background:
         close_inherited(given.values())
@@ -6032,16 +5989,16 @@ def serve(options) -> int:
     original("signal", "signal")(signal.SIGCHLD, signal.SIG_DFL)  # who started us may ignore it
     starter = go_background() if options.background and not options.check else -1
     try:
-        return start(options, starter, given)
+        return start(options, starter, given, notify)
     except StartError as error:  # another one was a little earlier
         if options.if_not_running and error.status in (EXIT_RUNNING, EXIT_IN_USE) and is_running(options):
             return EXIT_OK
         raise
 
 
-def start(options, starter: int, given: dict) -> int:
+def start(options, starter: int, given: dict, notify: Callable[..., None]) -> int:
     """Load the configuration, open everything, then serve until a signal stops it; returns the exit status."""
-    supervisor = Supervisor(options, starter, given)
+    supervisor = Supervisor(options, starter, given, notify)
     setup = supervisor.load_first()
     if options.check:
         return report(setup)

@@ -333,7 +333,7 @@ def test_a_missing_package_is_named_with_all_three(tmp_path, missing):
     (["-P", "{0}/pid"], {}, "-P: for a pid file, pid_file.py"), (["--status"], {}, "--status: to say more, status.py"),
     (["-f", "{0}/c"], {}, "{0}/c: for log_file, log_file.py"),
     (["-f", "{0}/access"], {}, "allow_command: for access lists, access.py"),
-    ([], {"LISTEN_FDS": "1"}, "LISTEN_FDS: for sockets of systemd, activation.py"),
+    *(([], {name: "1"}, "LISTEN_FDS, NOTIFY_SOCKET: for systemd, systemd.py") for name in ("LISTEN_FDS", "NOTIFY_SOCKET")),
 ])
 def test_a_script_alone_names_the_plugin_that_it_lacks(tmp_path, words, environment, missing):
     (tmp_path / "c").write_text('modparam("midatagram", "log_file", "/dev/stdout")\n')
