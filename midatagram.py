@@ -83,7 +83,7 @@ __all__ = [  # what plug-ins may use
     "EXIT_PERMISSION", "EXIT_CONFIG", "socket_of", "account_of", "run_places", "plugin_code", "walk", "follow_roots",
     "identity_of", "remove_own", "LogHandler", "check_unshared", "Directive", "serve", "server_parser",
     # what _core_commands.py is made of
-    "INTERNAL", "c_integer", "has_ended", "Events", "SLICE_ROWS", "give_way",
+    "INTERNAL", "STATISTICS", "NO_STATISTICS", "within_limit", "c_integer", "has_ended", "Events", "SLICE_ROWS", "give_way",
     # what access.py is made of
     "Rule", "account_numbers", "in_networks",
 ]
@@ -971,8 +971,6 @@ class CommandTag(NamedTuple):
     converters: dict  # of arguments and options
     also: str = ""  # its name in OpenSIPS 4.0, MODULE:NAME unless given
     replace: bool = False  # it takes the place of another module's command
-
-
 
 
 def command(name=None, *, input=True, pure=False, help=None, bind=None, json=None, timed=True, also="", replace=False,
@@ -2037,7 +2035,6 @@ class ConfigReader:
         raise ConfigError(self.path, token.line, f'"{token.value}" is neither in quotes nor an integer; '
                           f"the form is {form}{nearest(token.value, WORDS)}")
 
-
     def include(self, word: str, name: str, line: int) -> None:
         """Read a file in place: as named, else beside the including file; import_file may be missing."""
         if self.depth >= INCLUDE_DEPTH:
@@ -2321,15 +2318,6 @@ class Store:
     def is_kept(self) -> bool:
         """Whether the store is a store_file, which the next run finds."""
         return os.path.dirname(self.path) != self.folder
-
-    def recount(self, run: Callable) -> None:
-        """Know of what an earlier run left in a store_file: the versions of its spaces, and how large they are; sqlite3.Error."""
-        for space, version in run("SELECT space, max(version) FROM item GROUP BY space").fetchall():
-            slot = hash(decode(space)) % SPACES
-            self.begun[slot] = self.committed[slot] = max(self.begun[slot], version)
-            self.shared[NEWEST] = max(self.shared[NEWEST], version)
-        size = "SELECT coalesce(sum(2 * length(key) + length(value)), 0) + ? * count(*) FROM item"
-        self.shared[USED] = run(size, (ROW_BYTES,)).fetchone()[0]
 
     # What others use.
 
@@ -2618,8 +2606,6 @@ def remove_own(path: str, identity: tuple | None) -> None:
         os.close(folder)
 
 
-
-
 def walk(path: str, check: Callable[[int, int], None], flags: int = os.O_PATH) -> int:
     """Follow a path, through links too, and open what it leads to; OSError. check(folder, step) raises for a forbidden step."""
     with contextlib.ExitStack() as stack:  # each step is opened in the folder before it: nobody can exchange what was checked
@@ -2678,11 +2664,6 @@ def check_roots(folder: int, step: int) -> None:
         raise exposed("its link {0}", step, "mend: chown -h root {0}")
     if S_ISREG(inner.st_mode) and (inner.st_uid not in trusted or inner.st_mode & 0o022):
         raise exposed("it", step, "mend: chown root {0}; chmod go-w {0}")
-
-
-def open_roots(path: str, flags: int) -> int:
-    """Open a file that only root can have put where it is, all the way from /; OSError."""
-    return walk(path, check_roots, flags)
 
 
 def exposed(what: str, step: int, mend: str) -> PermissionError:
@@ -3503,7 +3484,8 @@ def plugin_code(path: str, prefix: str = "") -> Iterator[None]:
 def read_source(path: str) -> str:
     """The text of a plug-in; ConfigError, as root also when others could have put it there."""
     try:
-        with open(path, "rb", opener=open_roots if os.geteuid() == 0 else None) as file:
+        opener = (lambda path, flags: walk(path, check_roots, flags)) if os.geteuid() == 0 else None
+        with open(path, "rb", opener=opener) as file:
             return decode(file.read())
     except OSError as error:
         raise ConfigError(path, 0, f"cannot be read by uid {os.geteuid()}: {error.strerror}") from None
@@ -3527,16 +3509,6 @@ def find_plugin(file: str, folders: Iterable[str]) -> str | None:
 MOST_SOCKETS = 250  # as many as fit into one message to a loader
 
 
-def opensips_names() -> collections.defaultdict[str, frozenset]:
-    """The modules, words of a configuration and commands that OpenSIPS knows; nothing without the file of them."""
-    names: collections.defaultdict[str, frozenset] = collections.defaultdict(frozenset)
-    with contextlib.suppress(OSError), open(NAMES_FILE, encoding="utf-8") as file:
-        for section in file.read().split("\n[")[1:]:
-            kind, _, listed = section.partition("]")
-            names[kind] = frozenset(listed.split())
-    return names
-
-
 DROPPED = {"socket_name": 'modparam("midatagram", "listen", ...) adds a socket',  # what a second line of these is for
            "trace_destination": "several destinations stand in one line, with commas between them"}
 
@@ -3547,8 +3519,8 @@ class Loader:
 
     def __init__(self, path: str, folders: list[str], core_stats: Callable[[int], list[Stat]]):
         self.path, self.options, self.core_stats = path, folders, core_stats
-        self.opensips, self.mpaths = opensips_names(), list[tuple[str, Where]]()
-        self.checks = if_there("checks")
+        self.checks, self.mpaths = if_there("checks"), list[tuple[str, Where]]()
+        self.opensips = self.checks.opensips_names() if self.checks else collections.defaultdict(frozenset)
         self.modules = {module.name: module for module in built_in_modules()}
         self.mi, self.own = self.modules["mi_datagram"], self.modules["midatagram"]
         self.loaded: dict[str, Where] = {}
@@ -3660,7 +3632,9 @@ class Loader:
             if "init" in module.hooks:
                 with plugin_code(module.path, "init: "):
                     module.hooks["init"](Context(module))
-        destinations = self.destinations()
+        asking = self.path if mi["trace_destination"] else ""
+        path = next((module.path for module in self.modules.values() if module.destinations), asking)
+        destinations = shared("tracing", path, "to trace, ").wanted(self) if path else {}
         for module in self.modules.values():
             module.settle(self.modules.values())
         registry = Registry(self.modules.values(), own["disable"])
@@ -3671,33 +3645,9 @@ class Loader:
         if registry.wrappers:
             registry.around = shared("around", registry.wrappers[0][0].path, "to stand around commands, ").Around
         self.check_names(registry)
-        self.note_failures(registry)
+        if self.checks:
+            self.checks.note_failures(self, registry)
         return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations)
-
-    def note_failures(self, registry: Registry) -> None:
-        """Note what is going to fail: folders of mpath that are missing, unless they are OpenSIPS' own, and commands that wait
-        longer than they may."""
-        for folder, where in self.mpaths:
-            if not os.path.isdir(folder) and not self.passed & (self.opensips["modules"] or self.passed):
-                self.note(where, f"mpath: there is no folder {folder}", logging.ERROR)
-        most_ms = self.own.settings["handler_timeout"]
-        for command in registry.commands.values():
-            delay_ms = getattr(command.function, "mi_delay_ms", 0)
-            if command.timed and delay_ms > most_ms:
-                text = f'command "{command.name}" waits {delay_ms} ms, but handler_timeout ends it after {most_ms}'
-                self.note((command.path, command.line), text, logging.ERROR)
-
-    def destinations(self) -> dict:
-        """The destinations that trace_destination names: name -> function that makes a Tracer; ConfigError."""
-        path = next((module.path for module in self.modules.values() if module.destinations), None)
-        declared = shared("tracing", path, "to trace, ").declared(self.modules.values()) if path else {}
-        names = self.mi.settings["trace_destination"]
-        for name in names:
-            if name not in declared:
-                hint = nearest(name, declared) or ", is its module loaded?"
-                text = f'no tracing destination "{name}"{hint}; commands are not traced to it'
-                self.note(self.mi.where("trace_destination"), text, logging.ERROR)
-        return {name: declared[name] for name in names if declared.get(name)}
 
     def check_names(self, registry: Registry) -> None:
         """Give the commands that parameters name their registered names, and look up accounts; ConfigError."""
@@ -3822,47 +3772,6 @@ def get_statistics(ctx, *statistics):
     if not statistics:
         raise WRONG_COUNT
     return ctx.server.statistics(statistics, ctx.request.dialect)
-
-
-@command("list_statistics", also="statistics:list", json=JsonForm(recipes=[(), ("statistics",)]))
-def list_statistics(ctx, *statistics):
-    """List all statistics, or those named, and whether each is incremental."""
-    stats_of = ctx.server.registry.stats[ctx.request.dialect].__getitem__
-    stats = [(f"{stat.group}:{stat.name}", stat) for stat in stats_of("all") if not statistics] or within_limit(
-        (f"{stat.group}:{stat.name}" if name.endswith(":") else name, stat)
-        for name in within_limit(statistics) if name != "all" for stat in stats_of(name))
-    if not stats and ctx.request.dialect == "jsonrpc":
-        return NO_STATISTICS
-    if not stats:
-        raise Error(404, "Statistics Not Found")
-    shown = dict(stats).items() if ctx.request.dialect == "jsonrpc" else stats
-    return Reply(nodes=[Node(name, stat.kind) for name, stat in shown], live=CONSTANT)
-
-
-@command("reset_statistics", also="statistics:reset", json=STATISTICS)
-def reset_statistics(ctx, *statistics):
-    """Reset statistics to 0, except those that cannot be reset."""
-    if not statistics:
-        raise WRONG_COUNT
-    stats = {id(stat): stat for name in within_limit(statistics) if not name.endswith(":") and name != "all"
-             for stat in ctx.server.registry.stats[ctx.request.dialect][name]}
-    if not stats:
-        raise Error(404, "Statistics Not Found")
-    return reset(ctx, stats.values())
-
-
-@command("reset_all_statistics", also="statistics:reset_all")
-def reset_all_statistics(ctx):
-    """Reset all statistics to 0, except those that cannot be reset."""
-    return reset(ctx, itertools.chain.from_iterable([stats["all"] for stats in ctx.server.registry.stats.values()]))
-
-
-def reset(ctx, stats: Iterable[Stat]) -> Reply:
-    """Reset those of the statistics that can be."""
-    for stat in stats:
-        if stat.kind == "incremental":
-            ctx.server.counters.reset(ctx.server.counters.column(stat.group, stat.name))
-    return Reply()
 
 
 @command("uptime", input=False)
@@ -4106,23 +4015,6 @@ def may_have_events(ctx, host: str, target: Any) -> bool:
                                           or in_networks(target[0], ctx.server.setup.own["event_targets"]))
 
 
-USAGE = "help mi_cmd - returns information about 'mi_cmd'"
-
-
-@command("help", bind=lambda request: [value or "" for value in request.values[:1]])  # further arguments are ignored
-def show_help(ctx, mi_cmd=""):
-    """Show what a command does and which module exports it."""
-    if not mi_cmd:
-        return Reply(nodes=(Node("Usage", USAGE),), live=CONSTANT, result=f"Usage: {USAGE}")
-    command = ctx.server.registry.names.get(mi_cmd)
-    if command is None:
-        raise Error(404, "unknown MI command")
-    text = " ".join(command.help.split())
-    module = command.full_name.partition(":")[0] if ctx.server.registry.full_names else command.module.name
-    return Reply(nodes=(Node("Help", f"{command.signature_line()} - {text}" if text else "not available for this command"),
-                        Node("Exported by", module)), live=CONSTANT)
-
-
 def core_stats(counters: Counters, processes: Processes, started_s: float, figures: Any, children: int) -> list[Stat]:
     """The statistics of OpenSIPS' core: without the plug-in `figures` (None) those of group core alone."""
     core = [Stat("timestamp", "seconds since the start", "core", False, lambda: int(time.time() - started_s))]
@@ -4220,10 +4112,10 @@ def built_in_modules() -> list[Module]:
         return Module(name, {**{function.__name__: function for function in functions}, **rows}, __file__)
 
     return [
-        module("statistics", get_statistics, list_statistics, reset_statistics, reset_all_statistics),
+        module("statistics", get_statistics, *more("list_statistics", "reset_statistics", "reset_all_statistics")),
         module("core", uptime, version, *more("pwd", "arg"), which, list_processes, kill, log_level, *more("xlog_level"),
                cache_store, cache_fetch, cache_remove, event_subscribe,
-               *more("events_list", "subscribers_list", "raise_event", "list_tcp_conns"), show_help),
+               *more("events_list", "subscribers_list", "raise_event", "list_tcp_conns", "show_help")),
         module("blacklists", *more("list_blacklists")),
         module("cachedb_local", *more("cache_remove_chunk", "cache_fetch_chunk"), forget_expired, PARAMS=[
             Param("cache_collections", ("default",), collections_of, "names of collections, semicolon-separated"),
@@ -5611,7 +5503,8 @@ class Loading:
         attendant, counters = self.attendant, self.attendant.counters
         try:
             stats = functools.partial(core_stats, counters, attendant.processes, attendant.started_s, attendant.figures)
-            setup = load_setup(attendant.options, stats)
+            directives = directives_of(attendant.options)
+            setup = Loader(configuration_of(attendant.options) or "-s", attendant.options.plugins, stats).load(directives)
             self.server = Server(setup, counters, attendant.processes, attendant.store, attendant.pair, attendant.started_s)
         except (StartError, ConfigError) as error:
             return (getattr(error, "status", EXIT_CONFIG), f"{error}"), None, (), ()
@@ -5817,12 +5710,6 @@ def directives_of(options) -> list[Directive]:
             raise ConfigError("-s", 0, f"a UDP socket is written udp:HOST:PORT, a path ./{options.socket}: {right}")
         directives.append(Directive("modparam", ("mi_datagram", "socket_name", options.socket), "-s", 0))
     return directives
-
-
-def load_setup(options, stats: Callable[[int], list[Stat]]) -> Setup:
-    """Load the configuration of the command line; stats: core_stats() but for `children`. StartError, ConfigError."""
-    directives = directives_of(options)
-    return Loader(configuration_of(options) or "-s", options.plugins, stats).load(directives)
 
 
 def socket_of(options) -> Address:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import json
 import operator
 import os
@@ -47,6 +48,74 @@ def list_blacklists(ctx):
 def list_tcp_conns(ctx):
     """List TCP connections; always empty."""
     return mi.Reply(live=mi.CONSTANT)
+
+
+###############################################################################
+# Help
+###############################################################################
+
+
+USAGE = "help mi_cmd - returns information about 'mi_cmd'"
+
+
+@mi.command("help", bind=lambda request: [value or "" for value in request.values[:1]])  # further arguments are ignored
+def show_help(ctx, mi_cmd=""):
+    """Show what a command does and which module exports it."""
+    if not mi_cmd:
+        return mi.Reply(nodes=(mi.Node("Usage", USAGE),), live=mi.CONSTANT, result=f"Usage: {USAGE}")
+    command = ctx.server.registry.names.get(mi_cmd)
+    if command is None:
+        raise mi.Error(404, "unknown MI command")
+    text = " ".join(command.help.split())
+    module = command.full_name.partition(":")[0] if ctx.server.registry.full_names else command.module.name
+    return mi.Reply(nodes=(mi.Node("Help", f"{command.signature_line()} - {text}" if text else "not available for this command"),
+                           mi.Node("Exported by", module)), live=mi.CONSTANT)
+
+
+###############################################################################
+# Statistics
+###############################################################################
+
+
+@mi.command("list_statistics", also="statistics:list", json=mi.JsonForm(recipes=[(), ("statistics",)]))
+def list_statistics(ctx, *statistics):
+    """List all statistics, or those named, and whether each is incremental."""
+    stats_of = ctx.server.registry.stats[ctx.request.dialect].__getitem__
+    stats = [(f"{stat.group}:{stat.name}", stat) for stat in stats_of("all") if not statistics] or mi.within_limit(
+        (f"{stat.group}:{stat.name}" if name.endswith(":") else name, stat)
+        for name in mi.within_limit(statistics) if name != "all" for stat in stats_of(name))
+    if not stats and ctx.request.dialect == "jsonrpc":
+        return mi.NO_STATISTICS
+    if not stats:
+        raise mi.Error(404, "Statistics Not Found")
+    shown = dict(stats).items() if ctx.request.dialect == "jsonrpc" else stats
+    return mi.Reply(nodes=[mi.Node(name, stat.kind) for name, stat in shown], live=mi.CONSTANT)
+
+
+@mi.command("reset_statistics", also="statistics:reset", json=mi.STATISTICS)
+def reset_statistics(ctx, *statistics):
+    """Reset statistics to 0, except those that cannot be reset."""
+    if not statistics:
+        raise mi.WRONG_COUNT
+    stats = {id(stat): stat for name in mi.within_limit(statistics) if not name.endswith(":") and name != "all"
+             for stat in ctx.server.registry.stats[ctx.request.dialect][name]}
+    if not stats:
+        raise mi.Error(404, "Statistics Not Found")
+    return reset(ctx, stats.values())
+
+
+@mi.command("reset_all_statistics", also="statistics:reset_all")
+def reset_all_statistics(ctx):
+    """Reset all statistics to 0, except those that cannot be reset."""
+    return reset(ctx, itertools.chain.from_iterable([stats["all"] for stats in ctx.server.registry.stats.values()]))
+
+
+def reset(ctx, stats: Iterable[mi.Stat]) -> mi.Reply:
+    """Reset those of the statistics that can be."""
+    for stat in stats:
+        if stat.kind == "incremental":
+            ctx.server.counters.reset(ctx.server.counters.column(stat.group, stat.name))
+    return mi.Reply()
 
 
 ###############################################################################

@@ -14,8 +14,8 @@ log = logging.getLogger("midatagram")
 
 def given_sockets() -> dict:
     """The sockets that systemd opened for this process: path or address -> descriptor."""
-    given = {}
-    for descriptor in range(3, 3 + int(os.environ.get("LISTEN_FDS", 0))) if os.environ.get("LISTEN_PID") == str(os.getpid()) else ():
+    given, count = {}, int(os.environ.get("LISTEN_FDS", 0))
+    for descriptor in range(3, 3 + count) if os.environ.get("LISTEN_PID") == str(os.getpid()) else ():
         os.set_inheritable(descriptor, False)
         with socket.socket(fileno=os.dup(descriptor)) as probe:
             given[probe.getsockname()] = descriptor

@@ -74,7 +74,7 @@ def for_json_client(row):
         name = translation.name_on(json.loads(request)["method"], NAMES_24, "jsonrpc")
         translation.to_text(request, name)
     except mi.Error as error:
-        return json.loads(mi.write_jsonrpc(mi.Reply(result=error), mi.Request("", id=1), mi.NO_FORM))
+        return json.loads(mi.write_jsonrpc(mi.Reply(result=error), mi.Request("", id=1), mi.JsonForm()))
     return json.loads(translation.reply_to_jsonrpc(request, raw(row["text_reply"])).decode("latin-1"))
 
 
@@ -189,7 +189,7 @@ def test_a_text_server_behind_the_translation_answers_as_one_of_jsonrpc(group):
                 try:
                     made = mi.read_json(translation.reply_to_jsonrpc(asked, behind.ask(translation.to_text(asked))))
                 except mi.Error as error:
-                    made = mi.read_json(mi.write_jsonrpc(mi.Reply(result=error), mi.Request("", id=1), mi.NO_FORM).encode())
+                    made = mi.read_json(mi.write_jsonrpc(mi.Reply(result=error), mi.Request("", id=1), mi.JsonForm()).encode())
                 assert free_json(without(made, *only)) == free_json(without(mi.read_json(wanted), *only)), row["id"]
     assert len(rows) > 4
 
