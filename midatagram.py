@@ -69,7 +69,7 @@ __all__ = [  # what plug-ins may use
     # other servers, tests
     "ask", "read_tree", "write_request", "Trial", "Address", "LIMIT", "GIVE_UP",  # noqa: F822
     # what a Trial is made of
-    "ConfigReader", "Loader", "Processes", "Counters", "core_stats", "Store", "Server", "Access", "event_pair", "answers_of",
+    "ConfigReader", "Loader", "Processes", "Counters", "core_stats", "Store", "Server", "event_pair", "answers_of",
     # files of a plug-in's own format
     "Module", "ConfigError", "ParseError", "import_plugin", "read_source", "line_of", "nearest", "BAD_PARAMETER", "WRONG_COUNT",
     # what around.py is made of
@@ -77,12 +77,15 @@ __all__ = [  # what plug-ins may use
     # what a gateway, translation and cachedb_redis are made of
     "Answers", "Command", "Patterns", "patterns", "Refusal", "NOT_AVAILABLE", "NOT_SENDABLE", "PARSE_ERROR",
     "UDP_LIMIT", "reply_too_long", "invalid_params", "write_text", "write_event", "check_cache",
-    "cache_fetch", "cache_remove", "cache_store", "cache_remove_chunk", "event_params", "event_subscribe", "log_level",
-    "subscribers_list", "events_list", "Events", "host_address", "in_networks",
+    "cache_fetch", "cache_remove", "cache_store", "event_subscribe", "log_level", "host_address",
     # tools: a plug-in with main(argv), and what the script has one for
     "StartError", "EXIT_OK", "EXIT_CRASH", "EXIT_USAGE", "EXIT_NOT_RUNNING", "EXIT_IN_USE", "EXIT_CANNOT_CREATE", "EXIT_RUNNING",
     "EXIT_PERMISSION", "EXIT_CONFIG", "socket_of", "account_of", "run_places", "plugin_code", "walk", "follow_roots",
     "identity_of", "remove_own", "clear_path", "LogHandler", "check_unshared", "Directive", "serve", "server_parser",
+    # what _core_commands.py is made of
+    "INTERNAL", "STATISTICS", "NO_STATISTICS", "within_limit", "c_integer", "has_ended", "Events", "SLICE_ROWS", "give_way",
+    # what access.py is made of
+    "Rule", "account_numbers", "in_networks",
 ]
 
 ###############################################################################
@@ -873,12 +876,7 @@ class Rule(NamedTuple):
 
 def access_rule(value) -> Rule:
     """Converter: `COMMAND[, COMMAND]: WHO[, WHO]`, WHO being a network, `uid:NAME` or `gid:NAME`."""
-    commands, _, who = string(value).partition(": " if ": " in string(value) else ":")  # a name may hold a colon
-    if not who.strip():
-        raise ValueError('takes commands and who may use them: "kill, log_level: 127.0.0.1, uid:root, gid:voip"')
-    users, groups = (tuple(account(item[4:]) for item in words(who) if item.startswith(kind)) for kind in ("uid:", "gid:"))
-    addresses = [item for item in words(who) if not item.startswith(("uid:", "gid:"))]
-    return Rule(patterns(commands), networks(", ".join(addresses)) if addresses else (), users, groups)
+    return shared("access", "allow_command", "for access lists, ").read_rule(value)
 
 
 class TraceList(NamedTuple):
@@ -973,8 +971,6 @@ class CommandTag(NamedTuple):
     converters: dict  # of arguments and options
     also: str = ""  # its name in OpenSIPS 4.0, MODULE:NAME unless given
     replace: bool = False  # it takes the place of another module's command
-
-
 
 
 def command(name=None, *, input=True, pure=False, help=None, bind=None, json=None, timed=True, also="", replace=False,
@@ -1161,7 +1157,9 @@ class Command:
         self.name, self.input, self.pure, self.form, self.timed = tag.name, tag.input, tag.pure, tag.json, tag.timed
         group = module.name.removeprefix("proto_")
         self.full_name = tag.also or (self.name if ":" in self.name else f"{group}:{self.name.removeprefix(f'{group}_')}")
-        self.path, self.line = module.path, getattr(function, "mi_line", function.__code__.co_firstlineno)
+        self.path, self.line = module.path, getattr(function, "mi_line", 0)
+        if not self.line:  # it may be of a file that several modules share
+            self.path, self.line = function.__code__.co_filename, function.__code__.co_firstlineno
         if tag.help is None and sys.flags.optimize < 2:
             raise self.refusal("needs a docstring, which is its help")
         self.help = inspect.cleandoc(tag.help or "python -OO has removed its help.")
@@ -2037,7 +2035,6 @@ class ConfigReader:
         raise ConfigError(self.path, token.line, f'"{token.value}" is neither in quotes nor an integer; '
                           f"the form is {form}{nearest(token.value, WORDS)}")
 
-
     def include(self, word: str, name: str, line: int) -> None:
         """Read a file in place: as named, else beside the including file; import_file may be missing."""
         if self.depth >= INCLUDE_DEPTH:
@@ -2322,15 +2319,6 @@ class Store:
         """Whether the store is a store_file, which the next run finds."""
         return os.path.dirname(self.path) != self.folder
 
-    def recount(self, run: Callable) -> None:
-        """Know of what an earlier run left in a store_file: the versions of its spaces, and how large they are; sqlite3.Error."""
-        for space, version in run("SELECT space, max(version) FROM item GROUP BY space").fetchall():
-            slot = hash(decode(space)) % SPACES
-            self.begun[slot] = self.committed[slot] = max(self.begun[slot], version)
-            self.shared[NEWEST] = max(self.shared[NEWEST], version)
-        size = "SELECT coalesce(sum(2 * length(key) + length(value)), 0) + ? * count(*) FROM item"
-        self.shared[USED] = run(size, (ROW_BYTES,)).fetchone()[0]
-
     # What others use.
 
     def version(self, space: str) -> int:
@@ -2449,15 +2437,6 @@ class Store:
         versions = look()
         holds = versions is not None and all(0 <= version <= since for version in versions)
         return unless_changed(look, versions if holds else ())
-
-    def fitting(self, space: str, pattern: str) -> Iterator[tuple[str, str]]:
-        """The (key, value) pairs whose keys fit a pattern, read in slices as in remove_fitting(); StoreError."""
-        fits, start = re.compile(fnmatch.translate(pattern)).match, b""
-        while rows := self.attempt(operator.methodcaller("__call__", self.KEYS, (encode(space), start, SLICE_ROWS))).fetchall():
-            now_s, start = self.now_s(), rows[-1][0] + b"\0"
-            yield from [(decode(key), decode(value)) for key, value, expires_s in rows
-                        if value is not None and (expires_s is None or expires_s > now_s) and fits(decode(key))]
-            give_way()
 
     def remove_fitting(self, space: str, pattern: str) -> None:
         """Forget the keys that fit a pattern as fnmatch.fnmatchcase() reads it, in slices between which others get their turn."""
@@ -2627,8 +2606,6 @@ def remove_own(path: str, identity: tuple | None) -> None:
         os.close(folder)
 
 
-
-
 def walk(path: str, check: Callable[[int, int], None], flags: int = os.O_PATH) -> int:
     """Follow a path, through links too, and open what it leads to; OSError. check(folder, step) raises for a forbidden step."""
     with contextlib.ExitStack() as stack:  # each step is opened in the folder before it: nobody can exchange what was checked
@@ -2687,11 +2664,6 @@ def check_roots(folder: int, step: int) -> None:
         raise exposed("its link {0}", step, "mend: chown -h root {0}")
     if S_ISREG(inner.st_mode) and (inner.st_uid not in trusted or inner.st_mode & 0o022):
         raise exposed("it", step, "mend: chown root {0}; chmod go-w {0}")
-
-
-def open_roots(path: str, flags: int) -> int:
-    """Open a file that only root can have put where it is, all the way from /; OSError."""
-    return walk(path, check_roots, flags)
 
 
 def exposed(what: str, step: int, mend: str) -> PermissionError:
@@ -2785,6 +2757,8 @@ class Server:
         if any("load" in module.hooks for module in self.registry.modules):
             self.load_once = shared("loading", setup.path, "for load(), ").once(self)
         lenient_reader()  # now, while this process may read the folder of plug-ins
+        rules = setup.own.get("allow_command")
+        self.access = shared("access", setup.path, "for allow_command, ").Access(rules) if rules else None
         views = if_there("views")
         self.view_of = functools.lru_cache(None)(
             lambda space, apply: (views or shared("views", "ctx.view()")).View(store, space, apply))
@@ -2995,27 +2969,6 @@ class LogHandler(logging.Handler):
         super().close()
 
 
-def syslog_sender(place: str) -> Callable[[bytes], int]:
-    """A function that sends to a syslog daemon without a hub, and connects anew when there is another one; OSError."""
-    new_socket = original("socket", "socket")
-    sock = new_socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-
-    def send(data: bytes) -> int:
-        nonlocal sock
-        try:
-            return sock.send(data)
-        except BlockingIOError:
-            raise
-        except OSError:  # it is not connected, or the daemon is gone
-            sock = new_socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-            if sock.connect_ex(place) == errno.EPROTOTYPE:
-                sock = new_socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-                sock.connect(place)
-        return sock.send(data)
-
-    return send
-
-
 def stderr_handler() -> LogHandler:
     """Logs to stderr and never waits, while others who have it open may. To be called before privileges are dropped: a pipe
     can be opened anew by its owner only."""
@@ -3061,13 +3014,11 @@ def start_logging(setup: Setup, processes: Processes, options) -> None:
     settings, foreground = setup.globals, not options.background
     processes.set(0, level=4 if options.debug else settings.get("log_level", LOG_LEVEL_DEFAULT))
     to_stderr = settings.get("log_stderror", settings.get("stderror_enabled", foreground)) or options.debug and foreground
+    syslog = None if to_stderr or not os.path.exists("/dev/log") else if_there("log_syslog")
     if setup.own["log_file"]:
         handler = shared("log_file", setup.path, "for log_file, ").handler(setup.own["log_file"], *account_of(options))
-    elif to_stderr or not os.path.exists("/dev/log"):
-        handler = stderr_handler()
     else:
-        name = settings.get("log_facility", settings.get("syslog_facility", "daemon"))
-        handler = LogHandler(syslog_sender("/dev/log"), facility=logging.handlers.SysLogHandler.facility_names[name])
+        handler = syslog.handler(settings, "/dev/log") if syslog else stderr_handler()
     filtered = settings.get("stderror_level_filter" if handler.on_stderr else "syslog_level_filter", 0)
     if filtered and not handler.reopen:  # 0: all that log_level lets through
         handler.setLevel(LOG_LEVELS[max(-3, min(4, filtered))])
@@ -3183,15 +3134,6 @@ class Events:
             return json.dumps([*listed.values()]) if listed else None
 
         self.server.store.change(self.SPACE, self.KEY, changed)
-
-    def remaining(self, event: str) -> list[dict]:
-        """The subscriptions to an event, after those that clients ended are removed; StoreError."""
-        now_s, rows = self.server.store.now_s(), self.subscribers(event, ended=True)
-        if any(has_ended(row, now_s) for row in rows):
-            self.server.store.change(self.SPACE, self.KEY, lambda text: json.dumps(
-                [row for row in json.loads(text or "[]") if row["event"] != event or not has_ended(row, now_s)]))
-            rows = [row for row in rows if not has_ended(row, now_s)]
-        return rows
 
     def hand_over(self, name: str, attributes: dict) -> int:
         """In the attendant: have a child send an event. Returns 0."""
@@ -3347,8 +3289,8 @@ def preferred(entries: list[tuple]) -> tuple:
 # 13. Access ##################################################################
 ###############################################################################
 # Strategy: Screen drops what must not be answered at all, before anything is
-# read, and for most datagrams by one look into a set. Access asks the rules of
-# allow_command, and only for commands that they name.
+# read, and for most datagrams by one look into a set. The plug-in access asks the
+# rules of allow_command, and only for commands that they name.
 
 KNOWN_CLIENTS = 2000  # admitted clients whose addresses are not looked at again
 MOST_ERRORS = 100  # a second, for a UDP client that sends what is no request
@@ -3431,41 +3373,6 @@ class Screen:
         self.server.count("looped")
         name = shown_address(endpoint.address_of(client))
         log.warning("datagrams from %s are replies, or come from no client: not answered", name, extra={"once": name})
-
-
-class Access:
-    """Who may do what: allow_from for networks, allow_command for single commands."""
-
-    def __init__(self, own: dict):
-        self.networks, self.rules = own["allow_from"], own["allow_command"]
-        self.restricted = {name for rule in self.rules for name in rule.commands}
-
-    def allows(self, command: Any, caller: tuple, *names: str) -> bool:
-        """Whether a sender may use a restricted command, which may have more names; a refusal is logged for the audit."""
-        endpoint, client = caller
-        address, names = endpoint.address_of(client), (command.name, *names)
-        rules = [rule for rule in self.rules if any(name in rule.commands for name in names)]
-        if endpoint.unix:
-            credentials = endpoint.credentials_of(client)
-            who, about = ("pid {} uid {} gid {}".format(*credentials), credentials[1]) if credentials else ("unknown", None)
-            allowed = credentials is not None and any(fits(rule, *credentials[1:]) for rule in rules)
-        else:
-            who = about = address[0]
-            allowed = any(in_networks(who, rule.networks) for rule in rules)
-        if not allowed:
-            command.module.server.count("forbidden")
-            log.warning("audit: command %s refused to %s (%s)", command.name, shown_address(address), who,
-                        extra={"about": about})  # one client may ask from many sockets
-        return allowed
-
-
-def fits(rule: Rule, uid: int, gid: int) -> bool:
-    """Whether a rule, with numbers in place of names, has a user or one of the user's groups."""
-    try:
-        gids = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
-    except KeyError:
-        gids = [gid]
-    return uid in rule.users or not {*gids}.isdisjoint(rule.groups)
 
 
 ###############################################################################
@@ -3578,7 +3485,8 @@ def plugin_code(path: str, prefix: str = "") -> Iterator[None]:
 def read_source(path: str) -> str:
     """The text of a plug-in; ConfigError, as root also when others could have put it there."""
     try:
-        with open(path, "rb", opener=open_roots if os.geteuid() == 0 else None) as file:
+        opener = (lambda path, flags: walk(path, check_roots, flags)) if os.geteuid() == 0 else None
+        with open(path, "rb", opener=opener) as file:
             return decode(file.read())
     except OSError as error:
         raise ConfigError(path, 0, f"cannot be read by uid {os.geteuid()}: {error.strerror}") from None
@@ -3602,16 +3510,6 @@ def find_plugin(file: str, folders: Iterable[str]) -> str | None:
 MOST_SOCKETS = 250  # as many as fit into one message to a loader
 
 
-def opensips_names() -> collections.defaultdict[str, frozenset]:
-    """The modules, words of a configuration and commands that OpenSIPS knows; nothing without the file of them."""
-    names: collections.defaultdict[str, frozenset] = collections.defaultdict(frozenset)
-    with contextlib.suppress(OSError), open(NAMES_FILE, encoding="utf-8") as file:
-        for section in file.read().split("\n[")[1:]:
-            kind, _, listed = section.partition("]")
-            names[kind] = frozenset(listed.split())
-    return names
-
-
 DROPPED = {"socket_name": 'modparam("midatagram", "listen", ...) adds a socket',  # what a second line of these is for
            "trace_destination": "several destinations stand in one line, with commas between them"}
 
@@ -3622,8 +3520,8 @@ class Loader:
 
     def __init__(self, path: str, folders: list[str], core_stats: Callable[[int], list[Stat]]):
         self.path, self.options, self.core_stats = path, folders, core_stats
-        self.opensips, self.mpaths = opensips_names(), list[tuple[str, Where]]()
-        self.checks = if_there("checks")
+        self.checks, self.mpaths = if_there("checks"), list[tuple[str, Where]]()
+        self.opensips = self.checks.opensips_names() if self.checks else collections.defaultdict(frozenset)
         self.modules = {module.name: module for module in built_in_modules()}
         self.mi, self.own = self.modules["mi_datagram"], self.modules["midatagram"]
         self.loaded: dict[str, Where] = {}
@@ -3735,7 +3633,9 @@ class Loader:
             if "init" in module.hooks:
                 with plugin_code(module.path, "init: "):
                     module.hooks["init"](Context(module))
-        destinations = self.destinations()
+        asking = self.path if mi["trace_destination"] else ""
+        path = next((module.path for module in self.modules.values() if module.destinations), asking)
+        destinations = shared("tracing", path, "to trace, ").wanted(self) if path else {}
         for module in self.modules.values():
             module.settle(self.modules.values())
         registry = Registry(self.modules.values(), own["disable"])
@@ -3746,33 +3646,9 @@ class Loader:
         if registry.wrappers:
             registry.around = shared("around", registry.wrappers[0][0].path, "to stand around commands, ").Around
         self.check_names(registry)
-        self.note_failures(registry)
+        if self.checks:
+            self.checks.note_failures(self, registry)
         return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations)
-
-    def note_failures(self, registry: Registry) -> None:
-        """Note what is going to fail: folders of mpath that are missing, unless they are OpenSIPS' own, and commands that wait
-        longer than they may."""
-        for folder, where in self.mpaths:
-            if not os.path.isdir(folder) and not self.passed & (self.opensips["modules"] or self.passed):
-                self.note(where, f"mpath: there is no folder {folder}", logging.ERROR)
-        most_ms = self.own.settings["handler_timeout"]
-        for command in registry.commands.values():
-            delay_ms = getattr(command.function, "mi_delay_ms", 0)
-            if command.timed and delay_ms > most_ms:
-                text = f'command "{command.name}" waits {delay_ms} ms, but handler_timeout ends it after {most_ms}'
-                self.note((command.path, command.line), text, logging.ERROR)
-
-    def destinations(self) -> dict:
-        """The destinations that trace_destination names: name -> function that makes a Tracer; ConfigError."""
-        path = next((module.path for module in self.modules.values() if module.destinations), None)
-        declared = shared("tracing", path, "to trace, ").declared(self.modules.values()) if path else {}
-        names = self.mi.settings["trace_destination"]
-        for name in names:
-            if name not in declared:
-                hint = nearest(name, declared) or ", is its module loaded?"
-                text = f'no tracing destination "{name}"{hint}; commands are not traced to it'
-                self.note(self.mi.where("trace_destination"), text, logging.ERROR)
-        return {name: declared[name] for name in names if declared.get(name)}
 
     def check_names(self, registry: Registry) -> None:
         """Give the commands that parameters name their registered names, and look up accounts; ConfigError."""
@@ -3781,10 +3657,8 @@ class Loader:
         mi["trace_bwlist"] = traced._replace(names=self.registered(registry, traced.names, where, "trace_bwlist"))
         self.registered(registry, own["disable"], self.own.where("disable"), "disable")
         for nth, (rule, where) in enumerate(zip(own["allow_command"], self.own.lines.get("allow_command", []))):
-            users, groups = (tuple(account_numbers(name, look_up, where, "allow_command")[0] for name in names)
-                             for names, look_up in ((rule.users, pwd.getpwnam), (rule.groups, grp.getgrnam)))
             commands = self.registered(registry, rule.commands, where, "allow_command")
-            own["allow_command"][nth] = Rule(commands, rule.networks, users, groups)
+            own["allow_command"][nth] = shared("access").with_numbers(rule._replace(commands=commands), where)
 
     def registered(self, registry: Registry, names: tuple, where: Where, param: str) -> Patterns:
         """The registered names of commands that a parameter names or has patterns of, which stay for what is forwarded; a
@@ -3901,47 +3775,6 @@ def get_statistics(ctx, *statistics):
     return ctx.server.statistics(statistics, ctx.request.dialect)
 
 
-@command("list_statistics", also="statistics:list", json=JsonForm(recipes=[(), ("statistics",)]))
-def list_statistics(ctx, *statistics):
-    """List all statistics, or those named, and whether each is incremental."""
-    stats_of = ctx.server.registry.stats[ctx.request.dialect].__getitem__
-    stats = [(f"{stat.group}:{stat.name}", stat) for stat in stats_of("all") if not statistics] or within_limit(
-        (f"{stat.group}:{stat.name}" if name.endswith(":") else name, stat)
-        for name in within_limit(statistics) if name != "all" for stat in stats_of(name))
-    if not stats and ctx.request.dialect == "jsonrpc":
-        return NO_STATISTICS
-    if not stats:
-        raise Error(404, "Statistics Not Found")
-    shown = dict(stats).items() if ctx.request.dialect == "jsonrpc" else stats
-    return Reply(nodes=[Node(name, stat.kind) for name, stat in shown], live=CONSTANT)
-
-
-@command("reset_statistics", also="statistics:reset", json=STATISTICS)
-def reset_statistics(ctx, *statistics):
-    """Reset statistics to 0, except those that cannot be reset."""
-    if not statistics:
-        raise WRONG_COUNT
-    stats = {id(stat): stat for name in within_limit(statistics) if not name.endswith(":") and name != "all"
-             for stat in ctx.server.registry.stats[ctx.request.dialect][name]}
-    if not stats:
-        raise Error(404, "Statistics Not Found")
-    return reset(ctx, stats.values())
-
-
-@command("reset_all_statistics", also="statistics:reset_all")
-def reset_all_statistics(ctx):
-    """Reset all statistics to 0, except those that cannot be reset."""
-    return reset(ctx, itertools.chain.from_iterable([stats["all"] for stats in ctx.server.registry.stats.values()]))
-
-
-def reset(ctx, stats: Iterable[Stat]) -> Reply:
-    """Reset those of the statistics that can be."""
-    for stat in stats:
-        if stat.kind == "incremental":
-            ctx.server.counters.reset(ctx.server.counters.column(stat.group, stat.name))
-    return Reply()
-
-
 @command("uptime", input=False)
 def uptime(ctx):
     """Show the current time, the start time and the uptime in seconds."""
@@ -3958,18 +3791,6 @@ def version(ctx):
     name = own["version_text"] or f"midatagram ({__version__} ({machine.machine}/{machine.sysname.lower()}))"
     revision = (Node("unknown", "unknown"),) if ctx.request.values else ()  # as 3.x built from no repository
     return Reply(nodes=(Node("Server", name), *revision), live=CONSTANT)
-
-
-@command("pwd", input=False)
-def working_directory(ctx):
-    """Show the working directory of the server."""
-    return Reply(nodes=(Node("WD", os.getcwd()),))
-
-
-@command("arg", input=False, json=JsonForm(listing=True))
-def command_line_arguments(ctx):
-    """Show the command line of the server, one argument per line."""
-    return Reply(nodes=[Node(None, argument) for argument in sys.argv], live=CONSTANT)
 
 
 @command("which", input=False, json=JsonForm(recipes=[(), ("command",)], listing=True))
@@ -4045,15 +3866,6 @@ def log_level(ctx, level=None, pid=0):
     for row in range(ROWS):
         processes.set(row, level=level, own_level=0)
     return Reply(nodes=(Node("New global log level", level),))
-
-
-@command("xlog_level", level=c_integer)
-def xlog_level(ctx, level=None):
-    """Show or set the xlog level, which has no effect: there is no script."""
-    if level is None:
-        return Reply(nodes=(Node("xLog Level", ctx.server.processes.get(0, "xlog_level")),))
-    ctx.server.processes.set(0, xlog_level=level)
-    return Reply(nodes=(Node("New xLog level", level),))
 
 
 # Cached values: the core has the commands for all cache systems, cachedb_local has the system that is always there.
@@ -4138,53 +3950,7 @@ def cache_remove(ctx, system, attr):
     return Reply()
 
 
-def bind_chunk(request: Request) -> Iterable:
-    """[COLLECTION] GLOB of a text request; further arguments are not looked at."""
-    values = request.values[:2]
-    if not values:
-        raise WRONG_COUNT
-    if not all(values):
-        raise BAD_PARAMETER
-    return values[::-1]
-
-
 INTERNAL = {"Server Internal Error": Error(500, "Internal error")}
-GLOB_BYTES = 256  # of a pattern
-LONG_GLOB = Error(400, f"Pattern longer than {GLOB_BYTES} bytes")
-CHUNK = JsonForm(errors={**INTERNAL, LONG_GLOB.reason: invalid_params(LONG_GLOB.reason)})
-
-
-@command("cache_remove_chunk", also="cachedb_local:remove_chunk", bind=bind_chunk, json=CHUNK)
-def cache_remove_chunk(ctx, glob, collection="default"):
-    """Remove the values whose keys match a pattern (in text requests COLLECTION comes before GLOB)."""
-    ctx.store.remove_fitting(chunk_space(ctx, glob, collection), glob)
-    return Reply()
-
-
-CHUNK_KEYS = CHUNK._replace(plurals={"key": ("keys", "name")})
-
-
-@command("cache_fetch_chunk", also="cachedb_local:fetch_chunk", json=CHUNK_KEYS)
-def cache_fetch_chunk(ctx, glob, collection="default"):
-    """Fetch the values whose keys match a pattern."""
-    nodes, size = [], 0
-    for key, value in ctx.store.fitting(chunk_space(ctx, glob, collection), glob):
-        nodes.append(Node("key", key, (("value", value),)))
-        size += len(key) + len(value)
-        if size > GIVE_UP:
-            raise TooLong(size)
-    return Reply(nodes=nodes)
-
-
-def chunk_space(ctx, glob: str, collection: str) -> str:
-    """The space of the store that a collection means; Error for an unknown one, and for a pattern that is too long."""
-    if collection not in ctx.server.registry.modules_by_name["cachedb_local"].settings["cache_collections"]:
-        raise Error(500, "Server Internal Error")
-    if len(encode(glob)) > GLOB_BYTES:
-        raise LONG_GLOB
-    return f"cache:{collection}"
-
-
 @every(60, where="one")
 def forget_expired(ctx):
     """Make room in the store."""
@@ -4248,116 +4014,6 @@ def may_have_events(ctx, host: str, target: Any) -> bool:
     """Whether a UDP client may subscribe an address: of its own host or in event_targets, and no path."""
     return isinstance(target, tuple) and (host_address(target[0]) == host_address(host)
                                           or in_networks(target[0], ctx.server.setup.own["event_targets"]))
-
-
-def event_params(value):
-    """The attributes of a raised event from JSON-RPC params: an array of values, or an object as a string."""
-    if value is None or isinstance(value, dict):
-        raise Error(400, "No Params")
-    if isinstance(value, str):
-        try:
-            value = read_json(encode(value))
-        except ParseError:
-            value = None
-        if not isinstance(value, dict):
-            raise Error(400, "Bad Params")
-        return {name: text if type(text) in (str, int) else json_text(text) for name, text in value.items()}
-    if not isinstance(value, list) or not all(type(item) in (str, int, float) for item in value):
-        raise Error(400, "Bad Params")
-    return [json_string(item, "params") for item in value]
-
-
-def bind_event(request: Request) -> list:
-    """EVENT and the attributes of a text request, NAME::VALUE each."""
-    arguments = request.arguments
-    if not arguments or arguments[0][1] is None:
-        raise WRONG_COUNT
-    return [arguments[0][1], {name or f"param{number}": value or "" for number, (name, value) in enumerate(arguments[1:], 1)}]
-
-
-@command("raise_event", also="evi:raise", bind=bind_event, json=JsonForm(raw=("params",), errors=INTERNAL))
-def raise_event(ctx, event, params=()):
-    """Send an event with its attributes to its subscribers."""
-    if event not in ctx.server.registry.events:
-        raise Error(404, "Event not registered")
-    subscribers = ctx.server.events.remaining(event)
-    if not subscribers:
-        raise Error(480, "Temporarily Unavailable")
-    if ctx.request.dialect == "jsonrpc":
-        params = event_params(params) if len(ctx.request.values) > 1 else ()
-    ctx.server.events.put(event, params, subscribers)
-    return Reply()
-
-
-@command("events_list", also="evi:list", input=False, json=JsonForm(plurals={"Event": ("Events", "name")}))
-def events_list(ctx):
-    """List all events."""
-    events = ctx.server.registry.events
-    return Reply(nodes=[Node("Event", name, (("id", number),)) for name, number in events.items()], live=CONSTANT)
-
-
-def bind_subscribers(request: Request) -> list:
-    """EVENT and SOCKET of a text request; how many there are is checked after the event."""
-    values: list = [value or "" for value in request.values]
-    return values if len(values) < 3 else [values[0], WRONG_COUNT]
-
-
-@command("subscribers_list", also="evi:subscribers", bind=bind_subscribers, json=JsonForm(errors=INTERNAL))
-def subscribers_list(ctx, event=None, socket=None):
-    """List the subscribers of all events, of one EVENT, or one SOCKET of it."""
-    events, server = ctx.server.registry.events, ctx.server
-    if event is not None and event not in events:
-        raise Error(404, "Event not published")
-    if socket is WRONG_COUNT:
-        raise WRONG_COUNT
-    nodes, members = [], []
-    for name in events if event is None else [event]:
-        rows = [row for row in server.events.subscribers(name, ended=True) if socket in (None, row["socket"])]
-        if rows:
-            lines = [Node("Subscriber", None, (("socket", row["socket"]), ("expire", row["expire"]))) for row in rows]
-            nodes.append(Node("Event", name, (("id", events[name]),), lines))
-            each = [{"socket": row["socket"], "expire": row["expire"], "ttl": time_left(row, ctx.store.now_s())} for row in rows]
-            listed = {"Subscribers": each} if socket is None else {"Subscriber": each[0]}
-            members.append({"name": name, "id": events[name], **listed})
-    if socket is not None and not nodes:
-        raise Error(404, "Subscriber does not exist")
-    return Reply(nodes=nodes, result={"Events": members} if event is None else {"Event": members[0] if members else {}})
-
-
-def time_left(row: dict, now_s: float):
-    """How long a subscription lasts, as 3.x shows it: seconds, or `expired`."""
-    if row["ended"]:
-        return "expired"
-    return max(0, round(row["since"] + row["expire"] - now_s))
-
-
-@command("list_tcp_conns", also="tcp:list", input=False, json=JsonForm(plurals={"Connection": ("Connections", "ID")}))
-def list_tcp_conns(ctx):
-    """List TCP connections; always empty."""
-    return Reply(live=CONSTANT)
-
-
-USAGE = "help mi_cmd - returns information about 'mi_cmd'"
-
-
-@command("help", bind=lambda request: [value or "" for value in request.values[:1]])  # further arguments are ignored
-def show_help(ctx, mi_cmd=""):
-    """Show what a command does and which module exports it."""
-    if not mi_cmd:
-        return Reply(nodes=(Node("Usage", USAGE),), live=CONSTANT, result=f"Usage: {USAGE}")
-    command = ctx.server.registry.names.get(mi_cmd)
-    if command is None:
-        raise Error(404, "unknown MI command")
-    text = " ".join(command.help.split())
-    module = command.full_name.partition(":")[0] if ctx.server.registry.full_names else command.module.name
-    return Reply(nodes=(Node("Help", f"{command.signature_line()} - {text}" if text else "not available for this command"),
-                        Node("Exported by", module)), live=CONSTANT)
-
-
-@command("list_blacklists", also="blacklists:list", input=False, json=JsonForm(plurals={"List": ("Lists", "name")}))
-def list_blacklists(ctx):
-    """List blacklists; always empty."""
-    return Reply(live=CONSTANT)
 
 
 def core_stats(counters: Counters, processes: Processes, started_s: float, figures: Any, children: int) -> list[Stat]:
@@ -4448,16 +4104,21 @@ CACHEDB_NUMBERS = [Param(name, 0, integer(), NO_EFFECT) for name in (
 
 def built_in_modules() -> list[Module]:
     """The modules that are always there, in the order in which OpenSIPS registers their commands."""
+    plugin = if_there("_core_commands")
+
+    def more(*names: str) -> list[Callable]:
+        return [getattr(plugin, name) for name in names if plugin]
+
     def module(name: str, *functions: Callable, **rows: list) -> Module:
         return Module(name, {**{function.__name__: function for function in functions}, **rows}, __file__)
 
     return [
-        module("statistics", get_statistics, list_statistics, reset_statistics, reset_all_statistics),
-        module("core", uptime, version, working_directory, command_line_arguments, which, list_processes, kill, log_level,
-               xlog_level, cache_store, cache_fetch, cache_remove, event_subscribe, events_list, subscribers_list,
-               raise_event, list_tcp_conns, show_help),
-        module("blacklists", list_blacklists),
-        module("cachedb_local", cache_remove_chunk, cache_fetch_chunk, forget_expired, PARAMS=[
+        module("statistics", get_statistics, *more("list_statistics", "reset_statistics", "reset_all_statistics")),
+        module("core", uptime, version, *more("pwd", "arg"), which, list_processes, kill, log_level, *more("xlog_level"),
+               cache_store, cache_fetch, cache_remove, event_subscribe,
+               *more("events_list", "subscribers_list", "raise_event", "list_tcp_conns", "show_help")),
+        module("blacklists", *more("list_blacklists")),
+        module("cachedb_local", *more("cache_remove_chunk", "cache_fetch_chunk"), forget_expired, PARAMS=[
             Param("cache_collections", ("default",), collections_of, "names of collections, semicolon-separated"),
             Param("cachedb_url", (), cachedb_url, "cache system, and its collection: local:ID:///COLLECTION; without ID: local",
                   repeat=True), *CACHEDB_NUMBERS, Param("cluster_persistency", None, string, NO_EFFECT)]),
@@ -4941,12 +4602,10 @@ class Child:
         self.busy: dict[Any, float] = {}  # when a worker last began a request that is not cached
         self.watchers: list = []
         self.stopping, self.limit_s = gevent.event.Event(), own["stop_timeout"] / 1000
-        self.access = Access(own)
         self.outbox, self.send_later = Outbox(server, self.hub.loop), gevent.spawn_later
         self.deliver_of = functools.cache(self.outbox.deliver_of)
-        self.answers = answers_of(server, self.access, pause=self.pause,
-                                  untimed=lambda: self.busy.pop(self.current(), None))
-        self.screen = Screen(server, endpoints, self.access.networks)
+        self.answers = answers_of(server, pause=self.pause, untimed=lambda: self.busy.pop(self.current(), None))
+        self.screen = Screen(server, endpoints, own["allow_from"])
         self.turn_s = time.monotonic()  # since when this child has not been in its hub
         self.last_request = float("inf")  # count of requests at which this child asks to be replaced
         if own["max_requests"]:  # others that had this row may have served some
@@ -4977,7 +4636,7 @@ class Child:
         for watcher, handler, *values in watched:
             watcher.start(handler, *values)
         for endpoint in self.endpoints:
-            endpoint.prepare(bool(self.access.rules))
+            endpoint.prepare(bool(self.server.access))
             self.watchers.append((loop.io(endpoint.socket.fileno(), 1), self.burst_of(endpoint)))
         self.sweep()
         self.watch()
@@ -5195,12 +4854,12 @@ class Child:
         self.server.store.close()
 
 
-def answers_of(server: Server, access: Access, **callbacks: Any) -> Answers:
+def answers_of(server: Server, **callbacks: Any) -> Answers:
     """What answers for a server, in its dialects."""
-    setup = server.setup
+    setup, access = server.setup, server.access
     return Answers(server.registry, log, setup.own["dialect"], setup.mi["reply_indent"], setup.mi["pretty_printing"],
-                   setup.most, access.restricted, access.allows, functools.partial(server.count, "errors"),
-                   spaces=server.store, **callbacks)
+                   setup.most, access.restricted if access else (), access and access.allows,
+                   functools.partial(server.count, "errors"), spaces=server.store, **callbacks)
 
 
 ###############################################################################
@@ -5223,30 +4882,6 @@ KILL_AFTER_S = 0.7  # more than stop_timeout, after which a child that does not 
 EXTEND_S = 10  # by which a start may take longer than systemd's unit says, again and again
 PART_BYTES = 1 << 16  # of what processes send each other in one piece
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
-
-
-class Notifier:
-    """Tells systemd how we are, if it asked to be told, without waiting for it; see sd_notify(3)."""
-
-    def __init__(self):
-        self.target = os.environ.pop("NOTIFY_SOCKET", "")
-        os.environ.pop("WATCHDOG_USEC", None)
-        self.unsent: dict[str, Any] = {}  # for which systemd has had no room
-
-    def send(self, **states: Any) -> None:
-        """Send states, and those that wait and are not out of date."""
-        if not self.target:
-            return
-        self.unsent.update(states)
-        text = "\n".join(f"{name}={value}" for name, value in self.unsent.items())
-        try:
-            with original("socket", "socket")(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
-                sender.sendto(encode(text), re.sub("^@", "\0", self.target))
-        except BlockingIOError:
-            return
-        except OSError as error:
-            log.warning("cannot notify %s: %s", self.target, error)
-        self.unsent.clear()
 
 
 class Generation:
@@ -5327,17 +4962,16 @@ def forked(life: Callable[[], int]) -> int:
 
 class Supervisor:
     """The attendant: opens sockets, starts children, replaces those that die, reloads, stops. starter: descriptor that is
-    written when a start in the background is over, else -1; given: sockets of systemd, path or address -> descriptor."""
+    written when a start in the background is over, else -1; given: sockets of systemd, path or address -> descriptor; notify:
+    tells systemd states."""
 
     current: Generation
 
-    def __init__(self, options: argparse.Namespace, starter: int, given: dict):
-        self.options, self.starter, self.given, self.notifier = options, starter, given, Notifier()
+    def __init__(self, options: argparse.Namespace, starter: int, given: dict, notify: Callable[..., None]):
+        self.options, self.starter, self.given, self.notify = options, starter, given, notify
         self.processes, self.counters, self.started_s = Processes(), Counters(), time.time()
         self.pair, self.store, self.folder_lock = event_pair(), Store("", 0), -1
-        self.figures: Any = None
-        with contextlib.suppress(ConfigError):  # see start()
-            self.figures = shared("figures")
+        self.figures = if_there("figures")  # see start()
         self.loads = self.figures and self.figures.Loads(self.counters, self.processes)
         self.endpoints: list[Endpoint] = []  # all that are open, of any generation
         self.candidate: Generation | None = None
@@ -5448,7 +5082,7 @@ class Supervisor:
     def stop(self, status: int, number: int) -> None:
         """Have all children end; run() returns `status` when they are gone."""
         if self.exit_status is None:
-            self.notifier.send(STOPPING=1)
+            self.notify(STOPPING=1)
             log.log(NOTICE, "stopping")
             self.server.raise_event("E_MI_STOP", {})
             self.exit_status = status
@@ -5474,7 +5108,7 @@ class Supervisor:
         if self.candidate:
             log.log(NOTICE, "the reload under way is replaced by another one")
             self.candidate.end()
-        self.notifier.send(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
+        self.notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
         try:
             self.candidate = self.load_apart()
         except OSError as error:
@@ -5646,7 +5280,7 @@ class Supervisor:
         texts += [f"child {rank} cannot start: {why}" for rank, why in sorted(self.troubles.items()) if why]
         texts += [f"the last reload was {self.last_reload}"] if self.last_reload else []
         status = escaped("; ".join(texts))
-        self.notifier.send(STATUS=status, **states)
+        self.notify(STATUS=status, **states)
         text = json.dumps([os.getpid(), self.started_s, status, places])
         if text != self.written:
             self.written = text
@@ -5870,7 +5504,8 @@ class Loading:
         attendant, counters = self.attendant, self.attendant.counters
         try:
             stats = functools.partial(core_stats, counters, attendant.processes, attendant.started_s, attendant.figures)
-            setup = load_setup(attendant.options, stats)
+            directives = directives_of(attendant.options)
+            setup = Loader(configuration_of(attendant.options) or "-s", attendant.options.plugins, stats).load(directives)
             self.server = Server(setup, counters, attendant.processes, attendant.store, attendant.pair, attendant.started_s)
         except (StartError, ConfigError) as error:
             return (getattr(error, "status", EXIT_CONFIG), f"{error}"), None, (), ()
@@ -6078,12 +5713,6 @@ def directives_of(options) -> list[Directive]:
     return directives
 
 
-def load_setup(options, stats: Callable[[int], list[Stat]]) -> Setup:
-    """Load the configuration of the command line; stats: core_stats() but for `children`. StartError, ConfigError."""
-    directives = directives_of(options)
-    return Loader(configuration_of(options) or "-s", options.plugins, stats).load(directives)
-
-
 def socket_of(options) -> Address:
     """The socket that a client of this configuration talks to."""
     module = next(module for module in built_in_modules() if module.name == "mi_datagram")
@@ -6234,8 +5863,11 @@ def serve(options) -> int:
         return shared("status", "--status", "to say more, ").report(options, running)
     if running:
         return EXIT_OK
-    given = shared("activation", "LISTEN_FDS", "for sockets of systemd, ").given_sockets() if "LISTEN_FDS" in os.environ else {}
-    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+    given, notify = {}, lambda **states: None
+    if "LISTEN_FDS" in os.environ or "NOTIFY_SOCKET" in os.environ:
+        systemd = shared("systemd", "LISTEN_FDS, NOTIFY_SOCKET", "for systemd, ")
+        given, notify = systemd.given_sockets(), systemd.Notifier().send
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC"):
         os.environ.pop(name, None)
     if options.background:
         close_inherited(given.values())
@@ -6245,16 +5877,16 @@ def serve(options) -> int:
     original("signal", "signal")(signal.SIGCHLD, signal.SIG_DFL)  # who started us may ignore it
     starter = go_background() if options.background and not options.check else -1
     try:
-        return start(options, starter, given)
+        return start(options, starter, given, notify)
     except StartError as error:  # another one was a little earlier
         if options.if_not_running and error.status in (EXIT_RUNNING, EXIT_IN_USE) and is_running(options):
             return EXIT_OK
         raise
 
 
-def start(options, starter: int, given: dict) -> int:
+def start(options, starter: int, given: dict, notify: Callable[..., None]) -> int:
     """Load the configuration, open everything, then serve until a signal stops it; returns the exit status."""
-    supervisor = Supervisor(options, starter, given)
+    supervisor = Supervisor(options, starter, given, notify)
     setup = supervisor.load_first()
     if options.check:
         return report(setup)
@@ -6270,8 +5902,10 @@ def start(options, starter: int, given: dict) -> int:
             pidfile.write(f"{os.getpid()}")
         for note in setup.notes:
             log.log(*note)
-        if not supervisor.figures:
-            log.warning("no statistics of load and memory: %s has no figures.py, or others than root can write it", BESIDE)
+        lacking = {"statistics of load and memory: %s has no figures": supervisor.figures,
+                   "raise_event and other commands: %s has no _core_commands": "raise_event" in supervisor.server.registry.names}
+        for text in [text for text, there in lacking.items() if not there]:
+            log.warning(f"no {text}.py, or others than root can write it", BESIDE)
         if "setproctitle" not in sys.modules:
             log.warning("setproctitle is missing, processes have no titles; %s", PACKAGES)
         return supervisor.run()

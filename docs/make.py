@@ -90,7 +90,7 @@ MODULES = {  # name -> text above its parameters
 
 def modules():
     """The built-in modules, then the plug-ins that come with the script."""
-    paths = sorted(path for path in (DOCS.parent / "plugins").iterdir() if path.suffix in mi.SUFFIXES)
+    paths = sorted(path for path in (DOCS.parent / "plugins").iterdir() if path.suffix in mi.SUFFIXES and path.name[0] != "_")
     return [*mi.built_in_modules(), *[mi.load_plugin(str(path)) for path in paths]]
 
 

@@ -2,12 +2,31 @@
 from __future__ import annotations
 
 import builtins
+import collections
+import contextlib
 import dis
 import inspect
+import logging
+import os
 import types
 from typing import Any
 
 import midatagram as mi
+
+###############################################################################
+# What OpenSIPS knows
+###############################################################################
+
+
+def opensips_names() -> collections.defaultdict[str, frozenset]:
+    """The modules, words of a configuration and commands that OpenSIPS knows; nothing without the file of them."""
+    names: collections.defaultdict[str, frozenset] = collections.defaultdict(frozenset)
+    with contextlib.suppress(OSError), open(mi.NAMES_FILE, encoding="utf-8") as file:
+        for section in file.read().split("\n[")[1:]:
+            kind, _, listed = section.partition("]")
+            names[kind] = frozenset(listed.split())
+    return names
+
 
 ###############################################################################
 # Parameters
@@ -70,3 +89,17 @@ def returns_nothing(function: Any) -> bool:
             if step.opname in ("RETURN_CONST", "RETURN_VALUE")]
     return bool(ends) and all("CONST" in step.opname and step.argval is None for step in ends) and all(
         isinstance(known.get(name), (type, types.ModuleType, types.BuiltinFunctionType)) for name in code.co_names)
+
+
+def note_failures(loader: mi.Loader, registry: mi.Registry) -> None:
+    """Note what is going to fail: folders of mpath that are missing, unless they are OpenSIPS' own, and commands that wait
+    longer than they may."""
+    for folder, where in loader.mpaths:
+        if not os.path.isdir(folder) and not loader.passed & (loader.opensips["modules"] or loader.passed):
+            loader.note(where, f"mpath: there is no folder {folder}", logging.ERROR)
+    most_ms = loader.own.settings["handler_timeout"]
+    for command in registry.commands.values():
+        delay_ms = getattr(command.function, "mi_delay_ms", 0)
+        if command.timed and delay_ms > most_ms:
+            text = f'command "{command.name}" waits {delay_ms} ms, but handler_timeout ends it after {most_ms}'
+            loader.note((command.path, command.line), text, logging.ERROR)

@@ -115,7 +115,7 @@ def take_over(store: Any) -> None:
         for statement in (*store.ON_DISK, *store.OPEN, "CREATE TABLE IF NOT EXISTS clock (behind_s REAL)"):
             run(statement)
         begin_clock(run, time.time() - store.now_s())
-        store.recount(run)
+        recount(store, run)
     finally:
         connection.close()
 
@@ -137,3 +137,13 @@ def begin_clock(run: Any, behind_s: float) -> None:
     run("DELETE FROM clock")
     run("INSERT INTO clock VALUES (?)", (behind_s,))
     run("COMMIT")
+
+
+def recount(store: Any, run: Any) -> None:
+    """Know of what an earlier run left in a store_file: the versions of its spaces, and how large they are; sqlite3.Error."""
+    for space, version in run("SELECT space, max(version) FROM item GROUP BY space").fetchall():
+        slot = hash(mi.decode(space)) % mi.SPACES
+        store.begun[slot] = store.committed[slot] = max(store.begun[slot], version)
+        store.shared[mi.NEWEST] = max(store.shared[mi.NEWEST], version)
+    size = "SELECT coalesce(sum(2 * length(key) + length(value)), 0) + ? * count(*) FROM item"
+    store.shared[mi.USED] = run(size, (mi.ROW_BYTES,)).fetchone()[0]

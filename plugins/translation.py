@@ -23,6 +23,7 @@ from typing import Any
 import midatagram as mi
 
 forms = mi.shared("opensips_forms")
+core = mi.shared("_core_commands")
 
 
 def within_bounds(function: Callable) -> Callable:
@@ -196,7 +197,7 @@ WITHOUT = {  # command -> what 2.4 says to a value that is NULL or empty, by its
     "ds_set_state": (mi.Error(500, "Bad state value"), mi.Error(500, "group not found"), mi.Error(500, "address not found")),
 }
 BINDERS = {command.mi_command.name: command.mi_command.bind for command in (
-    mi.cache_store, mi.cache_fetch, mi.cache_remove, mi.cache_remove_chunk, mi.event_subscribe, mi.log_level)}
+    mi.cache_store, mi.cache_fetch, mi.cache_remove, core.cache_remove_chunk, mi.event_subscribe, mi.log_level)}
 
 
 def check_as_24(name: str, asked: mi.Request) -> None:
@@ -348,7 +349,7 @@ def values_of(name: str, params: Any) -> list:
     given = bound(form, params)
     checked: dict[str, Any] = {key: f"{mi.json_int(given[key], key)}" if key in form.numbers.split() else
                mi.json_array(given[key], key) if key == "statistics" else
-               mi.event_params(given[key]) if key == "params" else mi.json_string(given[key], key) for key in given}
+               core.event_params(given[key]) if key == "params" else mi.json_string(given[key], key) for key in given}
     if "expire" in form.numbers or flat(name).startswith("cache_"):
         mi.check_cache({**checked, "expire": int(checked.get("expire", 0))})
     for key, error in EMPTY_PARAMS.get(flat(name), {}).items():

@@ -26,7 +26,7 @@ class Trial:
         self.pair = mi.event_pair()
         store = mi.Store(self.folder, setup.own["store_size"])
         self.server = mi.Server(setup, counters, processes, store, self.pair, started_s)
-        self.answers = mi.answers_of(self.server, mi.Access(setup.own))
+        self.answers = mi.answers_of(self.server)
         self.server.load_once()
         self.server.call_hooks("child_init")
 

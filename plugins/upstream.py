@@ -329,7 +329,8 @@ class Gateway:
         self.routes = [(patterns, self.servers[name]) for patterns, name in settings["route"]]
         self.by_socket = {listener.address: self.servers[listener.upstream]
                           for listener in server.setup.own["listen"] if listener.upstream}
-        self.access, self.off = mi.Access(server.setup.own), server.setup.own["disable"]
+        self.access, self.off = server.access, server.setup.own["disable"]
+        self.restricted = mi.Patterns(server.access.restricted if server.access else ())
         self.judge = functools.lru_cache(1000)(self.judged)
         self.indent, self.pretty = server.setup.mi["reply_indent"], server.setup.mi["pretty_printing"]
         self.wraps = bool(server.registry.wrappers)  # what is around others wants an Answer from them
@@ -345,15 +346,14 @@ class Gateway:
         registry, server = copy.copy(self.server.registry), copy.copy(self.server)
         registry.names = {name: command for name, command in registry.known.items() if not self.judge(name).is_off}
         registry.wrappers, registry.around, registry.catch_all, server.registry = [], None, None, registry
-        return mi.answers_of(server, self.access)
+        return mi.answers_of(server)
 
     def judged(self, name: str) -> Judgement:
         """What is decided for the name of a command, under all names that it may have."""
         names = self.server.registry.names_of(name)
         chosen = (upstream for patterns, upstream in self.routes if any(one in patterns for one in names))
         return Judgement(names, any(one in self.off for one in names),
-                         any(one in rule.commands for rule in self.access.rules for one in names), name in self.event_names,
-                         next(chosen, self.default))
+                         any(one in self.restricted for one in names), name in self.event_names, next(chosen, self.default))
 
     def upstream_of(self, caller: Any, upstream: Any) -> Any:
         """The server of the socket that was asked, if it has one."""

@@ -18,6 +18,7 @@ import midatagram as mi
 
 behind = mi.shared("upstream_server")
 translation = behind.translation
+core = translation.core
 
 EXPIRE_S = 60  # of a subscription at the server
 RENEW_S = 3.0  # after which it is made anew
@@ -58,20 +59,20 @@ class Relay:
 
         def subscribers_list(ctx, event=None, socket=None):
             self.learn_names()
-            return mi.subscribers_list(ctx, event, socket)
+            return core.subscribers_list(ctx, event, socket)
 
         def events_list(ctx):
             self.learn_names()
-            return mi.events_list(ctx)._replace(live=None)
+            return core.events_list(ctx)._replace(live=None)
 
         module, own = copy.copy(registry.modules_by_name["mi_datagram"]), copy.copy(registry)
         module.server, self.server.registry = self.server, own
         ours = event_subscribe, subscribers_list, events_list
-        tagged = [mi.tagged(function, **vars(getattr(mi, function.__name__))) for function in ours]
+        tagged = [mi.tagged(function, **vars(getattr(core, function.__name__, mi.event_subscribe))) for function in ours]
         own.names = {name: mi.Command(module, function) for function in tagged
                      for name in translation.names_of(function.__name__)}
         own.wrappers, own.around, own.catch_all = [], None, None
-        return mi.answers_of(self.server, mi.Access(self.server.setup.own))
+        return mi.answers_of(self.server)
 
     def learn_names(self) -> None:
         """Know which events the server has: as it says, or last said to any child. mi.Error if it never did."""

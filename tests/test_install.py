@@ -333,11 +333,13 @@ def test_a_missing_package_is_named_with_all_three(tmp_path, missing):
     (["-P", "{0}/pid"], {}, "-P: for a pid file, pid_file.py"), (["--status"], {}, "--status: to say more, status.py"),
     (["-f", "{0}/c"], {}, "{0}/c: for log_file, log_file.py"),
     (["-f", "{0}/d"], {}, "{0}/d: for store_file, store_file.py"),
-    ([], {"LISTEN_FDS": "1"}, "LISTEN_FDS: for sockets of systemd, activation.py"),
+    (["-f", "{0}/access"], {}, "allow_command: for access lists, access.py"),
+    *(([], {name: "1"}, "LISTEN_FDS, NOTIFY_SOCKET: for systemd, systemd.py") for name in ("LISTEN_FDS", "NOTIFY_SOCKET")),
 ])
 def test_a_script_alone_names_the_plugin_that_it_lacks(tmp_path, words, environment, missing):
     (tmp_path / "c").write_text('modparam("midatagram", "log_file", "/dev/stdout")\n')
     (tmp_path / "d").write_text(f'log_stderror=no\nmodparam("midatagram", "store_file", "{tmp_path}/store")\n')
+    (tmp_path / "access").write_text('modparam("midatagram", "allow_command", "pwd: uid:daemon")\n')
     done = subprocess.run([sys.executable, shutil.copy(SCRIPT, tmp_path), "-s", tmp_path / "mi.sock",
                            *[word.format(tmp_path) for word in words]], capture_output=True, text=True, timeout=20,
                           env={**os.environ, **environment})
@@ -345,18 +347,17 @@ def test_a_script_alone_names_the_plugin_that_it_lacks(tmp_path, words, environm
         78, f"midatagram: {missing.format(tmp_path)} is needed in {tmp_path}/plugins\n")
 
 
-def test_a_script_alone_serves_events_cached_values_and_access_lists(tmp_path):
+def test_a_script_alone_serves_events_and_cached_values(tmp_path):
     place = f"{tmp_path}/mi.sock"
-    (tmp_path / "c").write_text(f'modparam("mi_datagram", "socket_name", "{place}")\n'
-                                'modparam("midatagram", "allow_command", "pwd: uid:daemon")\n')
+    (tmp_path / "c").write_text(f'modparam("mi_datagram", "socket_name", "{place}")\n')
     alone = subprocess.Popen([sys.executable, shutil.copy(SCRIPT, tmp_path), "-f", tmp_path / "c"], stderr=subprocess.PIPE)
     try:
         wait_for(lambda: os.path.exists(place), what="the socket")
         with Client(place, tmp_path) as client:
             assert client.ask(b":cache_store:\nlocal\nk\nv\n") == b"200 OK\n\n"
-            assert client.ask(b":cache_fetch_chunk:\nk\n") == b"200 OK\nkey:: k value=v\n\n"
+            assert client.ask(b":cache_fetch:\nlocal\nk\n") == b"200 OK\nkey:: k\nvalue:: v\n\n"
+            assert client.ask(b":cache_fetch_chunk:\nk\n") == b"500 command not available\n"
             assert client.ask(f":event_subscribe:\nE_MI_STOP\nunix:{client.path}\n".encode()) == b"200 OK\n\n"
-            assert client.ask(b":pwd:\n") == b"403 Forbidden\n\n"
             assert client.ask(b":get_statistics:\ncore:\n").startswith(b"200 OK\ncore:timestamp:: ")
             assert client.ask(b":get_statistics:\nload:\nshmem:\n") == b"404 Statistics Not Found\n\n"
             alone.terminate()
@@ -365,6 +366,7 @@ def test_a_script_alone_serves_events_cached_values_and_access_lists(tmp_path):
         alone.terminate()
         log = alone.communicate(timeout=10)[1].decode()
     assert alone.returncode == 0 and f"no statistics of load and memory: {tmp_path}/plugins has no figures.py" in log
+    assert f"no raise_event and other commands: {tmp_path}/plugins has no _core_commands.py" in log
 
 
 def test_without_packages_a_virtual_environment_beside_the_script_is_named(tmp_path):

@@ -514,7 +514,7 @@ def test_a_syslog_daemon_that_hangs_holds_nothing_up(start, folder, kind):
 
 
 def test_another_syslog_daemon_is_logged_to(tmp_path):
-    handler = mi.LogHandler(mi.syslog_sender(f"{tmp_path}/log"), facility=3)
+    handler = mi.shared("log_syslog").handler({}, f"{tmp_path}/log")
     handler.setFormatter(mi.LineFormatter(False, False))
     handler.emit(record("nobody is there"))
     for number in range(2):
