@@ -47,12 +47,13 @@ def declared(modules: Iterable[mi.Module]) -> dict[str, Callable | None]:
 
 def wanted(loader: mi.Loader) -> dict[str, Callable]:
     """The destinations that trace_destination names, as declared() has them; what is wrong with them is noted. ConfigError."""
-    makers, names = declared(loader.modules.values()), loader.mi.settings["trace_destination"]
+    makers, module = declared(loader.modules.values()), loader.modules["mi_datagram"]
+    names = module.settings["trace_destination"]
     for name in names:
         if name not in makers:
             hint = mi.nearest(name, makers) or ", is its module loaded?"
             text = f'no tracing destination "{name}"{hint}; commands are not traced to it'
-            loader.note(loader.mi.where("trace_destination"), text, logging.ERROR)
+            loader.note(module.where("trace_destination"), text, logging.ERROR)
     return {name: maker for name in names if (maker := makers.get(name))}
 
 
