@@ -86,6 +86,8 @@ __all__ = [  # what plug-ins may use
     "INTERNAL", "STATISTICS", "NO_STATISTICS", "within_limit", "c_integer", "has_ended", "Events", "SLICE_ROWS", "give_way",
     # what access.py is made of
     "Rule", "account_numbers", "in_networks",
+    # what store_file.py and checks.py are made of
+    "ROW_BYTES", "SPACES", "NEWEST", "USED", "NAMES_FILE", "Registry",
 ]
 
 ###############################################################################
@@ -2404,7 +2406,7 @@ class Store:
             return value, row_bytes(names[1], data) - size
 
         value = self.write(space, step)
-        self.mine = mine
+        self.mine, mine = mine, ()  # what step() refers to may stay for long
         return value
 
     def items(self, space: str) -> list[tuple[str, str]]:

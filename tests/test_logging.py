@@ -589,7 +589,8 @@ def test_usr1_changes_nothing_when_there_can_be_no_new_file(start, small_disk, w
     server.signal(signal.SIGUSR1)
     wait_for(lambda: old.read_text().count("cannot be opened again, the log goes on to the old file") == 3, what="three lines")
     server.ask(b":such_a_request:\n")
-    assert "such_a_request" in old.read_text() and server.children() == children
+    wait_for(lambda: "such_a_request" in old.read_text(), what="the line of the request")
+    assert server.children() == children
     server.stop()
     assert "stopping" in old.read_text() and not path.exists()
 

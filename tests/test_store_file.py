@@ -322,9 +322,8 @@ def test_tables_are_read_again_at_a_restart(start, tmp_path):
     server = start(kept(path, url))
     assert server.ask(b":ds_set_state:\ni\n1\nsip:127.0.0.1:5171\n") == b"200 OK\n\n"
     server.stop()
-    for name in ("version", "dispatcher", "address", "domain"):
-        text = (FOLDER / "db24" / name).read_text().replace("192.0.2.7", "192.0.2.8")
-        (tmp_path / name).write_text(text)
+    for table in (FOLDER / "db24").iterdir():
+        (tmp_path / table.name).write_text(table.read_text().replace("192.0.2.7", "192.0.2.8"))
     again = start(kept(path, f'modparam("midatagram", "db_url", "text://{tmp_path}")'))
     assert b"ip=192.0.2.8" in again.ask(b":address_dump:\n")
     assert b"sip:127.0.0.1:5171 state=Inactive" in again.ask(b":ds_list:\n")
