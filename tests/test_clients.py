@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import threading
@@ -89,7 +88,7 @@ def test_opensips_cli(server, way, words, wanted):
           "DNS Queries:     OK", "SQL queries:     OK", "NoSQL Queries:   OK"]),
     ("memory", ["Shared Memory Status", "Private Memory Status"]), ("load", ["press Ctrl-c to exit"])])
 def test_opensips_cli_diagnoses_a_lab(start, word, wanted):
-    """Again and again, until it is interrupted."""
+    """Again and again, until it is ended."""
     port = free_port()
     server = start(f'modparam("midatagram", "listen", "udp:127.0.0.1:{port}")\nmodparam("midatagram", "imitate", "3.4")\n'
                    'loadmodule "opensips34.so"\n')
@@ -108,6 +107,6 @@ def test_opensips_cli_diagnoses_a_lab(start, word, wanted):
         assert server.statistic("requests") > 1
     finally:
         timer.cancel()
-        client.send_signal(signal.SIGINT)
+        client.terminate()
         client.wait(10)
         client.stdout.close()

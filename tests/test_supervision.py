@@ -181,7 +181,7 @@ def test_a_candidate_whose_loader_is_killed_while_its_child_starts(greeter):
     first = loader_of(greeter)
     greeter.signal(signal.SIGHUP)
     wait_for(lambda: greeter.ask(b":ps:\n").count(b"MI Datagram") == 3, what="the child on trial")
-    [second] = set(loaders_of(greeter)) - {first}
+    second = wait_for(lambda: len(others := {*loaders_of(greeter)} - {first}) == 1 and others, what="one more loader").pop()
     os.kill(second, signal.SIGKILL)
     greeter.wait_log("reload refused, the old configuration stays: the process that loads it ended with signal SIGKILL")
     wait_for(lambda: greeter.children() == before, what="the old children alone")
