@@ -107,6 +107,7 @@ def test_the_text_of_an_exception_is_one_line():
 def test_a_long_line_is_cut(start):
     server = start("", "-d")
     server.ask(b":which:\n" + b"x" * 60000)
+    server.wait_log("xxx...\n")
     line = next(line for line in server.log.splitlines() if "xxx" in line)
     assert line.endswith("...") and len(line) == mi.LINE
 
