@@ -6,6 +6,7 @@ import itertools
 import os
 import pathlib
 import re
+import select
 import shutil
 import signal
 import socket
@@ -124,7 +125,7 @@ class Server:
         self.place = place or f"{folder}/mi.sock"
         self.config_path = folder / "test.conf"
         self.write(configuration)
-        self.lines, self.clients, self.process = [], [], None
+        self.written, self.reading, self.clients, self.process = b"", threading.Lock(), [], None
         environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **(environment or {})}
         self.process = subprocess.Popen(
             [*wrapper, sys.executable, str(SCRIPT), "-f", str(self.config_path), *arguments],
@@ -143,17 +144,31 @@ class Server:
         self.config_path.write_text(text, errors="surrogateescape")
 
     def read_log(self):
-        for line in self.process.stderr:
-            self.lines.append(line.decode("utf-8", "backslashreplace"))
+        pipe = self.process.stderr.fileno()
+        more = True
+        while more:
+            select.select([pipe], [], [])
+            with self.reading:
+                more = b"" if self.process.stderr.closed else os.read(pipe, 1 << 16)
+                self.written += more
+
+    @property
+    def lines(self):
+        """The lines of the log."""
+        return self.log.splitlines(keepends=True)
 
     @property
     def log(self):
         """What the server logged so far, to the last byte that it wrote."""
-        with contextlib.suppress(OSError, ValueError):  # the pipe is closed already
-            while struct.unpack("i", fcntl.ioctl(self.process.stderr, termios.FIONREAD, b"\0\0\0\0"))[0]:
-                time.sleep(0.001)
-        time.sleep(0.001)  # and the reader has kept it
-        return "".join(self.lines)
+        while True:
+            with self.reading:  # so what is not in the pipe has been kept
+                try:
+                    unread, = struct.unpack("i", fcntl.ioctl(self.process.stderr, termios.FIONREAD, b"\0\0\0\0"))
+                except (OSError, ValueError):  # the pipe is closed already
+                    unread = 0
+                if not unread:
+                    return self.written.decode("utf-8", "backslashreplace")
+            time.sleep(0.001)
 
     def wait_log(self, text, timeout_s=10.0, times=1):
         """Wait until the log holds a text so many times."""
@@ -204,7 +219,8 @@ class Server:
             with contextlib.suppress(ProcessLookupError):
                 self.process.kill()
             self.process.wait(5)
-        self.process.stderr.close()
+        with self.reading:
+            self.process.stderr.close()
 
 
 @pytest.fixture
