@@ -264,10 +264,11 @@ class Answer(NamedTuple):
 
     datagrams: list  # to send, each as (delay_s, bytes); in place of a delay may stand a function that returns when it is time
     exchanges: list  # an Exchange for each request in it
+    again: Callable | None = None  # of LATER: takes (bytes, caller, id) of a same request; returns another or None: call it
 
 
 SILENCE = Answer([], [])  # for a datagram that is a reply itself
-LATER = Answer([], [])  # returned by a command that is going to call conclude() of the Child with its Answer
+LATER = Answer([], [], lambda *again: None)  # returned by a command that is going to call conclude() of the Child with its Answer
 
 
 ###############################################################################
@@ -1648,12 +1649,13 @@ class Watched(Shape):
 class Cached:
     """What is cached of a request: the call, and if its reply says so its shape, and its first line."""
 
-    __slots__ = ("key", "call", "shape", "now", "reply", "exchange", "last_id")
+    __slots__ = ("key", "call", "shape", "now", "again", "reply", "exchange", "last_id")
 
     def __init__(self, key: Any, call: Call):
         self.key, self.call = key, call
         self.now: Callable[..., bytes | None] = lambda *request_id: None  # that of the shape if it may go out at once
         self.shape: Shape | None = None
+        self.again: Callable | None = None  # that of its Answer
         self.reply = Reply()  # without its nodes
         self.exchange: Exchange | None = None  # of last time
         self.last_id = b""
@@ -1665,13 +1667,17 @@ class Cached:
         return self.exchange
 
 
-def with_id(call: Call, request_id: bytes) -> Call:
-    """A call for a request that is the same but for its id, which is empty where requests have none."""
+def with_id(request: Request, request_id: bytes) -> Request:
+    """A request that is the same but for its id, which is empty where requests have none."""
     if not request_id:
-        return call
+        return request
     number = json.loads(request_id) if request_id[0] == ord('"') else int(request_id)
-    request = new(Request, (*call.request[:4], number, *call.request[5:]))
-    return new(Call, (call.dialect, call.command, request, call.values, call.refusal))
+    return new(Request, (*request[:4], number, *request[5:]))
+
+
+def call_with_id(call: Call, request_id: bytes) -> Call:
+    """The call for such a request."""
+    return new(Call, (call.dialect, call.command, with_id(call.request, request_id), call.values, call.refusal))
 
 
 def exchange_of(call: Call, reply: Reply | Refusal, request: bytes, written: bytes) -> Exchange:
@@ -1715,16 +1721,18 @@ class Answers:
         key, request_id = self.dialect_of(data).key(data)
         cached = self.cache.get(key)
         reply = cached.now(request_id) if cached else None
-        if request_id and reply and cached:
-            if request_id == cached.last_id and not self.wrappers:  # the same bytes again need no look at their id
-                self.cache.keep(data, Cached(data, with_id(cached.call, request_id)), 2 * len(data))
+        if request_id and cached:
+            if reply and request_id == cached.last_id and not self.wrappers:  # the same bytes again need no look at their id
+                self.cache.keep(data, Cached(data, call_with_id(cached.call, request_id)), 2 * len(data))
             cached.last_id = request_id
         return cached, reply
 
     def answer(self, data: bytes, caller: Any = None, cached: Cached | None = None) -> Answer:
         """What a datagram leads to; `cached` is what a child knows of it, which has no reply of now."""
-        if cached is not None and cached.key == data and not self.wrappers:
-            return self.finish(data, cached.call, caller, cached)
+        if cached is not None and not self.wrappers:
+            answer = cached.again(data, caller, cached.last_id) if cached.again else None
+            if answer or cached.key == data:
+                return answer or self.finish(data, cached.call, caller, cached)
         dialect = self.dialect_of(data)
         if len(data) > self.most:  # of such a request only the first byte is looked at
             call = Call(dialect, NO_COMMAND, NO_REQUEST, None, dialect.request_too_long(len(data)))
@@ -1733,7 +1741,7 @@ class Answers:
         key, request_id = dialect.key(data)
         cached = self.cache.get(key)
         if cached:
-            call = with_id(cached.call, request_id)
+            call = call_with_id(cached.call, request_id)
             return self.wrapped(data, [call], caller, functools.partial(self.again, data, call, caller, cached, request_id))
         calls = dialect.read(data)
         if calls is None:
@@ -1749,7 +1757,7 @@ class Answers:
         written = cached.shape.now(request_id) if cached.shape else None
         if written is None:
             return self.finish(data, call, caller, cached)
-        return new(Answer, ([(0, written)], [cached.exchanged(data, written)]))
+        return new(Answer, ([(0, written)], [cached.exchanged(data, written)], None))
 
     def batch(self, data: bytes, dialect: Text | JsonRpc, calls: Iterable[Call], caller: Any) -> Answer:
         """Answer the requests of a batch one after the other; notifications have no part in the reply.
@@ -1797,10 +1805,13 @@ class Answers:
         """Answer a request."""
         reply, written, datagrams = self.outcome(data, call, caller, cached)
         if isinstance(reply, Answer):
+            if reply.again and cached and not cached.again:
+                cached.again = reply.again
+                self.cache.keep(cached.key, cached, self.cache.sizes.get(cached.key, 0) + 8 * len(data) + 1000)
             return reply
         if datagrams is None:
             datagrams = [(0, written)] if written else []
-        return new(Answer, (datagrams, [exchange_of(call, reply, data, written)]))
+        return new(Answer, (datagrams, [exchange_of(call, reply, data, written)], None))
 
     def outcome(self, data: bytes, call: Call, caller: Any, cached: Cached | None = None) -> tuple:
         """Run a command: its reply, how that is written, which is empty for a notification, and what goes out in its place."""
@@ -4734,7 +4745,7 @@ class Child:
         if self.traces:
             self.settle()
         answer = self.answers.answer(data, (endpoint, client), cached)
-        if answer is LATER:
+        if answer.again:
             return None
         if answer is SILENCE or not self.screen.answers(endpoint, client, data, answer):
             return self.screen.drop(endpoint, client)

@@ -314,6 +314,18 @@ class Judgement(NamedTuple):
     upstream: Any
 
 
+class Plan(NamedTuple):
+    """What becomes of a request, whatever its id: `request` is the client's, `there` what the server gets, `data` its bytes if
+    they are not the client's, `back` makes the client's reply of the server's; `epoch` is that of the server."""
+
+    upstream: Any
+    epoch: int
+    request: mi.Request
+    there: mi.Request
+    data: bytes
+    back: Any
+
+
 class Gateway:
     """All servers, as a child sees them."""
 
@@ -387,21 +399,35 @@ class Gateway:
         except mi.Error as error:
             return refused(error)
         asked.ctx, asked.deadline_s = ctx, deadline_s
-        return self.send(asked, upstream, batch)
-
-    def send(self, asked: Any, upstream: Any, batch: bool) -> mi.Answer:
-        """Send a request; its Answer, or that this comes later."""
-        child = self.server.child
-        if child and not batch and not self.wraps:
-            self.server.later += 1
-            asked.done, asked.asked_s = self.conclude, time.time() if child.is_tracing else 0.0
-            upstream.put(asked)
-            return mi.LATER
+        if self.server.child and not batch and not self.wraps:
+            plan = Plan(upstream, upstream.epoch, request, asked.request, asked.data if asked.back else b"", asked.back)
+            self.send(asked, upstream)
+            lasts = not is_restricted and request.answered and (asked.back or asked.data is data)
+            return mi.LATER._replace(again=functools.partial(self.again, plan)) if lasts else mi.LATER
         result = mi.AsyncResult()
         asked.done = result.set
         upstream.put(asked)
         done = result.get()
         return self.answer(done[0], done[1], True)
+
+    def again(self, plan: Plan, data: bytes, caller: Any, request_id: bytes) -> mi.Answer | None:
+        """Send a request that is the same as another one but for its id; None if it has to be looked at anew."""
+        upstream = plan.upstream
+        if upstream.epoch != plan.epoch:
+            return None
+        if self.by_socket and upstream is not self.upstream_of(caller, self.judge(plan.request.name).upstream):
+            return None
+        request = mi.with_id(plan.request, request_id)
+        asked = behind.Asked(plan.data or data, plan.there if plan.back else request, data if plan.back else b"", plan.back)
+        asked.ctx = mi.Context(self.module, request, caller, data)
+        self.send(asked, upstream)
+        return mi.LATER
+
+    def send(self, asked: Any, upstream: Any) -> None:
+        """Send a request whose Answer comes later."""
+        self.server.later += 1
+        asked.done, asked.asked_s = self.conclude, time.time() if self.server.child.is_tracing else 0.0
+        upstream.put(asked)
 
     def conclude(self, done: tuple) -> None:
         """A request is answered, by a reply or what stands in its place: answer its client."""

@@ -39,6 +39,7 @@ CLIENT_BYTES = QUEUE_BYTES // 4
 REQUEST_BYTES = 1000  # that a request takes besides its own
 RESTING = 8  # sockets that rest, so that a second reply to a request meets none that waits for another
 MOST_RECIPES = 2000  # commands
+SAME_REPLIES = 50  # that are not translated anew when they come again
 RETRY_S = 0.005  # how often those are tried that nothing wakes up
 TICKS = 50  # how often in its time limit it is looked whether a request is too old
 PLAIN_REPLY = re.compile(rb"[0-9]{1,10}[ \n]")  # the first line of a text reply
@@ -219,6 +220,8 @@ class Upstream:
         self.recorder = recorder
         self.known: Known | None = None  # until it is found out
         self.recipes: dict[str, tuple | None] = {}
+        self.epoch = 0  # another one once it may be another server
+        self.back_to_text = functools.lru_cache(SAME_REPLIES)(translation.reply_to_text)
         self.questions = 0  # of our own that it has not answered
         self.learner: Any = None  # the greenlet that finds out what is known
         self.learn_s = 0.0  # when to find out again
@@ -484,7 +487,7 @@ class Upstream:
         else:
             after = f" after {time.monotonic() - self.down_s:.1f} s" if self.down_s else ""
             self.ctx.log.warning("upstream %s answers again%s", self.name, after)
-            self.recipes.clear()  # it may be another one
+            self.forget_recipes()  # it may be another one
             self.learn()
             if self.relay:
                 self.relay.renew()
@@ -559,11 +562,17 @@ class Upstream:
                 dialects.append(dialect)
             if listing is not None and names is None:
                 names, is_kamailio = listing, command == LISTINGS[1][1]
-        if not self.known or names != self.known.listed:
-            self.recipes.clear()
-        self.known = Known(frozenset(dialects), names, None if names is None else frozenset(names), is_kamailio)
+        known = Known(frozenset(dialects), names, None if names is None else frozenset(names), is_kamailio)
+        if known != self.known:
+            self.known = known
+            self.forget_recipes()
         return names if names is not None else reply if isinstance(reply, mi.Reply) else mi.Reply(
             502, f"upstream {self.name} lists no commands")
+
+    def forget_recipes(self) -> None:
+        """Ask anew what its commands take."""
+        self.recipes.clear()
+        self.epoch += 1
 
     def recipes_of(self, name: str) -> tuple | None:
         """The sets of parameters that the server takes for a command, each a text of names, or None. Waits; mi.Error."""
@@ -588,7 +597,7 @@ class Upstream:
             return Asked(translation.to_text(data, name), there, data, translation.reply_to_jsonrpc)
         recipes = self.recipes_of(name) if translation.needs_recipes(request.name) and not known.is_kamailio else None
         there = mi.Request(name, dialect="jsonrpc", id=1)
-        return Asked(translation.to_jsonrpc(data, name, recipes, known.is_kamailio), there, data, translation.reply_to_text)
+        return Asked(translation.to_jsonrpc(data, name, recipes, known.is_kamailio), there, data, self.back_to_text)
 
     def figures(self) -> dict[str, int]:
         """The present figures, over all children."""
