@@ -3,6 +3,7 @@
 
     floor.py SOCKET-PATH REPLY-BYTES    receive, send a reply of that size, nothing else, as echo.c does
     floor.py SOCKET-PATH NAME...        receive, look up the names in the request, send a line with a number for each
+    floor.py SOCKET-PATH SERVER-PATH    pass each request on to that server, from a socket of its own, and its reply back
 """
 
 import contextlib
@@ -40,13 +41,43 @@ def poll(receive, send, names):
     return drain
 
 
-def serve(path, arguments):
-    """Answer every datagram until killed."""
+def bound(path):
+    """A socket of ours."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     sock.bind(path)
     sock.setblocking(False)
-    numeric = arguments[0].isdigit()
-    drain = (constant if numeric else poll)(sock.recvfrom, sock.sendto, int(arguments[0]) if numeric else arguments)
+    return sock
+
+
+def forward(receive, send, server):
+    """A function that passes requests on, each from a socket that nobody else has meanwhile."""
+    free, clients, watchers = [], {}, []
+
+    def back(sock):
+        send(sock.recv(65536), clients.pop(sock))
+        free.append(sock)
+
+    def another():
+        sock = bound("")
+        watchers.append(gevent.get_hub().loop.io(sock.fileno(), 1))
+        watchers[-1].start(back, sock)
+        return sock
+
+    def drain():
+        for _ in range(BURST):
+            data, client = receive(65536)
+            sock = free.pop() if free else another()
+            clients[sock] = client
+            sock.sendto(data, server)
+
+    return drain
+
+
+def serve(path, arguments):
+    """Answer every datagram until killed."""
+    sock, first = bound(path), arguments[0]
+    make, what = (constant, int(first)) if first.isdigit() else (forward, first) if first[0] == "/" else (poll, arguments)
+    drain = make(sock.recvfrom, sock.sendto, what)
 
     def readable():
         with contextlib.suppress(BlockingIOError):

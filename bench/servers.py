@@ -46,6 +46,7 @@ modparam("jsonrpcs", "transport", 4)
 modparam("jsonrpcs", "dgram_socket", "{socket}")
 request_route {{ exit; }}
 """
+UPTIME = b'{"jsonrpc": "2.0", "method": "core.uptime", "id": 1}'
 
 
 class NotMeasured(Exception):
@@ -336,10 +337,15 @@ class Lab:
         """The same in Python with gevent; with names in place of a size, statistics of these names."""
         return self.once(("floor", *what), lambda: self.start_echo(*what, program=[self.python, str(HERE / "floor.py")]))
 
-    def start_echo(self, *what, program=None):
+    def forwarder(self, server):
+        """The same as a gateway that only passes on, to Kamailio."""
+        program = [self.python, str(HERE / "floor.py")]
+        return self.once(("forwarder", server.socket), lambda: self.start_echo(server.socket, program=program, first=UPTIME))
+
+    def start_echo(self, *what, program=None, first=b"x"):
         path = self.path(f"echo.{self.started}")
         process = self.start([*(program or [self.program("echo")]), path, *map(str, what)])
-        first_reply(process, path, b"x")
+        first_reply(process, path, first)
         self.bare.add(path)
         return Server(path, process, (process.pid,))
 
@@ -392,7 +398,7 @@ class Lab:
         path, conf = self.path("kamailio"), self.folder / "kamailio.cfg"
         conf.write_text(KAMAILIO_CONF.format(port=free_port(), socket=path))
         process = self.start(["kamailio", "-f", str(conf), "-DD", "-E", "-m", "64", "-Y", str(self.folder)])
-        first_reply(process, path, b'{"jsonrpc": "2.0", "method": "core.uptime", "id": 1}')
+        first_reply(process, path, UPTIME)
         return Server(path, process, descendants(process.pid))
 
     def install_kamailio(self):

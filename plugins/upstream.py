@@ -109,9 +109,13 @@ SHORT = short_names()
 def init(ctx):
     """Declare the statistics of each server."""
     names = [target.name for target in ctx.param("server")]
-    for nth, name in enumerate(names):
-        if name in names[:nth]:
-            ctx.refuse("server", f'server: there are two with the name "{name}"', nth)
+    for nth, target in enumerate(ctx.param("server")):
+        if target.name in names[:nth]:
+            ctx.refuse("server", f'server: there are two with the name "{target.name}"', nth)
+        try:
+            behind.sockaddr_of(target.address)  # here, once: a child must not wait for a name server
+        except OSError as error:
+            ctx.refuse("server", f"server: {target.address.host} cannot be resolved: {error.strerror}", nth)
     for nth, (_, name) in enumerate(ctx.param("route")):
         if name not in names:
             ctx.refuse("route", f'route: there is no server "{name}"{mi.nearest(name, names)}', nth)

@@ -844,6 +844,7 @@ def test_what_passes_becomes_canned_replies(start, tmp_path):
     ('"server", "{folder}/x"', "takes \"[NAME]ADDRESS"), ('"server", "[a]udp:x"', "needs a host and a port"),
     ('"server", "[a]/x;timeout=0"', "timeout takes an integer from 1"), ('"server", "[a]/x;dialect=xml"', "dialect takes one of"),
     ('"server", "[a]/x;timout=1"', 'did you mean "timeout"'), ('"server", "[main]/x"', 'there are two with the name "main"'),
+    ('"server", "[a]udp:nowhere.invalid:8080"', "server: nowhere.invalid cannot be resolved"),
     ('"listen", "/tmp/z;upstream=oter"', 'listen: there is no server "oter"'),
     ('"server", "[a]/x;events=x:1"', "events is written"),
     ('"route", "x"', "takes patterns of commands and a server"), ('"route", "x: mian"', 'no server "mian"; did you mean "main"'),
