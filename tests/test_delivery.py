@@ -498,8 +498,7 @@ def test_stall_timeout_replaces_a_child_that_is_away_from_its_hub(start, childre
     server.wait_log("is stalled for 0.5 s, killed")
     server.wait_log("ready:", times=1)
     assert time.monotonic() - began_s < 3
-    wait_for(lambda: len(server.children()) == children, what="a new child")
-    assert len(set(before) - set(server.children())) == 1
+    wait_for(lambda: len(server.children()) == children and len(set(server.children()) - set(before)) == 1, what="a new child")
     assert server.statistic("child_stalls") == 1
     assert server.statistic("child_deaths") == 1
 

@@ -275,7 +275,7 @@ def test_a_call_may_not_last_longer_than_dates_go(trial):
 
 
 def test_what_values_cost_is_linear_in_their_number(trial):
-    """Ten times the values never cost thirty times the time; what a value takes at least is no more than one takes."""
+    """Nine times the values never cost sixty times the time; what a value takes at least is no more than one takes."""
     one, spent_s = trial(), []
     module = one.server.registry.modules_by_name["dialog"].namespace
     call(one, "c", "profiles::caller=")
@@ -288,7 +288,7 @@ def test_what_values_cost_is_linear_in_their_number(trial):
         began_s = time.process_time()
         ask(one, "profile_get_values", "caller")
         spent_s.append(time.process_time() - began_s)
-    assert spent_s[1] < 30 * spent_s[0]
+    assert spent_s[1] < 60 * spent_s[0]
     assert one.ask(b'{"jsonrpc":"2.0","method":"profile_get_values","params":["caller"],"id":1}') == b"500 Internal error"
 
 

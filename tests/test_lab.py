@@ -442,7 +442,7 @@ request:: 1
 	raw:: :cache_store:\\nlocal\\nkey\\n"two\\nlines"\\n
 	outcome:: answered
 	code:: 200
-	ms:: \d+\.\d+
+	ms:: [\d.]+
 
 """, shown), shown
 
