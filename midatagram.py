@@ -4626,7 +4626,7 @@ class Child:
             self.last_request = server.counted[server.core["requests"]] + more
         self.tracers = [trace() for trace in self.setup.destinations.values()]
         allows, names_of = self.setup.mi["trace_bwlist"].allows, server.registry.names_of
-        self.is_traced = functools.lru_cache(1000)(lambda name: not name or allows(*names_of(name)))  # an unknown one always is
+        self.is_traced = functools.lru_cache(100)(lambda name: not name or allows(*names_of(name)))  # an unknown one always is
         server.child = self
         self.traces: list[Trace] = []  # until settle()
         self.around = [(Context(module), function.mi_cached, names) for module, function, names in server.registry.wrappers

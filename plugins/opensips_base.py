@@ -23,10 +23,16 @@ forms = mi.shared("opensips_forms")
 ###############################################################################
 # Most lists of OpenSIPS walk a hash table, bucket by bucket.
 
+LONG = 1000  # bytes
 
-@functools.lru_cache(4096)
 def core_hash(data: bytes) -> int:
     """OpenSIPS' hash of a string: 32-bit sums over groups of four bytes, which are taken as signed, and over what is left."""
+    return (hash_of if len(data) < LONG else hash_of.__wrapped__)(data)
+
+
+@functools.lru_cache(4096)
+def hash_of(data: bytes) -> int:
+    """See core_hash(); remembers what is not long."""
     signed, total = memoryview(data).cast("b").tolist(), 0
     for at in range(0, len(signed) // 4 * 4 + 1, 4):
         value = 0

@@ -147,7 +147,6 @@ def read_text(request: bytes) -> mi.Request:
         raise mi.Error(400, "parse_error") from None
 
 
-@functools.lru_cache(256)
 @within_bounds
 def to_jsonrpc(request: bytes, name: str = "", recipes: tuple | None = None, kamailio: bool = False) -> bytes:
     """The JSON-RPC request, with the id 1, for a text request; mi.Error.
@@ -328,7 +327,6 @@ def read_jsonrpc(request: bytes) -> tuple[mi.Request, Any]:
     return asked, {} if params is None else params
 
 
-@functools.lru_cache(256)
 @within_bounds
 def to_text(request: bytes, name: str = "") -> bytes:
     """The text request for a JSON-RPC request; mi.Error. name: the command's on the server."""

@@ -88,6 +88,7 @@ PARAMS = [
     mi.Param("record", None, mi.string,
              "file for the replies of the servers: canned replies, as `midatagram.py record` writes them"),
 ]
+JUDGED_BYTES = 1 << 20  # of what is decided for names
 FILES = 600  # that a child has open at most besides: Outbox.OWN_SOCKETS and the few of its own
 OWN_ABOUT = ("get_statistics", "list_statistics", "reset_statistics", "help")  # answered here when they ask about what is ours
 
@@ -347,7 +348,7 @@ class Gateway:
                           for listener in server.setup.own["listen"] if listener.upstream}
         self.access, self.off = server.access, server.setup.own["disable"]
         self.restricted = mi.Patterns(server.access.restricted if server.access else ())
-        self.judge = functools.lru_cache(1000)(self.judged)
+        self.judgements = mi.Memo(JUDGED_BYTES)
         self.indent, self.pretty = server.setup.mi["reply_indent"], server.setup.mi["pretty_printing"]
         self.wraps = bool(server.registry.wrappers)  # what is around others wants an Answer from them
         self.own_names = {*server.registry.names, *(stat.name for stat in self.module.stats)}
@@ -364,8 +365,12 @@ class Gateway:
         registry.wrappers, registry.around, registry.catch_all, server.registry = [], None, None, registry
         return mi.answers_of(server)
 
+    def judge(self, name: str) -> Judgement:
+        """What is decided for the name of a command."""
+        return self.judgements.get(name) or self.judgements.keep(name, self.judged(name), 8 * len(name))
+
     def judged(self, name: str) -> Judgement:
-        """What is decided for the name of a command, under all names that it may have."""
+        """What is decided for it, under all names that it may have."""
         names = self.server.registry.names_of(name)
         chosen = (upstream for patterns, upstream in self.routes if any(one in patterns for one in names))
         return Judgement(names, any(one in self.off for one in names),

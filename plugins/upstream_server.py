@@ -38,7 +38,7 @@ QUEUE_BYTES = 16 << 20  # of requests that wait to be sent to a server, in each 
 CLIENT_BYTES = QUEUE_BYTES // 4
 REQUEST_BYTES = 1000  # that a request takes besides its own
 RESTING = 8  # sockets that rest, so that a second reply to a request meets none that waits for another
-MOST_RECIPES = 2000  # commands
+RECIPES_BYTES = 4 << 20  # of what commands take
 SAME_REPLIES = 50  # that are not translated anew when they come again
 RETRY_S = 0.005  # how often those are tried that nothing wakes up
 TICKS = 50  # how often in its time limit it is looked whether a request is too old
@@ -219,7 +219,7 @@ class Upstream:
         self.view, self.believed = memoryview(self.buffer), frozenset[bytes]()
         self.recorder = recorder
         self.known: Known | None = None  # until it is found out
-        self.recipes: dict[str, tuple | None] = {}
+        self.recipes = mi.Memo(RECIPES_BYTES)  # command -> one of its recipes_of()
         self.epoch = 0  # another one once it may be another server
         self.back_to_text = functools.lru_cache(SAME_REPLIES)(translation.reply_to_text)
         self.questions = 0  # of our own that it has not answered
@@ -571,19 +571,18 @@ class Upstream:
 
     def forget_recipes(self) -> None:
         """Ask anew what its commands take."""
-        self.recipes.clear()
+        self.recipes = mi.Memo(RECIPES_BYTES)
         self.epoch += 1
 
     def recipes_of(self, name: str) -> tuple | None:
         """The sets of parameters that the server takes for a command, each a text of names, or None. Waits; mi.Error."""
-        if name not in self.recipes:
+        row = self.recipes.get(name)
+        if row is None:
             reply = self.ask(mi.Request("which", dialect="jsonrpc", id=1, params=[name]))
             if isinstance(reply, mi.Reply):
                 raise mi.Error(reply.code, reply.reason)
-            if len(self.recipes) >= MOST_RECIPES:  # of a server that lists no names, so that clients name what they like
-                self.recipes.clear()
-            self.recipes[name] = translation.recipes_in(reply)
-        return self.recipes[name]
+            row = self.recipes.keep(name, (translation.recipes_in(reply),), 8 * (len(name) + len(reply)))
+        return row[0]
 
     def asked_of(self, request: mi.Request, data: bytes) -> Asked:
         """A request as the server is to get it: as it is, under another name, or translated; mi.Error. May wait."""

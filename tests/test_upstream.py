@@ -239,7 +239,8 @@ def test_a_server_that_comes_back(start):
         behind = start(place=behind.place)
         assert front.ask(VERSION) == behind.ask(VERSION)
         assert json.loads(front.ask(asking("ps"))) == json.loads(behind.ask(asking("ps")))
-    assert front.log.count("answers again") == 2
+        assert b"state=up" in front.ask(b":upstream_list:\n")
+    assert front.log.count("answers again") in (1, 2)  # the same line again is left out: where both took as long
     assert front.log.count("is not reachable") <= 3
 
 
