@@ -881,24 +881,14 @@ def access_rule(value) -> Rule:
     return shared("access", "allow_command", "for access lists, ").read_rule(value)
 
 
-class TraceList(NamedTuple):
-    """trace_bwlist: the commands that are traced (white) or left out (black)."""
-
-    white: bool
-    names: tuple
-
-    def allows(self, *names: str) -> bool:
-        """Whether a command of these names is traced."""
-        return any(name in self.names for name in names) == self.white
-
-
-def trace_list(value) -> TraceList:
-    """Converter: `b:` or `w:` and a comma list of commands, which may be empty or end in one comma."""
+def trace_list(value) -> tuple[bool, tuple]:
+    """Converter: `b:` or `w:` and a comma list of commands, which may be empty or end in one comma, to (whether these are
+    traced, or else all others; their names)."""
     match = re.fullmatch(r"[ \t\n\v\f\r]*([bBwW])[ \t\n\v\f\r]*:(.*)", string(value), re.S)
     if not match:
         raise ValueError('takes "w: NAME, NAME" (these only) or "b: NAME, NAME" (all but these)')
     kind, names = match.groups()
-    return TraceList(kind in "wW", patterns(names.removesuffix(",")) if names else ())
+    return kind in "wW", patterns(names.removesuffix(",")) if names else ()
 
 
 ###############################################################################
@@ -3655,8 +3645,8 @@ class Loader:
     def check_names(self, registry: Registry) -> None:
         """Give the commands that parameters name their registered names, and look up accounts; ConfigError."""
         mi, own = self.mi.settings, self.own.settings
-        traced, where = mi["trace_bwlist"], self.mi.where("trace_bwlist")
-        mi["trace_bwlist"] = traced._replace(names=self.registered(registry, traced.names, where, "trace_bwlist"))
+        white, names = mi["trace_bwlist"]
+        mi["trace_bwlist"] = white, self.registered(registry, names, self.mi.where("trace_bwlist"), "trace_bwlist")
         self.registered(registry, own["disable"], self.own.where("disable"), "disable")
         for nth, (rule, where) in enumerate(zip(own["allow_command"], self.own.lines.get("allow_command", []))):
             commands = self.registered(registry, rule.commands, where, "allow_command")
@@ -4041,7 +4031,7 @@ MI_DATAGRAM_PARAMS = [
     Param("pretty_printing", False, boolean, "write JSON-RPC replies over several lines"),
     Param("reply_indent", "\t", string, "indentation per level"),
     Param("trace_destination", (), names_or_none, "tracing destinations, comma-separated"),
-    Param("trace_bwlist", TraceList(False, ()), trace_list, "commands to trace: w: only these, b: all but these"),
+    Param("trace_bwlist", (False, ()), trace_list, "commands to trace: w: only these, b: all but these"),
 ]
 MI_DATAGRAM_STATS = [
     Stat("requests", "non-empty datagrams received"),
@@ -4614,8 +4604,9 @@ class Child:
             more = max(1, round(own["max_requests"] * random.uniform(0.9, 1.1)))
             self.last_request = server.counted[server.core["requests"]] + more
         self.tracers = [trace() for trace in self.setup.destinations.values()]
-        allows, names_of = self.setup.mi["trace_bwlist"].allows, server.registry.names_of
-        self.is_traced = functools.lru_cache(1000)(lambda name: not name or allows(*names_of(name)))  # an unknown one always is
+        (white, listed), names_of = self.setup.mi["trace_bwlist"], server.registry.names_of
+        self.is_traced = functools.lru_cache(1000)(  # an unknown command always is
+            lambda name: not name or any(one in listed for one in names_of(name)) == white)
         server.child = self
         self.traces: list[Trace] = []  # until settle()
         self.around = [(Context(module), function.mi_cached, names) for module, function, names in server.registry.wrappers

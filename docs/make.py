@@ -97,7 +97,7 @@ def modules():
 def default_of(param):
     """A default as a configuration has it."""
     value = param.default
-    return SHOWN.get(param.name, "none" if value in (None, (), [], "") or isinstance(value, mi.TraceList)
+    return SHOWN.get(param.name, "none" if value in (None, (), [], "", (False, ()))
                      else {True: "yes", False: "no"}.get(value, ", ".join(value) if isinstance(value, tuple) else str(value))
                      if isinstance(value, (bool, tuple)) else str(value))
 
