@@ -85,7 +85,7 @@ __all__ = [  # what plug-ins may use
     # what _core_commands.py is made of
     "INTERNAL", "STATISTICS", "NO_STATISTICS", "within_limit", "c_integer", "has_ended", "Events", "SLICE_ROWS", "give_way",
     # what access.py is made of
-    "Rule", "account_numbers", "in_networks",
+    "account_numbers", "in_networks",
     # what store_file.py and checks.py are made of
     "ROW_BYTES", "SPACES", "NEWEST", "USED", "NAMES_FILE", "Registry",
 ]
@@ -867,16 +867,7 @@ def networks(value) -> tuple:
         raise ValueError(f'takes networks with commas between them: "127.0.0.0/8, ::1" ({error})') from None
 
 
-class Rule(NamedTuple):
-    """Who may use some commands: networks of UDP senders, users and groups of UNIX senders (names or numbers)."""
-
-    commands: tuple
-    networks: tuple
-    users: tuple
-    groups: tuple
-
-
-def access_rule(value) -> Rule:
+def access_rule(value) -> tuple:
     """Converter: `COMMAND[, COMMAND]: WHO[, WHO]`, WHO being a network, `uid:NAME` or `gid:NAME`."""
     return shared("access", "allow_command", "for access lists, ").read_rule(value)
 
@@ -1248,12 +1239,6 @@ class Command:
             return [convert(value or "") if convert else value or "" for convert, value in zip(converters, request.values)]
         except ValueError:
             raise BAD_PARAMETER from None
-
-    def signature_line(self) -> str:
-        """The command with its arguments, as help shows it."""
-        parts = [self.name, *(name.upper() for name in self.required), *(f"[{name.upper()}]" for name in self.optional)]
-        parts += [f"[{self.rest.upper()}...]"] if self.rest else []
-        return " ".join(parts + [f"[{name}={name.upper()}]" for name in self.options])
 
 
 def text_of(value) -> str | None:
@@ -2983,24 +2968,6 @@ def write_in_turn(data: bytes) -> int:
         fcntl.lockf(2, fcntl.LOCK_UN)
 
 
-def open_to_append(path: str, access: int = os.O_WRONLY, mode: int = 0o640) -> int:
-    """Open or create a file to append to, without waiting for the reader of a FIFO; OSError. Root opens what no other user
-    can have put there: in a folder that others may write, only a file of root's that has no other name."""
-    only_roots = 0
-    if os.geteuid() == 0 and path not in ("/dev/stdout", "/dev/stderr"):  # they lead to what root was started with
-        try:
-            os.close(walk(path, check_unshared))
-        except (FileNotFoundError, PermissionError):
-            os.close(walk(os.path.dirname(path), check_unshared))
-            only_roots = os.O_NOFOLLOW
-    descriptor = os.open(path, access | APPENDING | os.O_CREAT | only_roots, mode)
-    status = os.fstat(descriptor)
-    if only_roots and (status.st_uid != 0 or status.st_nlink != 1):
-        os.close(descriptor)
-        raise PermissionError(errno.EPERM, "others than root can write its folder, and may have put it there")
-    return descriptor
-
-
 def start_logging(setup: Setup, processes: Processes, options) -> None:
     """Log to stderr, syslog or a file, as the configuration and the command line say; StartError."""
     settings, foreground = setup.globals, not options.background
@@ -3649,8 +3616,8 @@ class Loader:
         mi["trace_bwlist"] = white, self.registered(registry, names, self.mi.where("trace_bwlist"), "trace_bwlist")
         self.registered(registry, own["disable"], self.own.where("disable"), "disable")
         for nth, (rule, where) in enumerate(zip(own["allow_command"], self.own.lines.get("allow_command", []))):
-            commands = self.registered(registry, rule.commands, where, "allow_command")
-            own["allow_command"][nth] = shared("access").with_numbers(rule._replace(commands=commands), where)
+            commands = self.registered(registry, rule[0], where, "allow_command")
+            own["allow_command"][nth] = shared("access").with_numbers((commands, *rule[1:]), where)
 
     def registered(self, registry: Registry, names: tuple, where: Where, param: str) -> Patterns:
         """The registered names of commands that a parameter names or has patterns of, which stay for what is forwarded; a
@@ -3818,15 +3785,13 @@ def kill(ctx):
     return Reply()
 
 
+@functools.partial(tagged, kind="integer")
 def c_integer(value) -> int:
     """Converter: a number as OpenSIPS' str2sint reads it: a sign, digits, 32 bits that wrap; a lone sign is 0."""
     try:
         return json_int(value, "")
     except Error:
         raise ValueError("takes an integer") from None
-
-
-tagged(c_integer, kind="integer")
 
 
 def bind_log_level(request: Request) -> list:
@@ -4179,14 +4144,6 @@ class Endpoint:
         """One datagram, and (its sender, ancillary data); there is no room for descriptors that a client may send."""
         data, ancillary, _, client = self.socket.recvmsg(size, CREDENTIALS_ROOM if self.unix else ADDRESS_ROOM, flags)
         return data, (client, tuple(ancillary))
-
-    @staticmethod
-    def credentials_of(client: Any) -> tuple | None:
-        """The (pid, uid, gid) of a UNIX sender, None if the kernel does not say."""
-        for level, kind, data in client[1]:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
-                return struct.unpack("3i", data)
-        return None
 
     def send_fairly(self, data: bytes, client: Any) -> int:
         """Send, a large reply only if it leaves half of the send buffer, which pays for what clients have not read; OSError."""
@@ -5975,9 +5932,7 @@ def __getattr__(name: str) -> Any:
         from gevent.event import AsyncResult
 
         return AsyncResult
-    if name == "Trial":
-        return shared("trial", "midatagram.Trial", "to test plug-ins, ").Trial
-    file = {"read_tree": "text_dialect", "write_request": "call"}.get(name)
+    file = {"Trial": "trial", "open_to_append": "log_file", "read_tree": "text_dialect", "write_request": "call"}.get(name)
     if file:
         return getattr(shared(file, f"midatagram.{name}"), name)
     raise AttributeError(f"midatagram has no {name}{nearest(name, __all__)}")

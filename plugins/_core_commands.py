@@ -55,6 +55,13 @@ def list_tcp_conns(ctx):
 ###############################################################################
 
 
+def signature_line(command: mi.Command) -> str:
+    """A command with its arguments, as help shows it."""
+    parts = [command.name, *(name.upper() for name in command.required), *(f"[{name.upper()}]" for name in command.optional)]
+    parts += [f"[{command.rest.upper()}...]"] if command.rest else []
+    return " ".join(parts + [f"[{name}={name.upper()}]" for name in command.options])
+
+
 USAGE = "help mi_cmd - returns information about 'mi_cmd'"
 
 
@@ -68,7 +75,7 @@ def show_help(ctx, mi_cmd=""):
         raise mi.Error(404, "unknown MI command")
     text = " ".join(command.help.split())
     module = command.full_name.partition(":")[0] if ctx.server.registry.full_names else command.module.name
-    return mi.Reply(nodes=(mi.Node("Help", f"{command.signature_line()} - {text}" if text else "not available for this command"),
+    return mi.Reply(nodes=(mi.Node("Help", f"{signature_line(command)} - {text}" if text else "not available for this command"),
                            mi.Node("Exported by", module)), live=mi.CONSTANT)
 
 
