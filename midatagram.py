@@ -1890,8 +1890,8 @@ class Token(NamedTuple):
 class Directive(NamedTuple):
     """A statement."""
 
-    word: str  # the first of one of ours; for another, whose first word is its argument, `passed`, `stray` if that is a mark
-    args: tuple
+    word: str  # the first of one of ours; for another `passed`, or `stray` if that is a mark
+    args: tuple  # of one of ours the values, of another its first word and all its tokens
     path: str
     line: int
 
@@ -2036,19 +2036,8 @@ class ConfigReader:
         if depth:
             raise ConfigError(self.path, first.line, f'no closing "}}" for the block that {first.value} starts')
         kind = "passed" if first.kind in ("word", "string", "number") else "stray"
-        self.directives.append(Directive(kind, (first.value, *calls(self.tokens[start:self.at])), self.path, first.line))
+        self.directives.append(Directive(kind, (first.value, self.tokens[start:self.at]), self.path, first.line))
 
-
-def calls(script: list[Token]) -> Iterator[tuple]:
-    """The calls in a script whose first arguments are strings: the name, and these strings; of a socket the word and the rest."""
-    if script[0].value in ("listen", "socket"):
-        yield script[0].value, " ".join([token.value for token in script[2:]])
-    for at, (name, paren) in enumerate(zip(script, script[1:]), 2):
-        if (name.kind, paren.kind) == ("word", "("):
-            arguments = itertools.takewhile(lambda token: token.kind in ("string", ","), script[at:at + 20])
-            texts = [token.value for token in arguments if token.kind == "string"]
-            if texts:
-                yield (name.value, *texts)
 
 ###############################################################################
 ###############################################################################
@@ -3469,10 +3458,6 @@ def find_plugin(file: str, folders: Iterable[str]) -> str | None:
 MOST_SOCKETS = 250  # as many as fit into one message to a loader
 
 
-DROPPED = {"socket_name": 'modparam("midatagram", "listen", ...) adds a socket',  # what a second line of these is for
-           "trace_destination": "several destinations stand in one line, with commas between them"}
-
-
 class Loader:
     """Turns directives into a Setup: loads modules, sets their parameters, checks what needs the system. core_stats: returns
     the statistics of the core for a number of children."""
@@ -3507,7 +3492,7 @@ class Loader:
             elif word == "passed":
                 hint = "" if args[0] in self.opensips["words"] else nearest(args[0], FORMS, 0.85)
                 self.pass_over(where, f"{args[0]}: passed over, it is not for midatagram", hint)
-                self.calls += args[1:]
+                self.calls += self.checks.calls(args[1]) if self.checks else ()
             elif word == "stray":
                 self.note(where, f'stray "{args[0]}", passed over; nothing ends a statement but the next one')
             else:
@@ -3560,13 +3545,11 @@ class Loader:
         other = {self.mi: self.own, self.own: self.mi}.get(module)
         if other and name not in module.params and name in other.params:
             raise ConfigError(*where, f'{name} is a parameter of {other.name}: modparam("{other.name}", "{name}", ...)')
-        earlier, before = module.where(name), module.settings.get(name)
-        advice = module.set(name, value, *where) or (self.checks and self.checks.advice(module.name, name, value))
-        if advice:
+        before = module.where(name), module.settings.get(name)
+        if advice := module.set(name, value, *where):
             self.note(where, advice)
-        more = DROPPED.get(name) if module is self.mi and where[1] else None
-        if more and before and before != module.settings[name]:
-            self.note(where, "{} drops that of {}:{}; {}".format(name, *earlier, more))
+        if self.checks:
+            self.checks.note_parameter(self, module, where, name, value, before)
 
     def note(self, where: Where, text: str, level: int = logging.WARNING) -> None:
         """Have something logged once logging works."""
@@ -5839,7 +5822,7 @@ def start(options, starter: int, given: dict, notify: Callable[..., None]) -> in
     supervisor = Supervisor(options, starter, given, notify)
     setup = supervisor.load_first()
     if options.check:
-        return report(setup)
+        return shared("checks", "-c", "to check a configuration, ").report(setup)
     pidfile = pid_file(options) if options.pidfile else None
     if pidfile:
         pidfile.lock()
@@ -5863,20 +5846,6 @@ def start(options, starter: int, given: dict, notify: Callable[..., None]) -> in
         supervisor.close()
         if pidfile:
             pidfile.remove()
-
-
-def report(setup: Setup) -> int:
-    """Print what a check says of a configuration that could be loaded; returns the exit status. It makes no log file."""
-    path = setup.own["log_file"]
-    place = path if path and os.path.exists(path) else os.path.dirname(path or "") or "."
-    if path and (os.path.isdir(path) or not os.access(place, os.W_OK)):
-        setup.notes.append((logging.ERROR, f"log_file {path} cannot be opened for writing"))
-    for level, text in setup.notes:
-        print(f"{logging.getLevelName(level)}: {text}")
-    worst = max([level for level, _ in setup.notes], default=0)
-    print(f"{setup.path}: {'see the errors above' if worst >= logging.ERROR else 'OK'}"
-          + (", with the warnings above" if worst == logging.WARNING else ""))
-    return EXIT_CONFIG if worst >= logging.ERROR else EXIT_OK
 
 
 def open_standard_streams() -> None:
