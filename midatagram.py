@@ -67,7 +67,7 @@ __all__ = [  # what plug-ins may use
     # what is remembered, files, and the standard library as it was before gevent
     "Memo", "VALUE_BYTES", "StoreError", "open_to_append", "original", "shared", "AsyncResult",  # noqa: F822 - see __getattr__()
     # other servers, tests
-    "ask", "read_tree", "write_request", "Trial", "Address", "LIMIT", "GIVE_UP",  # noqa: F822
+    "ask", "socket_of", "read_tree", "write_request", "Trial", "Address", "LIMIT", "GIVE_UP",  # noqa: F822
     # what a Trial is made of
     "ConfigReader", "Loader", "Processes", "Counters", "core_stats", "Store", "Server", "event_pair", "answers_of",
     # files of a plug-in's own format
@@ -80,14 +80,14 @@ __all__ = [  # what plug-ins may use
     "cache_fetch", "cache_remove", "cache_store", "event_subscribe", "log_level", "host_address",
     # tools: a plug-in with main(argv), and what the script has one for
     "StartError", "EXIT_OK", "EXIT_CRASH", "EXIT_USAGE", "EXIT_NOT_RUNNING", "EXIT_IN_USE", "EXIT_CANNOT_CREATE", "EXIT_RUNNING",
-    "EXIT_PERMISSION", "EXIT_CONFIG", "socket_of", "account_of", "run_places", "plugin_code", "walk", "follow_roots",
-    "identity_of", "remove_own", "clear_path", "LogHandler", "check_unshared", "Directive", "serve", "server_parser",
-    # what _core_commands.py is made of
+    "EXIT_PERMISSION", "EXIT_CONFIG", "plugin_code", "walk", "follow_roots", "identity_of", "remove_own", "clear_path",
+    "LogHandler", "check_unshared", "Directive", "serve", "server_parser",
+    # what asking.py, status.py, background.py and access.py are made of
+    "built_in_modules", "directives_of", "configuration_of", "name_pattern", "is_live", "preferred", "run_places",
+    "log_handlers", "let_go", "let_go_of_stderr", "account_numbers", "in_networks",
+    # what _core_commands.py, store_file.py and checks.py are made of
     "INTERNAL", "STATISTICS", "NO_STATISTICS", "within_limit", "c_integer", "has_ended", "Events", "SLICE_ROWS", "give_way",
-    # what access.py is made of
-    "account_numbers", "in_networks",
-    # what store_file.py and checks.py are made of
-    "ROW_BYTES", "SPACES", "NEWEST", "USED", "NAMES_FILE", "Registry",
+    "ROW_BYTES", "SPACES", "NEWEST", "USED", "NAMES_FILE", "Registry", "Setup",
 ]
 
 ###############################################################################
@@ -913,11 +913,6 @@ class Stat(NamedTuple):
     dialect: str = ""
     shared: bool = False
 
-    @property
-    def kind(self) -> str:
-        """How list_statistics calls it."""
-        return "incremental" if self.resettable and self.read is None else "non-incremental"
-
 
 class Event(NamedTuple):
     """An event that clients subscribe to and ctx.raise_event raises."""
@@ -1132,7 +1127,7 @@ BAD_PARAMETER = Error(400, "Bad parameter")
 
 
 class Command:
-    """A command as registered: the function, and what its signature and tag say; ConfigError if they do not fit each other."""
+    """A command as registered: the function, and what its signature and tag say; ConfigError for what cannot be one."""
 
     def __init__(self, module: Module, function: Any):
         tag: CommandTag = function.mi_command
@@ -1149,17 +1144,11 @@ class Command:
         self.required, self.optional, self.rest = self.signature()
         self.most = None if self.rest else len(self.required) + len(self.optional)
         names = self.names = [*self.required, *self.optional]
-        unknown = [name for name in tag.converters if name not in names and name != self.rest and name not in self.options]
-        if unknown:
-            raise self.refusal(f'has a converter for "{unknown[0]}", which it does not take{nearest(unknown[0], names)}')
         self.converters = [*map(tag.converters.get, names)], itertools.repeat(tag.converters.get(self.rest))
         self.bind = tag.bind or self.bind_text
         optional = [*self.optional, *([self.rest] if self.rest else [])]
         natural = [(*self.required, *optional[:count]) for count in range(len(optional) + 1)]
         self.recipes = [tuple(recipe) for recipe in tag.json.recipes or natural]
-        lacking = [name for recipe in self.recipes for name in self.required if self.input and name not in recipe]
-        if lacking:
-            raise self.refusal(f'has a JSON recipe without "{lacking[0]}", which it requires')
         if self.options:
             shared("command_options", self.path, f'command "{self.name}" has options, ').Options(self)
 
@@ -2964,7 +2953,7 @@ def start_logging(setup: Setup, processes: Processes, options) -> None:
     to_stderr = settings.get("log_stderror", settings.get("stderror_enabled", foreground)) or options.debug and foreground
     syslog = None if to_stderr or not os.path.exists("/dev/log") else if_there("log_syslog")
     if setup.own["log_file"]:
-        handler = shared("log_file", setup.path, "for log_file, ").handler(setup.own["log_file"], *account_of(options))
+        handler = shared("log_file", setup.path, "for log_file, ").handler(setup.own["log_file"], options)
     else:
         handler = syslog.handler(settings, "/dev/log") if syslog else stderr_handler()
     filtered = settings.get("stderror_level_filter" if handler.on_stderr else "syslog_level_filter", 0)
@@ -3581,15 +3570,13 @@ class Loader:
         for module in self.modules.values():
             module.settle(self.modules.values())
         registry = Registry(self.modules.values(), own["disable"])
-        if self.checks:
-            self.checks.check_answers(registry)
         if release:
             release.rename(registry)
         if registry.wrappers:
             registry.around = shared("around", registry.wrappers[0][0].path, "to stand around commands, ").Around
         self.check_names(registry)
         if self.checks:
-            self.checks.note_failures(self, registry)
+            self.checks.check_commands(self, registry)
         return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations)
 
     def check_names(self, registry: Registry) -> None:
@@ -3598,9 +3585,8 @@ class Loader:
         white, names = mi["trace_bwlist"]
         mi["trace_bwlist"] = white, self.registered(registry, names, self.mi.where("trace_bwlist"), "trace_bwlist")
         self.registered(registry, own["disable"], self.own.where("disable"), "disable")
-        for nth, (rule, where) in enumerate(zip(own["allow_command"], self.own.lines.get("allow_command", []))):
-            commands = self.registered(registry, rule[0], where, "allow_command")
-            own["allow_command"][nth] = shared("access").with_numbers((commands, *rule[1:]), where)
+        if own["allow_command"]:
+            own["allow_command"] = [*shared("access").checked_rules(self, registry)]
 
     def registered(self, registry: Registry, names: tuple, where: Where, param: str) -> Patterns:
         """The registered names of commands that a parameter names or has patterns of, which stay for what is forwarded; a
@@ -4894,13 +4880,13 @@ def forked(life: Callable[[], int]) -> int:
 
 
 class Supervisor:
-    """The attendant: opens sockets, starts children, replaces those that die, reloads, stops. starter: descriptor that is
-    written when a start in the background is over, else -1; given: sockets of systemd, path or address -> descriptor; notify:
-    tells systemd states."""
+    """The attendant: opens sockets, starts children, replaces those that die, reloads, stops. starter: of a start in the
+    background what is to be released when it is over, else None; given: sockets of systemd, path or address -> descriptor;
+    notify: tells systemd states."""
 
     current: Generation
 
-    def __init__(self, options: argparse.Namespace, starter: int, given: dict, notify: Callable[..., None]):
+    def __init__(self, options: argparse.Namespace, starter: Any, given: dict, notify: Callable[..., None]):
         self.options, self.starter, self.given, self.notify = options, starter, given, notify
         self.processes, self.counters, self.started_s = Processes(), Counters(), time.time()
         self.pair, self.store, self.folder_lock = event_pair(), Store("", 0), -1
@@ -5195,15 +5181,9 @@ class Supervisor:
         """Say that every child serves."""
         self.announced = self.current.endpoints
         log.log(NOTICE, "ready: %s", self.tell_status(READY=1))
-        if self.starter >= 0:
-            if any(handler.on_stderr for handler in log_handlers()):
-                log.warning("the log ends here, as -D lets go of stderr; log to a file (log_file) or to syslog instead")
-            let_go_of_stderr()
-            with contextlib.suppress(OSError):  # the loader is being replaced, or who started us did not wait
-                self.current.ask("let_go", ())
-                os.write(self.starter, b".")
-            os.close(self.starter)
-            self.starter = -1
+        if self.starter:
+            self.starter.release(self.current)
+            self.starter = None
 
     def tell_status(self, **states: Any) -> str:
         """Tell systemd these states and how things are, --status the latter by a file in the folder of this run; returns it."""
@@ -5510,7 +5490,7 @@ class Loading:
 
     def child_serves(self, row: int, rank: int) -> None:
         """A child serves from now on."""
-        if self.attendant.starter >= 0:
+        if self.attendant.starter:
             let_go_of_stderr()
         self.attendant.processes.set(row, state=Processes.SERVING)
         self.attendant.tell(rank)
@@ -5646,17 +5626,6 @@ def directives_of(options) -> list[Directive]:
     return directives
 
 
-def socket_of(options) -> Address:
-    """The socket that a client of this configuration talks to."""
-    module = next(module for module in built_in_modules() if module.name == "mi_datagram")
-    for directive in directives_of(options):
-        if directive.word == "modparam" and name_pattern(directive.args[0], (directive.path, directive.line))(module.name):
-            module.set(directive.args[1], directive.args[2], directive.path, directive.line)
-    if module.settings["socket_name"] is None:
-        raise ConfigError(configuration_of(options), 0, "no socket_name; give a socket with -s")
-    return module.settings["socket_name"]
-
-
 def server_parser() -> argparse.ArgumentParser:
     """The command line of the server."""
     parser = argparse.ArgumentParser(
@@ -5682,81 +5651,10 @@ def server_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def ask(place: Address | str, request: bytes, timeout_s: float) -> bytes:
-    """Send a request to a server, at a UNIX path or udp:HOST:PORT, and return its reply; OSError (TimeoutError) when none comes.
-
-    Each request has a socket of its own, so a late reply is never mistaken for the next one. OpenSIPS replies from another UNIX
-    socket than it is asked at: a reply is believed from root, this user, and who owns the server's socket or its folder.
-    """
-    place = address(place) if isinstance(place, str) else place
-    family, target, deadline_s = socket.AF_UNIX, place.host, time.monotonic() + timeout_s
-    if place.port is not None:
-        family, _, _, _, target = preferred(socket.getaddrinfo(place.host, place.port, type=socket.SOCK_DGRAM))
-    with socket.socket(family, socket.SOCK_DGRAM) as client:
-        client.settimeout(timeout_s)
-        if place.port is not None:
-            client.connect(target)  # so that the kernel reports refusals, and nobody else can answer
-            client.send(request)
-            return client.recv(1 << 20)
-        believed = {0, os.geteuid(), os.stat(target).st_uid, os.stat(os.path.dirname(target) or ".").st_uid}
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        client.bind("")  # abstract: it leaves no file
-        client.sendto(request, target)
-        while (left_s := deadline_s - time.monotonic()) > 0:
-            client.settimeout(left_s)
-            reply, ancillary, _, sender = client.recvmsg(1 << 20, socket.CMSG_SPACE(struct.calcsize("3i")))
-            if sender == target or struct.unpack("3i", ancillary[0][2])[1] in believed:
-                return reply
-    raise TimeoutError("timed out")
-
-
-def pid_file(options) -> Any:
-    """The file of -P."""
-    return shared("pid_file", "-P", "for a pid file, ").PidFile(options.pidfile, options.status)
-
-
-def is_running(options) -> bool:
-    """Whether a server of this configuration runs: its pid file is locked, or its socket answers."""
-    if options.pidfile:
-        return pid_file(options).locked_elsewhere()
-    place = socket_of(options)
-    if place.port is None:
-        return is_live(place.host)
-    try:
-        return bool(ask(place, b":uptime:\n", 1.0))
-    except OSError:
-        return False
-
-
-def account_of(options) -> tuple:
-    """The entry of -u's user (None: no -u) and the number of the group to run with (None: ours); StartError."""
-    try:
-        user = pwd.getpwnam(options.user) if options.user else None
-        return user, grp.getgrnam(options.group).gr_gid if options.group else user and user.pw_gid
-    except KeyError as error:
-        raise StartError(EXIT_CONFIG, f"-u, -g: {error.args[0].replace('()', '')} on this system") from None
-
-
 def drop_privileges(options) -> None:
     """Become -u and -g; StartError if that cannot be."""
-    user, gid = account_of(options)
-    try:
-        if user:
-            os.initgroups(user.pw_name, gid)
-        if gid is not None:
-            os.setgid(gid)
-        if user:
-            os.setuid(user.pw_uid)
-    except PermissionError:
-        raise StartError(EXIT_PERMISSION, f"-u, -g: uid {os.geteuid()} may not change user or group; only root can") from None
-
-
-def close_inherited(given: Iterable[int]) -> None:
-    """Close all inherited descriptors but the standard streams and the sockets of systemd."""
-    for descriptor in map(int, os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ()):
-        if descriptor > 2 and descriptor not in given:
-            with contextlib.suppress(OSError):  # the descriptor that listdir used
-                os.close(descriptor)
+    if options.user or options.group:
+        shared("privileges", "-u, -g", "to run as another user, ").drop(options)
 
 
 def let_go_of_stderr() -> None:
@@ -5772,58 +5670,39 @@ def let_go(*descriptors: int) -> None:
     os.close(null)
 
 
-def go_background() -> int:
-    """Fork, away from the terminal; the first process waits, and exits as the start ends. Returns the descriptor that is
-    written when the start is over; until then stderr stays, for what goes wrong."""
-    read, write = os.pipe()
-    pid, status = original("os", "fork")(), EXIT_CRASH
-    if pid:
-        os.close(write)
-        try:  # whatever happens here, the pid file is the server's
-            status = 0 if os.read(read, 1) else os.waitstatus_to_exitcode(original("os", "waitpid")(pid, 0)[1])
-        finally:
-            os._exit(status)
-    os.setsid()
-    os.close(read)
-    let_go(0, 1)
-    return write
-
-
 def serve(options) -> int:
     """Check, open, serve; returns the exit status."""
-    running = (options.status or options.if_not_running) and is_running(options)
     if options.status:
-        return shared("status", "--status", "to say more, ").report(options, running)
-    if running:
+        return shared("status", "--status", "to know whether it runs, ").report(options)
+    status = shared("status", "--if-not-running", "to know whether it runs, ") if options.if_not_running else None
+    if status and status.is_running(options):
         return EXIT_OK
     given, notify = {}, lambda **states: None
     if "LISTEN_FDS" in os.environ or "NOTIFY_SOCKET" in os.environ:
-        systemd = shared("systemd", "LISTEN_FDS, NOTIFY_SOCKET", "for systemd, ")
-        given, notify = systemd.given_sockets(), systemd.Notifier().send
-    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC"):
-        os.environ.pop(name, None)
-    if options.background:
-        close_inherited(given.values())
+        given, notify = shared("systemd", "LISTEN_FDS, NOTIFY_SOCKET", "for systemd, ").begin()
+    background = shared("background", "-D", "to go to the background, ") if options.background else None
+    if background:
+        background.close_inherited(given.values())
     if options.file == "-":
         standard_input()  # once, whatever process loads the configuration
     load_packages()
     original("signal", "signal")(signal.SIGCHLD, signal.SIG_DFL)  # who started us may ignore it
-    starter = go_background() if options.background and not options.check else -1
+    starter = background.Starter() if background and not options.check else None
     try:
         return start(options, starter, given, notify)
     except StartError as error:  # another one was a little earlier
-        if options.if_not_running and error.status in (EXIT_RUNNING, EXIT_IN_USE) and is_running(options):
+        if status and error.status in (EXIT_RUNNING, EXIT_IN_USE) and status.is_running(options):
             return EXIT_OK
         raise
 
 
-def start(options, starter: int, given: dict, notify: Callable[..., None]) -> int:
+def start(options, starter: Any, given: dict, notify: Callable[..., None]) -> int:
     """Load the configuration, open everything, then serve until a signal stops it; returns the exit status."""
     supervisor = Supervisor(options, starter, given, notify)
     setup = supervisor.load_first()
     if options.check:
         return shared("checks", "-c", "to check a configuration, ").report(setup)
-    pidfile = pid_file(options) if options.pidfile else None
+    pidfile = shared("pid_file", "-P", "for a pid file, ").PidFile(options.pidfile) if options.pidfile else None
     if pidfile:
         pidfile.lock()
     try:
@@ -5901,9 +5780,10 @@ def __getattr__(name: str) -> Any:
         from gevent.event import AsyncResult
 
         return AsyncResult
-    file = {"Trial": "trial", "open_to_append": "log_file", "read_tree": "text_dialect", "write_request": "call"}.get(name)
+    file = {"Trial": "trial", "ask": "asking", "socket_of": "asking", "open_to_append": "log_file", "read_tree": "text_dialect",
+            "write_request": "call"}.get(name)
     if file:
-        return getattr(shared(file, f"midatagram.{name}"), name)
+        return globals().setdefault(name, getattr(shared(file, f"midatagram.{name}"), name))  # and is there the next time
     raise AttributeError(f"midatagram has no {name}{nearest(name, __all__)}")
 
 

@@ -84,6 +84,11 @@ def show_help(ctx, mi_cmd=""):
 ###############################################################################
 
 
+def kind_of(stat: mi.Stat) -> str:
+    """How list_statistics calls a statistic."""
+    return "incremental" if stat.resettable and stat.read is None else "non-incremental"
+
+
 @mi.command("list_statistics", also="statistics:list", json=mi.JsonForm(recipes=[(), ("statistics",)]))
 def list_statistics(ctx, *statistics):
     """List all statistics, or those named, and whether each is incremental."""
@@ -96,7 +101,7 @@ def list_statistics(ctx, *statistics):
     if not stats:
         raise mi.Error(404, "Statistics Not Found")
     shown = dict(stats).items() if ctx.request.dialect == "jsonrpc" else stats
-    return mi.Reply(nodes=[mi.Node(name, stat.kind) for name, stat in shown], live=mi.CONSTANT)
+    return mi.Reply(nodes=[mi.Node(name, kind_of(stat)) for name, stat in shown], live=mi.CONSTANT)
 
 
 @mi.command("reset_statistics", also="statistics:reset", json=mi.STATISTICS)
@@ -120,7 +125,7 @@ def reset_all_statistics(ctx):
 def reset(ctx, stats: Iterable[mi.Stat]) -> mi.Reply:
     """Reset those of the statistics that can be."""
     for stat in stats:
-        if stat.kind == "incremental":
+        if kind_of(stat) == "incremental":
             ctx.server.counters.reset(ctx.server.counters.column(stat.group, stat.name))
     return mi.Reply()
 

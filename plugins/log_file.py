@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import functools
@@ -43,11 +44,12 @@ def open_log(path: str) -> int:
         return open_to_append(path, os.O_RDWR)
 
 
-def handler(path: str, user: Any, gid: int) -> mi.LogHandler:
+def handler(path: str, options: argparse.Namespace) -> mi.LogHandler:
     """Logs to a file, opened as the user of -u, or by root where that user may not; StartError.
 
     One that root makes is the user's, so that it can be opened again.
     """
+    user, gid = mi.shared("privileges", "log_file", "for the user of -u, ").account_of(options)
     path, is_new = os.path.abspath(path), not os.path.lexists(path)
     try:
         try:

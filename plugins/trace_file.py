@@ -14,7 +14,7 @@ import os
 
 import midatagram as mi
 
-open_to_append = mi.shared("log_file", __file__).open_to_append
+open_to_append = mi.shared("log_file", __file__, "to append to a file, ").open_to_append
 
 
 def absolute_path(value) -> str:
