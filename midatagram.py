@@ -84,7 +84,7 @@ __all__ = [  # what plug-ins may use
     "LogHandler", "check_unshared", "Directive", "serve", "server_parser",
     # what asking.py, status.py, background.py and access.py are made of
     "built_in_modules", "directives_of", "configuration_of", "name_pattern", "is_live", "preferred", "run_places",
-    "log_handlers", "let_go", "let_go_of_stderr", "account_numbers", "in_networks",
+    "log_handlers", "account_numbers", "in_networks",
     # what _core_commands.py, store_file.py and checks.py are made of
     "INTERNAL", "STATISTICS", "NO_STATISTICS", "within_limit", "c_integer", "has_ended", "Events", "SLICE_ROWS", "give_way",
     "ROW_BYTES", "SPACES", "NEWEST", "USED", "NAMES_FILE", "Registry", "Setup",
@@ -1039,7 +1039,7 @@ class Context:
         """Send one of the declared events to its subscribers; gives how many were sent to."""
         return self.own.server.raise_event(name, attributes)
 
-    log = property(lambda self: self.own.server.logger(self.own.name), doc="The logger of this module.")
+    log = property(operator.attrgetter("own.log"), doc="The logger of this module.")
     store = property(operator.attrgetter("own.server.store"), doc="The key-value store that all children share.")
     server = property(operator.attrgetter("own.server"), doc="The process that serves; for the core's own commands.")
 
@@ -1075,6 +1075,7 @@ class Module:
         self.columns: dict[str, int] = {}  # statistic -> its column of the counters
         self.row: Any = None  # this process' row of the counters
         self.server: Any = None
+        self.log: Any = None  # its logger
         self.db_url = ""  # the database of all modules, in place of their own
         self.calls: list[tuple] = []  # in the routing script, see calls()
         self.settle: Callable[[Iterable[Module]], None] = lambda modules: None  # called with all modules once they are set up
@@ -2720,7 +2721,7 @@ class Server:
         self.child: Any = None  # whose conclude() is called for what was answered with LATER
         self.later = 0  # requests that were, for which a stop waits
         for module in setup.registry.modules:
-            module.server = self
+            module.server, module.log = self, log.getChild(module.name)
             module.columns = {stat.name: counters.column(stat.group, stat.name) for stat in module.stats if stat.read is None}
         self.become(ATTENDANT)
 
@@ -2737,10 +2738,6 @@ class Server:
     def count(self, name: str, by: int = 1) -> None:
         """Add to one of the statistics of group mi_datagram."""
         self.counted[self.core[name]] += by
-
-    def logger(self, name: str) -> logging.Logger:
-        """The logger of a module."""
-        return log.getChild(name)
 
     def values_of(self, stats: list[Stat]) -> Callable[[], tuple]:
         """A function that returns the present values of statistics, in their order."""
@@ -3328,6 +3325,7 @@ NAMES_FILE = os.path.join(BESIDE, "opensips.names")
 PLUGIN_PREFIX = "midatagram_plugin_"  # of the names in sys.modules, so that a plug-in hides no other module
 
 UDP_LIMIT = 65507  # bytes of the longest UDP datagram
+MOST_SOCKETS = 250  # as many as fit into one message to a loader
 Where = tuple[str, int]  # a file and a line of it
 
 
@@ -3442,9 +3440,6 @@ def find_plugin(file: str, folders: Iterable[str]) -> str | None:
     paths = (os.path.join(folder, form + suffix) for form in (stem, name, f"{name}/{name}")
              for folder in folders for suffix in SUFFIXES)
     return next((path for path in paths if os.path.isfile(path)), None)
-
-
-MOST_SOCKETS = 250  # as many as fit into one message to a loader
 
 
 class Loader:
@@ -3690,7 +3685,6 @@ def account_numbers(account: str | int | None, look_up: Callable, where: Where, 
 # plug-in uses, in the order OpenSIPS registers them. Their error texts are
 # the original's; where it looks at its arguments one after the other, so do
 # these.
-
 
 STATISTICS = JsonForm(recipes=[("statistics",)])
 
@@ -4021,7 +4015,6 @@ MIDATAGRAM_PARAMS = [
     Param("start_timeout", 10000, integer(100, 3600000), "time limit for the start of a child, and for a reload, ms"),
     Param("crash_limit", 10, integer(1), "exit after this number of children in a row died as they started while none served"),
 ]
-
 
 NO_EFFECT = "accepted without effect"
 CACHEDB_NUMBERS = [Param(name, 0, integer(), NO_EFFECT) for name in (
@@ -4738,7 +4731,7 @@ class Child:
         except self.gevent.GreenletExit:
             raise
         except BaseException:  # a plug-in's seam: a Timeout of gevent is no Exception
-            log.getChild(module.name).exception("%s raised", function.__name__)
+            module.log.exception("%s raised", function.__name__)
 
     def end(self, limit_s: float = float("inf"), why: str = "") -> None:
         """Have this child stop, within limit_s if that is less than stop_timeout."""
@@ -5386,7 +5379,7 @@ class Loading:
         self.control.shutdown(socket.SHUT_WR)
         gc.freeze()  # what was loaded is never garbage in the children; looking for it would copy its pages
         original("signal", "signal")(signal.SIGCHLD, signal.SIG_DFL)  # whatever a plug-in did to it
-        verbs: dict[str, Callable] = {"begin": self.begin, "fork": self.fork, "let_go": let_go_of_stderr}
+        verbs: dict[str, Callable] = {"begin": self.begin, "fork": self.fork, "let_go": self.let_go}
         while True:
             request, descriptors, _, _ = socket.recv_fds(self.control, PART_BYTES << 2, 256, socket.MSG_CMSG_CLOEXEC)
             if not request:
@@ -5490,10 +5483,14 @@ class Loading:
 
     def child_serves(self, row: int, rank: int) -> None:
         """A child serves from now on."""
-        if self.attendant.starter:
-            let_go_of_stderr()
+        self.let_go()
         self.attendant.processes.set(row, state=Processes.SERVING)
         self.attendant.tell(rank)
+
+    def let_go(self) -> None:
+        """Let go of stderr after a start in the background."""
+        if self.attendant.starter:
+            self.attendant.starter.let_go_of_stderr()
 
 
 def libc() -> Any:
@@ -5655,19 +5652,6 @@ def drop_privileges(options) -> None:
     """Become -u and -g; StartError if that cannot be."""
     if options.user or options.group:
         shared("privileges", "-u, -g", "to run as another user, ").drop(options)
-
-
-def let_go_of_stderr() -> None:
-    """Let go of stderr, under each of its numbers."""
-    let_go(2, *[handler.descriptor for handler in log_handlers() if handler.on_stderr])
-
-
-def let_go(*descriptors: int) -> None:
-    """Point descriptors of standard streams at /dev/null."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in descriptors:
-        os.dup2(null, descriptor)
-    os.close(null)
 
 
 def serve(options) -> int:

@@ -20,6 +20,14 @@ def close_inherited(given: Iterable[int]) -> None:
                 os.close(descriptor)
 
 
+def let_go(*descriptors: int) -> None:
+    """Point descriptors of standard streams at /dev/null."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in descriptors:
+        os.dup2(null, descriptor)
+    os.close(null)
+
+
 class Starter:
     """The process that was started, as its child knows it: it waits, and exits as the start ends."""
 
@@ -35,14 +43,18 @@ class Starter:
                 os._exit(status)
         os.setsid()
         os.close(read)
-        mi.let_go(0, 1)
+        let_go(0, 1)
 
     def release(self, loader: Any) -> None:
         """Let it exit, since the start is over; loader: the Generation whose process lets go of stderr, too."""
         if any(handler.on_stderr for handler in mi.log_handlers()):
             log.warning("the log ends here, as -D lets go of stderr; log to a file (log_file) or to syslog instead")
-        mi.let_go_of_stderr()
+        self.let_go_of_stderr()
         with contextlib.suppress(OSError):  # the loader is being replaced, or who started us did not wait
             loader.ask("let_go", ())
             os.write(self.write, b".")
         os.close(self.write)
+
+    def let_go_of_stderr(self) -> None:
+        """Let go of stderr, under each of its numbers; in each process."""
+        let_go(2, *[handler.descriptor for handler in mi.log_handlers() if handler.on_stderr])
