@@ -67,7 +67,7 @@ __all__ = [  # what plug-ins may use
     # what is remembered, files, and the standard library as it was before gevent
     "Memo", "VALUE_BYTES", "StoreError", "open_to_append", "original", "shared", "AsyncResult",  # noqa: F822 - see __getattr__()
     # other servers, tests
-    "ask", "read_tree", "write_request", "Trial", "Address", "LIMIT", "GIVE_UP",  # noqa: F822
+    "ask", "socket_of", "read_tree", "write_request", "Trial", "Address", "LIMIT", "GIVE_UP",  # noqa: F822
     # what a Trial is made of
     "ConfigReader", "Loader", "Processes", "Counters", "core_stats", "Store", "Server", "event_pair", "answers_of",
     # files of a plug-in's own format
@@ -80,14 +80,14 @@ __all__ = [  # what plug-ins may use
     "cache_fetch", "cache_remove", "cache_store", "event_subscribe", "log_level", "host_address",
     # tools: a plug-in with main(argv), and what the script has one for
     "StartError", "EXIT_OK", "EXIT_CRASH", "EXIT_USAGE", "EXIT_NOT_RUNNING", "EXIT_IN_USE", "EXIT_CANNOT_CREATE", "EXIT_RUNNING",
-    "EXIT_PERMISSION", "EXIT_CONFIG", "socket_of", "account_of", "run_places", "plugin_code", "walk", "follow_roots",
-    "identity_of", "remove_own", "clear_path", "LogHandler", "check_unshared", "Directive", "serve", "server_parser",
-    # what _core_commands.py is made of
+    "EXIT_PERMISSION", "EXIT_CONFIG", "plugin_code", "walk", "follow_roots", "identity_of", "remove_own", "clear_path",
+    "LogHandler", "check_unshared", "Directive", "serve", "server_parser",
+    # what asking.py, status.py, background.py and access.py are made of
+    "built_in_modules", "directives_of", "configuration_of", "name_pattern", "is_live", "preferred", "run_places",
+    "log_handlers", "account_numbers", "in_networks",
+    # what _core_commands.py, store_file.py and checks.py are made of
     "INTERNAL", "STATISTICS", "NO_STATISTICS", "within_limit", "c_integer", "has_ended", "Events", "SLICE_ROWS", "give_way",
-    # what access.py is made of
-    "Rule", "account_numbers", "in_networks",
-    # what store_file.py and checks.py are made of
-    "ROW_BYTES", "SPACES", "NEWEST", "USED", "NAMES_FILE", "Registry",
+    "ROW_BYTES", "SPACES", "NEWEST", "USED", "NAMES_FILE", "Registry", "Setup",
 ]
 
 ###############################################################################
@@ -868,38 +868,19 @@ def networks(value) -> tuple:
         raise ValueError(f'takes networks with commas between them: "127.0.0.0/8, ::1" ({error})') from None
 
 
-class Rule(NamedTuple):
-    """Who may use some commands: networks of UDP senders, users and groups of UNIX senders (names or numbers)."""
-
-    commands: tuple
-    networks: tuple
-    users: tuple
-    groups: tuple
-
-
-def access_rule(value) -> Rule:
+def access_rule(value) -> tuple:
     """Converter: `COMMAND[, COMMAND]: WHO[, WHO]`, WHO being a network, `uid:NAME` or `gid:NAME`."""
     return shared("access", "allow_command", "for access lists, ").read_rule(value)
 
 
-class TraceList(NamedTuple):
-    """trace_bwlist: the commands that are traced (white) or left out (black)."""
-
-    white: bool
-    names: tuple
-
-    def allows(self, *names: str) -> bool:
-        """Whether a command of these names is traced."""
-        return any(name in self.names for name in names) == self.white
-
-
-def trace_list(value) -> TraceList:
-    """Converter: `b:` or `w:` and a comma list of commands, which may be empty or end in one comma."""
+def trace_list(value) -> tuple[bool, tuple]:
+    """Converter: `b:` or `w:` and a comma list of commands, which may be empty or end in one comma, to (whether these are
+    traced, or else all others; their names)."""
     match = re.fullmatch(r"[ \t\n\v\f\r]*([bBwW])[ \t\n\v\f\r]*:(.*)", string(value), re.S)
     if not match:
         raise ValueError('takes "w: NAME, NAME" (these only) or "b: NAME, NAME" (all but these)')
     kind, names = match.groups()
-    return TraceList(kind in "wW", patterns(names.removesuffix(",")) if names else ())
+    return kind in "wW", patterns(names.removesuffix(",")) if names else ()
 
 
 ###############################################################################
@@ -932,11 +913,6 @@ class Stat(NamedTuple):
     read: Callable[..., int | dict[str, int]] | None = None  # the figure, or {name: figure} of all that have this function
     dialect: str = ""
     shared: bool = False
-
-    @property
-    def kind(self) -> str:
-        """How list_statistics calls it."""
-        return "incremental" if self.resettable and self.read is None else "non-incremental"
 
 
 class Event(NamedTuple):
@@ -1064,7 +1040,7 @@ class Context:
         """Send one of the declared events to its subscribers; gives how many were sent to."""
         return self.own.server.raise_event(name, attributes)
 
-    log = property(lambda self: self.own.server.logger(self.own.name), doc="The logger of this module.")
+    log = property(operator.attrgetter("own.log"), doc="The logger of this module.")
     store = property(operator.attrgetter("own.server.store"), doc="The key-value store that all children share.")
     server = property(operator.attrgetter("own.server"), doc="The process that serves; for the core's own commands.")
 
@@ -1100,6 +1076,7 @@ class Module:
         self.columns: dict[str, int] = {}  # statistic -> its column of the counters
         self.row: Any = None  # this process' row of the counters
         self.server: Any = None
+        self.log: Any = None  # its logger
         self.db_url = ""  # the database of all modules, in place of their own
         self.calls: list[tuple] = []  # in the routing script, see calls()
         self.settle: Callable[[Iterable[Module]], None] = lambda modules: None  # called with all modules once they are set up
@@ -1152,7 +1129,7 @@ BAD_PARAMETER = Error(400, "Bad parameter")
 
 
 class Command:
-    """A command as registered: the function, and what its signature and tag say; ConfigError if they do not fit each other."""
+    """A command as registered: the function, and what its signature and tag say; ConfigError for what cannot be one."""
 
     def __init__(self, module: Module, function: Any):
         tag: CommandTag = function.mi_command
@@ -1169,17 +1146,11 @@ class Command:
         self.required, self.optional, self.rest = self.signature()
         self.most = None if self.rest else len(self.required) + len(self.optional)
         names = self.names = [*self.required, *self.optional]
-        unknown = [name for name in tag.converters if name not in names and name != self.rest and name not in self.options]
-        if unknown:
-            raise self.refusal(f'has a converter for "{unknown[0]}", which it does not take{nearest(unknown[0], names)}')
         self.converters = [*map(tag.converters.get, names)], itertools.repeat(tag.converters.get(self.rest))
         self.bind = tag.bind or self.bind_text
         optional = [*self.optional, *([self.rest] if self.rest else [])]
         natural = [(*self.required, *optional[:count]) for count in range(len(optional) + 1)]
         self.recipes = [tuple(recipe) for recipe in tag.json.recipes or natural]
-        lacking = [name for recipe in self.recipes for name in self.required if self.input and name not in recipe]
-        if lacking:
-            raise self.refusal(f'has a JSON recipe without "{lacking[0]}", which it requires')
         if self.options:
             shared("command_options", self.path, f'command "{self.name}" has options, ').Options(self)
 
@@ -1259,12 +1230,6 @@ class Command:
             return [convert(value or "") if convert else value or "" for convert, value in zip(converters, request.values)]
         except ValueError:
             raise BAD_PARAMETER from None
-
-    def signature_line(self) -> str:
-        """The command with its arguments, as help shows it."""
-        parts = [self.name, *(name.upper() for name in self.required), *(f"[{name.upper()}]" for name in self.optional)]
-        parts += [f"[{self.rest.upper()}...]"] if self.rest else []
-        return " ".join(parts + [f"[{name}={name.upper()}]" for name in self.options])
 
 
 def text_of(value) -> str | None:
@@ -1926,8 +1891,8 @@ class Token(NamedTuple):
 class Directive(NamedTuple):
     """A statement."""
 
-    word: str  # the first of one of ours; for another, whose first word is its argument, `passed`, `stray` if that is a mark
-    args: tuple
+    word: str  # the first of one of ours; for another `passed`, or `stray` if that is a mark
+    args: tuple  # of one of ours the values, of another its first word and all its tokens
     path: str
     line: int
 
@@ -2072,19 +2037,8 @@ class ConfigReader:
         if depth:
             raise ConfigError(self.path, first.line, f'no closing "}}" for the block that {first.value} starts')
         kind = "passed" if first.kind in ("word", "string", "number") else "stray"
-        self.directives.append(Directive(kind, (first.value, *calls(self.tokens[start:self.at])), self.path, first.line))
+        self.directives.append(Directive(kind, (first.value, self.tokens[start:self.at]), self.path, first.line))
 
-
-def calls(script: list[Token]) -> Iterator[tuple]:
-    """The calls in a script whose first arguments are strings: the name, and these strings; of a socket the word and the rest."""
-    if script[0].value in ("listen", "socket"):
-        yield script[0].value, " ".join([token.value for token in script[2:]])
-    for at, (name, paren) in enumerate(zip(script, script[1:]), 2):
-        if (name.kind, paren.kind) == ("word", "("):
-            arguments = itertools.takewhile(lambda token: token.kind in ("string", ","), script[at:at + 20])
-            texts = [token.value for token in arguments if token.kind == "string"]
-            if texts:
-                yield (name.value, *texts)
 
 ###############################################################################
 ###############################################################################
@@ -2778,7 +2732,7 @@ class Server:
         self.child: Any = None  # whose conclude() is called for what was answered with LATER
         self.later = 0  # requests that were, for which a stop waits
         for module in setup.registry.modules:
-            module.server = self
+            module.server, module.log = self, log.getChild(module.name)
             module.columns = {stat.name: counters.column(stat.group, stat.name) for stat in module.stats if stat.read is None}
         self.become(ATTENDANT)
 
@@ -2795,10 +2749,6 @@ class Server:
     def count(self, name: str, by: int = 1) -> None:
         """Add to one of the statistics of group mi_datagram."""
         self.counted[self.core[name]] += by
-
-    def logger(self, name: str) -> logging.Logger:
-        """The logger of a module."""
-        return log.getChild(name)
 
     def values_of(self, stats: list[Stat]) -> Callable[[], tuple]:
         """A function that returns the present values of statistics, in their order."""
@@ -3004,24 +2954,6 @@ def write_in_turn(data: bytes) -> int:
         fcntl.lockf(2, fcntl.LOCK_UN)
 
 
-def open_to_append(path: str, access: int = os.O_WRONLY, mode: int = 0o640) -> int:
-    """Open or create a file to append to, without waiting for the reader of a FIFO; OSError. Root opens what no other user
-    can have put there: in a folder that others may write, only a file of root's that has no other name."""
-    only_roots = 0
-    if os.geteuid() == 0 and path not in ("/dev/stdout", "/dev/stderr"):  # they lead to what root was started with
-        try:
-            os.close(walk(path, check_unshared))
-        except (FileNotFoundError, PermissionError):
-            os.close(walk(os.path.dirname(path), check_unshared))
-            only_roots = os.O_NOFOLLOW
-    descriptor = os.open(path, access | APPENDING | os.O_CREAT | only_roots, mode)
-    status = os.fstat(descriptor)
-    if only_roots and (status.st_uid != 0 or status.st_nlink != 1):
-        os.close(descriptor)
-        raise PermissionError(errno.EPERM, "others than root can write its folder, and may have put it there")
-    return descriptor
-
-
 def start_logging(setup: Setup, processes: Processes, options) -> None:
     """Log to stderr, syslog or a file, as the configuration and the command line say; StartError."""
     settings, foreground = setup.globals, not options.background
@@ -3029,7 +2961,7 @@ def start_logging(setup: Setup, processes: Processes, options) -> None:
     to_stderr = settings.get("log_stderror", settings.get("stderror_enabled", foreground)) or options.debug and foreground
     syslog = None if to_stderr or not os.path.exists("/dev/log") else if_there("log_syslog")
     if setup.own["log_file"]:
-        handler = shared("log_file", setup.path, "for log_file, ").handler(setup.own["log_file"], *account_of(options))
+        handler = shared("log_file", setup.path, "for log_file, ").handler(setup.own["log_file"], options)
     else:
         handler = syslog.handler(settings, "/dev/log") if syslog else stderr_handler()
     filtered = settings.get("stderror_level_filter" if handler.on_stderr else "syslog_level_filter", 0)
@@ -3404,6 +3336,7 @@ NAMES_FILE = os.path.join(BESIDE, "opensips.names")
 PLUGIN_PREFIX = "midatagram_plugin_"  # of the names in sys.modules, so that a plug-in hides no other module
 
 UDP_LIMIT = 65507  # bytes of the longest UDP datagram
+MOST_SOCKETS = 250  # as many as fit into one message to a loader
 Where = tuple[str, int]  # a file and a line of it
 
 
@@ -3520,13 +3453,6 @@ def find_plugin(file: str, folders: Iterable[str]) -> str | None:
     return next((path for path in paths if os.path.isfile(path)), None)
 
 
-MOST_SOCKETS = 250  # as many as fit into one message to a loader
-
-
-DROPPED = {"socket_name": 'modparam("midatagram", "listen", ...) adds a socket',  # what a second line of these is for
-           "trace_destination": "several destinations stand in one line, with commas between them"}
-
-
 class Loader:
     """Turns directives into a Setup: loads modules, sets their parameters, checks what needs the system. core_stats: returns
     the statistics of the core for a number of children."""
@@ -3561,7 +3487,7 @@ class Loader:
             elif word == "passed":
                 hint = "" if args[0] in self.opensips["words"] else nearest(args[0], FORMS, 0.85)
                 self.pass_over(where, f"{args[0]}: passed over, it is not for midatagram", hint)
-                self.calls += args[1:]
+                self.calls += self.checks.calls(args[1]) if self.checks else ()
             elif word == "stray":
                 self.note(where, f'stray "{args[0]}", passed over; nothing ends a statement but the next one')
             else:
@@ -3614,13 +3540,11 @@ class Loader:
         other = {self.mi: self.own, self.own: self.mi}.get(module)
         if other and name not in module.params and name in other.params:
             raise ConfigError(*where, f'{name} is a parameter of {other.name}: modparam("{other.name}", "{name}", ...)')
-        earlier, before = module.where(name), module.settings.get(name)
-        advice = module.set(name, value, *where) or (self.checks and self.checks.advice(module.name, name, value))
-        if advice:
+        before = module.where(name), module.settings.get(name)
+        if advice := module.set(name, value, *where):
             self.note(where, advice)
-        more = DROPPED.get(name) if module is self.mi and where[1] else None
-        if more and before and before != module.settings[name]:
-            self.note(where, "{} drops that of {}:{}; {}".format(name, *earlier, more))
+        if self.checks:
+            self.checks.note_parameter(self, module, where, name, value, before)
 
     def note(self, where: Where, text: str, level: int = logging.WARNING) -> None:
         """Have something logged once logging works."""
@@ -3652,26 +3576,23 @@ class Loader:
         for module in self.modules.values():
             module.settle(self.modules.values())
         registry = Registry(self.modules.values(), own["disable"])
-        if self.checks:
-            self.checks.check_answers(registry)
         if release:
             release.rename(registry)
         if registry.wrappers:
             registry.around = shared("around", registry.wrappers[0][0].path, "to stand around commands, ").Around
         self.check_names(registry)
         if self.checks:
-            self.checks.note_failures(self, registry)
+            self.checks.check_commands(self, registry)
         return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations)
 
     def check_names(self, registry: Registry) -> None:
         """Give the commands that parameters name their registered names, and look up accounts; ConfigError."""
         mi, own = self.mi.settings, self.own.settings
-        traced, where = mi["trace_bwlist"], self.mi.where("trace_bwlist")
-        mi["trace_bwlist"] = traced._replace(names=self.registered(registry, traced.names, where, "trace_bwlist"))
+        white, names = mi["trace_bwlist"]
+        mi["trace_bwlist"] = white, self.registered(registry, names, self.mi.where("trace_bwlist"), "trace_bwlist")
         self.registered(registry, own["disable"], self.own.where("disable"), "disable")
-        for nth, (rule, where) in enumerate(zip(own["allow_command"], self.own.lines.get("allow_command", []))):
-            commands = self.registered(registry, rule.commands, where, "allow_command")
-            own["allow_command"][nth] = shared("access").with_numbers(rule._replace(commands=commands), where)
+        if own["allow_command"]:
+            own["allow_command"] = [*shared("access").checked_rules(self, registry)]
 
     def registered(self, registry: Registry, names: tuple, where: Where, param: str) -> Patterns:
         """The registered names of commands that a parameter names or has patterns of, which stay for what is forwarded; a
@@ -3776,7 +3697,6 @@ def account_numbers(account: str | int | None, look_up: Callable, where: Where, 
 # the original's; where it looks at its arguments one after the other, so do
 # these.
 
-
 STATISTICS = JsonForm(recipes=[("statistics",)])
 
 
@@ -3839,15 +3759,13 @@ def kill(ctx):
     return Reply()
 
 
+@functools.partial(tagged, kind="integer")
 def c_integer(value) -> int:
     """Converter: a number as OpenSIPS' str2sint reads it: a sign, digits, 32 bits that wrap; a lone sign is 0."""
     try:
         return json_int(value, "")
     except Error:
         raise ValueError("takes an integer") from None
-
-
-tagged(c_integer, kind="integer")
 
 
 def bind_log_level(request: Request) -> list:
@@ -4052,7 +3970,7 @@ MI_DATAGRAM_PARAMS = [
     Param("pretty_printing", False, boolean, "write JSON-RPC replies over several lines"),
     Param("reply_indent", "\t", string, "indentation per level"),
     Param("trace_destination", (), names_or_none, "tracing destinations, comma-separated"),
-    Param("trace_bwlist", TraceList(False, ()), trace_list, "commands to trace: w: only these, b: all but these"),
+    Param("trace_bwlist", (False, ()), trace_list, "commands to trace: w: only these, b: all but these"),
 ]
 MI_DATAGRAM_STATS = [
     Stat("requests", "non-empty datagrams received"),
@@ -4108,7 +4026,6 @@ MIDATAGRAM_PARAMS = [
     Param("start_timeout", 10000, integer(100, 3600000), "time limit for the start of a child, and for a reload, ms"),
     Param("crash_limit", 10, integer(1), "exit after this number of children in a row died as they started while none served"),
 ]
-
 
 NO_EFFECT = "accepted without effect"
 CACHEDB_NUMBERS = [Param(name, 0, integer(), NO_EFFECT) for name in (
@@ -4200,14 +4117,6 @@ class Endpoint:
         """One datagram, and (its sender, ancillary data); there is no room for descriptors that a client may send."""
         data, ancillary, _, client = self.socket.recvmsg(size, CREDENTIALS_ROOM if self.unix else ADDRESS_ROOM, flags)
         return data, (client, tuple(ancillary))
-
-    @staticmethod
-    def credentials_of(client: Any) -> tuple | None:
-        """The (pid, uid, gid) of a UNIX sender, None if the kernel does not say."""
-        for level, kind, data in client[1]:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
-                return struct.unpack("3i", data)
-        return None
 
     def send_fairly(self, data: bytes, client: Any) -> int:
         """Send, a large reply only if it leaves half of the send buffer, which pays for what clients have not read; OSError."""
@@ -4625,8 +4534,9 @@ class Child:
             more = max(1, round(own["max_requests"] * random.uniform(0.9, 1.1)))
             self.last_request = server.counted[server.core["requests"]] + more
         self.tracers = [trace() for trace in self.setup.destinations.values()]
-        allows, names_of = self.setup.mi["trace_bwlist"].allows, server.registry.names_of
-        self.is_traced = functools.lru_cache(100)(lambda name: not name or allows(*names_of(name)))  # an unknown one always is
+        (white, listed), names_of = self.setup.mi["trace_bwlist"], server.registry.names_of
+        self.is_traced = functools.lru_cache(100)(  # an unknown command always is
+            lambda name: not name or any(one in listed for one in names_of(name)) == white)
         server.child = self
         self.traces: list[Trace] = []  # until settle()
         self.around = [(Context(module), function.mi_cached, names) for module, function, names in server.registry.wrappers
@@ -4832,7 +4742,7 @@ class Child:
         except self.gevent.GreenletExit:
             raise
         except BaseException:  # a plug-in's seam: a Timeout of gevent is no Exception
-            log.getChild(module.name).exception("%s raised", function.__name__)
+            module.log.exception("%s raised", function.__name__)
 
     def end(self, limit_s: float = float("inf"), why: str = "") -> None:
         """Have this child stop, within limit_s if that is less than stop_timeout."""
@@ -4974,13 +4884,13 @@ def forked(life: Callable[[], int]) -> int:
 
 
 class Supervisor:
-    """The attendant: opens sockets, starts children, replaces those that die, reloads, stops. starter: descriptor that is
-    written when a start in the background is over, else -1; given: sockets of systemd, path or address -> descriptor; notify:
-    tells systemd states."""
+    """The attendant: opens sockets, starts children, replaces those that die, reloads, stops. starter: of a start in the
+    background what is to be released when it is over, else None; given: sockets of systemd, path or address -> descriptor;
+    notify: tells systemd states."""
 
     current: Generation
 
-    def __init__(self, options: argparse.Namespace, starter: int, given: dict, notify: Callable[..., None]):
+    def __init__(self, options: argparse.Namespace, starter: Any, given: dict, notify: Callable[..., None]):
         self.options, self.starter, self.given, self.notify = options, starter, given, notify
         self.processes, self.counters, self.started_s = Processes(), Counters(), time.time()
         self.pair, self.store, self.folder_lock = event_pair(), Store("", 0), -1
@@ -5275,15 +5185,9 @@ class Supervisor:
         """Say that every child serves."""
         self.announced = self.current.endpoints
         log.log(NOTICE, "ready: %s", self.tell_status(READY=1))
-        if self.starter >= 0:
-            if any(handler.on_stderr for handler in log_handlers()):
-                log.warning("the log ends here, as -D lets go of stderr; log to a file (log_file) or to syslog instead")
-            let_go_of_stderr()
-            with contextlib.suppress(OSError):  # the loader is being replaced, or who started us did not wait
-                self.current.ask("let_go", ())
-                os.write(self.starter, b".")
-            os.close(self.starter)
-            self.starter = -1
+        if self.starter:
+            self.starter.release(self.current)
+            self.starter = None
 
     def tell_status(self, **states: Any) -> str:
         """Tell systemd these states and how things are, --status the latter by a file in the folder of this run; returns it."""
@@ -5486,7 +5390,7 @@ class Loading:
         self.control.shutdown(socket.SHUT_WR)
         gc.freeze()  # what was loaded is never garbage in the children; looking for it would copy its pages
         original("signal", "signal")(signal.SIGCHLD, signal.SIG_DFL)  # whatever a plug-in did to it
-        verbs: dict[str, Callable] = {"begin": self.begin, "fork": self.fork, "let_go": let_go_of_stderr}
+        verbs: dict[str, Callable] = {"begin": self.begin, "fork": self.fork, "let_go": self.let_go}
         while True:
             request, descriptors, _, _ = socket.recv_fds(self.control, PART_BYTES << 2, 256, socket.MSG_CMSG_CLOEXEC)
             if not request:
@@ -5590,10 +5494,14 @@ class Loading:
 
     def child_serves(self, row: int, rank: int) -> None:
         """A child serves from now on."""
-        if self.attendant.starter >= 0:
-            let_go_of_stderr()
+        self.let_go()
         self.attendant.processes.set(row, state=Processes.SERVING)
         self.attendant.tell(rank)
+
+    def let_go(self) -> None:
+        """Let go of stderr after a start in the background."""
+        if self.attendant.starter:
+            self.attendant.starter.let_go_of_stderr()
 
 
 def libc() -> Any:
@@ -5726,17 +5634,6 @@ def directives_of(options) -> list[Directive]:
     return directives
 
 
-def socket_of(options) -> Address:
-    """The socket that a client of this configuration talks to."""
-    module = next(module for module in built_in_modules() if module.name == "mi_datagram")
-    for directive in directives_of(options):
-        if directive.word == "modparam" and name_pattern(directive.args[0], (directive.path, directive.line))(module.name):
-            module.set(directive.args[1], directive.args[2], directive.path, directive.line)
-    if module.settings["socket_name"] is None:
-        raise ConfigError(configuration_of(options), 0, "no socket_name; give a socket with -s")
-    return module.settings["socket_name"]
-
-
 def server_parser() -> argparse.ArgumentParser:
     """The command line of the server."""
     parser = argparse.ArgumentParser(
@@ -5762,148 +5659,45 @@ def server_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def ask(place: Address | str, request: bytes, timeout_s: float) -> bytes:
-    """Send a request to a server, at a UNIX path or udp:HOST:PORT, and return its reply; OSError (TimeoutError) when none comes.
-
-    Each request has a socket of its own, so a late reply is never mistaken for the next one. OpenSIPS replies from another UNIX
-    socket than it is asked at: a reply is believed from root, this user, and who owns the server's socket or its folder.
-    """
-    place = address(place) if isinstance(place, str) else place
-    family, target, deadline_s = socket.AF_UNIX, place.host, time.monotonic() + timeout_s
-    if place.port is not None:
-        family, _, _, _, target = preferred(socket.getaddrinfo(place.host, place.port, type=socket.SOCK_DGRAM))
-    with socket.socket(family, socket.SOCK_DGRAM) as client:
-        client.settimeout(timeout_s)
-        if place.port is not None:
-            client.connect(target)  # so that the kernel reports refusals, and nobody else can answer
-            client.send(request)
-            return client.recv(1 << 20)
-        believed = {0, os.geteuid(), os.stat(target).st_uid, os.stat(os.path.dirname(target) or ".").st_uid}
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        client.bind("")  # abstract: it leaves no file
-        client.sendto(request, target)
-        while (left_s := deadline_s - time.monotonic()) > 0:
-            client.settimeout(left_s)
-            reply, ancillary, _, sender = client.recvmsg(1 << 20, socket.CMSG_SPACE(struct.calcsize("3i")))
-            if sender == target or struct.unpack("3i", ancillary[0][2])[1] in believed:
-                return reply
-    raise TimeoutError("timed out")
-
-
-def pid_file(options) -> Any:
-    """The file of -P."""
-    return shared("pid_file", "-P", "for a pid file, ").PidFile(options.pidfile, options.status)
-
-
-def is_running(options) -> bool:
-    """Whether a server of this configuration runs: its pid file is locked, or its socket answers."""
-    if options.pidfile:
-        return pid_file(options).locked_elsewhere()
-    place = socket_of(options)
-    if place.port is None:
-        return is_live(place.host)
-    try:
-        return bool(ask(place, b":uptime:\n", 1.0))
-    except OSError:
-        return False
-
-
-def account_of(options) -> tuple:
-    """The entry of -u's user (None: no -u) and the number of the group to run with (None: ours); StartError."""
-    try:
-        user = pwd.getpwnam(options.user) if options.user else None
-        return user, grp.getgrnam(options.group).gr_gid if options.group else user and user.pw_gid
-    except KeyError as error:
-        raise StartError(EXIT_CONFIG, f"-u, -g: {error.args[0].replace('()', '')} on this system") from None
-
-
 def drop_privileges(options) -> None:
     """Become -u and -g; StartError if that cannot be."""
-    user, gid = account_of(options)
-    try:
-        if user:
-            os.initgroups(user.pw_name, gid)
-        if gid is not None:
-            os.setgid(gid)
-        if user:
-            os.setuid(user.pw_uid)
-    except PermissionError:
-        raise StartError(EXIT_PERMISSION, f"-u, -g: uid {os.geteuid()} may not change user or group; only root can") from None
-
-
-def close_inherited(given: Iterable[int]) -> None:
-    """Close all inherited descriptors but the standard streams and the sockets of systemd."""
-    for descriptor in map(int, os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ()):
-        if descriptor > 2 and descriptor not in given:
-            with contextlib.suppress(OSError):  # the descriptor that listdir used
-                os.close(descriptor)
-
-
-def let_go_of_stderr() -> None:
-    """Let go of stderr, under each of its numbers."""
-    let_go(2, *[handler.descriptor for handler in log_handlers() if handler.on_stderr])
-
-
-def let_go(*descriptors: int) -> None:
-    """Point descriptors of standard streams at /dev/null."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in descriptors:
-        os.dup2(null, descriptor)
-    os.close(null)
-
-
-def go_background() -> int:
-    """Fork, away from the terminal; the first process waits, and exits as the start ends. Returns the descriptor that is
-    written when the start is over; until then stderr stays, for what goes wrong."""
-    read, write = os.pipe()
-    pid, status = original("os", "fork")(), EXIT_CRASH
-    if pid:
-        os.close(write)
-        try:  # whatever happens here, the pid file is the server's
-            status = 0 if os.read(read, 1) else os.waitstatus_to_exitcode(original("os", "waitpid")(pid, 0)[1])
-        finally:
-            os._exit(status)
-    os.setsid()
-    os.close(read)
-    let_go(0, 1)
-    return write
+    if options.user or options.group:
+        shared("privileges", "-u, -g", "to run as another user, ").drop(options)
 
 
 def serve(options) -> int:
     """Check, open, serve; returns the exit status."""
-    running = (options.status or options.if_not_running) and is_running(options)
     if options.status:
-        return shared("status", "--status", "to say more, ").report(options, running)
-    if running:
+        return shared("status", "--status", "to know whether it runs, ").report(options)
+    status = shared("status", "--if-not-running", "to know whether it runs, ") if options.if_not_running else None
+    if status and status.is_running(options):
         return EXIT_OK
     given, notify = {}, lambda **states: None
     if "LISTEN_FDS" in os.environ or "NOTIFY_SOCKET" in os.environ:
-        systemd = shared("systemd", "LISTEN_FDS, NOTIFY_SOCKET", "for systemd, ")
-        given, notify = systemd.given_sockets(), systemd.Notifier().send
-    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC"):
-        os.environ.pop(name, None)
-    if options.background:
-        close_inherited(given.values())
+        given, notify = shared("systemd", "LISTEN_FDS, NOTIFY_SOCKET", "for systemd, ").begin()
+    background = shared("background", "-D", "to go to the background, ") if options.background else None
+    if background:
+        background.close_inherited(given.values())
     if options.file == "-":
         standard_input()  # once, whatever process loads the configuration
     load_packages()
     original("signal", "signal")(signal.SIGCHLD, signal.SIG_DFL)  # who started us may ignore it
-    starter = go_background() if options.background and not options.check else -1
+    starter = background.Starter() if background and not options.check else None
     try:
         return start(options, starter, given, notify)
     except StartError as error:  # another one was a little earlier
-        if options.if_not_running and error.status in (EXIT_RUNNING, EXIT_IN_USE) and is_running(options):
+        if status and error.status in (EXIT_RUNNING, EXIT_IN_USE) and status.is_running(options):
             return EXIT_OK
         raise
 
 
-def start(options, starter: int, given: dict, notify: Callable[..., None]) -> int:
+def start(options, starter: Any, given: dict, notify: Callable[..., None]) -> int:
     """Load the configuration, open everything, then serve until a signal stops it; returns the exit status."""
     supervisor = Supervisor(options, starter, given, notify)
     setup = supervisor.load_first()
     if options.check:
-        return report(setup)
-    pidfile = pid_file(options) if options.pidfile else None
+        return shared("checks", "-c", "to check a configuration, ").report(setup)
+    pidfile = shared("pid_file", "-P", "for a pid file, ").PidFile(options.pidfile) if options.pidfile else None
     if pidfile:
         pidfile.lock()
     try:
@@ -5926,20 +5720,6 @@ def start(options, starter: int, given: dict, notify: Callable[..., None]) -> in
         supervisor.close()
         if pidfile:
             pidfile.remove()
-
-
-def report(setup: Setup) -> int:
-    """Print what a check says of a configuration that could be loaded; returns the exit status. It makes no log file."""
-    path = setup.own["log_file"]
-    place = path if path and os.path.exists(path) else os.path.dirname(path or "") or "."
-    if path and (os.path.isdir(path) or not os.access(place, os.W_OK)):
-        setup.notes.append((logging.ERROR, f"log_file {path} cannot be opened for writing"))
-    for level, text in setup.notes:
-        print(f"{logging.getLevelName(level)}: {text}")
-    worst = max([level for level, _ in setup.notes], default=0)
-    print(f"{setup.path}: {'see the errors above' if worst >= logging.ERROR else 'OK'}"
-          + (", with the warnings above" if worst == logging.WARNING else ""))
-    return EXIT_CONFIG if worst >= logging.ERROR else EXIT_OK
 
 
 def open_standard_streams() -> None:
@@ -5995,11 +5775,10 @@ def __getattr__(name: str) -> Any:
         from gevent.event import AsyncResult
 
         return AsyncResult
-    if name == "Trial":
-        return shared("trial", "midatagram.Trial", "to test plug-ins, ").Trial
-    file = {"read_tree": "text_dialect", "write_request": "call"}.get(name)
+    file = {"Trial": "trial", "ask": "asking", "socket_of": "asking", "open_to_append": "log_file", "read_tree": "text_dialect",
+            "write_request": "call"}.get(name)
     if file:
-        return getattr(shared(file, f"midatagram.{name}"), name)
+        return globals().setdefault(name, getattr(shared(file, f"midatagram.{name}"), name))  # and is there the next time
     raise AttributeError(f"midatagram has no {name}{nearest(name, __all__)}")
 
 

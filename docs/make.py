@@ -97,7 +97,7 @@ def modules():
 def default_of(param):
     """A default as a configuration has it."""
     value = param.default
-    return SHOWN.get(param.name, "none" if value in (None, (), [], "") or isinstance(value, mi.TraceList)
+    return SHOWN.get(param.name, "none" if value in (None, (), [], "", (False, ()))
                      else {True: "yes", False: "no"}.get(value, ", ".join(value) if isinstance(value, tuple) else str(value))
                      if isinstance(value, (bool, tuple)) else str(value))
 
@@ -146,6 +146,7 @@ def summary(module):
 
 def commands():
     """All commands, with what JSON-RPC clients may call their parameters."""
+    signature_line = mi.shared("_core_commands").signature_line
     yield "# Commands\n\n" + HEAD
     yield ("An argument in brackets is optional; `...` means any number of arguments.\n\n" + COMMAND_NOTES + "\n")
     for module in modules():
@@ -154,7 +155,7 @@ def commands():
             for command in module.commands:
                 recipes = "; ".join(", ".join(recipe) or "none" for recipe in command.recipes)
                 help = cell(" ".join(command.help.split()))
-                yield f"| `{cell(command.signature_line())}` | {help} | {recipes} | `{command.full_name}` |\n"
+                yield f"| `{cell(signature_line(command))}` | {help} | {recipes} | `{command.full_name}` |\n"
 
 
 FILES = {"configuration.md": configuration, "commands.md": commands}

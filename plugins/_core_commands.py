@@ -55,6 +55,13 @@ def list_tcp_conns(ctx):
 ###############################################################################
 
 
+def signature_line(command: mi.Command) -> str:
+    """A command with its arguments, as help shows it."""
+    parts = [command.name, *(name.upper() for name in command.required), *(f"[{name.upper()}]" for name in command.optional)]
+    parts += [f"[{command.rest.upper()}...]"] if command.rest else []
+    return " ".join(parts + [f"[{name}={name.upper()}]" for name in command.options])
+
+
 USAGE = "help mi_cmd - returns information about 'mi_cmd'"
 
 
@@ -68,13 +75,18 @@ def show_help(ctx, mi_cmd=""):
         raise mi.Error(404, "unknown MI command")
     text = " ".join(command.help.split())
     module = command.full_name.partition(":")[0] if ctx.server.registry.full_names else command.module.name
-    return mi.Reply(nodes=(mi.Node("Help", f"{command.signature_line()} - {text}" if text else "not available for this command"),
+    return mi.Reply(nodes=(mi.Node("Help", f"{signature_line(command)} - {text}" if text else "not available for this command"),
                            mi.Node("Exported by", module)), live=mi.CONSTANT)
 
 
 ###############################################################################
 # Statistics
 ###############################################################################
+
+
+def kind_of(stat: mi.Stat) -> str:
+    """How list_statistics calls a statistic."""
+    return "incremental" if stat.resettable and stat.read is None else "non-incremental"
 
 
 @mi.command("list_statistics", also="statistics:list", json=mi.JsonForm(recipes=[(), ("statistics",)]))
@@ -89,7 +101,7 @@ def list_statistics(ctx, *statistics):
     if not stats:
         raise mi.Error(404, "Statistics Not Found")
     shown = dict(stats).items() if ctx.request.dialect == "jsonrpc" else stats
-    return mi.Reply(nodes=[mi.Node(name, stat.kind) for name, stat in shown], live=mi.CONSTANT)
+    return mi.Reply(nodes=[mi.Node(name, kind_of(stat)) for name, stat in shown], live=mi.CONSTANT)
 
 
 @mi.command("reset_statistics", also="statistics:reset", json=mi.STATISTICS)
@@ -113,7 +125,7 @@ def reset_all_statistics(ctx):
 def reset(ctx, stats: Iterable[mi.Stat]) -> mi.Reply:
     """Reset those of the statistics that can be."""
     for stat in stats:
-        if stat.kind == "incremental":
+        if kind_of(stat) == "incremental":
             ctx.server.counters.reset(ctx.server.counters.column(stat.group, stat.name))
     return mi.Reply()
 

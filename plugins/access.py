@@ -5,35 +5,52 @@ import grp
 import logging
 import os
 import pwd
-from typing import Any
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import midatagram as mi
 
 log = logging.getLogger("midatagram")
 
 
-def read_rule(value: Any) -> mi.Rule:
-    """Read `COMMAND[, COMMAND]: WHO[, WHO]`, WHO being a network, `uid:NAME` or `gid:NAME`; ValueError."""
+class Rule(NamedTuple):
+    """Who may use some commands: networks of UDP senders, users and groups of UNIX senders (names or numbers)."""
+
+    commands: tuple
+    networks: tuple
+    users: tuple
+    groups: tuple
+
+
+def read_rule(value: Any) -> tuple:
+    """Read `COMMAND[, COMMAND]: WHO[, WHO]`, WHO being a network, `uid:NAME` or `gid:NAME`, into the fields of a Rule, as a
+    tuple that all processes know; ValueError."""
     commands, _, who = mi.string(value).partition(": " if ": " in mi.string(value) else ":")  # a name may hold a colon
     if not who.strip():
         raise ValueError('takes commands and who may use them: "kill, log_level: 127.0.0.1, uid:root, gid:voip"')
     users, groups = (tuple(mi.account(item[4:]) for item in mi.words(who) if item.startswith(kind)) for kind in ("uid:", "gid:"))
     addresses = [item for item in mi.words(who) if not item.startswith(("uid:", "gid:"))]
-    return mi.Rule(mi.patterns(commands), mi.networks(", ".join(addresses)) if addresses else (), users, groups)
+    return mi.patterns(commands), mi.networks(", ".join(addresses)) if addresses else (), users, groups
 
 
-def with_numbers(rule: mi.Rule, where: tuple) -> mi.Rule:
-    """A rule with numbers in place of the names of users and groups; ConfigError at `where`."""
-    users, groups = (tuple(mi.account_numbers(name, look_up, where, "allow_command")[0] for name in names)
-                     for names, look_up in ((rule.users, pwd.getpwnam), (rule.groups, grp.getgrnam)))
-    return rule._replace(users=users, groups=groups)
+def checked_rules(loader: mi.Loader, registry: mi.Registry) -> Iterator[tuple]:
+    """The rules with the registered names of their commands, and numbers in place of the names of users and groups;
+    ConfigError."""
+    rules, places = loader.own.settings["allow_command"], loader.own.lines["allow_command"]
+    for (commands, networks, *accounts), where in zip(rules, places):
+        users, groups = (tuple(mi.account_numbers(name, look_up, where, "allow_command")[0] for name in names)
+                         for names, look_up in zip(accounts, (pwd.getpwnam, grp.getgrnam)))
+        yield loader.registered(registry, commands, where, "allow_command"), networks, users, groups
 
 
 class Access:
     """Says who may use the commands that rules name."""
 
-    def __init__(self, rules: list[mi.Rule]):
-        self.rules, self.restricted = rules, {name for rule in rules for name in rule.commands}
+    def __init__(self, rules: list[tuple]):
+        self.rules = [Rule(*rule) for rule in rules]
+        self.restricted = {name for rule in self.rules for name in rule.commands}
 
     def allows(self, command: Any, caller: tuple, *names: str) -> bool:
         """Whether a sender may use a restricted command, which may have more names; a refusal is logged for the audit."""
@@ -41,7 +58,7 @@ class Access:
         address, names = endpoint.address_of(client), (command.name, *names)
         rules = [rule for rule in self.rules if any(name in rule.commands for name in names)]
         if endpoint.unix:
-            credentials = endpoint.credentials_of(client)
+            credentials = credentials_of(client)
             who, about = ("pid {} uid {} gid {}".format(*credentials), credentials[1]) if credentials else ("unknown", None)
             allowed = credentials is not None and any(fits(rule, *credentials[1:]) for rule in rules)
         else:
@@ -54,7 +71,15 @@ class Access:
         return allowed
 
 
-def fits(rule: mi.Rule, uid: int, gid: int) -> bool:
+def credentials_of(client: Any) -> tuple | None:
+    """The (pid, uid, gid) of a UNIX sender, None if the kernel does not say."""
+    for level, kind, data in client[1]:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+            return struct.unpack("3i", data)
+    return None
+
+
+def fits(rule: Rule, uid: int, gid: int) -> bool:
     """Whether a rule, with numbers in place of names, has a user or one of the user's groups."""
     try:
         gids = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)

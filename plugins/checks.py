@@ -1,4 +1,4 @@
-"""checks -- what is most likely a mistake in a configuration, and in a plug-in: a command that answers nothing."""
+"""checks -- what is most likely a mistake in a configuration, and in a plug-in: a command that answers nothing; and `-c`."""
 from __future__ import annotations
 
 import builtins
@@ -6,9 +6,11 @@ import collections
 import contextlib
 import dis
 import inspect
+import itertools
 import logging
 import os
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import midatagram as mi
@@ -28,14 +30,32 @@ def opensips_names() -> collections.defaultdict[str, frozenset]:
     return names
 
 
+def calls(script: list) -> Iterator[tuple]:
+    """The calls in the tokens of a script whose first arguments are strings: the name, and these strings; of a socket the
+    word and the rest."""
+    if script[0].value in ("listen", "socket"):
+        yield script[0].value, " ".join([token.value for token in script[2:]])
+    for at, (name, paren) in enumerate(zip(script, script[1:]), 2):
+        if (name.kind, paren.kind) == ("word", "("):
+            arguments = itertools.takewhile(lambda token: token.kind in ("string", ","), script[at:at + 20])
+            texts = [token.value for token in arguments if token.kind == "string"]
+            if texts:
+                yield (name.value, *texts)
+
+
 ###############################################################################
 # Parameters
 ###############################################################################
 
 
-def advice(module: str, name: str, value: Any) -> str | None:
-    """The warning for a value of one of the core's parameters; None for what is well."""
-    return ADVICE[module, name](value) if (module, name) in ADVICE else None
+def note_parameter(loader: mi.Loader, module: mi.Module, where: tuple, name: str, value: Any, before: tuple) -> None:
+    """Note what is likely a mistake in a line that set a parameter; before: where it was set until then, and to what."""
+    advice = ADVICE[module.name, name](value) if (module.name, name) in ADVICE else None
+    if advice:
+        loader.note(where, advice)
+    earlier, old = before
+    if (module.name, name) in DROPPED and where[1] and old and old != module.settings[name]:
+        loader.note(where, "{} drops that of {}:{}; {}".format(name, *earlier, DROPPED[module.name, name]))
 
 
 def decimal_mode(value: Any) -> str | None:
@@ -60,6 +80,9 @@ def no_size(value: Any) -> str | None:
 
 ADVICE = {("mi_datagram", "socket_name"): odd_scheme, ("mi_datagram", "unix_socket_mode"): decimal_mode,
           ("mi_datagram", "socket_buf_size"): no_size}
+DROPPED = {  # what a second line of these is for
+    ("mi_datagram", "socket_name"): 'modparam("midatagram", "listen", ...) adds a socket',
+    ("mi_datagram", "trace_destination"): "several destinations stand in one line, with commas between them"}
 
 
 ###############################################################################
@@ -67,13 +90,28 @@ ADVICE = {("mi_datagram", "socket_name"): odd_scheme, ("mi_datagram", "unix_sock
 ###############################################################################
 
 
-def check_answers(registry: Any) -> None:
-    """ConfigError for the first command of which it can be seen that it answers nothing."""
+def check_commands(loader: mi.Loader, registry: mi.Registry) -> None:
+    """ConfigError for the first command of which it can be seen that it cannot be bound, or answers nothing; a note for what
+    fails for another reason."""
     for command in dict.fromkeys([*registry.known.values(), *registry.catch_alls]):
+        check_tag(command)
         if inspect.iscoroutinefunction(command.written):
             raise command.refusal("is an async def, which nobody awaits; write def, gevent lets others have their turn")
         if command.name != "*" and returns_nothing(command.written):
             raise command.refusal("returns nothing; it must return a Reply")
+    note_failures(loader, registry)
+
+
+def check_tag(command: mi.Command) -> None:
+    """ConfigError when the converters or the JSON recipes of a command do not fit its arguments."""
+    names = [*command.names, command.rest, *command.options]
+    unknown = [name for name in command.tag.converters if name not in names]
+    if unknown:
+        hint = mi.nearest(unknown[0], command.names)
+        raise command.refusal(f'has a converter for "{unknown[0]}", which it does not take{hint}')
+    lacking = [name for recipe in command.recipes for name in command.required if command.input and name not in recipe]
+    if lacking:
+        raise command.refusal(f'has a JSON recipe without "{lacking[0]}", which it requires')
 
 
 def returns_nothing(function: Any) -> bool:
@@ -103,3 +141,22 @@ def note_failures(loader: mi.Loader, registry: mi.Registry) -> None:
         if command.timed and delay_ms > most_ms:
             text = f'command "{command.name}" waits {delay_ms} ms, but handler_timeout ends it after {most_ms}'
             loader.note((command.path, command.line), text, logging.ERROR)
+
+
+###############################################################################
+# -c
+###############################################################################
+
+
+def report(setup: Any) -> int:
+    """Print what a check says of a configuration that could be loaded; returns the exit status. It makes no log file."""
+    path = setup.own["log_file"]
+    place = path if path and os.path.exists(path) else os.path.dirname(path or "") or "."
+    if path and (os.path.isdir(path) or not os.access(place, os.W_OK)):
+        setup.notes.append((logging.ERROR, f"log_file {path} cannot be opened for writing"))
+    for level, text in setup.notes:
+        print(f"{logging.getLevelName(level)}: {text}")
+    worst = max([level for level, _ in setup.notes], default=0)
+    print(f"{setup.path}: {'see the errors above' if worst >= logging.ERROR else 'OK'}"
+          + (", with the warnings above" if worst == logging.WARNING else ""))
+    return mi.EXIT_CONFIG if worst >= logging.ERROR else mi.EXIT_OK

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import functools
@@ -12,22 +13,43 @@ from typing import Any
 
 import midatagram as mi
 
+APPENDING = os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | os.O_CREAT
+
+
+def open_to_append(path: str, access: int = os.O_WRONLY, mode: int = 0o640) -> int:
+    """Open or create a file to append to, without waiting for the reader of a FIFO; OSError. Root opens what no other user
+    can have put there: in a folder that others may write, only a file of root's that has no other name."""
+    only_roots = 0
+    if os.geteuid() == 0 and path not in ("/dev/stdout", "/dev/stderr"):  # they lead to what root was started with
+        try:
+            os.close(mi.walk(path, mi.check_unshared))
+        except (FileNotFoundError, PermissionError):
+            os.close(mi.walk(os.path.dirname(path), mi.check_unshared))
+            only_roots = os.O_NOFOLLOW
+    descriptor = os.open(path, access | APPENDING | only_roots, mode)
+    status = os.fstat(descriptor)
+    if only_roots and (status.st_uid != 0 or status.st_nlink != 1):
+        os.close(descriptor)
+        raise PermissionError(errno.EPERM, "others than root can write its folder, and may have put it there")
+    return descriptor
+
 
 def open_log(path: str) -> int:
     """Open a log file, which may be a FIFO that nobody reads yet; OSError."""
     try:
-        return mi.open_to_append(path)
+        return open_to_append(path)
     except OSError as error:
         if error.errno != errno.ENXIO:
             raise
-        return mi.open_to_append(path, os.O_RDWR)
+        return open_to_append(path, os.O_RDWR)
 
 
-def handler(path: str, user: Any, gid: int) -> mi.LogHandler:
+def handler(path: str, options: argparse.Namespace) -> mi.LogHandler:
     """Logs to a file, opened as the user of -u, or by root where that user may not; StartError.
 
     One that root makes is the user's, so that it can be opened again.
     """
+    user, gid = mi.shared("privileges", "log_file", "for the user of -u, ").account_of(options)
     path, is_new = os.path.abspath(path), not os.path.lexists(path)
     try:
         try:

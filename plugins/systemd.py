@@ -5,11 +5,23 @@ import logging
 import os
 import re
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import midatagram as mi
 
 log = logging.getLogger("midatagram")
+
+
+VARIABLES = "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC"
+
+
+def begin() -> tuple[dict, Callable[..., None]]:
+    """The sockets as given_sockets() has them, and what tells systemd states; its variables are handed on to nobody."""
+    given, notify = given_sockets(), Notifier().send
+    for name in VARIABLES:
+        os.environ.pop(name, None)
+    return given, notify
 
 
 def given_sockets() -> dict:

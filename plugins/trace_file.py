@@ -14,6 +14,8 @@ import os
 
 import midatagram as mi
 
+open_to_append = mi.shared("log_file", __file__, "to append to a file, ").open_to_append
+
 
 def absolute_path(value) -> str:
     """Converter: a path from the root, since a server may run in any folder."""
@@ -42,7 +44,7 @@ class TraceFile:
 
     def open(self) -> None:
         """Open or create the file; OSError when that is not possible."""
-        self.file = mi.open_to_append(self.path, os.O_WRONLY, 0o640)
+        self.file = open_to_append(self.path, os.O_WRONLY, 0o640)
 
     def write(self, batch: list) -> None:
         """Append a batch with one write, so that lines of several children do not mix; OSError if it fails."""

@@ -70,6 +70,17 @@ def wait_for(condition, timeout_s=10.0, what="the condition"):
     raise AssertionError(f"waited {timeout_s} s for {what}")
 
 
+def life_of(place, *command):
+    """Start a server, stop it once its socket is there; its exit status and what it logged."""
+    process = subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: os.path.exists(place) or process.poll() is not None, what="the socket")
+    finally:
+        process.terminate()
+    log = process.communicate(timeout=20)[1]
+    return process.returncode, log
+
+
 class Client:
     """A datagram socket that asks a server; UNIX ones are bound to a path of the test's folder."""
 

@@ -467,8 +467,7 @@ def test_a_quote_left_open_gives_one_line(server, terminal):
 
 
 def test_call_without_s_finds_what_runs_beside_it(start, tmp_path):
-    script = copied(tmp_path)
-    shutil.copy(SCRIPT.parent / "plugins" / "call.py", tmp_path / "plugins")
+    script = copied(tmp_path, **{name: (ROOT / f"plugins/{name}.py").read_text() for name in ("call", "asking")})
     asking = functools.partial(run_tool, script, "call", "whose")
     for name, file in (("example", "midatagram.conf.example"), ("own", "midatagram.conf")):
         (tmp_path / f"{name}.py").write_text(f'import midatagram as mi\n@mi.command\ndef whose(ctx):\n    "W."\n'
@@ -523,7 +522,8 @@ def test_a_lone_script_says_what_canned_replies_need(tmp_path):
 
 
 def test_a_lone_plug_in_says_what_tracing_needs(tmp_path):
-    script = copied(tmp_path, trace_file=(ROOT / "plugins/trace_file.py").read_text())
+    files = {name: (ROOT / f"plugins/{name}.py").read_text() for name in ("trace_file", "log_file")}
+    script = copied(tmp_path, **files)
     configuration = tmp_path / "mi.conf"
     configuration.write_text('loadmodule "trace_file.so"\nmodparam("trace_file", "path", "/tmp/trace")\n')
     done = run_tool(script, "-c", "-f", str(configuration), "-s", f"{tmp_path}/s")

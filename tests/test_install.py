@@ -330,7 +330,10 @@ def test_a_missing_package_is_named_with_all_three(tmp_path, missing):
 
 
 @pytest.mark.parametrize("words, environment, missing", [
-    (["-P", "{0}/pid"], {}, "-P: for a pid file, pid_file.py"), (["--status"], {}, "--status: to say more, status.py"),
+    (["-P", "{0}/pid"], {}, "-P: for a pid file, pid_file.py"), (["-D"], {}, "-D: to go to the background, background.py"),
+    *(([word], {}, f"{word}: to know whether it runs, status.py") for word in ("--status", "--if-not-running")),
+    (["-u", "nobody"], {}, "-u, -g: to run as another user, privileges.py"),
+    (["-c"], {}, "-c: to check a configuration, checks.py"),
     (["-f", "{0}/c"], {}, "{0}/c: for log_file, log_file.py"),
     (["-f", "{0}/d"], {}, "{0}/d: for store_file, store_file.py"),
     (["-f", "{0}/access"], {}, "allow_command: for access lists, access.py"),

@@ -15,7 +15,7 @@ import sys
 import tempfile
 
 import pytest
-from conftest import NO_SKIP, ROOT, SCRIPT, needs, needs_root, readable_python, run, wait_for
+from conftest import NO_SKIP, ROOT, SCRIPT, life_of, needs, needs_root, readable_python, run, wait_for
 
 import midatagram as mi
 
@@ -327,8 +327,8 @@ def test_modules_beside_the_script_are_not_run(folder):
     copy = shutil.copy(SCRIPT, folder)
     for name in ("difflib", "gevent", "configobj", "ctypes", "setproctitle", "sqlite3"):
         put(folder / f"{name}.py", HARMFUL + "raise SystemExit(9)\n", uid=NOBODY)
-    done = subprocess.run([sys.executable, copy, "-c", "-s", folder / "mi.sock"], capture_output=True, text=True, timeout=20)
-    assert (done.returncode, done.stderr) == (0, "") and not (folder / "ran").exists()
+    status, log = life_of(folder / "mi.sock", sys.executable, copy, "-s", folder / "mi.sock")
+    assert status == 0 and "stopping" in log and not (folder / "ran").exists(), log
 
 
 # The pid file
@@ -501,8 +501,9 @@ def test_root_serves_without_its_own_plugins_where_others_can_write_them(tmp_pat
     needs_root()
     shutil.copytree(SCRIPT.parent / "plugins", tmp_path / "plugins")
     (tmp_path / "plugins").chmod(0o777)
-    command = [sys.executable, shutil.copy(SCRIPT, tmp_path), "-c", "-s", tmp_path / "mi.sock"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    assert (done.returncode, done.stdout) == (0, "-s: OK\n"), done.stderr
-    done = subprocess.run([*command, "-p", tmp_path / "plugins"], capture_output=True, text=True, timeout=20)
-    assert done.returncode == 78 and "can be written by others than root" in done.stderr
+    command = [sys.executable, shutil.copy(SCRIPT, tmp_path), "-s", tmp_path / "mi.sock"]
+    status, log = life_of(tmp_path / "mi.sock", *command)
+    assert status == 0 and "stopping" in log, log
+    for words in (["-p", tmp_path / "plugins"], ["-c"]):
+        done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=20)
+        assert done.returncode == 78 and "can be written by others than root" in done.stderr

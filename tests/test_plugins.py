@@ -412,3 +412,4 @@ def test_plugins_use_what_all_names():
         for path in (ROOT / folder).glob("*.py"):
             assert set(re.findall(r"\bmi\.(\w+)", path.read_text())) <= set(mi.__all__), path
     assert all(hasattr(mi, name) for name in mi.__all__)
+    assert mi.ask is mi.ask  # which a handler uses again and again
