@@ -1281,12 +1281,10 @@ class Statistics(dict):
 class Registry:
     """All commands, statistics and events of the loaded modules by name, without those commands that are switched off, by any
     of their names; ConfigError for a name used twice. registered(ctx, registry) of a plug-in may leave out others, and replace
-    names_of()."""
+    names_of(). full_names: commands are listed under their full names, and known by these without the module, as in 4.0."""
 
-    full_names = False  # whether commands are listed under those of 4.0
-
-    def __init__(self, modules: Iterable[Module], switched_off: Container[str] = ()):
-        self.modules = list(modules)
+    def __init__(self, modules: Iterable[Module], switched_off: Container[str] = (), full_names: bool = False):
+        self.modules, self.switched_off, self.full_names = list(modules), switched_off, full_names
         self.modules_by_name = {module.name: module for module in self.modules}
         self.names: dict[str, Command] = {}  # by all names of each
         self.ambiguous: dict[str, Error] = {}  # short names that several have
@@ -1311,7 +1309,7 @@ class Registry:
         for module in self.modules:
             if "registered" in module.hooks:
                 module.hooks["registered"](Context(module), self)
-        off = {command for name, command in self.names.items() if name in switched_off}
+        off = self.listed(switched_off)
         self.names = {name: command for name, command in self.names.items() if command not in off}
         self.commands = {command.name: command for command in self.names.values()}  # as listed
 
@@ -1326,6 +1324,11 @@ class Registry:
             if command.tag.replace and not first.tag.replace:
                 self.names[name] = command
 
+    def listed(self, names: Container[str]) -> dict[Command, None]:
+        """The commands that a list has, by any of their names."""
+        return dict.fromkeys(command for name, command in [*self.known.items(), *self.names.items()] if name in names
+                             or self.full_names and command.full_name.partition(":")[2] in names)
+
     def names_of(self, name: str) -> tuple:
         """All names of the command that has this one, for lists of commands."""
         command = self.known.get(name)
@@ -1334,13 +1337,14 @@ class Registry:
     @functools.cached_property
     def catch_all(self) -> Command | None:
         """Stands where a request names no command: asks the catch-alls in turn; None if there are none."""
+        is_off = functools.lru_cache(1000)(lambda name: any(one in self.switched_off for one in self.names_of(name)))
+
         @command("*", input=bool(self.wrappers) or any(one.input for one in self.catch_alls),
                  timed=all(one.timed for one in self.catch_alls))
         def ask_all(ctx: Context, *values: str) -> Any:
             """Ask for a name that no command has."""
-            for one in self.catch_alls:
-                given = values if one.rest else ()
-                reply = one.function(Context(one.module, ctx.request, ctx.caller, ctx.data), *given)
+            for one in () if is_off(ctx.request.name) else self.catch_alls:
+                reply = one.function(Context(one.module, ctx.request, ctx.caller, ctx.data), *(values if one.rest else ()))
                 if reply is not None:
                     return reply
             return NOT_AVAILABLE
@@ -1688,15 +1692,16 @@ class Answers:
     """Answers datagrams from the commands of a registry.
 
     log: a logger for what handlers raise; dialect: auto, text or jsonrpc; indent and pretty: how either is written; most:
-    bytes of the longest request and reply; failed(): called for each built-in error; allowed(command, caller): whether a
-    caller may use a command in `restricted`; pause(): gives others their turn between the requests of a batch; untimed():
-    called when handler_timeout does not hold for what follows; spaces: the store, for replies that depend on spaces.
+    bytes of the longest request and reply; failed(): called for each built-in error; allowed(command, caller, name): whether
+    one in `restricted` may be used; pause(): gives others their turn between the requests of a batch; untimed(): called when
+    handler_timeout does not hold for what follows; spaces: the store, for replies that depend on spaces.
     """
 
     def __init__(self, registry: Registry, log, dialect: str = "auto", indent: str = "\t", pretty: bool = False,
                  most: int = LIMIT, restricted: Iterable[str] = (), allowed=None, failed: Callable[[], None] = lambda: None,
                  pause: Callable[[], None] = lambda: None, untimed: Callable[[], None] = lambda: None, spaces: Any = None):
-        self.log, self.restricted, self.allowed, self.failed = log, frozenset(restricted), allowed, failed
+        self.restricted = frozenset([*restricted, "*"] if restricted else ())  # of a catch-all, its rules are asked each time
+        self.log, self.allowed, self.failed = log, allowed, failed
         self.pause, self.untimed, self.spaces = pause, untimed, spaces
         self.interrupted = functools.partial(log.error, "command %s ran longer than handler_timeout and was ended")
         self.wrapped = registry.around(self).wrapped if registry.around else lambda data, calls, caller, proceed: proceed()
@@ -1849,7 +1854,7 @@ class Answers:
     def run(self, call: Call, caller: Any, data: bytes) -> Reply | Refusal | Answer:
         """Call the handler; a refusal that it raises becomes a reply."""
         command = call.command
-        if command.name in self.restricted and not self.allowed(command, caller):
+        if command.name in self.restricted and not self.allowed(command, caller, call.request.name):
             return Reply(403, "Forbidden")
         if not command.timed:
             self.untimed()
@@ -2760,7 +2765,7 @@ class Server:
             self.load_once = shared("loading", setup.path, "for load(), ").once(self)
         lenient_reader()  # now, while this process may read the folder of plug-ins
         rules = setup.own.get("allow_command")
-        self.access = shared("access", setup.path, "for allow_command, ").Access(rules) if rules else None
+        self.access = shared("access", setup.path, "for allow_command, ").Access(rules, self) if rules else None
         views = if_there("views")
         self.view_of = functools.lru_cache(None)(
             lambda space, apply: (views or shared("views", "ctx.view()")).View(store, space, apply))
@@ -3640,7 +3645,7 @@ class Loader:
         destinations = shared("tracing", path, "to trace, ").wanted(self) if path else {}
         for module in self.modules.values():
             module.settle(self.modules.values())
-        registry = Registry(self.modules.values(), own["disable"])
+        registry = Registry(self.modules.values(), own["disable"], bool(release and release.full_names))
         if self.checks:
             self.checks.check_answers(registry)
         if release:
@@ -3657,7 +3662,8 @@ class Loader:
         mi, own = self.mi.settings, self.own.settings
         traced, where = mi["trace_bwlist"], self.mi.where("trace_bwlist")
         mi["trace_bwlist"] = traced._replace(names=self.registered(registry, traced.names, where, "trace_bwlist"))
-        self.registered(registry, own["disable"], self.own.where("disable"), "disable")
+        where = self.own.where("disable")
+        own["disable"] = registry.switched_off = self.registered(registry, own["disable"], where, "disable")
         for nth, (rule, where) in enumerate(zip(own["allow_command"], self.own.lines.get("allow_command", []))):
             commands = self.registered(registry, rule.commands, where, "allow_command")
             own["allow_command"][nth] = shared("access").with_numbers(rule._replace(commands=commands), where)
@@ -3667,8 +3673,9 @@ class Loader:
         warning for those that only OpenSIPS has. ConfigError."""
         listed = []
         for name in names:
-            fitting = [command.name for other, command in registry.known.items() if fnmatch.fnmatchcase(other, name)]
-            listed += [name, *fitting]
+            fitting = [command.name for command in registry.listed(Patterns([name]))]
+            behind = self.opensips["commands"] if registry.catch_alls else ()  # which may know them without their modules
+            listed += [name, *fitting, *[full for full in behind if full.partition(":")[2] == name]]
             if fitting or registry.catch_alls:
                 continue
             if self.opensips["commands"] and not fnmatch.filter(self.opensips["commands"], name):
