@@ -1033,7 +1033,8 @@ class Trace(NamedTuple):
 class Context:
     """What a handler gets first: its module's parameters and counters, and the request in hand."""
 
-    __slots__ = ("own", "request", "caller", "data")
+    __slots__ = ("own", "request", "caller", "data", "calls")
+    calls: list[Call]  # of a function around a batch, which may replace some by others
 
     def __init__(self, module: Module, request: Request | None = None, caller: Any = None, data: bytes = b""):
         self.own, self.caller, self.data = module, caller, data
