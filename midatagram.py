@@ -4026,9 +4026,9 @@ def may_have_events(ctx, host: str, target: Any) -> bool:
                                           or in_networks(target[0], ctx.server.setup.own["event_targets"]))
 
 
-def core_stats(counters: Counters, processes: Processes, started_s: float, figures: Any, children: int) -> list[Stat]:
+def core_stats(counters: Counters, processes: Processes, uptime_s: Callable, figures: Any, children: int) -> list[Stat]:
     """The statistics of OpenSIPS' core: without the plug-in `figures` (None) those of group core alone."""
-    core = [Stat("timestamp", "seconds since the start", "core", False, lambda: int(time.time() - started_s))]
+    core = [Stat("timestamp", "seconds since the start", "core", False, lambda: int(uptime_s()))]
     return figures.stats_of(counters, processes, children, core) if figures else core
 
 
@@ -5513,7 +5513,8 @@ class Loading:
         """Load the configuration; returns what Supervisor.take_report() reads."""
         attendant, counters = self.attendant, self.attendant.counters
         try:
-            stats = functools.partial(core_stats, counters, attendant.processes, attendant.started_s, attendant.figures)
+            stats = functools.partial(core_stats, counters, attendant.processes,
+                                      lambda: attendant.store.time_s() - attendant.started_s, attendant.figures)
             directives = directives_of(attendant.options)
             setup = Loader(configuration_of(attendant.options) or "-s", attendant.options.plugins, stats).load(directives)
             self.server = Server(setup, counters, attendant.processes, attendant.store, attendant.pair, attendant.started_s)
