@@ -4149,6 +4149,7 @@ def built_in_modules() -> list[Module]:
 IP_PKTINFO = 8  # linux/in.h; the socket module has it from Python 3.14 on
 SIOCUNIXFILE = 0x89E0  # linux/un.h
 CREDENTIALS_ROOM, ADDRESS_ROOM = socket.CMSG_SPACE(struct.calcsize("3i")), 64  # bytes of ancillary data
+REUSE = socket.SOL_SOCKET, socket.SO_REUSEADDR  # set on two sockets, both can have one UDP port
 LOCK_TRIES = 100  # a hundredth of a second apart
 POLLRDHUP = 0x2000  # linux/eventpoll.h
 
@@ -4215,15 +4216,14 @@ class Endpoint:
         return self.send(data, client)
 
     def is_lost(self) -> bool:
-        """Whether the file of a UNIX socket is no longer ours; that of a socket which some child shut down for all is removed."""
-        if not self.unix or self.kept:
-            return False
+        """Whether the file of a UNIX socket is no longer ours, or some child shut a socket down for all; it makes room then."""
         poll = original("select", "poll")()
         poll.register(self.socket, POLLRDHUP)
-        if any(events & POLLRDHUP for _, events in poll.poll(0)):
+        is_shut = any(events & POLLRDHUP for _, events in poll.poll(0))
+        if is_shut and not self.kept:
             with contextlib.suppress(OSError):
-                remove_own(self.place.spot, self.identity)
-        return identity_of(self.place.spot) != self.identity
+                remove_own(self.place.spot, self.identity) if self.unix else self.socket.setsockopt(*REUSE, 1)
+        return not self.kept and (identity_of(self.place.spot) != self.identity if self.unix else is_shut)
 
     def close(self, remove: bool) -> None:
         """Close; remove the socket's file if it is still ours."""
@@ -4239,17 +4239,19 @@ class Endpoint:
             give_file(self.socket, place, self.identity)
 
 
-def open_endpoint(place: Place, given: dict) -> Endpoint:
-    """Open one socket, or use the one given to us; StartError when it cannot be had."""
+def open_endpoint(place: Place, given: dict, beside_ours: bool = False) -> Endpoint:
+    """Open one socket, or use the one given to us; beside_ours: one that made room is there. StartError."""
     new_socket = original("socket", "socket")
     if place.spot in given:
         return Endpoint(place, new_socket(fileno=given.pop(place.spot)), kept=True)
     sock = new_socket(place.family, socket.SOCK_DGRAM)
+    sock.setsockopt(*REUSE, beside_ours)
     try:
         identity = bind_unix(place, sock) if place.family == socket.AF_UNIX else sock.bind(place.spot)
     except (OSError, StartError) as error:
         sock.close()
         raise (refusal(place, error) if isinstance(error, OSError) else error) from None
+    sock.setsockopt(*REUSE, 0)
     return Endpoint(place, sock, identity=identity)
 
 
@@ -5422,7 +5424,7 @@ class Supervisor:
 
     def opened(self, place: Place, own: dict) -> Endpoint:
         """A new socket, or a given one, with a large send buffer, as root beyond the system's limit; StartError."""
-        endpoint = open_endpoint(place, self.given)
+        endpoint = open_endpoint(place, self.given, place.spot in [one.place.spot for one in self.endpoints])
         self.endpoints.append(endpoint)
         if endpoint.unix and own["allow_command"]:
             endpoint.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -5440,21 +5442,22 @@ class Supervisor:
             self.endpoints.remove(endpoint)
 
     def check_sockets(self) -> None:
-        """Bind those sockets again whose file somebody deleted; the children are replaced."""
+        """Bind lost sockets again; the children are replaced."""
         endpoints = [self.bound_again(endpoint) if endpoint.is_lost() else endpoint for endpoint in self.current.endpoints]
         if endpoints != self.current.endpoints:
             self.current.endpoints = endpoints
 
     def bound_again(self, endpoint: Endpoint) -> Endpoint:
-        """A new socket at the path of one whose file is gone, the old one if that cannot be."""
-        spot = endpoint.place.spot
-        trouble = f"{spot} is no longer our socket; somebody put another file there" if os.path.lexists(spot) else ""
+        """A new socket at the place of a lost one, the old one if that cannot be."""
+        spot, what = endpoint.place.address, "deleted" if endpoint.unix else "shut down"
+        is_taken = endpoint.unix and os.path.lexists(f"{spot}")
+        trouble = f"{spot} is no longer our socket; somebody put another file there" if is_taken else ""
         try:
             fresh = endpoint if trouble else self.opened(endpoint.place, self.current.setup.own)
         except (StartError, OSError) as error:
-            fresh, trouble = endpoint, f"{spot} was deleted and cannot be bound again: {error}"
+            fresh, trouble = endpoint, f"{spot} was {what} and cannot be bound again: {error}"
         if not trouble:
-            log.warning("%s was deleted; bound again", spot)
+            log.warning("%s was %s; bound again", spot, what)
         elif endpoint.trouble != trouble:  # it lasts, and is logged once
             log.error("%s", trouble)
         endpoint.trouble = trouble

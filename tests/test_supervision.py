@@ -453,7 +453,8 @@ def shut_socket(ctx):
     for number in range(3, 100):
         try:
             with socket.socket(fileno=os.dup(number)) as sock:
-                if sock.family == socket.AF_UNIX and str(sock.getsockname()).endswith("mi.sock"):
+                name = str(sock.getsockname()) if sock.family == socket.AF_UNIX else "mi.sock"
+                if sock.type == socket.SOCK_DGRAM and name.endswith("mi.sock"):
                     sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
@@ -502,6 +503,24 @@ def test_a_socket_that_a_plug_in_shuts_for_all_is_bound_again(start, plug_in):
     server.wait_log("bound again")
     wait_for(lambda: not any(map(is_alive, before)), what="the end of the children of the old socket")
     wait_for_children(server, 2)
+    server.stop(tracebacks=True)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "[::1]"])
+def test_a_udp_socket_that_a_plug_in_shuts_for_all_is_bound_again(start, plug_in, host):
+    port = free_port(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    server = start('loadmodule "odd.so"\n' + TROUBLE + children_count(2), "-p", plug_in("odd", CHILDREN), "-p", str(PLUGINS),
+                   place=f"udp:{host}:{port}")
+    for nth in (1, 2):
+        before = server.children()
+        server.client().send(b":shut_socket:\n")
+        server.wait_log(f"udp:{host}:{port} was shut down; bound again", times=nth)
+        wait_for(lambda: not any(map(is_alive, before)), what="the end of the children of the old socket")  # noqa: B023
+        assert server.ask(b":uptime:\n").startswith(b"200 OK\n")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(OSError, match="in use"):
+            other.bind((host.strip("[]"), port))
     server.stop(tracebacks=True)
 
 
