@@ -5184,8 +5184,8 @@ class Supervisor:
         if setup.globals.get("log_level") != old.setup.globals.get("log_level"):
             for row in range(ROWS):
                 self.processes.set(row, level=setup.globals.get("log_level", LOG_LEVEL_DEFAULT), own_level=0)
-        if setup.own["log_file"] != old.setup.own["log_file"]:
-            log.warning("log_file is another one now, which takes effect at the next start")
+        for name in [name for name in ("log_file", "store_file") if setup.own[name] != old.setup.own[name]]:
+            log.warning("%s is another one now, which takes effect at the next start", name)
         for by_rank in (self.deaths, self.not_before_s, self.troubles):
             by_rank.clear()
         self.server.count("reloads")
