@@ -2664,9 +2664,9 @@ def check_unshared(folder: int, step: int, trusted: tuple = (0,)) -> None:
         raise exposed("its folder {0}", folder, "move it to another" if sticky else "mend: chown root {0}; chmod go-w {0}")
 
 
-def check_roots(folder: int, step: int) -> None:
-    """For walk() to what root runs: as check_unshared(), and links and files are root's alone."""
-    inner, trusted = os.fstat(step), (0, os.stat(__file__).st_uid)  # root runs this script: its owner is trusted as well
+def check_roots(folder: int, step: int, *more: int) -> None:
+    """For walk() to what root runs: as check_unshared(), and links and files are root's alone, or of users that are trusted."""
+    inner, trusted = os.fstat(step), (0, os.stat(__file__).st_uid, *more)  # root runs this script: its owner is trusted as well
     check_unshared(folder, step, trusted)
     if S_ISLNK(inner.st_mode) and inner.st_uid not in trusted:
         raise exposed("its link {0}", step, "mend: chown -h root {0}")
@@ -5673,13 +5673,13 @@ def standard_input() -> str:
     return decode(sys.stdin.buffer.read())
 
 
-def read_file(path: str) -> str | None:
-    """The text of a configuration file, `-` for standard input, None if there is none; ConfigError if it cannot be read or
-    trusted."""
+def read_file(path: str, main: str = "") -> str | None:
+    """The text of the configuration `main`, `-` for standard input, or of a file that it includes, None if there is none;
+    ConfigError if it cannot be read or trusted."""
     if path == "-":
         return standard_input()
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=None if path == main else functools.partial(open_included, main)) as file:
             if os.geteuid() == 0 and is_everyones(file.fileno(), os.path.dirname(path) or "."):
                 raise ConfigError(path, 0, "can be written by everyone, or put there, and root runs this; "
                                            f"mend: chown root {path}; chmod o-w {path}, and its folder unless it is sticky")
@@ -5688,6 +5688,17 @@ def read_file(path: str) -> str | None:
         return None
     except OSError as error:
         raise ConfigError(path, 0, f"cannot be read by uid {os.geteuid()}: {error.strerror}") from None
+
+
+def open_included(main: str, path: str, flags: int) -> int:
+    """Open a regular file; as root one of the current folder only if nobody but the owner of `main` can put it there. OSError."""
+    flags, trusted = flags | os.O_NONBLOCK, () if main == "-" else (os.stat(main).st_uid,)
+    is_roots = os.geteuid() == 0 and not os.path.isabs(path)
+    descriptor = walk(path, lambda folder, step: check_roots(folder, step, *trusted), flags) if is_roots else os.open(path, flags)
+    if S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, 'no regular file, as include_file "FILE" takes one')
 
 
 def is_everyones(file: int, folder: str) -> bool:
@@ -5714,7 +5725,7 @@ def directives_of(options) -> list[Directive]:
         if not os.path.isdir(folder):
             raise StartError(EXIT_CONFIG, f"-p: there is no folder {folder}")
     if path := configuration_of(options):
-        directives = ConfigReader(read_file).read(path)
+        directives = ConfigReader(functools.partial(read_file, main=path)).read(path)
     else:
         directives = [Directive("loadmodule", (os.path.join(os.path.abspath(folder), name),), "-p", 0)
                       for folder in folders for name in sorted(os.listdir(folder))
