@@ -1010,7 +1010,8 @@ class Trace(NamedTuple):
 class Context:
     """What a handler gets first: its module's parameters and counters, and the request in hand."""
 
-    __slots__ = ("own", "request", "caller", "data")
+    __slots__ = ("own", "request", "caller", "data", "calls")
+    calls: list[Call]  # of a function around a batch, which may replace some by others
 
     def __init__(self, module: Module, request: Request | None = None, caller: Any = None, data: bytes = b""):
         self.own, self.caller, self.data = module, caller, data
@@ -1247,12 +1248,10 @@ class Statistics(dict):
 class Registry:
     """All commands, statistics and events of the loaded modules by name, without those commands that are switched off, by any
     of their names; ConfigError for a name used twice. registered(ctx, registry) of a plug-in may leave out others, and replace
-    names_of()."""
+    names_of(). full_names: commands are listed under their full names, and known by these without the module, as in 4.0."""
 
-    full_names = False  # whether commands are listed under those of 4.0
-
-    def __init__(self, modules: Iterable[Module], switched_off: Container[str] = ()):
-        self.modules = list(modules)
+    def __init__(self, modules: Iterable[Module], switched_off: Container[str] = (), full_names: bool = False):
+        self.modules, self.switched_off, self.full_names = list(modules), switched_off, full_names
         self.modules_by_name = {module.name: module for module in self.modules}
         self.names: dict[str, Command] = {}  # by all names of each
         self.ambiguous: dict[str, Error] = {}  # short names that several have
@@ -1277,7 +1276,7 @@ class Registry:
         for module in self.modules:
             if "registered" in module.hooks:
                 module.hooks["registered"](Context(module), self)
-        off = {command for name, command in self.names.items() if name in switched_off}
+        off = self.listed(switched_off)
         self.names = {name: command for name, command in self.names.items() if command not in off}
         self.commands = {command.name: command for command in self.names.values()}  # as listed
 
@@ -1292,6 +1291,11 @@ class Registry:
             if command.tag.replace and not first.tag.replace:
                 self.names[name] = command
 
+    def listed(self, names: Container[str]) -> dict[Command, None]:
+        """The commands that a list has, by any of their names."""
+        return dict.fromkeys(command for name, command in [*self.known.items(), *self.names.items()] if name in names
+                             or self.full_names and command.full_name.partition(":")[2] in names)
+
     def names_of(self, name: str) -> tuple:
         """All names of the command that has this one, for lists of commands."""
         command = self.known.get(name)
@@ -1300,13 +1304,14 @@ class Registry:
     @functools.cached_property
     def catch_all(self) -> Command | None:
         """Stands where a request names no command: asks the catch-alls in turn; None if there are none."""
+        is_off = functools.lru_cache(1000)(lambda name: any(one in self.switched_off for one in self.names_of(name)))
+
         @command("*", input=bool(self.wrappers) or any(one.input for one in self.catch_alls),
                  timed=all(one.timed for one in self.catch_alls))
         def ask_all(ctx: Context, *values: str) -> Any:
             """Ask for a name that no command has."""
-            for one in self.catch_alls:
-                given = values if one.rest else ()
-                reply = one.function(Context(one.module, ctx.request, ctx.caller, ctx.data), *given)
+            for one in () if is_off(ctx.request.name) else self.catch_alls:
+                reply = one.function(Context(one.module, ctx.request, ctx.caller, ctx.data), *(values if one.rest else ()))
                 if reply is not None:
                     return reply
             return NOT_AVAILABLE
@@ -1659,15 +1664,16 @@ class Answers:
     """Answers datagrams from the commands of a registry.
 
     log: a logger for what handlers raise; dialect: auto, text or jsonrpc; indent and pretty: how either is written; most:
-    bytes of the longest request and reply; failed(): called for each built-in error; allowed(command, caller): whether a
-    caller may use a command in `restricted`; pause(): gives others their turn between the requests of a batch; untimed():
-    called when handler_timeout does not hold for what follows; spaces: the store, for replies that depend on spaces.
+    bytes of the longest request and reply; failed(): called for each built-in error; allowed(command, caller, name): whether
+    one in `restricted` may be used; pause(): gives others their turn between the requests of a batch; untimed(): called when
+    handler_timeout does not hold for what follows; spaces: the store, for replies that depend on spaces.
     """
 
     def __init__(self, registry: Registry, log, dialect: str = "auto", indent: str = "\t", pretty: bool = False,
                  most: int = LIMIT, restricted: Iterable[str] = (), allowed=None, failed: Callable[[], None] = lambda: None,
                  pause: Callable[[], None] = lambda: None, untimed: Callable[[], None] = lambda: None, spaces: Any = None):
-        self.log, self.restricted, self.allowed, self.failed = log, frozenset(restricted), allowed, failed
+        self.restricted = frozenset([*restricted, "*"] if restricted else ())  # of a catch-all, its rules are asked each time
+        self.log, self.allowed, self.failed = log, allowed, failed
         self.pause, self.untimed, self.spaces = pause, untimed, spaces
         self.interrupted = functools.partial(log.error, "command %s ran longer than handler_timeout and was ended")
         self.wrapped = registry.around(self).wrapped if registry.around else lambda data, calls, caller, proceed: proceed()
@@ -1825,7 +1831,7 @@ class Answers:
     def run(self, call: Call, caller: Any, data: bytes) -> Reply | Refusal | Answer:
         """Call the handler; a refusal that it raises becomes a reply."""
         command = call.command
-        if command.name in self.restricted and not self.allowed(command, caller):
+        if command.name in self.restricted and not self.allowed(command, caller, call.request.name):
             return Reply(403, "Forbidden")
         if not command.timed:
             self.untimed()
@@ -2623,9 +2629,9 @@ def check_unshared(folder: int, step: int, trusted: tuple = (0,)) -> None:
         raise exposed("its folder {0}", folder, "move it to another" if sticky else "mend: chown root {0}; chmod go-w {0}")
 
 
-def check_roots(folder: int, step: int) -> None:
-    """For walk() to what root runs: as check_unshared(), and links and files are root's alone."""
-    inner, trusted = os.fstat(step), (0, os.stat(__file__).st_uid)  # root runs this script: its owner is trusted as well
+def check_roots(folder: int, step: int, *more: int) -> None:
+    """For walk() to what root runs: as check_unshared(), and links and files are root's alone, or of users that are trusted."""
+    inner, trusted = os.fstat(step), (0, os.stat(__file__).st_uid, *more)  # root runs this script: its owner is trusted as well
     check_unshared(folder, step, trusted)
     if S_ISLNK(inner.st_mode) and inner.st_uid not in trusted:
         raise exposed("its link {0}", step, "mend: chown -h root {0}")
@@ -2725,7 +2731,7 @@ class Server:
             self.load_once = shared("loading", setup.path, "for load(), ").once(self)
         lenient_reader()  # now, while this process may read the folder of plug-ins
         rules = setup.own.get("allow_command")
-        self.access = shared("access", setup.path, "for allow_command, ").Access(rules) if rules else None
+        self.access = shared("access", setup.path, "for allow_command, ").Access(rules, self) if rules else None
         views = if_there("views")
         self.view_of = functools.lru_cache(None)(
             lambda space, apply: (views or shared("views", "ctx.view()")).View(store, space, apply))
@@ -3575,7 +3581,7 @@ class Loader:
         destinations = shared("tracing", path, "to trace, ").wanted(self) if path else {}
         for module in self.modules.values():
             module.settle(self.modules.values())
-        registry = Registry(self.modules.values(), own["disable"])
+        registry = Registry(self.modules.values(), own["disable"], bool(release and release.full_names))
         if release:
             release.rename(registry)
         if registry.wrappers:
@@ -3590,7 +3596,8 @@ class Loader:
         mi, own = self.mi.settings, self.own.settings
         white, names = mi["trace_bwlist"]
         mi["trace_bwlist"] = white, self.registered(registry, names, self.mi.where("trace_bwlist"), "trace_bwlist")
-        self.registered(registry, own["disable"], self.own.where("disable"), "disable")
+        where = self.own.where("disable")
+        own["disable"] = registry.switched_off = self.registered(registry, own["disable"], where, "disable")
         if own["allow_command"]:
             own["allow_command"] = [*shared("access").checked_rules(self, registry)]
 
@@ -3599,8 +3606,9 @@ class Loader:
         warning for those that only OpenSIPS has. ConfigError."""
         listed = []
         for name in names:
-            fitting = [command.name for other, command in registry.known.items() if fnmatch.fnmatchcase(other, name)]
-            listed += [name, *fitting]
+            fitting = [command.name for command in registry.listed(Patterns([name]))]
+            behind = self.opensips["commands"] if registry.catch_alls else ()  # which may know them without their modules
+            listed += [name, *fitting, *[full for full in behind if full.partition(":")[2] == name]]
             if fitting or registry.catch_alls:
                 continue
             if self.opensips["commands"] and not fnmatch.filter(self.opensips["commands"], name):
@@ -3947,9 +3955,9 @@ def may_have_events(ctx, host: str, target: Any) -> bool:
                                           or in_networks(target[0], ctx.server.setup.own["event_targets"]))
 
 
-def core_stats(counters: Counters, processes: Processes, started_s: float, figures: Any, children: int) -> list[Stat]:
+def core_stats(counters: Counters, processes: Processes, uptime_s: Callable, figures: Any, children: int) -> list[Stat]:
     """The statistics of OpenSIPS' core: without the plug-in `figures` (None) those of group core alone."""
-    core = [Stat("timestamp", "seconds since the start", "core", False, lambda: int(time.time() - started_s))]
+    core = [Stat("timestamp", "seconds since the start", "core", False, lambda: int(uptime_s()))]
     return figures.stats_of(counters, processes, children, core) if figures else core
 
 
@@ -4069,6 +4077,7 @@ def built_in_modules() -> list[Module]:
 IP_PKTINFO = 8  # linux/in.h; the socket module has it from Python 3.14 on
 SIOCUNIXFILE = 0x89E0  # linux/un.h
 CREDENTIALS_ROOM, ADDRESS_ROOM = socket.CMSG_SPACE(struct.calcsize("3i")), 64  # bytes of ancillary data
+REUSE = socket.SOL_SOCKET, socket.SO_REUSEADDR  # set on two sockets, both can have one UDP port
 LOCK_TRIES = 100  # a hundredth of a second apart
 POLLRDHUP = 0x2000  # linux/eventpoll.h
 
@@ -4127,15 +4136,14 @@ class Endpoint:
         return self.send(data, client)
 
     def is_lost(self) -> bool:
-        """Whether the file of a UNIX socket is no longer ours; that of a socket which some child shut down for all is removed."""
-        if not self.unix or self.kept:
-            return False
+        """Whether the file of a UNIX socket is no longer ours, or some child shut a socket down for all; it makes room then."""
         poll = original("select", "poll")()
         poll.register(self.socket, POLLRDHUP)
-        if any(events & POLLRDHUP for _, events in poll.poll(0)):
+        is_shut = any(events & POLLRDHUP for _, events in poll.poll(0))
+        if is_shut and not self.kept:
             with contextlib.suppress(OSError):
-                remove_own(self.place.spot, self.identity)
-        return identity_of(self.place.spot) != self.identity
+                remove_own(self.place.spot, self.identity) if self.unix else self.socket.setsockopt(*REUSE, 1)
+        return not self.kept and (identity_of(self.place.spot) != self.identity if self.unix else is_shut)
 
     def close(self, remove: bool) -> None:
         """Close; remove the socket's file if it is still ours."""
@@ -4151,17 +4159,19 @@ class Endpoint:
             give_file(self.socket, place, self.identity)
 
 
-def open_endpoint(place: Place, given: dict) -> Endpoint:
-    """Open one socket, or use the one given to us; StartError when it cannot be had."""
+def open_endpoint(place: Place, given: dict, beside_ours: bool = False) -> Endpoint:
+    """Open one socket, or use the one given to us; beside_ours: one that made room is there. StartError."""
     new_socket = original("socket", "socket")
     if place.spot in given:
         return Endpoint(place, new_socket(fileno=given.pop(place.spot)), kept=True)
     sock = new_socket(place.family, socket.SOCK_DGRAM)
+    sock.setsockopt(*REUSE, beside_ours)
     try:
         identity = bind_unix(place, sock) if place.family == socket.AF_UNIX else sock.bind(place.spot)
     except (OSError, StartError) as error:
         sock.close()
         raise (refusal(place, error) if isinstance(error, OSError) else error) from None
+    sock.setsockopt(*REUSE, 0)
     return Endpoint(place, sock, identity=identity)
 
 
@@ -5095,8 +5105,8 @@ class Supervisor:
         if setup.globals.get("log_level") != old.setup.globals.get("log_level"):
             for row in range(ROWS):
                 self.processes.set(row, level=setup.globals.get("log_level", LOG_LEVEL_DEFAULT), own_level=0)
-        if setup.own["log_file"] != old.setup.own["log_file"]:
-            log.warning("log_file is another one now, which takes effect at the next start")
+        for name in [name for name in ("log_file", "store_file") if setup.own[name] != old.setup.own[name]]:
+            log.warning("%s is another one now, which takes effect at the next start", name)
         for by_rank in (self.deaths, self.not_before_s, self.troubles):
             by_rank.clear()
         self.server.count("reloads")
@@ -5329,7 +5339,7 @@ class Supervisor:
 
     def opened(self, place: Place, own: dict) -> Endpoint:
         """A new socket, or a given one, with a large send buffer, as root beyond the system's limit; StartError."""
-        endpoint = open_endpoint(place, self.given)
+        endpoint = open_endpoint(place, self.given, place.spot in [one.place.spot for one in self.endpoints])
         self.endpoints.append(endpoint)
         if endpoint.unix and own["allow_command"]:
             endpoint.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -5347,21 +5357,22 @@ class Supervisor:
             self.endpoints.remove(endpoint)
 
     def check_sockets(self) -> None:
-        """Bind those sockets again whose file somebody deleted; the children are replaced."""
+        """Bind lost sockets again; the children are replaced."""
         endpoints = [self.bound_again(endpoint) if endpoint.is_lost() else endpoint for endpoint in self.current.endpoints]
         if endpoints != self.current.endpoints:
             self.current.endpoints = endpoints
 
     def bound_again(self, endpoint: Endpoint) -> Endpoint:
-        """A new socket at the path of one whose file is gone, the old one if that cannot be."""
-        spot = endpoint.place.spot
-        trouble = f"{spot} is no longer our socket; somebody put another file there" if os.path.lexists(spot) else ""
+        """A new socket at the place of a lost one, the old one if that cannot be."""
+        spot, what = endpoint.place.address, "deleted" if endpoint.unix else "shut down"
+        is_taken = endpoint.unix and os.path.lexists(f"{spot}")
+        trouble = f"{spot} is no longer our socket; somebody put another file there" if is_taken else ""
         try:
             fresh = endpoint if trouble else self.opened(endpoint.place, self.current.setup.own)
         except (StartError, OSError) as error:
-            fresh, trouble = endpoint, f"{spot} was deleted and cannot be bound again: {error}"
+            fresh, trouble = endpoint, f"{spot} was {what} and cannot be bound again: {error}"
         if not trouble:
-            log.warning("%s was deleted; bound again", spot)
+            log.warning("%s was %s; bound again", spot, what)
         elif endpoint.trouble != trouble:  # it lasts, and is logged once
             log.error("%s", trouble)
         endpoint.trouble = trouble
@@ -5420,7 +5431,8 @@ class Loading:
         """Load the configuration; returns what Supervisor.take_report() reads."""
         attendant, counters = self.attendant, self.attendant.counters
         try:
-            stats = functools.partial(core_stats, counters, attendant.processes, attendant.started_s, attendant.figures)
+            stats = functools.partial(core_stats, counters, attendant.processes,
+                                      lambda: attendant.store.time_s() - attendant.started_s, attendant.figures)
             directives = directives_of(attendant.options)
             setup = Loader(configuration_of(attendant.options) or "-s", attendant.options.plugins, stats).load(directives)
             self.server = Server(setup, counters, attendant.processes, attendant.store, attendant.pair, attendant.started_s)
@@ -5580,13 +5592,13 @@ def standard_input() -> str:
     return decode(sys.stdin.buffer.read())
 
 
-def read_file(path: str) -> str | None:
-    """The text of a configuration file, `-` for standard input, None if there is none; ConfigError if it cannot be read or
-    trusted."""
+def read_file(path: str, main: str = "") -> str | None:
+    """The text of the configuration `main`, `-` for standard input, or of a file that it includes, None if there is none;
+    ConfigError if it cannot be read or trusted."""
     if path == "-":
         return standard_input()
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=None if path == main else functools.partial(open_included, main)) as file:
             if os.geteuid() == 0 and is_everyones(file.fileno(), os.path.dirname(path) or "."):
                 raise ConfigError(path, 0, "can be written by everyone, or put there, and root runs this; "
                                            f"mend: chown root {path}; chmod o-w {path}, and its folder unless it is sticky")
@@ -5595,6 +5607,17 @@ def read_file(path: str) -> str | None:
         return None
     except OSError as error:
         raise ConfigError(path, 0, f"cannot be read by uid {os.geteuid()}: {error.strerror}") from None
+
+
+def open_included(main: str, path: str, flags: int) -> int:
+    """Open a regular file; as root one of the current folder only if nobody but the owner of `main` can put it there. OSError."""
+    flags, trusted = flags | os.O_NONBLOCK, () if main == "-" else (os.stat(main).st_uid,)
+    is_roots = os.geteuid() == 0 and not os.path.isabs(path)
+    descriptor = walk(path, lambda folder, step: check_roots(folder, step, *trusted), flags) if is_roots else os.open(path, flags)
+    if S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, 'no regular file, as include_file "FILE" takes one')
 
 
 def is_everyones(file: int, folder: str) -> bool:
@@ -5621,7 +5644,7 @@ def directives_of(options) -> list[Directive]:
         if not os.path.isdir(folder):
             raise StartError(EXIT_CONFIG, f"-p: there is no folder {folder}")
     if path := configuration_of(options):
-        directives = ConfigReader(read_file).read(path)
+        directives = ConfigReader(functools.partial(read_file, main=path)).read(path)
     else:
         directives = [Directive("loadmodule", (os.path.join(os.path.abspath(folder), name),), "-p", 0)
                       for folder in folders for name in sorted(os.listdir(folder))

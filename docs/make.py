@@ -36,7 +36,7 @@ says, a request or reply has at most 65507 bytes if a socket is UDP, else 261828
 |---|---|---|---|---|
 %s
 A command has a name of 2.x and 3.x and a full name of 4.0 (`cache_store`, `cache:store`). Clients may use both, and `disable`,
-`allow_command` and `trace_bwlist` hold for both.
+`allow_command` and `trace_bwlist` hold for both. A short name of 4.0 in one of these lists stands for each command that has it.
 
 A configuration may be a whole opensips.cfg of any release; `-f -` reads it from standard input. midatagram searches the
 folders of all `mpath` lines for plug-ins. It skips modules that it lacks; if OpenSIPS has no such module either

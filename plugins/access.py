@@ -1,6 +1,7 @@
 """access -- who may use single commands: the rules of allow_command."""
 from __future__ import annotations
 
+import functools
 import grp
 import logging
 import os
@@ -48,15 +49,25 @@ def checked_rules(loader: mi.Loader, registry: mi.Registry) -> Iterator[tuple]:
 class Access:
     """Says who may use the commands that rules name."""
 
-    def __init__(self, rules: list[tuple]):
-        self.rules = [Rule(*rule) for rule in rules]
+    def __init__(self, rules: list[tuple], server: Any):
+        self.rules, self.server = [Rule(*rule) for rule in rules], server
         self.restricted = {name for rule in self.rules for name in rule.commands}
+        self.rules_of = functools.lru_cache(100)(self.rules_that_name)
+
+    def rules_that_name(self, name: str) -> list[Rule]:
+        """The rules for a command, under any of its names."""
+        names = name, *self.server.registry.names_of(name)
+        return [rule for rule in self.rules if any(one in rule.commands for one in names)]
 
     def allows(self, command: Any, caller: tuple, *names: str) -> bool:
-        """Whether a sender may use a restricted command, which may have more names; a refusal is logged for the audit."""
+        """Whether a sender may use a command, or what a catch-all is asked for by its first name; a refusal is logged for
+        the audit."""
+        asked = names[0] if command.name == "*" else command.name
+        rules = self.rules_of(asked)
+        if not rules:
+            return True
         endpoint, client = caller
-        address, names = endpoint.address_of(client), (command.name, *names)
-        rules = [rule for rule in self.rules if any(name in rule.commands for name in names)]
+        address = endpoint.address_of(client)
         if endpoint.unix:
             credentials = credentials_of(client)
             who, about = ("pid {} uid {} gid {}".format(*credentials), credentials[1]) if credentials else ("unknown", None)
@@ -65,8 +76,8 @@ class Access:
             who = about = address[0]
             allowed = any(mi.in_networks(who, rule.networks) for rule in rules)
         if not allowed:
-            command.module.server.count("forbidden")
-            log.warning("audit: command %s refused to %s (%s)", command.name, mi.shown_address(address), who,
+            self.server.count("forbidden")
+            log.warning("audit: command %s refused to %s (%s)", asked, mi.shown_address(address), who,
                         extra={"about": about})  # one client may ask from many sockets
         return allowed
 

@@ -20,7 +20,9 @@ class Around:
         asked = {name for call in calls for name in (call.request.name, call.command.name)}
         for module, function, names in reversed(self.answers.wrappers):
             if not names or names & asked:
-                proceed = functools.partial(self.wrap, function, mi.Context(module, request, caller, data), proceed)
+                ctx = mi.Context(module, request, caller, data)
+                ctx.calls = calls
+                proceed = functools.partial(self.wrap, function, ctx, proceed)
         try:
             return proceed()
         except mi.Interrupted:

@@ -106,10 +106,10 @@ class Journal:
             words[HEAD] += size
         return place
 
-    def complete(self, place: int, end: bytes) -> None:
-        """Write how a request ended, unless it is forgotten."""
+    def complete(self, place: int | None, end: bytes) -> None:
+        """Write how a request ended, unless it is forgotten, or None for one that is not in the journal."""
         with self.locked() as words:
-            if place >= words[TAIL]:
+            if place is not None and place >= words[TAIL]:
                 self.put(place + ENTRY.size, end)
 
     def close(self) -> None:
@@ -198,15 +198,15 @@ def read_json_request(value: Any) -> mi.Request:
     return request._replace(values=tuple(mi.text_of(item) for _, item in flat), names=names if any(names) else None)
 
 
-def requests_in(ctx: mi.Context) -> list[tuple[bytes, bool]]:
-    """The requests in a datagram, which are itself or the items of a batch, and whether each is answered."""
+def requests_in(ctx: mi.Context) -> list[tuple[bytes, mi.Request]]:
+    """The requests in a datagram, which are itself or the items of a batch: as bytes, and without their arguments."""
     items: Any = None
     if not ctx.request.name and ctx.data.lstrip()[:1] == b"[" and is_json(ctx, ctx.data):
         with contextlib.suppress(mi.ParseError):
             items = mi.read_json(ctx.data)
     if not isinstance(items, list) or not items:
-        return [(ctx.data, ctx.request.answered)]
-    return [(mi.encode(mi.json_text(item)), mi.read_envelope(item)[0].answered) for item in items]
+        return [(ctx.data, ctx.request)]
+    return [(mi.encode(mi.json_text(item)), mi.read_envelope(item)[0]) for item in items]
 
 
 def client_of(ctx: mi.Context) -> str:
@@ -268,6 +268,11 @@ class Fault(NamedTuple):
     def name(self) -> str:
         """By which it is counted and draws."""
         return f"fault {self.number}"
+
+    @property
+    def is_of_requests(self) -> bool:
+        """Whether the requests of a batch are asked for it, not the batch as a whole."""
+        return self.command != "*" or self.argument is not None
 
     def fits(self, ctx: mi.Context, request: mi.Request, client: str) -> bool:
         """Whether it is for a request."""
@@ -405,23 +410,67 @@ def experiment(ctx, request, proceed):
         return proceed()
     journal, client, started_s = journal_of(ctx.server), client_of(ctx), time.monotonic()
     requests = requests_in(ctx)
-    places = [journal.add(client, raw, time.time(), PENDING) for raw, _ in requests]
-    fault = stub = turn = None
+    places = [None if is_own(one.name) else journal.add(client, raw, time.time(), PENDING) for raw, one in requests]
+    ruled = Ruled(ctx, client, places)
     if ctx.view(RULES, take_in):
-        asked = read_request(ctx, ctx.data)
-        fault, turn = choose(ctx, rules_of(ctx, "fault"), asked, client)
-        if fault and fault.effect.action == "kill":
-            journal.complete(places[0], end_of("kill", rule=fault.number))
-            fault.effect.on(ctx, fault.name, turn.draws, [])
-        stub = stubbed(ctx, asked, client)
-    answer = fault.reply if fault and fault.effect.action == "error" else stub or proceed()
-    if fault:
-        answer = affected(ctx, answer, fault, turn)
+        ruled.ask_for(requests)
+    answer = ruled.answer() or proceed()
+    for rule, turn in ruled.effects:
+        answer = affected(ctx, answer, rule, turn)
     ms, codes = 1000 * (time.monotonic() - started_s), itertools.chain(codes_of(answer), itertools.repeat(0))
-    for place, (_, is_answered), code in zip(places, requests, codes):
-        outcome = ("answered" if is_sent(answer) else "drop") if is_answered else "notification"
+    for nth, (place, (_, one), code) in enumerate(zip(places, requests, codes)):
+        fault = ruled.faults.get(nth, ruled.faults.get(None))
+        outcome = ("answered" if is_sent(answer) else "drop") if one.answered else "notification"
         journal.complete(place, end_of(fault.effect.action if fault else outcome, code, ms, fault.number if fault else 0))
     return answer
+
+
+class Ruled:
+    """What the rules make of a datagram. Requests in a batch have their numbers from 0 on, the whole datagram has None."""
+
+    def __init__(self, ctx: mi.Context, client: str, places: list):
+        self.ctx, self.client, self.places = ctx, client, places  # in the journal
+        self.faults: dict[int | None, Fault] = {}
+        self.replies: dict[int | None, mi.Reply] = {}  # in the place of those of commands
+        self.effects: list[tuple[Fault | Stub, Any]] = []  # on the answer: rules and their turns
+
+    def ask_for(self, requests: list) -> None:
+        """Ask the rules for a datagram, and in a batch for each request."""
+        faults, stubs = rules_of(self.ctx, "fault"), rules_of(self.ctx, "reply")
+        if requests[0][0] is self.ctx.data:
+            self.ask(None, self.ctx.data, faults, stubs)
+            return
+        self.ask(None, self.ctx.data, [fault for fault in faults if not fault.is_of_requests], [])
+        faults = [fault for fault in faults if fault.is_of_requests and not self.faults]
+        for nth, (raw, _) in enumerate(requests):
+            self.ask(nth, raw, faults, stubs)
+
+    def ask(self, nth: int | None, raw: bytes, faults: list, stubs: list) -> None:
+        """Ask rules for one request."""
+        ctx, request = self.ctx, read_request(self.ctx, raw)
+        if is_own(request.name):
+            return
+        fault, turn = choose(ctx, faults, request, self.client)
+        if fault and fault.effect.action == "kill":
+            for place in self.places if nth is None else [self.places[nth]]:
+                journal_of(ctx.server).complete(place, end_of("kill", rule=fault.number))
+            fault.effect.on(ctx, fault.name, turn.draws, [])
+        stub, stub_turn = choose(ctx, stubs, request, self.client)
+        if fault and fault.effect.action == "error":
+            self.replies[nth] = fault.reply
+        elif stub:
+            self.replies[nth] = stub.reply
+            self.effects.append((stub, stub_turn))
+        if fault:
+            self.faults[nth] = fault
+            self.effects.append((fault, turn))
+
+    def answer(self) -> mi.Reply | None:
+        """The reply to the whole datagram, if a rule has one; in a batch those to single requests are put into their calls."""
+        for nth, reply in self.replies.items():
+            if nth is not None:
+                self.ctx.calls[nth] = self.ctx.calls[nth]._replace(refusal=reply)
+        return self.replies.get(None)
 
 
 def codes_of(answer: mi.Answer | mi.Reply) -> list[int]:
@@ -432,12 +481,6 @@ def codes_of(answer: mi.Answer | mi.Reply) -> list[int]:
 def is_sent(answer: mi.Answer | mi.Reply) -> bool:
     """Whether anything is sent."""
     return isinstance(answer, mi.Reply) or bool(answer.datagrams)
-
-
-def stubbed(ctx: mi.Context, request: mi.Request, client: str) -> Any:
-    """The reply of the first stub for a request."""
-    stub, turn = choose(ctx, rules_of(ctx, "reply"), request, client)
-    return stub and affected(ctx, stub.reply, stub, turn)
 
 
 def affected(ctx: mi.Context, answer: mi.Answer | mi.Reply, rule: Fault | Stub, turn: Any) -> mi.Answer | mi.Reply:

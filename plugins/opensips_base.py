@@ -11,6 +11,7 @@ import math
 import os
 import re
 import sqlite3
+import stat
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -422,7 +423,7 @@ LOCKED_S = 0.5  # for which a table is waited for that another program has locke
 def read_sqlite_table(path: str, table: Table) -> list[dict]:
     """A table of an SQLite file; TableError, sqlite3.Error."""
     if not os.path.isfile(path):
-        raise TableError(f"{path}: no such file")
+        raise TableError(f"{path}: {'is no regular file; the form is sqlite://FILE' if os.path.exists(path) else 'no such file'}")
     connection = sqlite3.connect(f"file:{path.replace('?', '%3f').replace('#', '%23')}?mode=ro", uri=True,
                                  timeout=LOCKED_S)
     try:
@@ -455,9 +456,18 @@ def read_text_table(folder: str, table: Table, read_file: Callable) -> list[dict
     return [typed(f"{path}:{number}", table.columns, [row[at] for at in places]) for number, row in enumerate(rows, 2)]
 
 
+def open_regular(path: str, flags: int) -> int:
+    """For open(): open a regular file, for nothing says when others end; TableError, OSError."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise TableError(f"{path}: is a FIFO or a device; name a regular file")
+
+
 def read_fields(path: str) -> tuple[list[str], list[list]]:
     """The names of the columns of a db_text file, and the fields of its rows, None for NULL; TableError, OSError."""
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n", opener=open_regular) as file:
         first, *lines = file.read().split("\n")
     columns = [match for match in (re.fullmatch(r"(\w+)\((\w+)((?:,\w+)*)\)", word) for word in first.split()) if match]
     if not columns or len(columns) != len(first.split()):

@@ -159,8 +159,11 @@ def path_of(ctx, name: str) -> str:
 def read_rules(ctx, path: str) -> list[Rule]:
     """The rules of a file, none if it is not there; what is no rule is logged and passed over."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        with open(path, encoding="utf-8", errors="surrogateescape", opener=opensips.open_regular) as file:
             lines = file.read().split("\n")
+    except opensips.TableError as error:
+        ctx.log.error("%s", error)
+        return []
     except OSError:
         return []
     rules = []

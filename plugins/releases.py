@@ -27,7 +27,7 @@ class Release(NamedTuple):
         """List commands under their full names, know them by those without a module, and refuse those that several have."""
         if not self.full_names:
             return
-        registry.full_names, commands = True, registry.commands.values()
+        commands = registry.commands.values()
         registry.commands = {command.full_name: command for command in commands}
         for command in commands:
             if command.module.name in self.renamed:
@@ -36,11 +36,14 @@ class Release(NamedTuple):
         for command in commands:
             short.setdefault(command.full_name.partition(":")[2], []).append(command)
         for name, (command, *others) in short.items():
-            registry.names[name] = command
             if others:
                 names = ", ".join([one.full_name for one in (command, *others)])
                 registry.ambiguous[name] = mi.Error(-32001, "Method ambiguous", f"supported names: {names}")
-                del registry.names[name]
+                registry.names.pop(name, None)
+            else:
+                registry.names[name] = registry.known[name] = command
+        for command in [*registry.known.values()]:  # those that are switched off
+            registry.known.setdefault(command.full_name.partition(":")[2], command)
 
 
 RELEASES = {"midatagram": Release(), "2.4": Release("2.4.11"), "3.4": Release("3.4.18"),

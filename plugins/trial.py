@@ -16,11 +16,14 @@ class Trial:
     lines: as in midatagram.conf, without a socket. folders: of plug-ins, before the usual ones. To be closed, or `with`.
     """
 
+    server: mi.Server
+
     def __init__(self, lines: str, *folders: str):
         processes, counters, started_s = mi.Processes(), mi.Counters(), time.time()
         text = f'{lines}\nmodparam("mi_datagram", "socket_name", "trial")'
         directives = mi.ConfigReader({"trial": text}.get).read("trial")
-        stats = functools.partial(mi.core_stats, counters, processes, started_s, mi.shared("figures"))
+        stats = functools.partial(mi.core_stats, counters, processes, lambda: self.server.store.time_s() - started_s,
+                                  mi.shared("figures"))
         setup = mi.Loader("trial", list(folders), stats).load(directives)
         self.folder = tempfile.mkdtemp(prefix="midatagram-")
         self.pair = mi.event_pair()

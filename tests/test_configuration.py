@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import pathlib
 import re
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import PLUGINS, ROOT, START_S, STOP_S, free_port, needs_root, run, wait_for
+from conftest import PLUGINS, ROOT, SCRIPT, START_S, STOP_S, free_port, needs_root, run, wait_for
 
 import midatagram as mi
 
@@ -80,6 +81,23 @@ def test_included_files_are_read_in_place_and_named_in_mistakes():
     assert [(directive.args[0], directive.path) for directive in found] == [("a", "main"), ("b", "other"), ("c", "main")]
     with pytest.raises(mi.ConfigError, match="other:2"):
         read('include_file "other"', other='\nmodparam(1')
+
+
+@pytest.mark.parametrize("word", ["include_file", "import_file"])
+def test_an_included_fifo_is_a_mistake_and_holds_nothing_up(tmp_path, word):
+    os.mkfifo(tmp_path / "more")
+    for name in (f"{tmp_path}/more", "more"):
+        (tmp_path / "c").write_text(f'{word} "{name}"\n')
+        done = run("-c", "-f", tmp_path / "c", "-s", tmp_path / "mi.sock", timeout_s=10)
+        assert (done.returncode, done.stderr) == (78, f"midatagram: {tmp_path}/more: cannot be read by uid {os.geteuid()}: "
+                                                  'no regular file, as include_file "FILE" takes one\n')
+
+
+def test_a_configuration_may_be_a_pipe(tmp_path):
+    """As a shell makes one of `-f <(command)`."""
+    done = subprocess.run(["bash", "-c", '"$@" -c -f <(sleep 0.1; echo log_level=2)', "bash", sys.executable, str(SCRIPT), "-s",
+                           str(tmp_path / "mi.sock")], capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.endswith(": OK\n")
 
 
 def test_a_whole_opensips_cfg(start, tmp_path):

@@ -356,6 +356,71 @@ def test_a_reply_has_json_code_and_time(lab):
     assert lab.ask(text("lab_reply")) == b"400 Too few or too many arguments\n\n"
 
 
+def batch(*calls):
+    """A batch of requests, with ids from 1 on; one of the name None is no request."""
+    return b"[%b]" % b",".join(rpc(name, params, number) if name else b"7" for number, (name, *params) in enumerate(calls, 1))
+
+
+def results(reply):
+    """What a batch is answered with, by id: results, and codes of errors."""
+    return {one["id"]: one.get("result", one.get("error", {}).get("code")) for one in json.loads(reply)}
+
+
+def test_replies_and_errors_stand_in_batches(lab):
+    """For single requests of a batch; the others are answered as usual, in order, and the commands do not run."""
+    lab.ask(text("lab_reply", "ul_show_contact", "*", "alice", reply="Contact:: sip:alice@a"))
+    lab.ask(text("lab_reply", "cache_store", code=403, reason="Not now"))
+    number = add(lab, command="core:pwd", action="error", code=503, reason="No way", times=2)
+    asked = batch(("pwd",), ("ul_show_contact", "location", "alice"), (None,), ("ul_show_contact", "location", "bob"),
+                  ("cache_store", "local", "a", "b"), ("cache_fetch", "local", "a"), ("pwd",), ("pwd",))
+    reply = lab.ask(asked)
+    assert [one["id"] for one in json.loads(reply)] == [1, 2, None, 4, 5, 6, 7, 8]
+    assert results(reply) == {1: 503, 2: {"Contact": "sip:alice@a"}, None: -32600, 4: -32601, 5: 403, 6: 400, 7: 503,
+                              8: {"WD": str(lab.folder)}}
+    assert [(one["command"], one["outcome"], one["code"], one.get("fault")) for one in journal(lab)["requests"]] == [
+        ("pwd", "error", 503, number), ("ul_show_contact", "answered", 200, None), ("", "answered", -32600, None),
+        ("ul_show_contact", "answered", 500, None), ("cache_store", "answered", 403, None),
+        ("cache_fetch", "answered", 200, None),
+        ("pwd", "error", 503, number), ("pwd", "answered", 200, None)]
+
+
+def test_a_fault_of_a_request_in_a_batch_acts_on_its_datagram(lab):
+    asked = batch(("version",), ("pwd",))
+    client = lab.client()
+    usual = client.ask(asked)
+    for action, check in {"drop": lambda: client.receive(0.2) is None, "cut": lambda: client.receive() == usual[:9],
+                          "duplicate": lambda: client.receive() == client.receive() == usual}.items():
+        number = add(lab, command="pwd", action=action, times=1, **({"bytes": 9} if action == "cut" else {}))
+        client.send(batch(("version",), ("uptime",)))
+        assert len(json.loads(client.receive())) == 2
+        client.send(asked)
+        assert check(), action
+        assert client.ask(asked) == usual
+        assert outcomes(lab)[-4:-2] == [("version", "drop" if action == "drop" else "answered", 200), ("pwd", action, 200)]
+        lab.ask(text("lab_fault_rm", str(number)))
+    lab.ask(text("lab_reply", "pwd", reply="WD:: /", ms="150"))
+    started_s = time.monotonic()
+    assert results(client.ask(asked))[2] == {"WD": "/"} and time.monotonic() - started_s >= 0.15
+
+
+def test_a_fault_without_a_command_counts_a_batch_once(lab):
+    add(lab, action="error", code=503, every=2)
+    asked = batch(("version",), ("pwd",))
+    assert [isinstance(json.loads(lab.ask(asked)), list) for _ in range(4)] == [True, False] * 2
+
+
+def test_commands_of_the_lab_have_no_faults_in_batches(lab):
+    lab.ask(text("lab_reply", "*", code=403, reason="No"))
+    add(lab, command="lab_*", action="error")
+    assert results(lab.ask(batch(("lab_seed", 5), ("pwd",)))) == {1: "OK", 2: 403}
+    assert outcomes(lab) == [("pwd", "answered", 403)]
+
+
+def test_a_reply_to_a_notification_in_a_batch_is_none(lab):
+    lab.ask(text("lab_reply", "pwd", reply="WD:: /"))
+    assert results(lab.ask(b'[{"jsonrpc":"2.0","method":"pwd"},%b]' % rpc("pwd", number=2))) == {2: {"WD": "/"}}
+
+
 def test_a_fault_of_a_reply(lab):
     lab.ask(text("lab_reply", "x", reply="hello", ms=100))
     add(lab, command="x", action="duplicate")
@@ -646,12 +711,12 @@ def test_the_clock_moves_expiries_and_times(lab):
     assert b"value" in lab.ask(fetch)
     assert json.loads(lab.ask(rpc("lab_clock", [1])))["result"] == {"moved": 600}
     assert all(b"Value not found" in lab.ask(fetch) for _ in range(9))
-    assert int(re.search(rb"Up time:: (\d+)", lab.ask(b":uptime:\n"))[1]) >= 600
+    assert int(re.search(rb"Up time:: (\d+)", lab.ask(b":uptime:\n"))[1]) >= 600 <= lab.statistic("timestamp")
     assert b"udp:" not in lab.ask(b":subscribers_list:\n")
     lab.ask(b":cache_store:\nlocal\nkey\nnew\n5\n")
     assert b"new" in lab.ask(fetch)
     lab.ask(b":lab_reset:\n")
-    assert int(re.search(rb"Up time:: (\d+)", lab.ask(b":uptime:\n"))[1]) < 600
+    assert int(re.search(rb"Up time:: (\d+)", lab.ask(b":uptime:\n"))[1]) < 600 > lab.statistic("timestamp")
 
 
 def test_reset_forgets(start):

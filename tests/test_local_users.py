@@ -318,6 +318,28 @@ def test_a_configuration_that_everyone_can_write_is_refused_as_root(tmp_path, wr
     assert f"{more if wrong == 'included' else place}: can be written by everyone" in refused("-f", place)
 
 
+@pytest.mark.parametrize("owner, mode, is_refused", [
+    (0, 0o755, False), (NOBODY, 0o755, True), (0, 0o775, True), (0, 0o1777, True)])
+def test_root_includes_nothing_that_others_put_into_the_current_folder(tmp_path, owner, mode, is_refused):
+    """Where a relative name is looked up first, as OpenSIPS does; else beside the file that includes it."""
+    needs_root()
+    place = put(tmp_path / "etc" / "x.conf", f'modparam("mi_datagram", "socket_name", "{tmp_path}/mi.sock")\n'
+                'include_file "more.conf"\n')
+    put(place.with_name("more.conf"), "log_level=4\n")
+    current = tmp_path / "current"
+    current.mkdir(mode=mode)
+    current.chmod(mode)
+    os.chown(current, owner, 0)
+    assert run("-c", "-f", place, cwd=current).returncode == 0
+    put(current / "more.conf", "log_level=5\n")
+    done = run("-c", "-f", place, cwd=current)
+    assert done.returncode == (78 if is_refused else 0)
+    assert is_refused == (f"more.conf: cannot be read by uid 0: its folder {current} can be written by others than root"
+                          in done.stderr), done.stderr
+    os.chown(place, NOBODY, NOBODY)  # whom root trusts then
+    assert run("-c", "-f", place, cwd=current).returncode == (78 if mode != 0o755 else 0)
+
+
 def test_a_configuration_that_is_no_file(tmp_path):
     assert run("-c", "-f", "/dev/null", "-s", tmp_path / "mi.sock").returncode == 0
 

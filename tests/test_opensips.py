@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from conftest import SCRIPT, run
+from conftest import SCRIPT, run, wait_for
 from test_recorded import recordings
 
 import midatagram as mi
@@ -178,6 +178,80 @@ def test_trace_bwlist_holds_under_every_name(start, tmp_path, written, traced):
     server.stop()
     commands = [json.loads(line)["command"] for line in (log.read_text().splitlines() if log.exists() else ())]
     assert tuple(commands) == traced
+
+
+USRLOC_40 = f'{IMITATE % "4.0"}loadmodule "usrloc.so"\n'
+NAMES = ("ul_dump", "usrloc:dump", "dump")
+CATCH_ALL = """
+@mi.command("*")
+def caught(ctx):
+    "Answer what no command does."
+    return mi.Reply(reason=f"caught {ctx.request.name}", live=mi.CONSTANT)
+"""
+
+
+def in_all_ways(name):
+    """The requests for a command: in both dialects, and in a batch."""
+    return text(name), rpc(name), b"[%b]" % rpc(name)
+
+
+@pytest.mark.parametrize("catching", [False, True])
+@pytest.mark.parametrize("written", [*NAMES, "d?mp"])
+def test_disable_holds_for_a_short_name_too(tmp_path, written, catching):
+    plugin(tmp_path, "catching", CATCH_ALL if catching else "")
+    lines = f'{USRLOC_40}loadmodule "catching.so"\nmodparam("midatagram", "disable", "{written}")'
+    with mi.Trial(lines, str(tmp_path)) as trial:
+        for name in NAMES:
+            refusal = error(-32601, "Method not found")
+            assert [*map(trial.ask, in_all_ways(name))] == [b"500 command not available\n", refusal, b"[%b]" % refusal], name
+        assert trial.ask(text("flush")) != b"500 command not available\n"
+
+
+def test_a_short_name_that_several_have_stands_for_all_of_them():
+    with mi.Trial(f'{USRLOC_40}loadmodule "domain.so"\nmodparam("midatagram", "disable", "dump")') as trial:
+        for name in (*NAMES, "domain:dump"):
+            assert trial.ask(text(name)) == b"500 command not available\n", name
+        assert trial.ask(text("domain:reload")) != b"500 command not available\n"
+
+
+@pytest.mark.parametrize("catching", [False, True])
+@pytest.mark.parametrize("written", NAMES)
+def test_allow_command_holds_for_a_short_name_too(start, tmp_path, written, catching):
+    plugin(tmp_path, "catching", CATCH_ALL if catching else "")
+    server = start(f'{USRLOC_40}loadmodule "catching.so"\nmodparam("midatagram", "allow_command", "{written}: uid:4242")\n',
+                   "-p", str(tmp_path))
+    for name in NAMES:
+        for request in in_all_ways(name) * 2:
+            assert b"Forbidden" in server.ask(request), request
+    server.client().send(b'{"jsonrpc":"2.0","method":"dump"}')
+    wait_for(lambda: server.statistic("forbidden") == 19, what="the notification")
+    assert b"200 OK" in server.ask(text("core:version"))
+
+
+def test_access_lists_hold_for_what_a_catch_all_is_asked(start, tmp_path):
+    plugin(tmp_path, "catching", CATCH_ALL)
+    server = start('loadmodule "catching.so"\nmodparam("midatagram", "disable", "off, o?f")\n'
+                   'modparam("midatagram", "allow_command", "ul_*: uid:4242")\n', "-p", str(tmp_path))
+    for _ in range(3):  # from the third time on requests are cached
+        assert server.ask(text("off")) == server.ask(text("oaf")) == b"500 command not available\n"
+        assert b"Method not found" in server.ask(rpc("off"))
+        assert server.ask(text("ul_x")) == b"403 Forbidden\n\n" and b"Forbidden" in server.ask(b"[%b]" % rpc("ul_x"))
+        assert server.ask(text("other")) == b"200 caught other\n\n"
+    assert "audit: command ul_x refused to" in server.log
+
+
+@pytest.mark.parametrize("written, traced", [
+    ("w: dump", True), ("w: usrloc:dump", True), ("b: dump", False), ("b: ul_dump", False)])
+def test_trace_bwlist_holds_for_a_short_name_too(start, tmp_path, written, traced):
+    log = tmp_path / "traces"
+    server = start(f'{USRLOC_40}loadmodule "trace_file.so"\nmodparam("trace_file", "path", "{log}")\n'
+                   'modparam("mi_datagram", "trace_destination", "trace_file")\n'
+                   f'modparam("mi_datagram", "trace_bwlist", "{written}")')
+    for name in (*NAMES, "version", "core:version", "uptime"):
+        server.ask(text(name))
+    server.stop()
+    lines = log.read_text().splitlines()
+    assert len(lines) == 3 and all(("dump" in line) == traced for line in lines)
 
 
 def test_around_holds_under_every_name(tmp_path):

@@ -1,5 +1,6 @@
 """What the plug-ins of OpenSIPS' modules share: the order of lists, numbers, forms in both directions, tables."""
 
+import os
 import re
 import sqlite3
 import time
@@ -118,6 +119,17 @@ def test_a_missing_file_is_named(tmp_path):
         opensips.read_table(f"text://{tmp_path}", T)
     with pytest.raises(opensips.TableError, match="no such file"):
         opensips.read_table(f"sqlite://{tmp_path}/none", T)
+
+
+@pytest.mark.parametrize("name", ["things", "version"])
+def test_a_fifo_in_the_place_of_a_table_is_named(tmp_path, name):
+    url = folder_of(tmp_path, "1:a:::")
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(opensips.TableError, match=f"{tmp_path}/{name}: is a FIFO or a device; name a regular file"):
+        opensips.read_table(url, T)
+    with pytest.raises(opensips.TableError, match=f"{tmp_path}/{name}: is no regular file; the form is sqlite://FILE"):
+        opensips.read_table(f"sqlite://{tmp_path}/{name}", T)
 
 
 def database(path, version=3):

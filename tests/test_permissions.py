@@ -1,6 +1,7 @@
 """permissions, domain and db_text beyond the recordings: partitions, rule files, bad tables, when a file is read."""
 
 import json
+import os
 import signal
 
 import pytest
@@ -155,6 +156,13 @@ def test_rule_files_that_the_script_names(tmp_path):
 
         assert outcome("free") == "200 OK\n\n"
         assert [outcome(name) for name in ("a", "b", "c", "d", "none", "x")] == ["403 Forbidden\n\n"] * 6
+
+
+def test_a_rule_file_that_is_a_fifo_is_passed_over(start, tmp_path):
+    os.mkfifo(tmp_path / "a.deny")
+    server = start(f'loadmodule "permissions.so"\nroute {{ allow_uri("{tmp_path}/a", "$ru"); }}\n')
+    assert f"{tmp_path}/a.deny: is a FIFO or a device; name a regular file" in server.log
+    assert server.ask(f":allow_uri:\n{tmp_path}/a\nsip:a\nsip:b\n".encode()) == b"200 OK\n\n"
 
 
 def test_a_rule_file_without_a_folder_is_beside_the_opensips_cfg(start, tmp_path):

@@ -340,3 +340,16 @@ def test_without_the_parameter_nothing_is_kept(start):
 def test_a_check_makes_no_file(tmp_path):
     (tmp_path / "c.conf").write_text(f'modparam("mi_datagram", "socket_name", "{tmp_path}/s")\n{plain(tmp_path / "store")}')
     assert run("-c", "-f", tmp_path / "c.conf").returncode == 0 and not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("name", ["store_file", "log_file"])
+def test_another_file_at_a_reload_is_for_the_next_start(start, tmp_path, name):
+    """One line says so; the file of before is in use until then."""
+    server = start(f'modparam("midatagram", "store_file", "{tmp_path}/old")\n')
+    store(server)
+    server.write(f'modparam("midatagram", "store_file", "{tmp_path}/old")\nmodparam("midatagram", "{name}", "{tmp_path}/new")\n')
+    for nth in (1, 2):
+        server.signal(signal.SIGHUP)
+        server.wait_log("reloaded ", times=nth)
+    assert server.log.count(f"{name} is another one now, which takes effect at the next start") == 1
+    assert fetched(server) == "v" and not (tmp_path / "new").exists()

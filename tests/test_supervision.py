@@ -13,7 +13,7 @@ import sys
 import time
 
 import pytest
-from conftest import PLUGINS, ROOT, STOP_S, needs_root, run, wait_for
+from conftest import PLUGINS, ROOT, STOP_S, free_port, needs_root, readable_python, run, wait_for
 from test_healing import GREETER, NEW_GREETER, Load, children_count, is_alive, own, reload
 
 TROUBLE = 'loadmodule "mi_trouble.so"\n'
@@ -453,7 +453,8 @@ def shut_socket(ctx):
     for number in range(3, 100):
         try:
             with socket.socket(fileno=os.dup(number)) as sock:
-                if sock.family == socket.AF_UNIX and str(sock.getsockname()).endswith("mi.sock"):
+                name = str(sock.getsockname()) if sock.family == socket.AF_UNIX else "mi.sock"
+                if sock.type == socket.SOCK_DGRAM and name.endswith("mi.sock"):
                     sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
@@ -502,6 +503,24 @@ def test_a_socket_that_a_plug_in_shuts_for_all_is_bound_again(start, plug_in):
     server.wait_log("bound again")
     wait_for(lambda: not any(map(is_alive, before)), what="the end of the children of the old socket")
     wait_for_children(server, 2)
+    server.stop(tracebacks=True)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "[::1]"])
+def test_a_udp_socket_that_a_plug_in_shuts_for_all_is_bound_again(start, plug_in, host):
+    port = free_port(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    server = start('loadmodule "odd.so"\n' + TROUBLE + children_count(2), "-p", plug_in("odd", CHILDREN), "-p", str(PLUGINS),
+                   place=f"udp:{host}:{port}")
+    for nth in (1, 2):
+        before = server.children()
+        server.client().send(b":shut_socket:\n")
+        server.wait_log(f"udp:{host}:{port} was shut down; bound again", times=nth)
+        wait_for(lambda: not any(map(is_alive, before)), what="the end of the children of the old socket")  # noqa: B023
+        assert server.ask(b":uptime:\n").startswith(b"200 OK\n")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(OSError, match="in use"):
+            other.bind((host.strip("[]"), port))
     server.stop(tracebacks=True)
 
 
@@ -671,6 +690,29 @@ def test_status_believes_root_and_the_servers_user_alone(greeter, kind):
     finally:
         folder.unlink() if kind == "link" else shutil.rmtree(folder)
         shutil.rmtree(real, ignore_errors=True)
+
+
+@pytest.mark.parametrize("kind", ["unix", "udp", "udp6"])
+def test_root_needs_no_user_for_the_status(start, tmp_path, kind):
+    """Of a server that became another user; that user's word is good for his server alone."""
+    needs_root()
+    port = free_port(socket.AF_INET6 if kind == "udp6" else socket.AF_INET)
+    place = {"unix": "", "udp": f"udp:127.0.0.1:{port}", "udp6": f"udp:[::1]:{port}"}[kind]
+    server = start("", "-u", "nobody", wrapper=readable_python(), place=place or f"{tmp_path}/mi.sock")
+    idle = subprocess.Popen(["/bin/sleep", "100"], user=1, group=1)
+    forged = pathlib.Path(f"/dev/shm/midatagram-{idle.pid}-forged")
+    try:
+        forged.mkdir()
+        (forged / "status").write_text(json.dumps([idle.pid, 0, "all is well", [server.place]]))
+        os.chown(forged, 1, 1)
+        for user in ([], ["-u", "nobody"]):
+            done = run("--status", "-f", server.config_path, *user)
+            assert f"pid {server.pid}, uptime" in done.stdout and "1 of 1 children serve" in done.stdout
+            assert "all is well" not in done.stdout
+    finally:
+        idle.kill()
+        idle.wait()
+        shutil.rmtree(forged)
 
 
 def test_a_dead_socket_of_another_user_is_not_alive(tmp_path):

@@ -554,6 +554,19 @@ def test_access_lists_hold_under_every_name(start, puppet):
     assert "audit: command usrloc:dump refused to" in front.log
 
 
+@pytest.mark.parametrize("keep", ["", 'loadmodule "usrloc.so"\nmodparam("upstream", "keep", "usrloc:dump")\n'])
+def test_access_lists_hold_for_a_short_name_of_4_0(start, puppet, keep):
+    """Of a command behind the gateway, and of one that it answers itself."""
+    for line, refusal in (('modparam("midatagram", "disable", "dump")', b"500 command not available\n"),
+                          ('modparam("midatagram", "allow_command", "dump: uid:1")', b"403 Forbidden\n\n")):
+        front = start(gateway_to(puppet.path, more=f'{keep}{line}\nmodparam("midatagram", "imitate", "4.0")\n'))
+        for name in ("dump", "usrloc:dump", "ul_dump", "domain:dump"):
+            assert front.ask(f":{name}:\n".encode()) == refusal, name
+            assert b'"error"' in front.ask(asking(name)) and b'"error"' in front.ask(b"[%b]" % asking(name))
+            front.client().send(b'{"jsonrpc":"2.0","method":"%b"}' % name.encode())
+    assert puppet.is_quiet()
+
+
 def test_another_user_who_may(start, puppet):
     needs_root()
     front = start(gateway_to(puppet.path, more='modparam("midatagram", "allow_command", "ul_*: uid:1")\n'
