@@ -1,0 +1,138 @@
+"""Tables with states, of drouting, load_balancer, dispatcher, uac_registrant: what changes and reloads write and keep."""
+
+import json
+import re
+import signal
+import threading
+
+import pytest
+
+import midatagram as mi
+
+TEXTS = {"dr_gateways": "gwid address attrs probe_mode# state#", "dr_carriers": "carrierid gwlist attrs state#",
+         "dr_rules": "groupid prefix priority# gwlist attrs", "load_balancer": "id# group_id# dst_uri resources",
+         "dispatcher": "setid# destination socket state# weight priority# attrs description",
+         "registrant": "registrar proxy aor third_party_registrant binding_URI binding_params expiry# forced_socket"}
+VERSIONS = {"dr_gateways": 6, "dr_carriers": 2, "dr_rules": 3, "load_balancer": 2, "dispatcher": 8, "registrant": 1}
+# module -> its space, what switches a row off, what shows whether it is, what reloads; `@` stands for the row's number
+CASES = {
+    "drouting": ("drouting_gateways", 'dr_gw_status {"gw_id": "@", "status": 0}', ('dr_gw_status {"gw_id": "@"}', "Disabled MI"),
+                 "dr_reload {}"),
+    "load_balancer": ("load_balancer_table", "lb_status [@, 0]", ("lb_status [@]", '"enable":"no"'), "lb_reload []"),
+    "dispatcher": ("dispatcher_partitions", 'ds_set_state ["i", "@", "sip:d@"]', ("ds_list []", '"sip:d@","state":"Inactive"'),
+                   "ds_reload []"),
+    "uac_registrant": ("uac_registrant_table", 'reg_disable ["sip:u@@h", "sip:u@", "sip:r"]',
+                       ('reg_list ["sip:u@@h", "sip:u@", "sip:r"]', '"enabled":"no"'), None),
+}
+ROWS = {"dr_gateways": "@:10.0.0.1::0:0", "load_balancer": "@:1:sip\\:d@:pstn=5", "dispatcher": "@:sip\\:d@::0:1:0::",
+        "registrant": "sip\\:r::sip\\:u@@h::sip\\:u@::3600:"}
+
+
+def numbered(text, number):
+    """A text with a number for each `@` that is one: u@@h is an address."""
+    return re.sub("@(?!h)", str(number), text)
+
+
+def request(text, number=0):
+    """The JSON-RPC request for `METHOD PARAMS`."""
+    method, _, params = numbered(text, number).partition(" ")
+    return f'{{"jsonrpc":"2.0","method":"{method}","params":{params},"id":1}}'.encode()
+
+
+def configuration(module, folder, rows=300, *more):
+    """A configuration with tables of which one has so many rows."""
+    (folder / "version").write_text("\n".join(["table_name(string) table_version(int)",
+                                               *[f"{name}:{version}" for name, version in VERSIONS.items()], ""]))
+    for name, columns in TEXTS.items():
+        header = " ".join(f"{one.rstrip('#')}({'int' if '#' in one else 'string'},null)" for one in columns.split())
+        lines = [numbered(ROWS[name], at) for at in range(rows)] if name in ROWS else []
+        (folder / name).write_text("\n".join([header, *lines, ""]))
+    return "\n".join([f'loadmodule "{module}.so"', f'modparam("midatagram", "db_url", "text://{folder}")', *more, ""])
+
+
+def is_off(ask, module, number):
+    """Whether a row is off, as a client sees it."""
+    shown, mark = CASES[module][2]
+    return numbered(mark, number) in ask(request(shown, number)).decode()
+
+
+@pytest.mark.parametrize("module", CASES)
+def test_a_change_writes_what_one_row_has(tmp_path, module):
+    """However many rows there are; a reload takes the states into the table."""
+    space, off, _, reload = CASES[module]
+    with mi.Trial(configuration(module, tmp_path)) as trial:
+        since = trial.server.store.newest()
+        for number in (7, 8, 7):
+            assert b'"OK"' in trial.ask(request(off, number))
+        _, _, written = trial.server.store.changes(space, since)
+        assert len(written) == 2 and len(json.dumps(written)) < 400
+        assert [is_off(trial.ask, module, number) for number in (6, 7, 8)] == [False, True, True]
+        if reload:
+            assert b'"OK"' in trial.ask(request(reload))
+            assert [is_off(trial.ask, module, number) for number in (6, 7, 8)] == [False, True, True]
+            assert [key for key, _ in trial.server.store.items(space) if "\n" in key] == []
+
+
+@pytest.mark.parametrize("module", CASES)
+def test_no_change_is_lost_when_children_switch_and_reload_at_once(start, tmp_path, module):
+    """Nor where the configuration is read again."""
+    _, off, _, reload = CASES[module]
+    server = start(configuration(module, tmp_path, 60, 'modparam("mi_datagram", "children_count", 3)'))
+    wrong = []
+
+    def switch(first):
+        with server.client() as client:
+            for number in range(first, 60, 3):
+                if b'"OK"' not in client.ask(request(off, number)):
+                    wrong.append(number)
+
+    threads = [threading.Thread(target=switch, args=(first,)) for first in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(10 if reload else 0):
+        assert b'"OK"' in server.ask(request(reload))
+    for thread in threads:
+        thread.join()
+    clients = [server.client() for _ in range(6)]
+    assert wrong == [] and all(is_off(client.ask, module, number) for number in range(60) for client in clients)
+    server.signal(signal.SIGHUP)
+    server.wait_log("reloaded")
+    assert all(is_off(server.ask, module, number) for number in range(60))
+
+
+def test_a_state_that_changes_while_a_table_is_made_anew_is_in_it(tmp_path):
+    """The table is made once more, while nobody can write."""
+    with mi.Trial(configuration("load_balancer", tmp_path, 3)) as trial:
+        module = trial.server.registry.modules_by_name["load_balancer"]
+        ctx, tables, states = mi.Context(module), module.namespace.BALANCE, []
+
+        def make(old):
+            states.append([one.enabled for one in old.ones])
+            if len(states) == 1:
+                assert b'"OK"' in trial.ask(request("lb_status [@, 0]", 1))
+            return old.head, old.ones
+
+        tables.replace(ctx, "", make)
+        assert states == [[True, True, True], [True, False, True]]
+        assert [is_off(trial.ask, "load_balancer", number) for number in range(3)] == [False, True, False]
+
+
+def test_a_state_of_a_table_that_was_replaced_is_not_taken(tmp_path):
+    """What a child writes that has not taken in a reload yet."""
+    space, off, _, reload = CASES["drouting"]
+    with mi.Trial(configuration("drouting", tmp_path, 3)) as trial:
+        trial.ask(request(off, 1))
+        key, value = next((key, value) for key, value in trial.server.store.items(space) if "\n" in key)
+        assert b'"OK"' in trial.ask(request('dr_reload {"inherit_state": "0"}'))
+        trial.server.store.put(space, key, value)
+        assert not is_off(trial.ask, "drouting", 1)
+
+
+def test_a_row_without_a_name_is_a_row(tmp_path):
+    text = configuration("drouting", tmp_path, 2)
+    with open(tmp_path / "dr_gateways", "a") as file:
+        file.write(":10.0.0.9::0:0\n")
+    with mi.Trial(text) as trial:
+        assert b'"OK"' in trial.ask(request('dr_gw_status {"gw_id": "", "status": 0}'))
+        assert b"Disabled MI" in trial.ask(request('dr_gw_status {"gw_id": ""}'))
+        assert trial.ask(b":dr_gw_status:\n").count(b"Active") == 2
