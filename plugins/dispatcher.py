@@ -104,7 +104,7 @@ def partitions(ctx) -> dict[str, tuple]:
 def destinations_of(ctx, rows: list[dict]) -> list:
     """The destinations that the rows of a table make, in the order of ds_list."""
     sets: dict[int, list] = {}
-    for row in rows:
+    for row in opensips.in_turns(rows):
         flags = {1: INACTIVE, 2: PROBING}.get(row["state"], 0)
         sets.setdefault(row["setid"], []).append(Destination(
             row["setid"], row["destination"] or "", flags, 0, opensips.own_socket(ctx, row["socket"]), row["attrs"] or None,
@@ -123,7 +123,7 @@ def weight_of(text: str) -> int:
 def read_partition(ctx, name: str, inherits: bool = True) -> None:
     """Read the table of a partition; destinations that stay have the state that they had. TableError."""
     made = destinations_of(ctx, opensips.rows_of(ctx, *partitions(ctx)[name]))
-    PARTITIONS.replace(ctx, name, lambda old: (None, PARTITIONS.inherited(made, old if inherits else None)))
+    PARTITIONS.put(ctx, name, None, made, inherits)
 
 
 def init(ctx):
@@ -135,6 +135,11 @@ def load(ctx):
     """Read the tables."""
     for name in partitions(ctx):
         read_partition(ctx, name)
+
+
+def child_init(ctx):
+    """Have the table before a request wants it."""
+    PARTITIONS.now(ctx)
 
 
 ###############################################################################
@@ -229,7 +234,7 @@ def ds_list(ctx, partition=None, full=None):
     return opensips.reply(ctx, {"PARTITIONS": shown}, depends=(PARTITIONS.space,))
 
 
-@opensips.command
+@opensips.command(timed=False)
 def ds_reload(ctx, partition=None, inherit_state=None):
     """Read the tables of all partitions again, or of one; destinations that stay have the state that they had."""
     name = "" if partition is None else opensips.text(ctx, "partition", partition)

@@ -235,8 +235,8 @@ def read_partition(ctx, name: str, at: int, url: str, names: tuple, inherits: bo
     rules = sorted(opensips.good(ctx, rows[2], names[2], rule, known, digits_of(ctx)), key=lambda one: one[0])
     head = Partition(at, url, names, int(ctx.store.time_s()))
     ctx.store.put(RULES, name, json.dumps(rules))
-    CARRIERS.replace(ctx, name, lambda old: (None, CARRIERS.inherited(carriers.values(), old if inherits else None)))
-    GATEWAYS.replace(ctx, name, lambda old: (head, GATEWAYS.inherited(gateways.values(), old if inherits else None)))
+    CARRIERS.put(ctx, name, None, carriers.values(), inherits)
+    GATEWAYS.put(ctx, name, head, gateways.values(), inherits)
 
 
 def by_name(made: list) -> dict:
@@ -263,6 +263,13 @@ def load(ctx):
         one.remove_others(ctx, named)
     for at, (name, place) in enumerate(named.items()):
         read_partition(ctx, name, at, *place)
+
+
+def child_init(ctx):
+    """Have the tables before a request wants them."""
+    GATEWAYS.now(ctx)
+    CARRIERS.now(ctx)
+    ctx.view(RULES, take_in_rules)
 
 
 ###############################################################################
@@ -375,7 +382,7 @@ def dr_number_routing(ctx, partition_name=..., group_id=..., number=...):
     return opensips.reply(ctx, value, depends=(RULES,))
 
 
-@opensips.command(bind=no_values)
+@opensips.command(bind=no_values, timed=False)
 def dr_reload(ctx, partition_name=..., inherit_state=...):
     """Read the tables of all partitions again, or of one; gateways and carriers that stay have the state that they had."""
     failed = mi.Error(500, "Failed to reload")

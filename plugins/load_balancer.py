@@ -46,7 +46,8 @@ class Destination(NamedTuple):
 
     def inherits(self, old: Destination | None, keeps_sizes: bool) -> Destination:
         """The destination with the state of the one that was in its place."""
-        if old is None or (self.group, self.uri.lower()) != (old.group, old.uri.lower()):
+        is_same = old is not None and (self.group, self.uri.lower()) == (old.group, old.uri.lower())
+        if old is None or not is_same or old.enabled and not old.resized:
             return self
         return self._replace(enabled=old.enabled, resized=old.resized if keeps_sizes else ())
 
@@ -109,8 +110,8 @@ def read_table(ctx, *, keeps_sizes: bool) -> None:
     gave them, else those of the table. TableError."""
     made = opensips.good(ctx, opensips.rows_of(ctx, *place(ctx)), ctx.param("db_table"), destination, ctx)
 
-    def merged(old: Any) -> tuple:
-        new = [one.inherits(old.find(one.key), keeps_sizes) for one in made] if old else made
+    def merged(old: Any, each: Callable) -> tuple:
+        new = [one.inherits(old.find(one.key), keeps_sizes) for one in each(made)] if old else made
         return [*dict.fromkeys([*(old.head if old else ()), *(name for one in new for name, _ in one.resources)])], new
 
     BALANCE.replace(ctx, "", merged)
@@ -124,6 +125,11 @@ def init(ctx):
 def load(ctx):
     """Read the table; what commands changed stays."""
     read_table(ctx, keeps_sizes=True)
+
+
+def child_init(ctx):
+    """Have the table before a request wants it."""
+    BALANCE.now(ctx)
 
 
 ###############################################################################
@@ -183,7 +189,7 @@ def lb_status(ctx, destination_id, new_status=...):
     return opensips.reply(ctx, shown, depends=(BALANCE.space,))
 
 
-@opensips.command
+@opensips.command(timed=False)
 def lb_reload(ctx):
     """Read the table again; destinations that stay are enabled or disabled as before."""
     try:

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import json
 import math
 import os
 import random
 import re
 import sqlite3
+import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -29,13 +31,10 @@ forms = mi.shared("opensips_forms")
 @functools.lru_cache(4096)
 def core_hash(data: bytes) -> int:
     """OpenSIPS' hash of a string: 32-bit sums over groups of four bytes, which are taken as signed, and over what is left."""
-    signed, total = memoryview(data).cast("b").tolist(), 0
-    for at in range(0, len(signed) // 4 * 4 + 1, 4):
-        value = 0
-        for byte in signed[at:at + 4]:
-            value = (value << 8) + byte & 0xFFFFFFFF
-        total += value ^ value >> 3
-    total &= 0xFFFFFFFF
+    whole = len(data) // 4 * 4
+    words = (*struct.unpack(f">{whole // 4}I", data[:whole]), int.from_bytes(data[whole:], "big"))
+    signed = [word - ((word & 0x80808080) << 1) & 0xFFFFFFFF for word in words]
+    total = sum([word ^ word >> 3 for word in signed]) & 0xFFFFFFFF
     return total + (total >> 11) + (total >> 13) + (total >> 23) & 0xFFFFFFFF
 
 
@@ -660,19 +659,23 @@ class Tables(NamedTuple):
         return both
 
     def replace(self, ctx: Any, name: str, make: Callable) -> None:
-        """Put a table in the place of the one of that name, if any: make(Rows or None) returns its head and its rows."""
+        """Put a table in the place of the one of that name, if any: make(Rows or None, each) returns its head and its rows, which
+        it goes through with each()."""
         generation, old = f"{random.getrandbits(64):x}", None
 
-        def written() -> str:
+        def written(each: Callable) -> str:
             nonlocal old
             old = self.now(ctx).get(name)
-            return json.dumps([generation, *make(old)])
+            return json.dumps([generation, *make(old, each)])
 
-        version, text = ctx.store.version(self.space), written()
-        ctx.store.change(self.space, name, lambda _: text if ctx.store.version(self.space) == version else written())
+        version, text = ctx.store.version(self.space), written(in_turns)
+        mi.give_way()
+        ctx.store.change(self.space, name, lambda _: text if ctx.store.version(self.space) == version else written(iter))
         for key in in_turns([*old.changed] if old else ()):
             ctx.store.change(self.space, f"{name}\n{key}",
                              lambda value: value if value and json.loads(value)[0] == generation else None)
+        mi.give_way()
+        self.now(ctx)  # before a request wants it
 
     def remove_others(self, ctx: Any, names: Iterable[str]) -> None:
         """Remove the tables that have none of these names."""
@@ -680,9 +683,14 @@ class Tables(NamedTuple):
             if key.partition("\n")[0] not in names:
                 ctx.store.remove(self.space, key)
 
-    def inherited(self, rows: Iterable, old: Rows | None) -> list:
-        """Rows with the states of those that were there before."""
-        return [self.with_state(one, self.state_of(old.find(one.key) or one)) for one in rows] if old else [*rows]
+    def put(self, ctx: Any, name: str, head: Any, rows: Iterable, inherits: bool) -> None:
+        """Put rows in the place of a table; inherits: those that were there before have the state that they had."""
+        def made(old: Rows | None, each: Callable) -> tuple:
+            before = [old.find(one.key) for one in each(rows)] if old and inherits else itertools.repeat(None)
+            return head, [one if was in (None, one) else self.with_state(one, self.state_of(was))
+                          for one, was in zip(rows, before)]
+
+        self.replace(ctx, name, made)
 
     def state_of(self, row: Any) -> list:
         """The state of a row."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import midatagram as mi
@@ -144,9 +145,9 @@ def read_table(ctx, key: str | None = None, *, keeps_states: bool = False) -> bo
             if key in (None, key_of(row["aor"], row["binding_URI"], row["registrar"]))]
     made = opensips.good(ctx, rows, table.name, record, ctx)
 
-    def merged(old: Any) -> tuple:
+    def merged(old: Any, each: Callable) -> tuple:
         before = {one.key: one for one in old.ones} if old else {}
-        new = {one.key: inherit(one, before.get(one.key), all_of_it=keeps_states) for one in made}
+        new = {one.key: inherit(one, before.get(one.key), all_of_it=keeps_states) for one in each(made)}
         return None, [*({**before, **new} if key else new).values()]
 
     RECORDS.replace(ctx, "", merged)
@@ -161,6 +162,11 @@ def init(ctx):
 def load(ctx):
     """Read the table; what commands changed stays."""
     read_table(ctx, keeps_states=True)
+
+
+def child_init(ctx):
+    """Have the table before a request wants it."""
+    RECORDS.now(ctx)
 
 
 ###############################################################################
@@ -187,7 +193,7 @@ def reg_list(ctx, aor=..., contact=..., registrar=...):
     return opensips.reply(ctx, {"Records": [one.shown(with_socket) for one in records(ctx)]}, depends=(RECORDS.space,))
 
 
-@opensips.command
+@opensips.command(timed=False)
 def reg_reload(ctx, aor=..., contact=..., registrar=...):
     """Read the table again, in JSON-RPC also the row of one record; what is registered stays so."""
     is_one = ctx.request.dialect == "jsonrpc" and aor is not ...

@@ -2,6 +2,7 @@
 
 import json
 import re
+import select
 import signal
 import threading
 
@@ -12,8 +13,12 @@ import midatagram as mi
 TEXTS = {"dr_gateways": "gwid address attrs probe_mode# state#", "dr_carriers": "carrierid gwlist attrs state#",
          "dr_rules": "groupid prefix priority# gwlist attrs", "load_balancer": "id# group_id# dst_uri resources",
          "dispatcher": "setid# destination socket state# weight priority# attrs description",
-         "registrant": "registrar proxy aor third_party_registrant binding_URI binding_params expiry# forced_socket"}
-VERSIONS = {"dr_gateways": 6, "dr_carriers": 2, "dr_rules": 3, "load_balancer": 2, "dispatcher": 8, "registrant": 1}
+         "registrant": "registrar proxy aor third_party_registrant binding_URI binding_params expiry# forced_socket",
+         "address": "grp# ip mask# port# proto pattern context_info", "domain": "domain attrs",
+         "location": """contact_id# username domain contact received path expires# q callid cseq# flags# cflags user_agent
+            socket methods# sip_instance kv_store attr"""}
+VERSIONS = {"dr_gateways": 6, "dr_carriers": 2, "dr_rules": 3, "load_balancer": 2, "dispatcher": 8, "registrant": 1, "address": 5,
+            "domain": 3, "location": 1013}
 # module -> its space, what switches a row off, what shows whether it is, what reloads; `@` stands for the row's number
 CASES = {
     "drouting": ("drouting_gateways", 'dr_gw_status {"gw_id": "@", "status": 0}', ('dr_gw_status {"gw_id": "@"}', "Disabled MI"),
@@ -25,7 +30,8 @@ CASES = {
                        ('reg_list ["sip:u@@h", "sip:u@", "sip:r"]', '"enabled":"no"'), None),
 }
 ROWS = {"dr_gateways": "@:10.0.0.1::0:0", "load_balancer": "@:1:sip\\:d@:pstn=5", "dispatcher": "@:sip\\:d@::0:1:0::",
-        "registrant": "sip\\:r::sip\\:u@@h::sip\\:u@::3600:"}
+        "registrant": "sip\\:r::sip\\:u@@h::sip\\:u@::3600:", "address": "1:10.1.0.1:32:5060:any::", "domain": "d@:",
+        "location": "@:u@::sip\\:u@:::0:1:c:1:0:::::::"}
 
 
 def numbered(text, number):
@@ -47,7 +53,9 @@ def configuration(module, folder, rows=300, *more):
         header = " ".join(f"{one.rstrip('#')}({'int' if '#' in one else 'string'},null)" for one in columns.split())
         lines = [numbered(ROWS[name], at) for at in range(rows)] if name in ROWS else []
         (folder / name).write_text("\n".join([header, *lines, ""]))
-    return "\n".join([f'loadmodule "{module}.so"', f'modparam("midatagram", "db_url", "text://{folder}")', *more, ""])
+    mode = {"usrloc": '"db_mode", 1', "domain": '"db_mode", 1', "permissions": '"address_table", "address"'}.get(module)
+    return "\n".join([f'loadmodule "{module}.so"', f'modparam("{module}", {mode})' if mode else "",
+                      f'modparam("midatagram", "db_url", "text://{folder}")', *more, ""])
 
 
 def is_off(ask, module, number):
@@ -106,7 +114,7 @@ def test_a_state_that_changes_while_a_table_is_made_anew_is_in_it(tmp_path):
         module = trial.server.registry.modules_by_name["load_balancer"]
         ctx, tables, states = mi.Context(module), module.namespace.BALANCE, []
 
-        def make(old):
+        def make(old, each):
             states.append([one.enabled for one in old.ones])
             if len(states) == 1:
                 assert b'"OK"' in trial.ask(request("lb_status [@, 0]", 1))
@@ -136,3 +144,18 @@ def test_a_row_without_a_name_is_a_row(tmp_path):
         assert b'"OK"' in trial.ask(request('dr_gw_status {"gw_id": "", "status": 0}'))
         assert b"Disabled MI" in trial.ask(request('dr_gw_status {"gw_id": ""}'))
         assert trial.ask(b":dr_gw_status:\n").count(b"Active") == 2
+
+
+@pytest.mark.parametrize("module, wanted", [
+    *[(module, case[3] or "reg_reload []") for module, case in CASES.items()], ("permissions", "address_reload []"),
+    ("domain", "domain_reload []"), ("usrloc", 'ul_sync ["location"]')])
+def test_others_have_their_turn_while_a_table_is_read(start, tmp_path, module, wanted):
+    """Another client of the one child has several replies before the reload has its own."""
+    server = start(configuration(module, tmp_path, 20000 if module == "domain" else 4000))
+    client, other = server.client(), server.client()
+    client.send(request(wanted))
+    replies = 0
+    while not select.select([client.socket], [], [], 0)[0]:
+        assert other.ask(b":pwd:\n").startswith(b"200 OK\n")
+        replies += 1
+    assert b'"OK"' in client.receive() and replies > 3
