@@ -337,7 +337,7 @@ def list_dialogs(ctx, callid: Any, from_tag: Any, index: Any, counter: Any, cont
         if most > 0:
             head, dialogs = {"count": len(dialogs)}, dialogs[first:first + most]
     opensips.check_size(ctx, len(dialogs), LEAST_BYTES)
-    shown = [dialog.shown(is_json, context) for dialog in dialogs]
+    shown = [dialog.shown(is_json, context) for dialog in opensips.in_turns(dialogs)]
     return dialogs_reply(ctx, {**head, "Dialogs": shown}, dialogs)
 
 
@@ -517,13 +517,14 @@ def profile_get_size(ctx, profile, value=None):
 def profile_get_values(ctx, profile, value=None):
     """Show the values of a profile, and how many dialogs have them."""
     name, _ = asked_profile(ctx, profile, value)
-    counts = collections.Counter(value or "" for dialog in calls(ctx).dialogs.values() if dialog.state != DELETED
+    dialogs = opensips.in_turns([*calls(ctx).dialogs.values()])
+    counts = collections.Counter(value or "" for dialog in dialogs if dialog.state != DELETED
                                  for other, value in dialog.profiles if other == name)
     if not profiles(ctx)[name]:
         return opensips.reply(ctx, [{"value": None, "count": sum(counts.values())}], depends=(SPACE,))
-    opensips.check_size(ctx, len(counts), LEAST_VALUE)
-    ordered = sorted(counts, key=lambda value: (opensips.core_hash(mi.encode(value)) & 15, mi.encode(value)))
-    shown = [{"value": value, "count": counts[value]} for value in ordered]
+    opensips.check_size(ctx, len(counts), LEAST_VALUE, counts)
+    keys = {value: (opensips.core_hash(mi.encode(value)) & 15, mi.encode(value)) for value in opensips.in_turns(counts)}
+    shown = [{"value": value, "count": counts[value]} for value in sorted(counts, key=keys.__getitem__)]
     return opensips.reply(ctx, shown, depends=(SPACE,))
 
 
@@ -532,7 +533,7 @@ def profile_list_dlgs(ctx, profile, value=None):
     """Show the dialogs that are in a profile."""
     dialogs = in_profile(ctx, *asked_profile(ctx, profile, value))
     opensips.check_size(ctx, len(dialogs), LEAST_BYTES)
-    shown = [dialog.shown(ctx.request.dialect == "jsonrpc", False) for dialog in dialogs]
+    shown = [dialog.shown(ctx.request.dialect == "jsonrpc", False) for dialog in opensips.in_turns(dialogs)]
     return dialogs_reply(ctx, {"Dialogs": shown}, dialogs)
 
 

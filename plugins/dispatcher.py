@@ -13,7 +13,7 @@ import midatagram as mi
 
 opensips = mi.shared("opensips_base")
 
-LEAST_BYTES = 45  # of a destination in a reply
+LEAST_BYTES = 40  # of a destination in a reply, besides its URI
 INACTIVE, PROBING = 1, 2  # flags of a destination
 DISPATCHER = opensips.table("dispatcher", [7, 8, 9], """setid# destination socket? state# weight priority# attrs?
     description?=-""", "%s_col")
@@ -62,13 +62,14 @@ class Destination(NamedTuple):
         """What ds_list calls it."""
         return "Inactive" if self.flags & INACTIVE else "Probing" if self.flags & PROBING else "Active"
 
-    def shown(self, full: bool) -> dict:
-        """The destination as 3.4 shows it."""
+    def shown(self, is_json: bool, full: bool) -> dict:
+        """The destination as 3.4 shows it, in 2.4 without addresses."""
         item = {"URI": self.uri, "state": self.state, "first_hit_counter": 0, "socket": self.socket, "attr": self.attrs,
                 "script_attr": self.script_attrs}
         if full:
             item.update(weight=self.weight, priority=self.priority, description=self.description or None)
-        return {**{name: value for name, value in item.items() if value is not None}, "resolved_addresses": self.resolved()}
+        addresses = {"resolved_addresses": self.resolved()} if is_json else {}
+        return {**{name: value for name, value in item.items() if value is not None}, **addresses}
 
     def resolved(self) -> list[str]:
         """The addresses that the URI names itself, no name is looked up."""
@@ -219,17 +220,18 @@ def bind_list(request) -> list:
 @opensips.command(bind=bind_list)
 def ds_list(ctx, partition=None, full=None):
     """Show the destinations of all partitions or of one; `full`: with weight, priority and description."""
-    full = bool(full if ctx.request.dialect == "text" else full is not None and mi.json_int(full, "full"))
+    is_json = ctx.request.dialect == "jsonrpc"
+    full = bool(full is not None and mi.json_int(full, "full") if is_json else full)
     names = [*partitions(ctx)]
     if partition is not None:
         names = [opensips.text(ctx, "partition", partition) or "default"]
         if names[0] not in partitions(ctx):
             raise mi.Error(400, "Bad parameter")
     listed, shown = {name: PARTITIONS.table(ctx, name).ones for name in names}, []
-    opensips.check_size(ctx, sum(map(len, listed.values())), LEAST_BYTES)
+    opensips.check_size(ctx, sum(map(len, listed.values())), LEAST_BYTES, [one.uri for ones in listed.values() for one in ones])
     for name, every in listed.items():
-        sets = [{"id": number, "Destinations": [one.shown(full) for one in ones]}
-                for number, ones in itertools.groupby(every, lambda one: one.number)]
+        sets = [{"id": number, "Destinations": [one.shown(is_json, full) for one in ones]}
+                for number, ones in itertools.groupby(opensips.in_turns(every), lambda one: one.number)]
         shown.append({"name": name, **({"SETS": sets} if sets else {})})
     return opensips.reply(ctx, {"PARTITIONS": shown}, depends=(PARTITIONS.space,))
 

@@ -11,7 +11,7 @@ import midatagram as mi
 opensips = mi.shared("opensips_base")
 
 SPACE, BUCKETS = "domain", 128
-LEAST_BYTES = {"text": 2, "jsonrpc": 12}  # of a domain in a reply
+LEAST_BYTES = {"text": 1, "jsonrpc": 12}  # of a domain in a reply, besides its texts
 DOMAIN = opensips.table("domain", [1, 2, 3, 4], "domain attrs?", "%s_col")
 
 PARAMS = [
@@ -83,5 +83,5 @@ def domain_dump(ctx):
     """Show the domains with their attributes."""
     check_mode(ctx)
     domains = ctx.view(SPACE, take_in).get("", [])
-    opensips.check_size(ctx, len(domains), LEAST_BYTES[ctx.request.dialect])
+    opensips.check_size(ctx, len(domains), LEAST_BYTES[ctx.request.dialect], [text for item in domains for text in item.values()])
     return opensips.reply(ctx, {"Domains": domains}, depends=(SPACE,))

@@ -17,7 +17,7 @@ opensips = mi.shared("opensips_base")
 
 RULES, PROBING = "drouting_rules", "drouting_probing"
 DEFAULT = "Default"  # the partition where there are none
-LEAST_BYTES = 19  # of a gateway or a carrier in a reply
+LEAST_BYTES = {"text": 18, "jsonrpc": 27}  # of a gateway or a carrier in a reply, besides its name
 GATEWAYS_TABLE = opensips.table("dr_gateways", [6], "gwid address attrs? probe_mode# state#", "")
 CARRIERS_TABLE = opensips.table("dr_carriers", [2, 3], "carrierid gwlist? attrs? state#", "")
 RULES_TABLE = opensips.table("dr_rules", [3, 4], "groupid prefix? priority# gwlist? attrs?", "")
@@ -332,8 +332,10 @@ def show_or_switch(ctx, kind: str, *given: Any) -> mi.Reply:
     partition, values = asked(ctx, *given)
     rows = tables.table(ctx, partition)
     if not values:
-        opensips.check_size(ctx, len(rows.ones), LEAST_BYTES)
-        return opensips.reply(ctx, {member: [one.shown(True) for one in rows.ones]}, depends=(tables.space,))
+        texts = rows.texts(0, 1) if kind == "gw" else rows.texts(0)  # names and addresses, or names
+        opensips.check_size(ctx, len(rows.ones), LEAST_BYTES[ctx.request.dialect], texts)
+        shown = [one.shown(True) for one in opensips.in_turns(rows.ones)]
+        return opensips.reply(ctx, {member: shown}, depends=(tables.space,))
     name = opensips.text(ctx, id_name, values[0])
     if len(values) > 1 and not is_text(ctx):
         values[1] = opensips.number(ctx, "status", values[1])  # 2.4 looks at it last

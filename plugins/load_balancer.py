@@ -149,7 +149,7 @@ def lb_list(ctx):
     opensips.check_size(ctx, len(listed), LEAST_BYTES)
     dialog = opensips.context_of(ctx, "dialog")
     loads = dialog.own.namespace.profile_sizes(dialog) if dialog else {}
-    value = {"Destinations": [one.shown(loads) for one in listed]}
+    value = {"Destinations": [one.shown(loads) for one in opensips.in_turns(listed)]}
     return opensips.reply(ctx, value, depends=(BALANCE.space, DIALOGS))
 
 

@@ -9,6 +9,7 @@ import inspect
 import itertools
 import json
 import math
+import operator
 import os
 import random
 import re
@@ -184,10 +185,10 @@ def reply(ctx: Any, value: Any, depends: tuple = (), until_s: float | None = Non
     return mi.Reply(nodes=nodes, depends=depends, until_s=until_s)
 
 
-def check_size(ctx: Any, count: int, least_bytes: int) -> None:
-    """Give up a reply of so many parts, each of so many bytes at least, before it is made; mi.TooLong."""
+def check_size(ctx: Any, count: int, least_bytes: int, texts: Iterable[str] = ()) -> None:
+    """Give up a reply of so many parts, each of so many bytes at least, and of texts, before it is made; mi.TooLong."""
     limit = mi.LIMIT if ctx.request.dialect == "jsonrpc" else mi.GIVE_UP
-    if count * least_bytes > limit:
+    if count * least_bytes > limit or count * least_bytes + sum(map(len, texts)) > limit:
         raise mi.TooLong(limit + 1)
 
 
@@ -608,6 +609,10 @@ class Rows:
         """The row of a key; None if there is none."""
         at = self.places.get(key)
         return None if at is None else self.ones[at]
+
+    def texts(self, *fields: int) -> Iterator[str]:
+        """What the rows have in fields of text, for check_size()."""
+        return itertools.chain.from_iterable([map(operator.itemgetter(field), self.ones) for field in fields])
 
 
 class Tables(NamedTuple):

@@ -190,7 +190,8 @@ def reg_list(ctx, aor=..., contact=..., registrar=...):
             raise NO_RECORD
         return opensips.reply(ctx, {"Registrant": found.shown(with_socket)}, depends=(RECORDS.space,))
     opensips.check_size(ctx, len(RECORDS.table(ctx).ones), LEAST_BYTES)
-    return opensips.reply(ctx, {"Records": [one.shown(with_socket) for one in records(ctx)]}, depends=(RECORDS.space,))
+    shown = [one.shown(with_socket) for one in opensips.in_turns(records(ctx))]
+    return opensips.reply(ctx, {"Records": shown}, depends=(RECORDS.space,))
 
 
 @opensips.command(timed=False)

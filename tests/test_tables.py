@@ -159,3 +159,23 @@ def test_others_have_their_turn_while_a_table_is_read(start, tmp_path, module, w
         assert other.ask(b":pwd:\n").startswith(b"200 OK\n")
         replies += 1
     assert b'"OK"' in client.receive() and replies > 3
+
+
+@pytest.mark.parametrize("module, command, table, row, size", [
+    ("drouting", "dr_gw_status", "dr_gateways", "@:10.0.0.1::0:0", lambda name: len(f"ID:: {name} IP=10.0.0.1 State=Active\n")),
+    ("drouting", "dr_carrier_status", "dr_carriers", "@::attrs:0", lambda name: len(f"ID:: {name} Enabled=yes\n")),
+    ("dispatcher", "ds_list", "dispatcher", "1:sip\\:@::0:1:0::",
+     lambda name: len(f"\t\tURI:: sip:{name} state=Active first_hit_counter=0\n")),
+    ("domain", "domain_dump", "domain", "@:", lambda name: len(f"{name}\n"))])
+def test_a_list_that_is_too_long_says_how_long_to_the_byte(tmp_path, module, command, table, row, size):
+    """Up to four times the limit, whether names are short or long."""
+    for letters, total in ((0, mi.LIMIT), (0, mi.GIVE_UP - 300), (900, mi.GIVE_UP - 2000), (0, mi.GIVE_UP + 300)):
+        names = [f"{'n' * letters}{at:05}" for at in range(total // size("n" * letters + "00000"))]
+        text = configuration(module, tmp_path)
+        header = (tmp_path / table).read_text().partition("\n")[0]
+        (tmp_path / table).write_text("\n".join([header, *[numbered(row, name) for name in names], ""]))
+        with mi.Trial(text) as trial:
+            reply = trial.ask(f":{command}:\n".encode()).decode()
+        head = len("PARTITION:: default\n\tSET:: 1\n") if module == "dispatcher" else 0
+        length = len("200 OK\n\n") + head + sum(map(size, names))
+        assert reply == f"500 {mi.reply_too_long(length).reason}\n" if length > mi.LIMIT else len(reply) == length
