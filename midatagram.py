@@ -1125,7 +1125,7 @@ class Module:
 # order of registration. A Command binds the arguments of either dialect to
 # the signature of its function.
 
-WRONG_COUNT = Error(400, "Too few or too many arguments")
+WRONG_COUNT = Error(400, "Too few or too many arguments")  # raised again and again: its traceback grows until somebody clears it
 BAD_PARAMETER = Error(400, "Bad parameter")
 
 
@@ -1465,7 +1465,7 @@ class Text:
         except ParseError:
             return Call(self, command, request, None, PARSE_ERROR)
         except Error as error:
-            return Call(self, command, request, None, Reply(error.code, error.reason))
+            return Call(self, command, request, None, Reply(error.code, error.with_traceback(None).reason))
 
     def write(self, reply: Reply | Refusal, call: Call) -> str:
         """A reply as text; a `%` template if it is live."""
@@ -1526,7 +1526,7 @@ class JsonRpc:
         try:
             values, names, called = command.bind_json(params)
         except Error as error:
-            return Call(self, command, request, None, Reply(error.code, error.reason, result=error))
+            return Call(self, command, request, None, Reply(error.code, error.reason, result=error.with_traceback(None)))
         return Call(self, command, request._replace(values=values, names=names), called)
 
     def is_key_of(self, key: tuple, call: Call) -> bool:
@@ -1849,7 +1849,7 @@ class Answers:
             kind = "nothing" if reply is None else f"{type(reply).__name__}, which is no midatagram.Reply"
             raise Failed(f"its handler returned {kind}")
         except Error as error:
-            return Reply(error.code, error.reason, result=error if error.data else None)
+            return Reply(error.code, error.with_traceback(None).reason, result=error if error.data else None)
         except Failed as why:
             self.log.warning("command %s failed: %s", call.request.name, why)
         return COMMAND_FAILED

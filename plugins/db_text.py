@@ -23,7 +23,7 @@ def load(ctx):
         ctx.store.remove(opensips.FILES, path)
 
 
-@opensips.command
+@opensips.command(timed=False)
 def dbt_reload(ctx, db_name=None, table_name=None):
     """Read the files of all tables again, of those in a folder, or of one."""
     wanted = [opensips.text(ctx, name, value) for name, value in (("db_name", db_name), ("table_name", table_name))

@@ -243,7 +243,8 @@ def read_dialogs(ctx) -> None:
     """Take those dialogs from the table that are not here yet, and have not ended meanwhile; TableError."""
     now_s = ctx.store.time_s()
     table, ages = DIALOG.named(ctx, ctx.param("table_name")), itertools.count()
-    for dialog in opensips.good(ctx, opensips.rows_of(ctx, opensips.url_of(ctx), table), table.name, dialog_of, ages):
+    rows = opensips.rows_of(ctx, opensips.url_of(ctx), table)
+    for dialog in opensips.in_turns(opensips.good(ctx, rows, table.name, dialog_of, ages)):
         if dialog.state == DELETED or str(dialog.db_id) in calls(ctx).dialogs \
                 or None in [opensips.own_socket(ctx, place) for place in (dialog.caller_sock, dialog.callee_sock) if place]:
             continue
@@ -277,6 +278,17 @@ def stored_pairs(text: str | None) -> list[tuple]:
                               for part in re.findall(r"(?:^|#)((?:[^#\\]|\\.)*)", item, re.S))
         pairs.append((name, int(value) if kind == ["2"] else value or None))
     return pairs[::-1]
+
+
+def child_init(ctx):
+    """Have the dialogs before a request wants them."""
+    calls(ctx)
+
+
+@mi.every(20)
+def keep_up(ctx):
+    """Take in what is removed before the store forgets it: all dialogs would have to be read anew."""
+    calls(ctx)
 
 
 @mi.every(1, "one")
@@ -325,7 +337,7 @@ def list_dialogs(ctx, callid: Any, from_tag: Any, index: Any, counter: Any, cont
         if most > 0:
             head, dialogs = {"count": len(dialogs)}, dialogs[first:first + most]
     opensips.check_size(ctx, len(dialogs), LEAST_BYTES)
-    shown = [dialog.shown(is_json, context) for dialog in dialogs]
+    shown = [dialog.shown(is_json, context) for dialog in opensips.in_turns(dialogs)]
     return dialogs_reply(ctx, {**head, "Dialogs": shown}, dialogs)
 
 
@@ -422,7 +434,7 @@ def dlg_db_sync(ctx):
     return mi.Reply()
 
 
-@opensips.command
+@opensips.command(timed=False)
 def dlg_restore_db(ctx):
     """Read the dialogs that are missing from the table."""
     database(ctx, "Cannot restore db in no-db mode!")
@@ -505,13 +517,14 @@ def profile_get_size(ctx, profile, value=None):
 def profile_get_values(ctx, profile, value=None):
     """Show the values of a profile, and how many dialogs have them."""
     name, _ = asked_profile(ctx, profile, value)
-    counts = collections.Counter(value or "" for dialog in calls(ctx).dialogs.values() if dialog.state != DELETED
+    dialogs = opensips.in_turns([*calls(ctx).dialogs.values()])
+    counts = collections.Counter(value or "" for dialog in dialogs if dialog.state != DELETED
                                  for other, value in dialog.profiles if other == name)
     if not profiles(ctx)[name]:
         return opensips.reply(ctx, [{"value": None, "count": sum(counts.values())}], depends=(SPACE,))
-    opensips.check_size(ctx, len(counts), LEAST_VALUE)
-    ordered = sorted(counts, key=lambda value: (opensips.core_hash(mi.encode(value)) & 15, mi.encode(value)))
-    shown = [{"value": value, "count": counts[value]} for value in ordered]
+    opensips.check_size(ctx, len(counts), LEAST_VALUE, counts)
+    keys = {value: (opensips.core_hash(mi.encode(value)) & 15, mi.encode(value)) for value in opensips.in_turns(counts)}
+    shown = [{"value": value, "count": counts[value]} for value in sorted(counts, key=keys.__getitem__)]
     return opensips.reply(ctx, shown, depends=(SPACE,))
 
 
@@ -520,14 +533,14 @@ def profile_list_dlgs(ctx, profile, value=None):
     """Show the dialogs that are in a profile."""
     dialogs = in_profile(ctx, *asked_profile(ctx, profile, value))
     opensips.check_size(ctx, len(dialogs), LEAST_BYTES)
-    shown = [dialog.shown(ctx.request.dialect == "jsonrpc", False) for dialog in dialogs]
+    shown = [dialog.shown(ctx.request.dialect == "jsonrpc", False) for dialog in opensips.in_turns(dialogs)]
     return dialogs_reply(ctx, {"Dialogs": shown}, dialogs)
 
 
 @opensips.command
 def profile_end_dlgs(ctx, profile, value=None):
     """End the dialogs that are in a profile."""
-    for dialog in in_profile(ctx, *asked_profile(ctx, profile, value)):
+    for dialog in opensips.in_turns(in_profile(ctx, *asked_profile(ctx, profile, value))):
         if dialog.state >= CONFIRMED_NA:
             end(ctx, dialog)
     return mi.Reply()

@@ -1,25 +1,20 @@
 """dispatcher -- sets of destinations and their states, as OpenSIPS' module shows them.
 
-The tables are read at the start and by ds_reload. A partition is a key of the store, whose value has all its sets; each
-destination whose state was changed since has a key of its own.
+The tables are read at the start and by ds_reload. A partition is a table of the store, which has its sets one after the other.
 """
 from __future__ import annotations
 
 import ipaddress
-import json
-import random
+import itertools
 import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import midatagram as mi
 
 opensips = mi.shared("opensips_base")
 
-SPACE = "dispatcher"
-LEAST_BYTES = 45  # of a destination in a reply
+LEAST_BYTES = 40  # of a destination in a reply, besides its URI
 INACTIVE, PROBING = 1, 2  # flags of a destination
-STATE = ("flags", "failures", "script_attrs")  # what commands change of a destination
 DISPATCHER = opensips.table("dispatcher", [7, 8, 9], """setid# destination socket? state# weight priority# attrs?
     description?=-""", "%s_col")
 
@@ -39,12 +34,14 @@ PARAMS = [
         options_reply_codes persistent_state probe_mode_col pvar_algo_pattern script_attrs_avp setid_pvar sock_avp
         use_default"""),
 ]
+NOT_FOUND = mi.Error(404, "destination not found")
 EVENTS = [mi.Event("E_DISPATCHER_STATUS", "a destination became active or inactive")]
 
 
 class Destination(NamedTuple):
-    """A destination as the store has it; failures: how often it was set to probing."""
+    """A destination as the store has it; number: of its set; failures: how often it was set to probing."""
 
+    number: int
     uri: str
     flags: int = 0
     failures: int = 0
@@ -56,17 +53,23 @@ class Destination(NamedTuple):
     script_attrs: str | None = None
 
     @property
+    def key(self) -> str:
+        """What tells it from others of its partition."""
+        return key_of(self.number, self.uri)
+
+    @property
     def state(self) -> str:
         """What ds_list calls it."""
         return "Inactive" if self.flags & INACTIVE else "Probing" if self.flags & PROBING else "Active"
 
-    def shown(self, full: bool) -> dict:
-        """The destination as 3.4 shows it."""
+    def shown(self, is_json: bool, full: bool) -> dict:
+        """The destination as 3.4 shows it, in 2.4 without addresses."""
         item = {"URI": self.uri, "state": self.state, "first_hit_counter": 0, "socket": self.socket, "attr": self.attrs,
                 "script_attr": self.script_attrs}
         if full:
             item.update(weight=self.weight, priority=self.priority, description=self.description or None)
-        return {**{name: value for name, value in item.items() if value is not None}, "resolved_addresses": self.resolved()}
+        addresses = {"resolved_addresses": self.resolved()} if is_json else {}
+        return {**{name: value for name, value in item.items() if value is not None}, **addresses}
 
     def resolved(self) -> list[str]:
         """The addresses that the URI names itself, no name is looked up."""
@@ -79,9 +82,16 @@ class Destination(NamedTuple):
         return [f"{host}:{port or (5061 if scheme.lower() == 'sips' else 5060)}"]
 
 
+def key_of(number: int, uri: str) -> str:
+    """The key of a destination of a set."""
+    return f"{number}\n{uri.lower()}"
+
+
 ###############################################################################
 # State
 ###############################################################################
+
+PARTITIONS = opensips.Tables("dispatcher_partitions", Destination, ("flags", "failures", "script_attrs"))
 
 
 def partitions(ctx) -> dict[str, tuple]:
@@ -92,52 +102,15 @@ def partitions(ctx) -> dict[str, tuple]:
             for name, settings in reversed(declared.items())}
 
 
-class Partition:
-    """A partition as a child sees it: its sets, pairs of a number and destinations, in the order of ds_list.
-
-    generation: tells its states from those of what a reload replaced; places: where a destination is.
-    """
-
-    def __init__(self, value: str):
-        self.generation, sets = json.loads(value)
-        self.sets = [(number, [Destination(*row) for row in rows]) for number, rows in sets]
-        self.places: dict[str, tuple[list, int]] = {}
-        for number, ones in self.sets:
-            for at, one in enumerate(ones):
-                self.places.setdefault(place_of(number, one.uri), (ones, at))
-
-    def take_state(self, place: str, generation: str, *state: Any) -> None:
-        """Give a destination a state, if it is for this generation."""
-        if generation == self.generation and place in self.places:
-            ones, at = self.places[place]
-            ones[at] = ones[at]._replace(**dict(zip(STATE, state)))
-
-
-def place_of(number: int, uri: str) -> str:
-    """What tells a destination from others of its partition."""
-    return f"{number}\n{uri.lower()}"
-
-
-def take_in(view: dict, key: str, value: str | None) -> None:
-    """Keep one partition, or the state of one destination, in a view, which is {name: Partition}."""
-    name, _, place = key.partition("\n")
-    if not place:
-        view.pop(name, None)
-        if value is not None:
-            view[name] = Partition(value)
-    elif value is not None and name in view:
-        view[name].take_state(place, *json.loads(value))
-
-
 def destinations_of(ctx, rows: list[dict]) -> list:
-    """The sets that the rows of a table make."""
+    """The destinations that the rows of a table make, in the order of ds_list."""
     sets: dict[int, list] = {}
-    for row in rows:
+    for row in opensips.in_turns(rows):
         flags = {1: INACTIVE, 2: PROBING}.get(row["state"], 0)
         sets.setdefault(row["setid"], []).append(Destination(
-            row["destination"] or "", flags, 0, opensips.own_socket(ctx, row["socket"]), row["attrs"] or None,
+            row["setid"], row["destination"] or "", flags, 0, opensips.own_socket(ctx, row["socket"]), row["attrs"] or None,
             weight_of(row["weight"] or ""), row["priority"], row["description"] or ""))
-    return [(number, sorted(made, key=lambda one: -one.priority)) for number, made in reversed(sets.items())]
+    return [one for made in reversed(sets.values()) for one in sorted(made, key=lambda one: -one.priority)]
 
 
 def weight_of(text: str) -> int:
@@ -151,35 +124,7 @@ def weight_of(text: str) -> int:
 def read_partition(ctx, name: str, inherits: bool = True) -> None:
     """Read the table of a partition; destinations that stay have the state that they had. TableError."""
     made = destinations_of(ctx, opensips.rows_of(ctx, *partitions(ctx)[name]))
-    old = ctx.view(SPACE, take_in).get(name) if inherits else None
-    generation = f"{random.getrandbits(64):x}"
-    ctx.store.put(SPACE, name, json.dumps([generation, [
-        (number, [inherit(one, old, place_of(number, one.uri)) for one in ones]) for number, ones in made]]))
-    for key, _ in ctx.store.items(SPACE):
-        if key.startswith(f"{name}\n"):
-            ctx.store.change(SPACE, key, lambda value: value if value and json.loads(value)[0] == generation else None)
-
-
-def inherit(new: Destination, old: Partition | None, place: str) -> Destination:
-    """A destination with the state of the one that was in its place."""
-    if not old or place not in old.places:
-        return new
-    ones, at = old.places[place]
-    return new._replace(**{field: getattr(ones[at], field) for field in STATE})
-
-
-def alter(ctx, name: str, place: str, change: Callable[[Destination], Destination]) -> None:
-    """Give a destination the state that change(destination) returns, in one step; KeyError if it is not there."""
-    partition = ctx.view(SPACE, take_in)[name]
-    ones, at = partition.places[place]
-    first = ones[at]
-
-    def step(value: str | None) -> str:
-        generation, *state = json.loads(value) if value else [""]
-        one = change(first._replace(**dict(zip(STATE, state))) if generation == partition.generation else first)
-        return json.dumps([partition.generation, *[getattr(one, field) for field in STATE]])
-
-    ctx.store.change(SPACE, f"{name}\n{place}", step)
+    PARTITIONS.put(ctx, name, None, made, inherits)
 
 
 def init(ctx):
@@ -191,6 +136,11 @@ def load(ctx):
     """Read the tables."""
     for name in partitions(ctx):
         read_partition(ctx, name)
+
+
+def child_init(ctx):
+    """Have the table before a request wants it."""
+    PARTITIONS.now(ctx)
 
 
 ###############################################################################
@@ -214,10 +164,7 @@ def ds_set_state(ctx, state, group, address):
         one, flips[:] = switched(one, word, ctx.param("ds_probing_threshold") or ctx.param("ds_probing_threshhold"))
         return one
 
-    try:
-        alter(ctx, partition, place_of(number, uri), change)
-    except KeyError:
-        raise mi.Error(404, "destination not found") from None
+    PARTITIONS.change(ctx, partition, key_of(number, uri), change, NOT_FOUND)
     for is_set in flips:
         attributes = {} if partition == "default" else {"partition": partition}
         opensips.raise_event(ctx, "E_DISPATCHER_STATUS", **attributes, group=number, address=uri,
@@ -273,22 +220,23 @@ def bind_list(request) -> list:
 @opensips.command(bind=bind_list)
 def ds_list(ctx, partition=None, full=None):
     """Show the destinations of all partitions or of one; `full`: with weight, priority and description."""
-    full = bool(full if ctx.request.dialect == "text" else full is not None and mi.json_int(full, "full"))
+    is_json = ctx.request.dialect == "jsonrpc"
+    full = bool(full is not None and mi.json_int(full, "full") if is_json else full)
     names = [*partitions(ctx)]
     if partition is not None:
         names = [opensips.text(ctx, "partition", partition) or "default"]
         if names[0] not in partitions(ctx):
             raise mi.Error(400, "Bad parameter")
-    view, shown = ctx.view(SPACE, take_in), []
-    sets_of = {name: view[name].sets if name in view else [] for name in names}
-    opensips.check_size(ctx, sum(len(ones) for sets in sets_of.values() for _, ones in sets), LEAST_BYTES)
-    for name in names:
-        sets = [{"id": number, "Destinations": [one.shown(full) for one in ones]} for number, ones in sets_of[name]]
+    listed, shown = {name: PARTITIONS.table(ctx, name).ones for name in names}, []
+    opensips.check_size(ctx, sum(map(len, listed.values())), LEAST_BYTES, [one.uri for ones in listed.values() for one in ones])
+    for name, every in listed.items():
+        sets = [{"id": number, "Destinations": [one.shown(is_json, full) for one in ones]}
+                for number, ones in itertools.groupby(opensips.in_turns(every), lambda one: one.number)]
         shown.append({"name": name, **({"SETS": sets} if sets else {})})
-    return opensips.reply(ctx, {"PARTITIONS": shown}, depends=(SPACE,))
+    return opensips.reply(ctx, {"PARTITIONS": shown}, depends=(PARTITIONS.space,))
 
 
-@opensips.command
+@opensips.command(timed=False)
 def ds_reload(ctx, partition=None, inherit_state=None):
     """Read the tables of all partitions again, or of one; destinations that stay have the state that they had."""
     name = "" if partition is None else opensips.text(ctx, "partition", partition)
@@ -316,12 +264,9 @@ def ds_push_script_attrs(ctx, attrs, ip, port, set, partition=None):
     try:
         wanted = ipaddress.ip_address(ip)
     except ValueError:
-        raise mi.Error(404, "destination not found") from None
+        raise NOT_FOUND from None
     place = f"[{wanted}]:{port}" if wanted.version == 6 else f"{wanted}:{port}"
-
-    partition = ctx.view(SPACE, take_in).get(name)
-    for found, ones in partition.sets if partition else ():
-        for one in [*ones] if found == number else ():
-            if place in one.resolved():
-                alter(ctx, name, place_of(number, one.uri), lambda one: one._replace(script_attrs=attrs))
+    for one in [*PARTITIONS.table(ctx, name).ones]:
+        if one.number == number and f"{wanted}" in one.uri and place in one.resolved():
+            PARTITIONS.change(ctx, name, one.key, lambda one: one._replace(script_attrs=attrs), NOT_FOUND)
     return mi.Reply()

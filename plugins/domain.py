@@ -11,7 +11,7 @@ import midatagram as mi
 opensips = mi.shared("opensips_base")
 
 SPACE, BUCKETS = "domain", 128
-LEAST_BYTES = {"text": 2, "jsonrpc": 12}  # of a domain in a reply
+LEAST_BYTES = {"text": 1, "jsonrpc": 12}  # of a domain in a reply, besides its texts
 DOMAIN = opensips.table("domain", [1, 2, 3, 4], "domain attrs?", "%s_col")
 
 PARAMS = [
@@ -35,10 +35,11 @@ def place(ctx) -> tuple:
 
 def read_domains(ctx) -> None:
     """Read the table; TableError."""
-    newest_first = reversed(opensips.rows_of(ctx, *place(ctx)))
-    rows = sorted(newest_first, key=lambda row: opensips.core_hash(mi.encode((row["domain"] or "").lower())) % BUCKETS)
-    ctx.store.put(SPACE, "", json.dumps([{"name": row["domain"] or "", **({"attributes": row["attrs"]} if row["attrs"] else {})}
-                                         for row in rows]))
+    made = []
+    for row in opensips.in_turns(reversed(opensips.rows_of(ctx, *place(ctx)))):
+        name, attrs = row["domain"] or "", {"attributes": row["attrs"]} if row["attrs"] else {}
+        made.append((opensips.core_hash(mi.encode(name.lower())) % BUCKETS, {"name": name, **attrs}))
+    ctx.store.put(SPACE, "", json.dumps([item for _, item in sorted(made, key=lambda pair: pair[0])]))
 
 
 def init(ctx):
@@ -53,6 +54,11 @@ def load(ctx):
         read_domains(ctx)
 
 
+def child_init(ctx):
+    """Have the table before a request wants it."""
+    ctx.view(SPACE, take_in)
+
+
 def check_mode(ctx) -> None:
     """Refuse a command without a table in memory; mi.Error."""
     if not ctx.param("db_mode"):
@@ -60,7 +66,7 @@ def check_mode(ctx) -> None:
         raise mi.Error(500, "DB is disabled (db_mode=0)" if imitates_40 else "command not activated")
 
 
-@opensips.command
+@opensips.command(timed=False)
 def domain_reload(ctx):
     """Read the table again."""
     check_mode(ctx)
@@ -77,5 +83,5 @@ def domain_dump(ctx):
     """Show the domains with their attributes."""
     check_mode(ctx)
     domains = ctx.view(SPACE, take_in).get("", [])
-    opensips.check_size(ctx, len(domains), LEAST_BYTES[ctx.request.dialect])
+    opensips.check_size(ctx, len(domains), LEAST_BYTES[ctx.request.dialect], [text for item in domains for text in item.values()])
     return opensips.reply(ctx, {"Domains": domains}, depends=(SPACE,))

@@ -1,7 +1,7 @@
 """drouting -- gateways, carriers and the rules that lead to them, as OpenSIPS' module shows them.
 
-The tables are read at the start and by dr_reload. A partition is a key of two spaces of the store: what can be switched off, and
-the rules, which only a reload changes.
+The tables are read at the start and by dr_reload. A partition is a key of three spaces of the store: its gateways, its carriers,
+and its rules, which only a reload changes.
 """
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import midatagram as mi
 
 opensips = mi.shared("opensips_base")
 
-SPACE, RULES, PROBING = "drouting", "drouting_rules", "drouting_probing"
+RULES, PROBING = "drouting_rules", "drouting_probing"
 DEFAULT = "Default"  # the partition where there are none
-LEAST_BYTES = 19  # of a gateway or a carrier in a reply
-GATEWAYS = opensips.table("dr_gateways", [6], "gwid address attrs? probe_mode# state#", "")
-CARRIERS = opensips.table("dr_carriers", [2, 3], "carrierid gwlist? attrs? state#", "")
+LEAST_BYTES = {"text": 18, "jsonrpc": 27}  # of a gateway or a carrier in a reply, besides its name
+GATEWAYS_TABLE = opensips.table("dr_gateways", [6], "gwid address attrs? probe_mode# state#", "")
+CARRIERS_TABLE = opensips.table("dr_carriers", [2, 3], "carrierid gwlist? attrs? state#", "")
 RULES_TABLE = opensips.table("dr_rules", [3, 4], "groupid prefix? priority# gwlist? attrs?", "")
 PARTITIONS = opensips.table("dr_partitions", [1], "partition_name db_url? drd_table? drr_table? drc_table?", "")
 
@@ -55,6 +55,11 @@ class Gateway(NamedTuple):
     by_mi: bool = False
 
     @property
+    def key(self) -> str:
+        """What tells it from others."""
+        return self.name
+
+    @property
     def state(self) -> str:
         """What dr_gw_status calls it."""
         return "Active" if not self.off else "Disabled MI" if self.by_mi else "Probing" if self.probed else "Inactive"
@@ -62,10 +67,6 @@ class Gateway(NamedTuple):
     def switched(self, on: bool) -> Gateway:
         """The gateway as a command leaves it."""
         return self._replace(off=not on, by_mi=not on)
-
-    def inherits(self, old: Gateway) -> Gateway:
-        """The gateway with the state of the one that was in its place."""
-        return self._replace(off=old.off, by_mi=old.by_mi)
 
     def shown(self, listed: bool) -> dict:
         """The gateway as 3.4 shows it, in a list or alone."""
@@ -80,13 +81,14 @@ class Carrier(NamedTuple):
     attrs: str = ""
     off: bool = False
 
+    @property
+    def key(self) -> str:
+        """What tells it from others."""
+        return self.name
+
     def switched(self, on: bool) -> Carrier:
         """The carrier as a command leaves it."""
         return self._replace(off=not on)
-
-    def inherits(self, old: Carrier) -> Carrier:
-        """The carrier with the state of the one that was in its place."""
-        return self._replace(off=old.off)
 
     def shown(self, listed: bool) -> dict:
         """The carrier as 3.4 shows it, in a list or alone."""
@@ -94,23 +96,18 @@ class Carrier(NamedTuple):
         return {**head, **({"ATTRS": self.attrs} if self.attrs else {}), "Enabled": "no " if self.off else "yes"}
 
 
+GATEWAYS = opensips.Tables("drouting_gateways", Gateway, ("off", "by_mi"))
+CARRIERS = opensips.Tables("drouting_carriers", Carrier, ("off",))
+
+
 class Partition(NamedTuple):
-    """What a partition has but its rules; at: its place among the others; url and tables: where it comes from; loaded_s: when
-    it was read, seconds since the epoch."""
+    """What a partition has besides gateways, carriers and rules; at: its place among the others; url and tables: where it comes
+    from; loaded_s: when it was read, seconds since the epoch."""
 
     at: int
     url: str
     tables: tuple
     loaded_s: int
-    gateways: dict
-    carriers: dict
-
-    @classmethod
-    def read(cls, value: str) -> Partition:
-        """The partition of a value of the store."""
-        one = cls(*json.loads(value))
-        return one._replace(gateways={name: Gateway(*row) for name, row in one.gateways.items()},
-                            carriers={name: Carrier(*row) for name, row in one.carriers.items()})
 
     @property
     def date(self) -> str:
@@ -149,13 +146,6 @@ class Rules:
         return None
 
 
-def take_in(view: dict, key: str, value: str | None) -> None:
-    """Keep one partition in a view, which is {name: Partition}."""
-    view.pop(key, None)
-    if value is not None:
-        view[key] = Partition.read(value)
-
-
 def take_in_rules(view: dict, key: str, value: str | None) -> None:
     """Keep the rules of one partition in a view, which is {name: Rules}."""
     view.pop(key, None)
@@ -165,7 +155,8 @@ def take_in_rules(view: dict, key: str, value: str | None) -> None:
 
 def partitions(ctx) -> dict[str, Partition]:
     """The partitions by name, in the order of their table."""
-    return dict(sorted(ctx.view(SPACE, take_in).items(), key=lambda item: item[1].at))
+    heads = {name: Partition(*rows.head) for name, rows in GATEWAYS.now(ctx).items()}
+    return dict(sorted(heads.items(), key=lambda item: item[1].at))
 
 
 ###############################################################################
@@ -187,7 +178,7 @@ def declared(ctx) -> dict[str, tuple]:
 
 def tables_of(ctx, url: str, names: Iterable) -> list[tuple]:
     """The tables of a partition, each with its database."""
-    return [(url, table.named(ctx, name)) for table, name in zip((GATEWAYS, CARRIERS, RULES_TABLE), names)]
+    return [(url, table.named(ctx, name)) for table, name in zip((GATEWAYS_TABLE, CARRIERS_TABLE, RULES_TABLE), names)]
 
 
 def destinations(text: str | None, known: dict) -> list:
@@ -242,27 +233,15 @@ def read_partition(ctx, name: str, at: int, url: str, names: tuple, inherits: bo
     carriers = by_name(opensips.good(ctx, rows[1], names[1], carrier, has_state, gateways))
     known = {"GATEWAY": gateways, "CARRIER": carriers}
     rules = sorted(opensips.good(ctx, rows[2], names[2], rule, known, digits_of(ctx)), key=lambda one: one[0])
-    new = Partition(at, url, names, int(ctx.store.time_s()), gateways, carriers)
-
-    def step(value: str | None) -> str:
-        if value is None or not inherits:
-            return json.dumps(new)
-        old = Partition.read(value)
-        return json.dumps(new._replace(gateways=inherited(new.gateways, old.gateways),
-                                       carriers=inherited(new.carriers, old.carriers)))
-
+    head = Partition(at, url, names, int(ctx.store.time_s()))
     ctx.store.put(RULES, name, json.dumps(rules))
-    ctx.store.change(SPACE, name, step)
+    CARRIERS.put(ctx, name, None, carriers.values(), inherits)
+    GATEWAYS.put(ctx, name, head, gateways.values(), inherits)
 
 
 def by_name(made: list) -> dict:
     """Gateways or carriers by their names, in the order of these."""
     return {one.name: one for one in sorted(made, key=lambda one: mi.encode(one.name))}
-
-
-def inherited(new: dict, old: dict) -> dict:
-    """Gateways or carriers with the states of those that were there before."""
-    return {name: one.inherits(old[name]) if name in old else one for name, one in new.items()}
 
 
 def init(ctx):
@@ -277,12 +256,20 @@ def init(ctx):
 def load(ctx):
     """Read the tables; what partitions are gone go from the store."""
     named = declared(ctx)
-    for space in (SPACE, RULES):
-        for name, _ in ctx.store.items(space):
-            if name not in named:
-                ctx.store.remove(space, name)
+    for name, _ in ctx.store.items(RULES):
+        if name not in named:
+            ctx.store.remove(RULES, name)
+    for one in (GATEWAYS, CARRIERS):
+        one.remove_others(ctx, named)
     for at, (name, place) in enumerate(named.items()):
         read_partition(ctx, name, at, *place)
+
+
+def child_init(ctx):
+    """Have the tables before a request wants them."""
+    GATEWAYS.now(ctx)
+    CARRIERS.now(ctx)
+    ctx.view(RULES, take_in_rules)
 
 
 ###############################################################################
@@ -324,7 +311,7 @@ def asked(ctx, partition_name: Any, *values: Any, unknown: mi.Error | None = Non
             raise mi.Error(400, "Missing parameter: 'partition_name'",
                            "'partition_name' is required when 'use_partitions' is set")
         name = DEFAULT if partition_name is ... else named_partition(ctx, partition_name)
-    if name not in ctx.view(SPACE, take_in):
+    if name not in GATEWAYS.now(ctx):
         raise not_found if ctx.param("use_partitions") else mi.Error(404, "No Data available yet")
     return name, given
 
@@ -334,60 +321,49 @@ def asked(ctx, partition_name: Any, *values: Any, unknown: mi.Error | None = Non
 ###############################################################################
 
 
-def show_or_switch(ctx, partition_name: Any, kind: str, values: tuple, names: tuple, unknown: mi.Error) -> mi.Reply:
-    """The reply to a command that shows all gateways (carriers) of a partition, shows one, or switches it on or off; mi.Error."""
-    partition, given = asked(ctx, partition_name, *values)
-    found = getattr(ctx.view(SPACE, take_in)[partition], kind)
-    if not given:
-        opensips.check_size(ctx, len(found), LEAST_BYTES)
-        return opensips.reply(ctx, {kind.title(): [one.shown(True) for one in found.values()]}, depends=(SPACE,))
-    name = opensips.text(ctx, names[0], given[0])
-    if len(given) > 1 and not is_text(ctx):
-        given[1] = opensips.number(ctx, names[1], given[1])  # 2.4 looks at it last
-    if name not in found:
+KINDS = {"gw": (GATEWAYS, "Gateways", "GW ID not found"), "carrier": (CARRIERS, "Carriers", "Carrier ID not found")}
+
+
+def show_or_switch(ctx, kind: str, *given: Any) -> mi.Reply:
+    """The reply to a command that shows all gateways (carriers) of a partition, shows one, or switches it on or off; mi.Error.
+    given: the partition, the ID and the status of a JSON-RPC request."""
+    tables, member, text = KINDS[kind]
+    unknown, id_name = mi.Error(404, text), f"{kind}_id"
+    partition, values = asked(ctx, *given)
+    rows = tables.table(ctx, partition)
+    if not values:
+        texts = rows.texts(0, 1) if kind == "gw" else rows.texts(0)  # names and addresses, or names
+        opensips.check_size(ctx, len(rows.ones), LEAST_BYTES[ctx.request.dialect], texts)
+        shown = [one.shown(True) for one in opensips.in_turns(rows.ones)]
+        return opensips.reply(ctx, {member: shown}, depends=(tables.space,))
+    name = opensips.text(ctx, id_name, values[0])
+    if len(values) > 1 and not is_text(ctx):
+        values[1] = opensips.number(ctx, "status", values[1])  # 2.4 looks at it last
+    found = rows.find(name)
+    if found is None:
         raise unknown
-    if len(given) == 1:
-        return opensips.reply(ctx, found[name].shown(False), depends=(SPACE,))
-    if len(given) > 2:
+    if len(values) == 1:
+        return opensips.reply(ctx, found.shown(False), depends=(tables.space,))
+    if len(values) > 2:
         raise mi.WRONG_COUNT
-    switch(ctx, partition, kind, name, opensips.number(ctx, names[1], given[1]) != 0)
-    return mi.Reply()
-
-
-def switch(ctx, partition: str, kind: str, name: str, on: bool) -> None:
-    """Switch a gateway or a carrier on or off; of a gateway in another state there is an event."""
-    changed: list = []
-
-    def step(value: str | None) -> str | None:
-        changed.clear()
-        if value is None:
-            return None
-        one = Partition.read(value)
-        old = getattr(one, kind).get(name)
-        if old is None or old == old.switched(on):
-            return value
-        changed.append(old.switched(on))
-        getattr(one, kind)[name] = changed[0]
-        return json.dumps(one)
-
-    ctx.store.change(SPACE, partition, step)
-    for one in changed if kind == "gateways" else ():
-        opensips.raise_event(ctx, "E_DROUTING_STATUS", partition=partition, gwid=name, address=one.address,
+    on = opensips.number(ctx, "status", values[1]) != 0
+    old, new = tables.change(ctx, partition, name, lambda one: one.switched(on), unknown)
+    if new != old and kind == "gw":
+        opensips.raise_event(ctx, "E_DROUTING_STATUS", partition=partition, gwid=name, address=new.address,
                              status="active" if on else "disabled MI", reason="MI command")
+    return mi.Reply()
 
 
 @opensips.command(bind=no_values)
 def dr_gw_status(ctx, partition_name=..., gw_id=..., status=...):
     """Show all gateways or one, or switch one off (0) or on."""
-    return show_or_switch(ctx, partition_name, "gateways", (gw_id, status), ("gw_id", "status"),
-                          mi.Error(404, "GW ID not found"))
+    return show_or_switch(ctx, "gw", partition_name, gw_id, status)
 
 
 @opensips.command(bind=no_values)
 def dr_carrier_status(ctx, partition_name=..., carrier_id=..., status=...):
     """Show all carriers or one, or switch one off (0) or on."""
-    return show_or_switch(ctx, partition_name, "carriers", (carrier_id, status), ("carrier_id", "status"),
-                          mi.Error(404, "Carrier ID not found"))
+    return show_or_switch(ctx, "carrier", partition_name, carrier_id, status)
 
 
 @opensips.command(bind=no_values)
@@ -408,7 +384,7 @@ def dr_number_routing(ctx, partition_name=..., group_id=..., number=...):
     return opensips.reply(ctx, value, depends=(RULES,))
 
 
-@opensips.command(bind=no_values)
+@opensips.command(bind=no_values, timed=False)
 def dr_reload(ctx, partition_name=..., inherit_state=...):
     """Read the tables of all partitions again, or of one; gateways and carriers that stay have the state that they had."""
     failed = mi.Error(500, "Failed to reload")
@@ -417,7 +393,7 @@ def dr_reload(ctx, partition_name=..., inherit_state=...):
         names = [asked(ctx, partition_name, unknown=failed)[0]]
     wrong = []
     for name in names:
-        old = ctx.view(SPACE, take_in)[name]
+        old = partitions(ctx)[name]
         try:
             read_partition(ctx, name, old.at, old.url, tuple(old.tables), opensips.keeps_states(inherit_state))
         except opensips.TableError as error:
@@ -434,16 +410,17 @@ def dr_reload_status(ctx, partition_name=...):
     if is_text(ctx) and ctx.request.values and not ctx.param("use_partitions"):
         raise mi.Error(400, "Too many arguments (use_partitions is 0 so no parameter should be supplied to the MI function)")
     is_named = partition_name is not ... or bool(is_text(ctx) and ctx.request.values)
-    names = [*partitions(ctx)]
+    known = partitions(ctx)
+    names = [*known]
     if is_named or not ctx.param("use_partitions"):
         names = [asked(ctx, partition_name, unknown=mi.BAD_PARAMETER)[0]]
-    shown = [{"name": name, "Date": ctx.view(SPACE, take_in)[name].date} for name in names]
+    shown = [{"name": name, "Date": known[name].date} for name in names]
     value: dict = {"Partitions": shown}
     if not ctx.param("use_partitions"):
         value = {"Date": shown[0]["Date"]}
     elif is_named and not is_text(ctx):
         value = shown[0]
-    return opensips.reply(ctx, value, depends=(SPACE,))
+    return opensips.reply(ctx, value, depends=(GATEWAYS.space,))
 
 
 @opensips.command

@@ -5,15 +5,15 @@ module dialog has, with the number of the destination, in hexadecimal, as the va
 """
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import midatagram as mi
 
 opensips = mi.shared("opensips_base")
 
-SPACE, DIALOGS = "load_balancer", "dialog"
+DIALOGS = "dialog"
 LEAST_BYTES = 70  # of a destination in a reply
 TABLE = opensips.table("load_balancer", [2, 3], "id# group_id# dst_uri resources attrs?@3", "")
 
@@ -40,9 +40,16 @@ class Destination(NamedTuple):
     resized: tuple = ()
 
     @property
-    def key(self) -> tuple:
+    def key(self) -> str:
         """What tells it from others."""
-        return self.number, self.group, self.uri.lower()
+        return str(self.number)
+
+    def inherits(self, old: Destination | None, keeps_sizes: bool) -> Destination:
+        """The destination with the state of the one that was in its place."""
+        is_same = old is not None and (self.group, self.uri.lower()) == (old.group, old.uri.lower())
+        if old is None or not is_same or old.enabled and not old.resized:
+            return self
+        return self._replace(enabled=old.enabled, resized=old.resized if keeps_sizes else ())
 
     def shown(self, loads: dict) -> dict:
         """The destination as 3.4 lists it; loads: by profile and value."""
@@ -57,36 +64,20 @@ class Destination(NamedTuple):
 ###############################################################################
 # State
 ###############################################################################
-# It is one value of the store: the destinations, and the names of all resources that there ever were, since dialog keeps their
+# It is one table of the store. Its head is the names of all resources that there ever were, as they came: dialog keeps their
 # profiles.
 
-
-class Balance(NamedTuple):
-    """All destinations in the order of the table, and the names of resources in the order in which they came."""
-
-    destinations: list = []
-    names: list = []
-
-    @classmethod
-    def read(cls, value: str | None) -> Balance:
-        """What a value of the store means."""
-        destinations, names = json.loads(value or "[[], []]")
-        return cls([Destination(*row) for row in destinations], names)
+BALANCE = opensips.Tables("load_balancer_table", Destination, ("enabled", "resized"))
 
 
-def take_in(view: dict, key: str, value: str | None) -> None:
-    """Keep the destinations in a view, which is {"": Balance}."""
-    view[key] = Balance.read(value)
-
-
-def balance(ctx) -> Balance:
-    """The destinations of now."""
-    return ctx.view(SPACE, take_in).get("") or Balance()
+def destinations(ctx) -> list[Destination]:
+    """The destinations of now, in the order of the table."""
+    return BALANCE.table(ctx).ones
 
 
 def profiles(ctx) -> list[str]:
     """The profiles that dialog has for the resources."""
-    return [f"lbX{name}" for name in balance(ctx).names]
+    return [f"lbX{name}" for name in BALANCE.table(ctx).head]
 
 
 def resources(ctx, text: str) -> list[tuple[str, int]]:
@@ -119,14 +110,11 @@ def read_table(ctx, *, keeps_sizes: bool) -> None:
     gave them, else those of the table. TableError."""
     made = opensips.good(ctx, opensips.rows_of(ctx, *place(ctx)), ctx.param("db_table"), destination, ctx)
 
-    def step(value: str | None) -> str:
-        old = Balance.read(value)
-        before = {one.key: one for one in reversed(old.destinations)}
-        same = [(one, before.get(one.key, one)) for one in made]
-        new = [one._replace(enabled=was.enabled, resized=was.resized if keeps_sizes else ()) for one, was in same]
-        return json.dumps((new, [*dict.fromkeys([*old.names, *(name for one in new for name, _ in one.resources)])]))
+    def merged(old: Any, each: Callable) -> tuple:
+        new = [one.inherits(old.find(one.key), keeps_sizes) for one in each(made)] if old else made
+        return [*dict.fromkeys([*(old.head if old else ()), *(name for one in new for name, _ in one.resources)])], new
 
-    ctx.store.change(SPACE, "", step)
+    BALANCE.replace(ctx, "", merged)
 
 
 def init(ctx):
@@ -139,37 +127,30 @@ def load(ctx):
     read_table(ctx, keeps_sizes=True)
 
 
+def child_init(ctx):
+    """Have the table before a request wants it."""
+    BALANCE.now(ctx)
+
+
 ###############################################################################
 # Commands
 ###############################################################################
 
 
-def change(ctx, number: int, how: Any) -> list[Destination]:
+def change(ctx, number: int, how: Callable) -> tuple:
     """Put how(destination) in the place of the destination of a number; returns it as it was and as it is; mi.Error."""
-    both: list[Destination] = []
-
-    def step(value: str | None) -> str:
-        destinations, names = Balance.read(value)
-        at = next((at for at, one in enumerate(destinations) if one.number == number), None)
-        if at is None:
-            raise mi.Error(404, "Destination ID not found")
-        both[:] = destinations[at], how(destinations[at])
-        destinations[at] = both[1]
-        return json.dumps((destinations, names))
-
-    ctx.store.change(SPACE, "", step)
-    return both
+    return BALANCE.change(ctx, "", str(number), how, mi.Error(404, "Destination ID not found"))
 
 
 @opensips.command
 def lb_list(ctx):
     """Show all destinations with their resources, and how many dialogs use these."""
-    destinations = balance(ctx).destinations
-    opensips.check_size(ctx, len(destinations), LEAST_BYTES)
+    listed = destinations(ctx)
+    opensips.check_size(ctx, len(listed), LEAST_BYTES)
     dialog = opensips.context_of(ctx, "dialog")
     loads = dialog.own.namespace.profile_sizes(dialog) if dialog else {}
-    value = {"Destinations": [one.shown(loads) for one in destinations]}
-    return opensips.reply(ctx, value, depends=(SPACE, DIALOGS))
+    value = {"Destinations": [one.shown(loads) for one in opensips.in_turns(listed)]}
+    return opensips.reply(ctx, value, depends=(BALANCE.space, DIALOGS))
 
 
 @opensips.command
@@ -201,14 +182,14 @@ def lb_status(ctx, destination_id, new_status=...):
             opensips.raise_event(ctx, "E_LOAD_BALANCER_STATUS", group=new.group, uri=new.uri,
                                  status="enabled" if on else "disabled")
         return mi.Reply()
-    one = next((one for one in balance(ctx).destinations if one.number == number), None)
+    one = BALANCE.table(ctx).find(str(number))
     if one is None:
         raise mi.Error(404, "Destination ID not found")
     shown = {"enable": "yes" if one.enabled else "no", **({"attrs": one.attrs} if one.attrs else {})}
-    return opensips.reply(ctx, shown, depends=(SPACE,))
+    return opensips.reply(ctx, shown, depends=(BALANCE.space,))
 
 
-@opensips.command
+@opensips.command(timed=False)
 def lb_reload(ctx):
     """Read the table again; destinations that stay are enabled or disabled as before."""
     try:

@@ -6,13 +6,18 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import json
 import math
+import operator
 import os
+import random
 import re
 import sqlite3
 import stat
-from collections.abc import Callable, Iterable
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import midatagram as mi
@@ -34,13 +39,10 @@ def core_hash(data: bytes) -> int:
 @functools.lru_cache(4096)
 def hash_of(data: bytes) -> int:
     """See core_hash(); remembers what is not long."""
-    signed, total = memoryview(data).cast("b").tolist(), 0
-    for at in range(0, len(signed) // 4 * 4 + 1, 4):
-        value = 0
-        for byte in signed[at:at + 4]:
-            value = (value << 8) + byte & 0xFFFFFFFF
-        total += value ^ value >> 3
-    total &= 0xFFFFFFFF
+    whole = len(data) // 4 * 4
+    words = (*struct.unpack(f">{whole // 4}I", data[:whole]), int.from_bytes(data[whole:], "big"))
+    signed = [word - ((word & 0x80808080) << 1) & 0xFFFFFFFF for word in words]
+    total = sum([word ^ word >> 3 for word in signed]) & 0xFFFFFFFF
     return total + (total >> 11) + (total >> 13) + (total >> 23) & 0xFFFFFFFF
 
 
@@ -190,10 +192,10 @@ def reply(ctx: Any, value: Any, depends: tuple = (), until_s: float | None = Non
     return mi.Reply(nodes=nodes, depends=depends, until_s=until_s)
 
 
-def check_size(ctx: Any, count: int, least_bytes: int) -> None:
-    """Give up a reply of so many parts, each of so many bytes at least, before it is made; mi.TooLong."""
+def check_size(ctx: Any, count: int, least_bytes: int, texts: Iterable[str] = ()) -> None:
+    """Give up a reply of so many parts, each of so many bytes at least, and of texts, before it is made; mi.TooLong."""
     limit = mi.LIMIT if ctx.request.dialect == "jsonrpc" else mi.GIVE_UP
-    if count * least_bytes > limit:
+    if count * least_bytes > limit or count * least_bytes + sum(map(len, texts)) > limit:
         raise mi.TooLong(limit + 1)
 
 
@@ -399,12 +401,26 @@ def can_read(url: str) -> bool:
     return url.startswith(("text://", "sqlite://"))
 
 
-def read_table(url: str, table: Table, read_file: Callable | None = None) -> list[dict]:
-    """The rows of a table as {column: value}, by the names that the schema has; read_file: as read_fields(). TableError."""
+TURN_S, TURN_ROWS = 0.005, 32  # for which rows are read before others get their turn, and rows between two looks at the clock
+
+
+def in_turns(rows: Iterable) -> Iterator:
+    """The rows; others get their turn between them. For what a child does while it serves."""
+    until_s = time.monotonic() + TURN_S
+    for number, row in enumerate(rows):
+        if not number % TURN_ROWS and time.monotonic() > until_s:
+            mi.give_way()
+            until_s = time.monotonic() + TURN_S
+        yield row
+
+
+def read_table(url: str, table: Table, read_file: Callable | None = None, each: Callable = iter) -> list[dict]:
+    """The rows of a table as {column: value}, by the names that the schema has; read_file: as read_fields(); each: what they are
+    gone through with, such as in_turns(). TableError."""
     place = url.partition("://")[2]
     try:
-        return read_text_table(place, table, read_file or read_fields) if url.startswith("text://") \
-            else read_sqlite_table(place, table)
+        return read_text_table(place, table, read_file or read_fields, each) if url.startswith("text://") \
+            else read_sqlite_table(place, table, each)
     except (OSError, UnicodeError, sqlite3.Error) as error:
         raise TableError(f"{place}: table {table.name}: {error}") from None
 
@@ -420,7 +436,7 @@ def of_version(place: str, table: Table, version: Any) -> Table:
 LOCKED_S = 0.5  # for which a table is waited for that another program has locked; the child does nothing else meanwhile
 
 
-def read_sqlite_table(path: str, table: Table) -> list[dict]:
+def read_sqlite_table(path: str, table: Table, each: Callable) -> list[dict]:
     """A table of an SQLite file; TableError, sqlite3.Error."""
     if not os.path.isfile(path):
         raise TableError(f"{path}: {'is no regular file; the form is sqlite://FILE' if os.path.exists(path) else 'no such file'}")
@@ -433,27 +449,28 @@ def read_sqlite_table(path: str, table: Table) -> list[dict]:
         rows = connection.execute(f'SELECT {names} FROM "{table.name}"').fetchall()
     finally:
         connection.close()
-    return [typed(f"{path}: table {table.name}, row {number}", table.columns, row) for number, row in enumerate(rows, 1)]
+    return [typed(f"{path}: table {table.name}, row {number}", table.columns, row)
+            for number, row in enumerate(each(rows), 1)]
 
 
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "0": "\0"}
 
 
-def read_text_table(folder: str, table: Table, read_file: Callable) -> list[dict]:
+def read_text_table(folder: str, table: Table, read_file: Callable, each: Callable) -> list[dict]:
     """A table of db_text, and its version; TableError, OSError."""
     version = None
     if table.name != "version":
-        for name, number in read_file(os.path.join(folder, "version"))[1]:
+        for name, number in read_file(os.path.join(folder, "version"), each)[1]:
             version = int(number) if name == table.name and number and number.isdigit() else version
         table = of_version(folder, table, version)
     path = os.path.join(folder, table.name)
-    header, rows = read_file(path)
+    header, rows = read_file(path, each)
     places = []
     for column in table.columns:
         if column.source not in header:
             raise TableError(f"{path}:1: no column {column.source}")
         places.append(header.index(column.source))
-    return [typed(f"{path}:{number}", table.columns, [row[at] for at in places]) for number, row in enumerate(rows, 2)]
+    return [typed(f"{path}:{number}", table.columns, [row[at] for at in places]) for number, row in enumerate(each(rows), 2)]
 
 
 def open_regular(path: str, flags: int) -> int:
@@ -465,36 +482,39 @@ def open_regular(path: str, flags: int) -> int:
     raise TableError(f"{path}: is a FIFO or a device; name a regular file")
 
 
-def read_fields(path: str) -> tuple[list[str], list[list]]:
+FIELD = re.compile(r"(?:^|:)((?:[^:\\]+|\\.)*\\?)")
+ESCAPE = re.compile(r"\\(.)")
+
+
+def read_fields(path: str, each: Callable = iter) -> tuple[list[str], list[list]]:
     """The names of the columns of a db_text file, and the fields of its rows, None for NULL; TableError, OSError."""
     with open(path, encoding="utf-8", errors="surrogateescape", newline="\n", opener=open_regular) as file:
         first, *lines = file.read().split("\n")
     columns = [match for match in (re.fullmatch(r"(\w+)\((\w+)((?:,\w+)*)\)", word) for word in first.split()) if match]
     if not columns or len(columns) != len(first.split()):
         raise TableError(f"{path}:1: is no header of a table: name(type) name(type,null) ...")
+    needed = [(at, match[1]) for at, match in enumerate(columns) if not re.search("null|auto", match[3])]
     rows = []
-    for number, line in enumerate(lines, 2):
+    for number, line in enumerate(each(lines), 2):
         line = line.removesuffix("\r")
         if not line:
             continue
-        row = [unescape(field) for field in re.findall(r"((?:[^:\\]|\\.)*\\?)(?::|$)", line)[:line_fields(line)]]
+        row = fields_of(line)
         if len(row) != len(columns):
             raise TableError(f"{path}:{number}: has {len(row)} fields, not {len(columns)}")
-        for match, field in zip(columns, row):
-            if field is None and not re.search("null|auto", match[3]):
-                raise TableError(f"{path}:{number}: {match[1]} is empty, and may not be NULL")
+        for at, name in needed:
+            if row[at] is None:
+                raise TableError(f"{path}:{number}: {name} is empty, and may not be NULL")
         rows.append(row)
     return [match[1] for match in columns], rows
 
 
-def line_fields(line: str) -> int:
-    """How many fields a line has: a colon more than it has colons that are not escaped."""
-    return len(re.sub(r"\\.", "", line).split(":"))
-
-
-def unescape(field: str) -> str | None:
-    """A field of a db_text file; None if it is empty."""
-    return re.sub(r"\\(.)", lambda match: ESCAPES.get(match[1], match[1]), field) if field else None
+def fields_of(line: str) -> list[str | None]:
+    """The fields of a line of a db_text file; None for those that are empty."""
+    if "\\" not in line:
+        return [field or None for field in line.split(":")]
+    return [ESCAPE.sub(lambda match: ESCAPES.get(match[1], match[1]), field) if "\\" in field else field or None
+            for field in FIELD.findall(line)]
 
 
 def typed(where: str, columns: tuple, values: Iterable) -> dict:
@@ -529,7 +549,7 @@ def check_tables(ctx: Any, *wanted: tuple[str, Table]) -> None:
 def rows_of(ctx: Any, url: str, table: Table) -> list[dict]:
     """The rows of a table, none of a database that cannot be read here; TableError. For load(), and for commands that reload."""
     if can_read(url):
-        return read_table(url, table, functools.partial(read_file_once, ctx) if reads_once(ctx) else None)
+        return read_table(url, table, functools.partial(read_file_once, ctx) if reads_once(ctx) else None, in_turns)
     if url:
         ctx.log.warning("table %s of %s is taken as empty; midatagram's db_url, as text://DIRECTORY, names a dump of it",
                         table.name, re.sub("//.*@", "//...@", url))
@@ -546,15 +566,15 @@ def reads_once(ctx: Any) -> bool:
     return module is not None and not module.settings["db_mode"]
 
 
-def read_file_once(ctx: Any, path: str) -> Any:
+def read_file_once(ctx: Any, path: str, each: Callable) -> Any:
     """As read_fields(), from the store if the file was read before; TableError, OSError."""
     value = ctx.store.get(FILES, path)
-    return read_file_anew(ctx, path) if value is None else json.loads(value)
+    return read_file_anew(ctx, path, each) if value is None else json.loads(value)
 
 
-def read_file_anew(ctx: Any, path: str) -> Any:
+def read_file_anew(ctx: Any, path: str, each: Callable = in_turns) -> Any:
     """As read_fields(), also into the store; TableError, OSError."""
-    fields = read_fields(path)
+    fields = read_fields(path, each)
     ctx.store.put(FILES, path, json.dumps(fields))
     return fields
 
@@ -562,7 +582,7 @@ def read_file_anew(ctx: Any, path: str) -> Any:
 def good(ctx: Any, rows: Iterable[dict], name: str, make: Callable, *more: Any) -> list:
     """What make(row, *more) makes of the rows of a table, but for those for which it raises ValueError: they are logged."""
     made = []
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(in_turns(rows), 1):
         try:
             made.append(make(row, *more))
         except ValueError as error:
@@ -577,3 +597,126 @@ def switch(ctx: Any, space: str, value: Any, convert: Callable = uint) -> Any:
         return reply(ctx, {"Status": int(ctx.store.get(space, "") or 1)}, depends=(space,))
     ctx.store.put(space, "", f"{int(number(ctx, 'status', value, convert) != 0)}")
     return mi.Reply()
+
+
+###############################################################################
+# Tables with states
+###############################################################################
+# A table, or a partition of one, is a key of the store. A row whose state a command changed has a key of its own: a change costs
+# what one row costs. A reload takes these states into the table.
+
+
+class Rows:
+    """A table as a child sees it: `ones` are its rows with their states of now, `head` is what it has besides.
+
+    generation: tells the states of its rows from those of a table that it replaced; changed: the keys of rows that have one.
+    """
+
+    def __init__(self, kind: type, value: str):
+        self.generation, self.head, rows = json.loads(value)
+        self.ones, self.changed = [kind(*row) for row in rows], set[str]()
+
+    @functools.cached_property
+    def places(self) -> dict[str, int]:
+        """Where the rows are, the first of each key."""
+        return {one.key: at for at, one in reversed([*enumerate(self.ones)])}
+
+    def find(self, key: str) -> Any:
+        """The row of a key; None if there is none."""
+        at = self.places.get(key)
+        return None if at is None else self.ones[at]
+
+    def texts(self, *fields: int) -> Iterator[str]:
+        """What the rows have in fields of text, for check_size()."""
+        return itertools.chain.from_iterable([map(operator.itemgetter(field), self.ones) for field in fields])
+
+
+class Tables(NamedTuple):
+    """A space of the store with tables. kind: the class of their rows, a NamedTuple with a `key` that tells them from each other;
+    state: the names of the fields that commands change."""
+
+    space: str
+    kind: type
+    state: tuple
+
+    def take_in(self, view: dict, name: str, value: str | None) -> None:
+        """Keep a table in a view, which is {name: Rows}, or the state of a row."""
+        name, is_row, key = name.partition("\n")
+        if not is_row:
+            view.pop(name, None)
+            if value is not None:
+                view[name] = Rows(self.kind, value)
+        elif value is not None and name in view:
+            rows, (generation, *state) = view[name], json.loads(value)
+            if generation == rows.generation:
+                at = rows.places[key]
+                rows.ones[at] = self.with_state(rows.ones[at], state)
+                rows.changed.add(key)
+
+    def now(self, ctx: Any) -> dict[str, Rows]:
+        """The tables of now, by name."""
+        return ctx.view(self.space, self.take_in)
+
+    def table(self, ctx: Any, name: str = "") -> Rows:
+        """The table of a name, an empty one if there is none."""
+        return self.now(ctx).get(name) or Rows(self.kind, '["", [], []]')
+
+    def change(self, ctx: Any, name: str, key: str, how: Callable, unknown: mi.Error) -> tuple:
+        """Give a row the state that how(row) returns, in one step for all processes; the row before and after. What how() raises,
+        and `unknown` if there is no such row."""
+        both: tuple = ()
+
+        def step(value: str | None) -> str | None:
+            nonlocal both
+            rows = self.table(ctx, name)
+            old = rows.find(key)
+            if old is None:
+                raise unknown
+            both = old, how(old)
+            return value if both[1] == old else json.dumps([rows.generation, *self.state_of(both[1])])
+
+        self.table(ctx, name).find(key)  # what is to be read is read before others wait for the step
+        ctx.store.change(self.space, f"{name}\n{key}", step)
+        return both
+
+    def replace(self, ctx: Any, name: str, make: Callable) -> None:
+        """Put a table in the place of the one of that name, if any: make(Rows or None, each) returns its head and its rows, which
+        it goes through with each()."""
+        generation, old = f"{random.getrandbits(64):x}", None
+
+        def written(each: Callable) -> str:
+            nonlocal old
+            old = self.now(ctx).get(name)
+            return json.dumps([generation, *make(old, each)])
+
+        version, text = ctx.store.version(self.space), written(in_turns)
+        mi.give_way()
+        ctx.store.change(self.space, name, lambda _: text if ctx.store.version(self.space) == version else written(iter))
+        for key in in_turns([*old.changed] if old else ()):
+            ctx.store.change(self.space, f"{name}\n{key}",
+                             lambda value: value if value and json.loads(value)[0] == generation else None)
+        mi.give_way()
+        self.now(ctx)  # before a request wants it
+
+    def remove_others(self, ctx: Any, names: Iterable[str]) -> None:
+        """Remove the tables that have none of these names."""
+        for key, _ in ctx.store.items(self.space):
+            if key.partition("\n")[0] not in names:
+                ctx.store.remove(self.space, key)
+
+    def put(self, ctx: Any, name: str, head: Any, rows: Iterable, inherits: bool) -> None:
+        """Put rows in the place of a table; inherits: those that were there before have the state that they had."""
+        def made(old: Rows | None, each: Callable) -> tuple:
+            before = [old.find(one.key) for one in each(rows)] if old and inherits else itertools.repeat(None)
+            return head, [one if was in (None, one) else self.with_state(one, self.state_of(was))
+                          for one, was in zip(rows, before)]
+
+        self.replace(ctx, name, made)
+
+    def state_of(self, row: Any) -> list:
+        """The state of a row."""
+        return [getattr(row, field) for field in self.state]
+
+    def with_state(self, row: Any, state: list) -> Any:
+        """A row with a state."""
+        return row if state == self.state_of(row) else row._replace(**dict(zip(self.state, state)))

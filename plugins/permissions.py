@@ -53,7 +53,7 @@ def partitions(ctx) -> dict[str, tuple]:
 def listed(ctx, rows: list[dict]) -> dict[str, list]:
     """The addresses and the subnets that the rows of a table make, each in the order of its dump."""
     found: dict[str, list] = {"addresses": [], "subnets": []}
-    for row in rows:
+    for row in opensips.in_turns(rows):
         try:
             network = ipaddress.ip_network((row["ip"] or "", row["mask"]), strict=False)
         except ValueError:
@@ -63,14 +63,15 @@ def listed(ctx, rows: list[dict]) -> dict[str, list]:
             ctx.log.warning("address %s has no protocol %s, passed over", row["ip"], row["proto"])
             continue
         full = row["mask"] == network.max_prefixlen
-        found["addresses" if full else "subnets"].append((network, {
+        bucket = opensips.core_hash(network.network_address.packed) % BUCKETS
+        found["addresses" if full else "subnets"].append((bucket, {
             "grp": row["grp"], "ip": shown(network.network_address), "mask": f"{row['mask']}" if full else shown(network.netmask),
             "port": row["port"], "proto": row["proto"], "pattern": row["pattern"] or "",
             "context_info": row["context_info"] or ""}))
     addresses = found["addresses"]
     if ctx.server.setup.own["imitate"] != "4.0":  # which has them in another structure
         newest_first = addresses[::-1]
-        addresses = sorted(newest_first, key=lambda pair: opensips.core_hash(pair[0].network_address.packed) % BUCKETS)
+        addresses = sorted(newest_first, key=lambda pair: pair[0])
     return {"addresses": [item for _, item in addresses],
             "subnets": sorted([item for _, item in found["subnets"]], key=lambda item: item["grp"])}
 
@@ -105,6 +106,11 @@ def load(ctx):
         read_partition(ctx, name)
     ctx.store.put(RULES, "files", json.dumps({allow: [read_rules(ctx, allow), read_rules(ctx, deny)]
                                               for allow, deny in rule_files(ctx).items()}))
+
+
+def child_init(ctx):
+    """Have the table before a request wants it."""
+    ctx.view(SPACE, take_in)
 
 
 ###############################################################################
@@ -206,7 +212,7 @@ def take_rules(view: dict, key: str, value: str | None) -> None:
 ###############################################################################
 
 
-@opensips.command
+@opensips.command(timed=False)
 def address_reload(ctx, partition=None):
     """Read the tables of all partitions again, or of one."""
     names = [*partitions(ctx)] if partition is None and not ctx.request.values else [opensips.text(ctx, "partition", partition)]

@@ -126,6 +126,11 @@ def load(ctx):
     read_proxies(ctx, True)
 
 
+def child_init(ctx):
+    """Have the table before a request wants it."""
+    ctx.view(SPACE, take_in)
+
+
 ###############################################################################
 # Commands
 ###############################################################################
@@ -176,7 +181,7 @@ def rtpproxy_show(ctx):
                           depends=(SPACE,))
 
 
-@opensips.command
+@opensips.command(timed=False)
 def rtpproxy_reload(ctx):
     """Read the table again; all proxies are as those that do not answer."""
     if not ctx.param("db_url"):

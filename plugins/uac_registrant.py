@@ -4,16 +4,15 @@ The table is read at the start and by reg_reload. No REGISTER is sent: what woul
 """
 from __future__ import annotations
 
-import json
 import re
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import midatagram as mi
 
 opensips = mi.shared("opensips_base")
 
-SPACE = "uac_registrant"
 LEAST_BYTES = 150  # of a record in a reply
 STATES = [f"{word}_STATE" for word in (
     "NOT_REGISTERED", "REGISTERING", "AUTHENTICATING", "REGISTERED", "REGISTER_TIMEOUT", "INTERNAL_ERROR", "WRONG_CREDENTIALS",
@@ -52,9 +51,9 @@ class Record(NamedTuple):
     timeout: int = 0
 
     @property
-    def key(self) -> tuple:
+    def key(self) -> str:
         """What tells it from others."""
-        return self.aor, self.binding, self.registrar
+        return key_of(self.aor, self.binding, self.registrar)
 
     def shown(self, with_socket: bool) -> dict:
         """The record as 3.4 shows it, and 4.0 with its socket."""
@@ -73,39 +72,19 @@ class Record(NamedTuple):
 ###############################################################################
 
 
-def read_records(value: str | None) -> list[Record]:
-    """The records of a value of the store."""
-    return [Record(*row) for row in json.loads(value or "[]")]
+RECORDS = opensips.Tables("uac_registrant_table", Record, ("enabled", "state", "sent", "timeout"))
+NO_RECORD = mi.Error(404, "No such registrant")
 
 
-def take_in(view: dict, key: str, value: str | None) -> None:
-    """Keep the records in a view, which is {"": records}."""
-    view[key] = read_records(value)
-
-
-def stored(ctx) -> list[Record]:
-    """The records of now."""
-    return ctx.view(SPACE, take_in).get("", [])
+def key_of(aor: str, binding: str, registrar: str) -> str:
+    """The key of a record; no text of these has a NUL."""
+    return "\0".join((aor, binding, registrar))
 
 
 def records(ctx) -> list[Record]:
     """The records in the order in which the original's table has them."""
     buckets = 2**ctx.param("hash_size")
-    return sorted(stored(ctx), key=lambda one: opensips.core_hash(mi.encode(one.aor)) & buckets - 1)
-
-
-def change(ctx, how: Any) -> list[Record]:
-    """Put how(record) in the place of each record; returns those that it changed."""
-    changed: list[Record] = []
-
-    def step(value: str | None) -> str:
-        old = read_records(value)
-        new = [how(one) for one in old]
-        changed[:] = [one for one, before in zip(new, old) if one is not before]
-        return json.dumps(new)
-
-    ctx.store.change(SPACE, "", step)
-    return changed
+    return sorted(RECORDS.table(ctx).ones, key=lambda one: opensips.core_hash(mi.encode(one.aor)) & buckets - 1)
 
 
 def moved(ctx, one: Record, state: str) -> Record:
@@ -119,8 +98,11 @@ def moved(ctx, one: Record, state: str) -> Record:
 def move(ctx, aor: str, state: str) -> None:
     """Take the records of an AOR to a state, for lab commands; ctx: of any module. mi.Error if there are none."""
     own = opensips.context_of(ctx, "uac_registrant")
-    if not change(own, lambda one: moved(own, one, state) if one.aor == aor else one):
-        raise mi.Error(404, "No such registrant")
+    fitting = [one for one in RECORDS.table(own).ones if one.aor == aor]
+    if not fitting:
+        raise NO_RECORD
+    for one in fitting:
+        RECORDS.change(own, "", one.key, lambda one: moved(own, one, state), NO_RECORD)
 
 
 ###############################################################################
@@ -155,20 +137,20 @@ def inherit(new: Record, old: Record | None, *, all_of_it: bool) -> Record:
                         enabled=old.enabled if all_of_it else new.enabled)
 
 
-def read_table(ctx, key: tuple | None = None, *, keeps_states: bool = False) -> bool:
+def read_table(ctx, key: str | None = None, *, keeps_states: bool = False) -> bool:
     """Read the table, or the row of one record; what is registered stays so, or all states stay. Returns whether there is a row;
     TableError."""
     url, table = place(ctx)
     rows = [row for row in opensips.rows_of(ctx, url, table)
-            if key in (None, (row["aor"], row["binding_URI"], row["registrar"]))]
+            if key in (None, key_of(row["aor"], row["binding_URI"], row["registrar"]))]
     made = opensips.good(ctx, rows, table.name, record, ctx)
 
-    def step(value: str | None) -> str:
-        old = {one.key: one for one in read_records(value)}
-        new = {one.key: inherit(one, old.get(one.key), all_of_it=keeps_states) for one in made}
-        return json.dumps([*({**old, **new} if key else new).values()])
+    def merged(old: Any, each: Callable) -> tuple:
+        before = {one.key: one for one in old.ones} if old else {}
+        new = {one.key: inherit(one, before.get(one.key), all_of_it=keeps_states) for one in each(made)}
+        return None, [*({**before, **new} if key else new).values()]
 
-    ctx.store.change(SPACE, "", step)
+    RECORDS.replace(ctx, "", merged)
     return bool(rows)
 
 
@@ -182,15 +164,20 @@ def load(ctx):
     read_table(ctx, keeps_states=True)
 
 
+def child_init(ctx):
+    """Have the table before a request wants it."""
+    RECORDS.now(ctx)
+
+
 ###############################################################################
 # Commands
 ###############################################################################
 
 
-def key_of(ctx, aor: Any, contact: Any, registrar: Any) -> tuple:
-    """The record that a request means; mi.Error."""
-    return tuple(opensips.text(ctx, name, value) for name, value in
-                 (("aor", aor), ("contact", contact), ("registrar", registrar)))
+def asked(ctx, aor: Any, contact: Any, registrar: Any) -> str:
+    """The key of the record that a request means; mi.Error."""
+    return key_of(*[opensips.text(ctx, name, value) for name, value in
+                    (("aor", aor), ("contact", contact), ("registrar", registrar))])
 
 
 @opensips.command
@@ -198,49 +185,47 @@ def reg_list(ctx, aor=..., contact=..., registrar=...):
     """Show all records, in JSON-RPC one as well."""
     with_socket = ctx.server.setup.own.get("imitate") == "4.0"
     if ctx.request.dialect == "jsonrpc" and aor is not ...:
-        key = key_of(ctx, aor, contact, registrar)
-        found = [one for one in stored(ctx) if one.key == key]
-        if not found:
-            raise mi.Error(404, "No such registrant")
-        return opensips.reply(ctx, {"Registrant": found[0].shown(with_socket)}, depends=(SPACE,))
-    opensips.check_size(ctx, len(stored(ctx)), LEAST_BYTES)
-    return opensips.reply(ctx, {"Records": [one.shown(with_socket) for one in records(ctx)]}, depends=(SPACE,))
+        found = RECORDS.table(ctx).find(asked(ctx, aor, contact, registrar))
+        if found is None:
+            raise NO_RECORD
+        return opensips.reply(ctx, {"Registrant": found.shown(with_socket)}, depends=(RECORDS.space,))
+    opensips.check_size(ctx, len(RECORDS.table(ctx).ones), LEAST_BYTES)
+    shown = [one.shown(with_socket) for one in opensips.in_turns(records(ctx))]
+    return opensips.reply(ctx, {"Records": shown}, depends=(RECORDS.space,))
 
 
-@opensips.command
+@opensips.command(timed=False)
 def reg_reload(ctx, aor=..., contact=..., registrar=...):
     """Read the table again, in JSON-RPC also the row of one record; what is registered stays so."""
     is_one = ctx.request.dialect == "jsonrpc" and aor is not ...
     try:
-        if not read_table(ctx, key_of(ctx, aor, contact, registrar) if is_one else None) and is_one:
+        if not read_table(ctx, asked(ctx, aor, contact, registrar) if is_one else None) and is_one:
             raise mi.Error(404, "No such registrant in database")
     except opensips.TableError as error:
         raise mi.Failed(f"reg_reload: {error}") from None
     return mi.Reply()
 
 
-def switch(ctx, key: tuple, on: bool) -> mi.Reply:
+def switch(ctx, key: str, on: bool) -> mi.Reply:
     """Enable or disable a record; mi.Error if there is none."""
     before, after = (NOT_REGISTERED, REGISTERING) if on else (REGISTERED, UNREGISTERING)
-    if key not in [one.key for one in stored(ctx)]:
-        raise mi.Error(404, "No such registrant")
 
     def switched(one: Record) -> Record:
-        if one.key != key or one.enabled == on:
+        if one.enabled == on:
             return one
         return (moved(ctx, one, after) if one.state == before else one)._replace(enabled=on)
 
-    change(ctx, switched)
+    RECORDS.change(ctx, "", key, switched, NO_RECORD)
     return mi.Reply()
 
 
 @opensips.command
 def reg_enable(ctx, aor, contact, registrar):
     """Enable a record: it is registered again."""
-    return switch(ctx, key_of(ctx, aor, contact, registrar), True)
+    return switch(ctx, asked(ctx, aor, contact, registrar), True)
 
 
 @opensips.command
 def reg_disable(ctx, aor, contact, registrar):
     """Disable a record: its registration ends."""
-    return switch(ctx, key_of(ctx, aor, contact, registrar), False)
+    return switch(ctx, asked(ctx, aor, contact, registrar), False)

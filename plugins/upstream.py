@@ -541,7 +541,7 @@ def refused(error: mi.Error) -> Any:
     for refusal in (mi.NOT_AVAILABLE, mi.PARSE_ERROR):
         if (error.code, error.reason) == refusal[:2]:
             return refusal
-    return mi.Reply(error.code, error.reason, result=error)
+    return mi.Reply(error.code, error.reason, result=error.with_traceback(None))
 
 
 BLANKS = bytes(range(1, 33))  # what 3.x passes over before a request

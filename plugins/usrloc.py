@@ -338,6 +338,17 @@ def contact_of(row: dict) -> Contact:
                    row["sip_instance"], 0, row["kv_store"])
 
 
+def child_init(ctx):
+    """Have the contacts before a request wants them."""
+    ctx.view(SPACE, take_in)
+
+
+@mi.every(20)
+def keep_up(ctx):
+    """Take in what is removed before the store forgets it: all contacts would have to be read anew."""
+    ctx.view(SPACE, take_in)
+
+
 @mi.every(60, "one")
 def expire(ctx):
     """Remove what expired; contacts that are not in the table are written to it."""
@@ -349,7 +360,7 @@ def expire(ctx):
             record.contacts = [contact._replace(state=SYNC) for contact in record.contacts]
 
     for table, domain in [*ctx.view(SPACE, take_in).items()]:
-        for aor, record in [*domain.records.items()]:
+        for aor, record in opensips.in_turns([*domain.records.items()]):
             if any(not contact.is_valid(now_s) or (writes_back and contact.state != SYNC) for contact in record.contacts):
                 edit(ctx, table, aor, alter, counts=f"{table}-expires")
 
@@ -527,7 +538,7 @@ def ul_sync(ctx, table_name=None, aor=None):
     def alter(record: Record, happened: list) -> None:
         record.contacts = [contact._replace(state=NEW) for contact in record.contacts]
 
-    for one in aors:
+    for one in opensips.in_turns(aors):
         edit(ctx, table, one, alter)
     return mi.Reply()
 

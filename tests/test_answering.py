@@ -110,6 +110,11 @@ def refuses(ctx, code, reason):
     raise mi.Error(int(code), reason)
 
 @mi.command
+def refuses_alike(ctx):
+    "Raise the same Error each time."
+    raise mi.WRONG_COUNT
+
+@mi.command
 def later(ctx, what="Reply"):
     "Answer with something that has get()."
     def get():
@@ -322,6 +327,14 @@ def ratio(rounds):
 
 
 HALF = b"x" * (mi.KEPT_REQUEST // 2)
+
+
+def test_an_error_that_is_raised_again_and_again_does_not_grow(answer):
+    """A traceback would have an entry for each time, with all that its frames refer to."""
+    wrong = [b":size:\n", b'{"jsonrpc": "2.0", "method": "size", "id": 1}', b":refuses_alike:\n"]
+    for request_ in wrong * 3:
+        assert b"Too few or too many" in answer(request_)
+        assert mi.WRONG_COUNT.__traceback__ is None
 
 
 @pytest.mark.parametrize("data", [

@@ -209,11 +209,11 @@ def test_a_change_is_a_row_of_its_own(tmp_path):
         store = trial.server.store
         for number in range(0, 1000, 10):
             assert ask(trial, "ds_set_state", "i", f"{number % 5}", f"SIP:D{number}") == "200 OK\n\n"
-        written = [value for key, value in store.items("dispatcher") if "\n" in key]
+        written = [value for key, value in store.items("dispatcher_partitions") if "\n" in key]
         assert len(written) == 100 and max(map(len, written)) < 60
         tables(tmp_path, dispatcher=many[500:])
         assert ask(trial, "ds_reload", "default") == "200 OK\n\n"
-        assert [key for key, _ in store.items("dispatcher") if key.startswith("default")] == ["default"]
+        assert [key for key, _ in store.items("dispatcher_partitions") if key.startswith("default")] == ["default"]
         found = states(trial, "default")
         assert [uri for uri, state in found.items() if state == "Inactive"] == [
             f"sip:d{number}" for rest in (5, 0) for number in range(500, 1000, 10) if number % 10 == rest] and len(found) == 500
@@ -226,10 +226,10 @@ def test_states_of_a_set_that_was_replaced_are_not_taken(tmp_path):
     """What a child writes that has not taken in a reload yet."""
     with mi.Trial(lines(tables(tmp_path))) as trial:
         ask(trial, "ds_set_state", "i", "1", "sip:127.0.0.1:5171")
-        key, value = next((key, value) for key, value in trial.server.store.items("dispatcher") if "\n" in key)
+        key, value = next((key, value) for key, value in trial.server.store.items("dispatcher_partitions") if "\n" in key)
         request = {"jsonrpc": "2.0", "method": "ds_reload", "params": {"inherit_state": "0"}, "id": 1}
         trial.ask(json.dumps(request).encode())
-        trial.server.store.put("dispatcher", key, value)
+        trial.server.store.put("dispatcher_partitions", key, value)
         assert states(trial)["sip:127.0.0.1:5171"] == "Active"
 
 

@@ -1,0 +1,181 @@
+"""Tables with states, of drouting, load_balancer, dispatcher, uac_registrant: what changes and reloads write and keep."""
+
+import json
+import re
+import select
+import signal
+import threading
+
+import pytest
+
+import midatagram as mi
+
+TEXTS = {"dr_gateways": "gwid address attrs probe_mode# state#", "dr_carriers": "carrierid gwlist attrs state#",
+         "dr_rules": "groupid prefix priority# gwlist attrs", "load_balancer": "id# group_id# dst_uri resources",
+         "dispatcher": "setid# destination socket state# weight priority# attrs description",
+         "registrant": "registrar proxy aor third_party_registrant binding_URI binding_params expiry# forced_socket",
+         "address": "grp# ip mask# port# proto pattern context_info", "domain": "domain attrs",
+         "location": """contact_id# username domain contact received path expires# q callid cseq# flags# cflags user_agent
+            socket methods# sip_instance kv_store attr"""}
+VERSIONS = {"dr_gateways": 6, "dr_carriers": 2, "dr_rules": 3, "load_balancer": 2, "dispatcher": 8, "registrant": 1, "address": 5,
+            "domain": 3, "location": 1013}
+# module -> its space, what switches a row off, what shows whether it is, what reloads; `@` stands for the row's number
+CASES = {
+    "drouting": ("drouting_gateways", 'dr_gw_status {"gw_id": "@", "status": 0}', ('dr_gw_status {"gw_id": "@"}', "Disabled MI"),
+                 "dr_reload {}"),
+    "load_balancer": ("load_balancer_table", "lb_status [@, 0]", ("lb_status [@]", '"enable":"no"'), "lb_reload []"),
+    "dispatcher": ("dispatcher_partitions", 'ds_set_state ["i", "@", "sip:d@"]', ("ds_list []", '"sip:d@","state":"Inactive"'),
+                   "ds_reload []"),
+    "uac_registrant": ("uac_registrant_table", 'reg_disable ["sip:u@@h", "sip:u@", "sip:r"]',
+                       ('reg_list ["sip:u@@h", "sip:u@", "sip:r"]', '"enabled":"no"'), None),
+}
+ROWS = {"dr_gateways": "@:10.0.0.1::0:0", "load_balancer": "@:1:sip\\:d@:pstn=5", "dispatcher": "@:sip\\:d@::0:1:0::",
+        "registrant": "sip\\:r::sip\\:u@@h::sip\\:u@::3600:", "address": "1:10.1.0.1:32:5060:any::", "domain": "d@:",
+        "location": "@:u@::sip\\:u@:::0:1:c:1:0:::::::"}
+
+
+def numbered(text, number):
+    """A text with a number for each `@` that is one: u@@h is an address."""
+    return re.sub("@(?!h)", str(number), text)
+
+
+def request(text, number=0):
+    """The JSON-RPC request for `METHOD PARAMS`."""
+    method, _, params = numbered(text, number).partition(" ")
+    return f'{{"jsonrpc":"2.0","method":"{method}","params":{params},"id":1}}'.encode()
+
+
+def configuration(module, folder, rows=300, *more):
+    """A configuration with tables of which one has so many rows."""
+    (folder / "version").write_text("\n".join(["table_name(string) table_version(int)",
+                                               *[f"{name}:{version}" for name, version in VERSIONS.items()], ""]))
+    for name, columns in TEXTS.items():
+        header = " ".join(f"{one.rstrip('#')}({'int' if '#' in one else 'string'},null)" for one in columns.split())
+        lines = [numbered(ROWS[name], at) for at in range(rows)] if name in ROWS else []
+        (folder / name).write_text("\n".join([header, *lines, ""]))
+    mode = {"usrloc": '"db_mode", 1', "domain": '"db_mode", 1', "permissions": '"address_table", "address"'}.get(module)
+    return "\n".join([f'loadmodule "{module}.so"', f'modparam("{module}", {mode})' if mode else "",
+                      f'modparam("midatagram", "db_url", "text://{folder}")', *more, ""])
+
+
+def is_off(ask, module, number):
+    """Whether a row is off, as a client sees it."""
+    shown, mark = CASES[module][2]
+    return numbered(mark, number) in ask(request(shown, number)).decode()
+
+
+@pytest.mark.parametrize("module", CASES)
+def test_a_change_writes_what_one_row_has(tmp_path, module):
+    """However many rows there are; a reload takes the states into the table."""
+    space, off, _, reload = CASES[module]
+    with mi.Trial(configuration(module, tmp_path)) as trial:
+        since = trial.server.store.newest()
+        for number in (7, 8, 7):
+            assert b'"OK"' in trial.ask(request(off, number))
+        _, _, written = trial.server.store.changes(space, since)
+        assert len(written) == 2 and len(json.dumps(written)) < 400
+        assert [is_off(trial.ask, module, number) for number in (6, 7, 8)] == [False, True, True]
+        if reload:
+            assert b'"OK"' in trial.ask(request(reload))
+            assert [is_off(trial.ask, module, number) for number in (6, 7, 8)] == [False, True, True]
+            assert [key for key, _ in trial.server.store.items(space) if "\n" in key] == []
+
+
+@pytest.mark.parametrize("module", CASES)
+def test_no_change_is_lost_when_children_switch_and_reload_at_once(start, tmp_path, module):
+    """Nor where the configuration is read again."""
+    _, off, _, reload = CASES[module]
+    server = start(configuration(module, tmp_path, 60, 'modparam("mi_datagram", "children_count", 3)'))
+    wrong = []
+
+    def switch(first):
+        with server.client() as client:
+            for number in range(first, 60, 3):
+                if b'"OK"' not in client.ask(request(off, number)):
+                    wrong.append(number)
+
+    threads = [threading.Thread(target=switch, args=(first,)) for first in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(10 if reload else 0):
+        assert b'"OK"' in server.ask(request(reload))
+    for thread in threads:
+        thread.join()
+    clients = [server.client() for _ in range(6)]
+    assert wrong == [] and all(is_off(client.ask, module, number) for number in range(60) for client in clients)
+    server.signal(signal.SIGHUP)
+    server.wait_log("reloaded")
+    assert all(is_off(server.ask, module, number) for number in range(60))
+
+
+def test_a_state_that_changes_while_a_table_is_made_anew_is_in_it(tmp_path):
+    """The table is made once more, while nobody can write."""
+    with mi.Trial(configuration("load_balancer", tmp_path, 3)) as trial:
+        module = trial.server.registry.modules_by_name["load_balancer"]
+        ctx, tables, states = mi.Context(module), module.namespace.BALANCE, []
+
+        def make(old, each):
+            states.append([one.enabled for one in old.ones])
+            if len(states) == 1:
+                assert b'"OK"' in trial.ask(request("lb_status [@, 0]", 1))
+            return old.head, old.ones
+
+        tables.replace(ctx, "", make)
+        assert states == [[True, True, True], [True, False, True]]
+        assert [is_off(trial.ask, "load_balancer", number) for number in range(3)] == [False, True, False]
+
+
+def test_a_state_of_a_table_that_was_replaced_is_not_taken(tmp_path):
+    """What a child writes that has not taken in a reload yet."""
+    space, off, _, reload = CASES["drouting"]
+    with mi.Trial(configuration("drouting", tmp_path, 3)) as trial:
+        trial.ask(request(off, 1))
+        key, value = next((key, value) for key, value in trial.server.store.items(space) if "\n" in key)
+        assert b'"OK"' in trial.ask(request('dr_reload {"inherit_state": "0"}'))
+        trial.server.store.put(space, key, value)
+        assert not is_off(trial.ask, "drouting", 1)
+
+
+def test_a_row_without_a_name_is_a_row(tmp_path):
+    text = configuration("drouting", tmp_path, 2)
+    with open(tmp_path / "dr_gateways", "a") as file:
+        file.write(":10.0.0.9::0:0\n")
+    with mi.Trial(text) as trial:
+        assert b'"OK"' in trial.ask(request('dr_gw_status {"gw_id": "", "status": 0}'))
+        assert b"Disabled MI" in trial.ask(request('dr_gw_status {"gw_id": ""}'))
+        assert trial.ask(b":dr_gw_status:\n").count(b"Active") == 2
+
+
+@pytest.mark.parametrize("module, wanted", [
+    *[(module, case[3] or "reg_reload []") for module, case in CASES.items()], ("permissions", "address_reload []"),
+    ("domain", "domain_reload []"), ("usrloc", 'ul_sync ["location"]')])
+def test_others_have_their_turn_while_a_table_is_read(start, tmp_path, module, wanted):
+    """Another client of the one child has several replies before the reload has its own."""
+    server = start(configuration(module, tmp_path, 20000 if module == "domain" else 4000))
+    client, other = server.client(), server.client()
+    client.send(request(wanted))
+    replies = 0
+    while not select.select([client.socket], [], [], 0)[0]:
+        assert other.ask(b":pwd:\n").startswith(b"200 OK\n")
+        replies += 1
+    assert b'"OK"' in client.receive() and replies > 3
+
+
+@pytest.mark.parametrize("module, command, table, row, size", [
+    ("drouting", "dr_gw_status", "dr_gateways", "@:10.0.0.1::0:0", lambda name: len(f"ID:: {name} IP=10.0.0.1 State=Active\n")),
+    ("drouting", "dr_carrier_status", "dr_carriers", "@::attrs:0", lambda name: len(f"ID:: {name} Enabled=yes\n")),
+    ("dispatcher", "ds_list", "dispatcher", "1:sip\\:@::0:1:0::",
+     lambda name: len(f"\t\tURI:: sip:{name} state=Active first_hit_counter=0\n")),
+    ("domain", "domain_dump", "domain", "@:", lambda name: len(f"{name}\n"))])
+def test_a_list_that_is_too_long_says_how_long_to_the_byte(tmp_path, module, command, table, row, size):
+    """Up to four times the limit, whether names are short or long."""
+    for letters, total in ((0, mi.LIMIT), (0, mi.GIVE_UP - 300), (900, mi.GIVE_UP - 2000), (0, mi.GIVE_UP + 300)):
+        names = [f"{'n' * letters}{at:05}" for at in range(total // size("n" * letters + "00000"))]
+        text = configuration(module, tmp_path)
+        header = (tmp_path / table).read_text().partition("\n")[0]
+        (tmp_path / table).write_text("\n".join([header, *[numbered(row, name) for name in names], ""]))
+        with mi.Trial(text) as trial:
+            reply = trial.ask(f":{command}:\n".encode()).decode()
+        head = len("PARTITION:: default\n\tSET:: 1\n") if module == "dispatcher" else 0
+        length = len("200 OK\n\n") + head + sum(map(size, names))
+        assert reply == f"500 {mi.reply_too_long(length).reason}\n" if length > mi.LIMIT else len(reply) == length
