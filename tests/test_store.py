@@ -579,6 +579,21 @@ def test_a_view_reads_no_more_than_others_changed(store):
     assert view.ends_s.keys() == {"b"}
 
 
+def test_keys_of_a_view_expire_when_their_times_change(store):
+    def apply(picture, key, value):
+        picture.update({key: value}) if value is not None else picture.pop(key, None)
+
+    view = mi.shared("views").View(store, "s", apply)
+    for key, lifetime_s in (("a", 10), ("b", 20), ("c", 30)):
+        store.put("s", key, "1", lifetime_s)
+    assert "".join(view.now()) == "abc"
+    for key, lifetime_s in (("a", 0), ("b", 40)):
+        store.put("s", key, "2", lifetime_s)
+    for moved_s, left in ((0, "abc"), (15, "abc"), (31, "ab"), (41, "a"), (1000, "a")):
+        store.move_clock(moved_s)
+        assert "".join(sorted(view.now())) == left
+
+
 @pytest.fixture
 def holder(tmp_path):
     """A server's store that is locked by this process: holder(statement, ...) -> the connection that has the lock."""
