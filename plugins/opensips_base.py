@@ -11,6 +11,7 @@ import math
 import os
 import re
 import sqlite3
+import struct
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -27,13 +28,11 @@ forms = mi.shared("opensips_forms")
 @functools.lru_cache(4096)
 def core_hash(data: bytes) -> int:
     """OpenSIPS' hash of a string: 32-bit sums over groups of four bytes, which are taken as signed, and over what is left."""
-    signed, total = memoryview(data).cast("b").tolist(), 0
-    for at in range(0, len(signed) // 4 * 4 + 1, 4):
-        value = 0
-        for byte in signed[at:at + 4]:
-            value = (value << 8) + byte & 0xFFFFFFFF
-        total += value ^ value >> 3
-    total &= 0xFFFFFFFF
+    whole = len(data) & -4
+    words = [*struct.unpack(f">{whole // 4}I", data[:whole]), int.from_bytes(data[whole:], "big")]
+    if not data.isascii():  # a byte from 0x80 on borrows from the one before it
+        words = [word - ((word & 0x808080) << 1) & 0xFFFFFFFF for word in words]
+    total = sum([word ^ word >> 3 for word in words]) & 0xFFFFFFFF
     return total + (total >> 11) + (total >> 13) + (total >> 23) & 0xFFFFFFFF
 
 
@@ -201,6 +200,11 @@ class Attributes(dict):
         """The attributes as 2.4 has them."""
         known = {**self, **self.text_only}
         return {name: in_text(known[name]) for name in forms.EVENT_FORMS[self.event].split() if name in known}
+
+
+def has_subscribers(ctx: Any) -> bool:
+    """Whether anybody ever subscribed to an event; if not, no attributes need be put together."""
+    return bool(ctx.store.version(ctx.server.events.SPACE))
 
 
 def raise_event(ctx: Any, name: str, text_only: dict | None = None, **attributes: Any) -> None:
