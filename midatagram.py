@@ -2246,7 +2246,7 @@ SLICE_ROWS, FEW_ROWS = 25, 5  # that are deleted in one transaction; the few nev
 SLICE_S = 0.005  # for which keys are compared in one transaction
 ROW_BYTES = 100  # of a row in the file, beyond its value and twice its key
 SPACES = 1024  # versions in shared memory; two spaces that share one are read a little more often
-NEWEST, USED, ROOM, FULL_S, FAILED_S, MOVED_S, FIRST = range(7)  # before them: the last version, bytes, failures, the clock
+NEWEST, DONE, USED, ROOM, FULL_S, FAILED_S, MOVED_S, FIRST = range(8)  # the last version, the last one committed, bytes, ...
 OTHERS = 16  # one part in so many of the store is not for cached values: a full cache refuses no subscriptions
 LOCK_S = 1.0  # for which requests wait for a locked store, all of them at the same time
 READ_BYTES = 4 << 20  # of values that were read, per child
@@ -2390,7 +2390,7 @@ class Store:
         """What changed in a space since a version: whether all that came before is void, the `since` of the next call, and
         (key, value or None, when it expires or None) of each key that changed, the newest last."""
         slot, name = hash(space) % SPACES, encode(space)
-        forgotten = self.forgotten[slot]
+        forgotten = min(self.forgotten[slot], self.committed[slot])  # a store_file is read while another process deletes
         rows = self.attempt(lambda run: run(self.CHANGES, (name, since)).fetchall())
         if 0 < since < self.forgotten[slot]:
             return self.changes(space)
@@ -2399,8 +2399,8 @@ class Store:
                  if since or value is not None])
 
     def newest(self) -> int:
-        """The version of the last change of all."""
-        return self.shared[NEWEST]
+        """The version of the last change that all can read."""
+        return self.shared[DONE]
 
     def unchanged(self, spaces: tuple, since: int, until_s: float | None) -> Callable[[], tuple]:
         """See unless_changed(): the reply holds as long as these spaces are as they were at `since`, and until a moment."""
@@ -2528,7 +2528,7 @@ class Store:
                 run("ROLLBACK")
             raise
         finally:
-            self.committed[slot] = max(version, self.committed[slot])
+            self.committed[slot], shared[DONE] = max(version, self.committed[slot]), max(version, shared[DONE])
         return result
 
     def has_room(self, space: str, growth: int) -> bool:

@@ -188,29 +188,25 @@ def dialogs_reply(ctx, value: dict, dialogs: list[Dialog]) -> mi.Reply:
     return opensips.reply(ctx, value, depends=(SPACE,), until_s=min(ends, default=None))
 
 
-def change_state(ctx, db_id: int, state: int) -> bool:
-    """Move a dialog to a state, with its event and counters; returns whether it was in another one that it can leave."""
-    left: list[Dialog] = []
+def change_state(ctx, db_id: int, *states: int, first: Dialog | None = None) -> bool:
+    """Take a dialog through states in one step, with an event and counters for each state that it leaves; returns whether it
+    leaves any. first: the dialog if it is new."""
+    left: list[tuple[Dialog, int]] = []
     ended_s = ENDED_S + ctx.param("delete_delay")
 
     def step(value: str | None) -> str | None:
         left.clear()
-        if value is None:
+        old = first if value is None else Dialog(*json.loads(value))
+        if old is None:
             return None
-        old = Dialog(*json.loads(value))
-        if old.state in (state, DELETED):
-            return value
-        left.append(old)
-        new = old._replace(state=state)
-        if state == DELETED:
-            new = new._replace(timeout=0, gone_s=ctx.store.now_s() + ended_s)
-        elif state in (CONFIRMED_NA, CONFIRMED) and not old.start:
-            now_s = int(ctx.store.time_s())
-            new = new._replace(start=now_s, timeout=now_s + (old.lasts_s or ctx.param("default_timeout")))
-        return json.dumps(new)
+        for state in states:
+            if old.state not in (state, DELETED):
+                left.append((old, state))
+                old = entered(ctx, old, state, ended_s)
+        return json.dumps(old)
 
-    ctx.store.change(SPACE, str(db_id), step, ended_s if state == DELETED else None)
-    for old in left:
+    ctx.store.change(SPACE, str(db_id), step, ended_s if DELETED in states else None)
+    for old, state in left:
         entry, number = divmod(old.db_id, 2**32)
         opensips.raise_event(ctx, "E_DLG_STATE_CHANGED", {"hash_entry": str(entry), "hash_id": str(number)},
                              id=opensips.forms.dialog_id(old.db_id), db_id=str(old.db_id), callid=old.callid,
@@ -218,6 +214,16 @@ def change_state(ctx, db_id: int, state: int) -> bool:
         if state == DELETED and old.state < CONFIRMED_NA:
             ctx.count("failed_dialogs")
     return bool(left)
+
+
+def entered(ctx, dialog: Dialog, state: int, ended_s: float) -> Dialog:
+    """A dialog as it is once it enters a state."""
+    if state == DELETED:
+        return dialog._replace(state=state, timeout=0, gone_s=ctx.store.now_s() + ended_s)
+    if state in (CONFIRMED_NA, CONFIRMED) and not dialog.start:
+        now_s = int(ctx.store.time_s())
+        return dialog._replace(state=state, start=now_s, timeout=now_s + (dialog.lasts_s or ctx.param("default_timeout")))
+    return dialog._replace(state=state)
 
 
 ###############################################################################
@@ -571,10 +577,8 @@ def call(ctx, callid: str, from_uri: str, to_uri: str, state: int = CONFIRMED, f
     dialog = Dialog(db_id, time.time_ns(), callid, from_uri, to_uri, from_tag or f"{random.getrandbits(32):08x}",
                     to_tag or f"{random.getrandbits(32):08x}", caller_sock=socket, callee_sock=socket, lasts_s=timeout,
                     values=tuple(values)[::-1], profiles=tuple(profiles)[::-1], **contacts)
-    own.store.put(SPACE, str(db_id), json.dumps(dialog))
+    change_state(own, db_id, *([DELETED] if state == DELETED else range(EARLY, state + 1)), first=dialog)
     own.count("processed_dialogs")
-    for step in [DELETED] if state == DELETED else range(EARLY, state + 1):
-        change_state(own, db_id, step)
 
 
 def move(ctx, callid: str, state: int) -> None:
@@ -585,8 +589,7 @@ def move(ctx, callid: str, state: int) -> None:
         raise mi.Error(404, "Dialog not found")
     if state <= dialog.state:
         raise mi.Error(400, f"Dialog is in state {dialog.state}")
-    for step in [DELETED] if state == DELETED else range(dialog.state + 1, state + 1):
-        change_state(own, dialog.db_id, step)
+    change_state(own, dialog.db_id, *([DELETED] if state == DELETED else range(dialog.state + 1, state + 1)))
 
 
 def hang_up(ctx, callid: str) -> None:

@@ -39,10 +39,11 @@ def core_hash(data: bytes) -> int:
 @functools.lru_cache(4096)
 def hash_of(data: bytes) -> int:
     """See core_hash(); remembers what is not long."""
-    whole = len(data) // 4 * 4
-    words = (*struct.unpack(f">{whole // 4}I", data[:whole]), int.from_bytes(data[whole:], "big"))
-    signed = [word - ((word & 0x80808080) << 1) & 0xFFFFFFFF for word in words]
-    total = sum([word ^ word >> 3 for word in signed]) & 0xFFFFFFFF
+    whole = len(data) & -4
+    words = [*struct.unpack(f">{whole // 4}I", data[:whole]), int.from_bytes(data[whole:], "big")]
+    if not data.isascii():  # a byte from 0x80 on borrows from the one before it
+        words = [word - ((word & 0x808080) << 1) & 0xFFFFFFFF for word in words]
+    total = sum([word ^ word >> 3 for word in words]) & 0xFFFFFFFF
     return total + (total >> 11) + (total >> 13) + (total >> 23) & 0xFFFFFFFF
 
 
@@ -210,6 +211,11 @@ class Attributes(dict):
         """The attributes as 2.4 has them."""
         known = {**self, **self.text_only}
         return {name: in_text(known[name]) for name in forms.EVENT_FORMS[self.event].split() if name in known}
+
+
+def has_subscribers(ctx: Any) -> bool:
+    """Whether anybody ever subscribed to an event; if not, no attributes need be put together."""
+    return bool(ctx.store.version(ctx.server.events.SPACE))
 
 
 def raise_event(ctx: Any, name: str, text_only: dict | None = None, **attributes: Any) -> None:

@@ -144,6 +144,6 @@ def recount(store: Any, run: Any) -> None:
     for space, version in run("SELECT space, max(version) FROM item GROUP BY space").fetchall():
         slot = hash(mi.decode(space)) % mi.SPACES
         store.begun[slot] = store.committed[slot] = max(store.begun[slot], version)
-        store.shared[mi.NEWEST] = max(store.shared[mi.NEWEST], version)
+        store.shared[mi.NEWEST] = store.shared[mi.DONE] = max(store.shared[mi.NEWEST], version)
     size = "SELECT coalesce(sum(2 * length(key) + length(value)), 0) + ? * count(*) FROM item"
     store.shared[mi.USED] = run(size, (mi.ROW_BYTES,)).fetchone()[0]

@@ -10,6 +10,7 @@ import itertools
 import json
 import random
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import midatagram as mi
@@ -132,6 +133,12 @@ class Contact(NamedTuple):
                 "latency": self.latency, "shtag": ""}
 
 
+class Stored(str):
+    """A record as the store has it, with the Record itself: the child that writes it need not read it."""
+
+    record: Record
+
+
 class Record:
     """An AOR with its contacts, and its text as written last time.
 
@@ -142,11 +149,15 @@ class Record:
         self.label, self.following, self.kv_store, rows = json.loads(value) if value else (0, 0, None, [])
         self.contacts = [Contact(*row) for row in rows]
         self.written: dict[str, list[str]] = {}  # what stands between the lines -> text around the times of expiry
-        self.timed = any(contact.expires for contact in self.contacts)
+        self.timed = False  # whether a contact expires, of a record in a Domain
 
-    def value(self) -> str | None:
-        """The record as the store has it."""
-        return json.dumps([self.label, self.following, self.kv_store, self.contacts]) if self.contacts else None
+    def value(self) -> Stored | None:
+        """The record as the store has it, which may not change any more."""
+        if not self.contacts:
+            return None
+        value = Stored(json.dumps([self.label, self.following, self.kv_store, self.contacts]))
+        value.record = self
+        return value
 
     def shown(self, aor: str, times: list) -> dict:
         """The AOR as 3.4 shows it; times: what to write for the expiry of each contact."""
@@ -190,30 +201,36 @@ def time_left(expires: int, now_s: int) -> int | str:
 
 
 class Domain:
-    """A table as a child sees it: records by AOR, their order, and the next label of each bucket."""
+    """A table as a child sees it: records by AOR, and of each bucket the AORs in order and the next label."""
 
     def __init__(self):
         self.records: dict[str, Record] = {}
         self.contacts = 0
-        self.order: list[tuple] = []  # bucket, bytes and text of each AOR
+        self.buckets: dict[int, list[tuple[bytes, str]]] = {}
         self.labels: dict[int, int] = {}
+
+    def order(self) -> Iterator[str]:
+        """The AORs bucket by bucket, as they are shown."""
+        for _, bucket in sorted(self.buckets.items()):
+            for _, aor in bucket:
+                yield aor
 
     def put(self, aor: str, value: str | None, bits: int) -> None:
         """Take in what an AOR has now."""
         old = self.records.pop(aor, None)
         self.contacts -= len(old.contacts) if old else 0
         data = mi.encode(aor)
-        place = opensips.core_hash(data) & 2**bits - 1, data, aor
+        number = opensips.core_hash(data) & 2**bits - 1
+        bucket = self.buckets.setdefault(number, [])
         if value is not None:
-            self.records[aor] = record = Record(value)
+            self.records[aor] = record = value.record if isinstance(value, Stored) else Record(value)
+            record.timed = any(contact.expires for contact in record.contacts)
             self.contacts += len(record.contacts)
-            self.labels[place[0]] = max(self.labels.get(place[0], 0), record.label + 1)
-        if (old is None) == (value is None):
-            return
-        if value is None:
-            del self.order[bisect.bisect_left(self.order, place)]
-        else:
-            bisect.insort(self.order, place)
+            self.labels[number] = max(self.labels.get(number, 0), record.label + 1)
+            if old is None:
+                bisect.insort(bucket, (data, aor))
+        elif old:
+            del bucket[bisect.bisect_left(bucket, (data, aor))]
 
 
 def take_in(view: dict, key: str, value: str | None) -> None:
@@ -252,7 +269,7 @@ def edit(ctx, table: str, aor: str, alter: Any, creates: bool = False, counts: s
     ctx.store.change(SPACE, f"{table}\n{aor}", step)
     if counts:
         ctx.count(counts, [name for name, _ in happened].count("CONTACT_DELETE"))
-    for name, contact in happened:
+    for name, contact in happened if opensips.has_subscribers(ctx) else ():
         attributes = contact.attributes(table, aor) if contact else {"domain": table, "aor": aor}
         opensips.raise_event(ctx, f"E_UL_{name}", **attributes)
 
@@ -445,18 +462,18 @@ def text_aors(ctx, domain: Domain, now_s: int, brief: bool) -> Any:
     """A node for each AOR of a table, as they are written: what is too long is given up."""
     indent = ctx.server.setup.mi["reply_indent"]
     return ((None, f"AOR:: {aor}" if brief else domain.records[aor].text(aor, indent, indent, now_s), (), ())
-            for _, _, aor in domain.order)
+            for aor in domain.order())
 
 
 def json_aors(ctx, domain: Domain, now_s: int, brief: bool) -> Any:
     """The AORs of a table as 3.4 has them; mi.TooLong."""
     if brief:
-        opensips.check_size(ctx, len(domain.order), len('{"AOR":""},'))
-        return [{"AOR": aor} for _, _, aor in domain.order]
+        opensips.check_size(ctx, len(domain.records), len('{"AOR":""},'))
+        return [{"AOR": aor} for aor in domain.order()]
     if ctx.server.setup.mi["pretty_printing"]:
-        return [domain.records[aor].shown(aor, domain.records[aor].times(now_s)) for _, _, aor in mi.bounded(domain.order)]
+        return [domain.records[aor].shown(aor, domain.records[aor].times(now_s)) for aor in mi.bounded(domain.order())]
     parts, size = [], 0
-    for _, _, aor in domain.order:
+    for aor in domain.order():
         parts.append(domain.records[aor].json(aor, now_s))
         size += len(parts[-1])
         if size > mi.LIMIT:

@@ -15,28 +15,34 @@ class View:
         self.version, self.since = -1, 0
         self.picture: dict = {}
         self.ends_s: dict[str, float] = {}  # key -> when it expires
-        self.next_s = inf  # when the first does
+        self.next_s = inf  # no key does before this moment
 
     def now(self) -> dict:
         """The picture, after what changed is taken in; StoreError."""
-        version, now_s = self.store.version(self.space), self.store.now_s()
+        version = self.store.version(self.space)
         if version < 0 or version != self.version:
-            version, void, newer, changes = self.changes()
-            self.version, self.since = -1, 0  # all anew if apply() raises
-            if void:
-                self.picture, self.ends_s = {}, {}
-            for key, value, expires_s in changes:
-                self.ends_s.pop(key, None)
-                if value is not None and expires_s is not None:
-                    self.ends_s[key] = expires_s
-                self.apply(self.picture, key, value)
-            self.since, self.version, self.next_s = newer, version, min(self.ends_s.values(), default=inf)
-        if now_s >= self.next_s:
+            self.catch_up()
+        if self.ends_s and (now_s := self.store.now_s()) >= self.next_s:
             for key in [key for key, ends_s in self.ends_s.items() if ends_s <= now_s]:
                 del self.ends_s[key]
                 self.apply(self.picture, key, None)
             self.next_s = min(self.ends_s.values(), default=inf)
         return self.picture
+
+    def catch_up(self) -> None:
+        """Take in what changed; StoreError."""
+        version, void, newer, changes = self.changes()
+        self.version, self.since = -1, 0  # all anew if apply() raises
+        if void:
+            self.picture, self.ends_s, self.next_s = {}, {}, inf
+        for key, value, expires_s in changes:
+            if value is not None and expires_s is not None:
+                self.ends_s[key] = expires_s
+                self.next_s = min(self.next_s, expires_s)
+            else:
+                self.ends_s.pop(key, None)
+            self.apply(self.picture, key, value)
+        self.since, self.version = newer, version
 
     def changes(self) -> tuple:
         """The version of now, and what changed since that of last time, as Store.changes() has it; StoreError."""

@@ -84,6 +84,16 @@ def test_states_move_on_and_never_back(trial):
     assert statistics(one) == {"processed": 1}
 
 
+def test_a_call_and_its_moves_are_one_change_each_which_no_child_sees_half(trial):
+    one, changes = trial(), []
+    for request in (("lab_call", "c1", "sip:a", "sip:b", "state::2"), ("lab_call_state", "c1", "4"), ("lab_hangup", "c1"),
+                    ("lab_call", "c2", "sip:a", "sip:b", "state::1")):
+        before = one.server.store.newest()
+        assert ask(one, *request) == "200 OK\n\n"
+        changes.append(one.server.store.newest() - before)
+    assert changes == [1, 1, 1, 1]
+
+
 def test_an_id_ends_a_dialog_in_the_form_of_the_dialect(trial):
     one = trial()
     call(one)
@@ -175,8 +185,9 @@ def test_children_share_dialogs_which_survive_a_reload_and_expire(start):
     server.signal(signal.SIGHUP)
     server.wait_log("reloaded")
     assert server.statistic("active_dialogs") == 6
-    for _ in range(18):
-        assert listener.receive()
+    events = [listener.receive() for _ in range(18)]
+    assert [event.partition(b"old_state::")[2].split() for event in events[:3]] == [
+        [b"1", b"new_state::2"], [b"2", b"new_state::3"], [b"3", b"new_state::4"]]
     assert server.ask(lab("lab_call", "short", "sip:a@a", "sip:b@b", "timeout::1")) == b"200 OK\n\n"
     wait_for(lambda: server.statistic("expired_dialogs") == 1, 5, "the dialog to expire")
     events = [listener.receive() for _ in range(4)]

@@ -21,10 +21,13 @@ def test_the_hash_is_that_of_recorded_contact_ids(text, bits):
     assert opensips.core_hash(text.encode()) & 0xFFFF == bits
 
 
-def test_the_hash_takes_bytes_as_signed():
-    value = (1 << 24) - (1 << 16) + (1 << 8) + 1  # 0x01ff0101 as C adds up signed bytes
-    total = value ^ value >> 3
-    assert opensips.core_hash(b"\x01\xff\x01\x01") == total + (total >> 11) + (total >> 13) + (total >> 23) & 0xFFFFFFFF
+@pytest.mark.parametrize("data, groups", [
+    (b"\x01\xff\x01\x01", [(1, -1, 1, 1)]), (b"\xff", [(-1,)]), (b"\x80abc\xfe\x7f", [(-128, 97, 98, 99), (-2, 127)]),
+    (b"\xff\xff\xff\xff", [(-1, -1, -1, -1)]), ("jürgen".encode(), [(106, -61, -68, 114), (103, 101, 110)])])
+def test_the_hash_takes_bytes_as_signed(data, groups):
+    values = [sum(byte << 8 * at for at, byte in enumerate(reversed(group))) & 0xFFFFFFFF for group in groups]
+    total = sum(value ^ value >> 3 for value in values) & 0xFFFFFFFF
+    assert opensips.core_hash(data) == total + (total >> 11) + (total >> 13) + (total >> 23) & 0xFFFFFFFF
 
 
 @pytest.mark.parametrize("text, wanted", [("0", 0), ("007", 7), ("4294967295", 2**32 - 1), ("4294967297", 1), ("1" + "0" * 40, 0),

@@ -579,6 +579,62 @@ def test_a_view_reads_no_more_than_others_changed(store):
     assert view.ends_s.keys() == {"b"}
 
 
+def test_keys_of_a_view_expire_when_their_times_change(store):
+    def apply(picture, key, value):
+        picture.update({key: value}) if value is not None else picture.pop(key, None)
+
+    view = mi.shared("views").View(store, "s", apply)
+    for key, lifetime_s in (("a", 10), ("b", 20), ("c", 30)):
+        store.put("s", key, "1", lifetime_s)
+    assert "".join(view.now()) == "abc"
+    for key, lifetime_s in (("a", 0), ("b", 40)):
+        store.put("s", key, "2", lifetime_s)
+    for moved_s, left in ((0, "abc"), (15, "abc"), (31, "ab"), (41, "a"), (1000, "a")):
+        store.move_clock(moved_s)
+        assert "".join(sorted(view.now())) == left
+
+
+@pytest.fixture
+def kept(store, tmp_path):
+    """A store_file as two processes have it, of which one can read while the other writes; kept(act) -> both: the one that
+    writes calls act() before each commit."""
+    reader = copy.copy(store)
+    reader.path = store.path = str(tmp_path / "kept" / "store")
+    os.mkdir(tmp_path / "kept")
+
+    def make(act):
+        store.open().set_trace_callback(lambda statement: act() if statement == "COMMIT" else None)
+        reader.open()
+        return store, reader
+
+    yield make
+    reader.close()
+
+
+def test_a_view_forgets_what_another_process_deletes_while_it_reads(kept):
+    pictures = []
+    writer, reader = kept(lambda: pictures.append(dict(view.now())))
+    view = mi.shared("views").View(reader, "s", dict.__setitem__)
+    for key in "abc":
+        writer.put("s", key, "1")
+    writer.remove_fitting("s", "[ab]")
+    assert pictures[3] == {"a": "1", "b": "1", "c": "1"} and view.now() == {"c": "1"}
+
+
+def test_a_reply_made_while_another_process_commits_does_not_last(kept):
+    made = []
+    writer, reader = kept(lambda: made.append((reader.newest(), reader.get("s", "k"))))
+    for value in "12":
+        writer.put("s", "k", value)
+    since, value = made[-1]
+    old = reader.unchanged(("s",), since, None)
+    assert value == "1" and old() == ()
+    with pytest.raises(LookupError):
+        old()
+    now = reader.unchanged(("s",), reader.newest(), None)
+    assert now() == now() == ()
+
+
 @pytest.fixture
 def holder(tmp_path):
     """A server's store that is locked by this process: holder(statement, ...) -> the connection that has the lock."""

@@ -136,6 +136,25 @@ def test_pretty_printing_has_the_same_values(trial):
     assert b"\n" in pretty.ask(b'{"jsonrpc":"2.0","method":"ul_dump","id":1}')
 
 
+def test_who_wrote_contacts_shows_them_as_one_who_reads_them(trial):
+    one = trial(hash_size=2)
+    requests = [ADD.format(f"u{number}", "x", number % 2 * 3600) for number in range(9)]
+    requests += [ADD.format("u3", "y", 0), ADD.format("u4", "x", 60), ADD.format("ü", "x", 0), ":ul_rm:\nlocation\nu5\n",
+                 ":ul_rm_contact:\nlocation\nu3\nsip:x@10.0.0.1\n", ":ul_rm_contact:\nlocation\nu7\nsip:x@10.0.0.1\n"]
+
+    def shown():
+        return [re.sub(r"(Expires\W+)\d+", r"\1N", text) for text in (
+            ask(one, ":ul_dump:\n"), json.dumps(rpc(one, "ul_dump")), ask(one, ":get_statistics:\nusrloc:\n"))]
+
+    for request in requests:
+        assert ask(one, request) == "200 OK\n\n"
+        ours = shown()
+        one.server.view_of.cache_clear()  # what is shown next is read from the store
+        one.answers = mi.answers_of(one.server)
+        assert ours == shown()
+    assert ours[0].count("AOR::") == 8
+
+
 def test_a_percent_sign_in_a_contact_is_one(trial):
     one = trial()
     ask(one, ":ul_add:\nlocation\n100%s\nsip:%41%%s@x\n0\n0.5\n0\n0\n0\n1\n")
