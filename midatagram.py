@@ -1456,6 +1456,12 @@ def no_command(ctx):
 NO_COMMAND, NO_REQUEST = Command(Module("", {}), no_command), Request("")
 
 
+def refused(error: Error, result: Error | None = None) -> Reply:
+    """The reply to a request that ended in an Error; one that is raised each time would hold the frames of all times."""
+    error.__traceback__ = None
+    return Reply(error.code, error.reason, result=result)
+
+
 class Text:
     """The text dialect of OpenSIPS 2.x, for the commands of a registry."""
 
@@ -1494,7 +1500,7 @@ class Text:
         except ParseError:
             return Call(self, command, request, None, PARSE_ERROR)
         except Error as error:
-            return Call(self, command, request, None, Reply(error.code, error.reason))
+            return Call(self, command, request, None, refused(error))
 
     def write(self, reply: Reply | Refusal, call: Call) -> str:
         """A reply as text; a `%` template if it is live."""
@@ -1555,7 +1561,7 @@ class JsonRpc:
         try:
             values, names, called = command.bind_json(params)
         except Error as error:
-            return Call(self, command, request, None, Reply(error.code, error.reason, result=error))
+            return Call(self, command, request, None, refused(error, error))
         return Call(self, command, request._replace(values=values, names=names), called)
 
     def is_key_of(self, key: tuple, call: Call) -> bool:
@@ -1867,7 +1873,7 @@ class Answers:
             kind = "nothing" if reply is None else f"{type(reply).__name__}, which is no midatagram.Reply"
             raise Failed(f"its handler returned {kind}")
         except Error as error:
-            return Reply(error.code, error.reason, result=error if error.data else None)
+            return refused(error, error if error.data else None)
         except Failed as why:
             self.log.warning("command %s failed: %s", call.request.name, why)
         return COMMAND_FAILED
