@@ -3103,24 +3103,29 @@ class Events:
         self.senders: dict[int, Any] = {}  # address family -> socket
         self.text: str | None = None
         self.rows: dict[str, list[dict]] = {}  # by event, what the text holds
+        self.lists: dict[str, tuple] = {}  # event -> (its rows if none ended, version of the store, since when, until when)
         self.write: Callable = write_event
 
     def subscribers(self, event: str, ended: bool = False, patient: bool = True) -> list[dict]:
         """The subscriptions to an event, the newest first; with those that a client ended, if wanted. StoreError."""
-        if not self.server.store.version(self.SPACE):  # nobody ever subscribed to any
-            return []
+        version, now_s = self.server.store.version(self.SPACE), self.server.store.now_s()
+        rows, of_version, since_s, until_s = self.lists.get(event, ([], 0, -inf, inf))
+        if version == of_version and since_s <= now_s < until_s:  # 0: nobody ever subscribed to any
+            return rows
         try:
             text = self.server.store.get(self.SPACE, self.KEY, patient)
         except StoreError:
             if patient or self.text is None:
                 raise
-            text = self.text  # another process writes just now: those of a moment ago
+            text, version = self.text, 0  # another process writes just now: those of a moment ago
         if text is not self.text:
-            self.text, self.rows = text, {}
+            self.text, self.rows, self.lists = text, {}, {}
             for row in json.loads(text or "[]"):
                 self.rows.setdefault(row["event"], []).append(row)
-        now_s = self.server.store.now_s()
-        return [row for row in self.rows.get(event, ()) if not is_over(row, now_s) and (ended or not has_ended(row, now_s))]
+        rows = [row for row in self.rows.get(event, ()) if not is_over(row, now_s)]
+        if version > 0 and rows and not any(row["ended"] for row in rows):
+            self.lists[event] = rows, version, now_s, min(row["since"] + row["expire"] for row in rows)
+        return [row for row in rows if ended or not has_ended(row, now_s)]
 
     def subscribe(self, *rows: dict) -> None:
         """Add subscriptions, and remove those that are over; Error when there would be too many, StoreError."""
@@ -3163,20 +3168,19 @@ class Events:
     def put(self, name: str, attributes, rows: list[dict] | None = None) -> int:
         """Send an event, now or when those before it are sent; returns to how many. Never waits."""
         rows, datagrams = self.written(name, attributes, rows)
-        if not rows:
-            return 0
         at_once = 0 if self.queue else EVENT_FEW
         for row in rows[:at_once]:
             self.send_to(row, name, datagrams[row["dialect"]])
         rest = rows[at_once:]
-        size = sum(map(len, datagrams.values())) + 8 * len(rest) if rest else 0  # a list of rows that all events share
+        if not rest:
+            return len(rows)
+        size = sum(map(len, datagrams.values())) + 8 * len(rest)  # a list of rows that all events share
         if self.waiting_bytes + size > EVENT_QUEUE:
             self.lose(name, len(rest), "too many events wait")
             return len(rows) - len(rest)
-        if rest:
-            self.waiting_bytes += size
-            self.queue.append((name, datagrams, iter(rest), size))
-        if rest and at_once:
+        self.waiting_bytes += size
+        self.queue.append((name, datagrams, iter(rest), size))
+        if at_once:
             import gevent
 
             gevent.spawn(self.go_on)
@@ -3190,12 +3194,14 @@ class Events:
         except StoreError:  # it must not end who raises an event
             self.lose(name, 1, "the store fails")
             return [], datagrams
-        for dialect in {row["dialect"] for row in rows}:
+        dialects = [row["dialect"] for row in rows]
+        for dialect in set(dialects):
             try:
                 datagrams[dialect] = self.write(name, attributes, dialect)
             except ValueError as error:  # text cannot carry one of its attributes
-                self.lose(name, sum(row["dialect"] == dialect for row in rows), error)
-        return [row for row in rows if row["dialect"] in datagrams], datagrams
+                self.lose(name, dialects.count(dialect), error)
+                rows = [row for row in rows if row["dialect"] != dialect]
+        return rows, datagrams
 
     def lose(self, name: str, count: int, why: Any) -> None:
         """Count and log an event that does not reach so many subscribers."""
