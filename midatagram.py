@@ -409,7 +409,8 @@ def write_text(reply: Reply | Refusal, indent: str = "\t") -> str:
     """The text dialect's form of a reply; in a live one LIVE values become %s and all else is made safe for `%`."""
     if isinstance(reply, Refusal):
         return f"{reply.code} {reply.reason}\n"
-    text = f"{reply.code & 0xFFFFFFFF} {reply.reason}\n{''.join(node_lines(reply.nodes, indent))}\n"
+    lines = node_lines(reply.nodes, indent) if reply.nodes else ()
+    text = f"{reply.code & 0xFFFFFFFF} {reply.reason}\n{''.join(lines)}\n"
     return text if reply.live is None else as_template(text)
 
 
@@ -1427,6 +1428,12 @@ def no_command(ctx):
 NO_COMMAND, NO_REQUEST = Command(Module("", {}), no_command), Request("")
 
 
+def refused(error: Error, result: Error | None = None) -> Reply:
+    """The reply to a request that ended in an Error; one that is raised each time would hold the frames of all times."""
+    error.__traceback__ = None
+    return Reply(error.code, error.reason, result=result)
+
+
 class Text:
     """The text dialect of OpenSIPS 2.x, for the commands of a registry."""
 
@@ -1465,7 +1472,7 @@ class Text:
         except ParseError:
             return Call(self, command, request, None, PARSE_ERROR)
         except Error as error:
-            return Call(self, command, request, None, Reply(error.code, error.with_traceback(None).reason))
+            return Call(self, command, request, None, refused(error))
 
     def write(self, reply: Reply | Refusal, call: Call) -> str:
         """A reply as text; a `%` template if it is live."""
@@ -1526,7 +1533,7 @@ class JsonRpc:
         try:
             values, names, called = command.bind_json(params)
         except Error as error:
-            return Call(self, command, request, None, Reply(error.code, error.reason, result=error.with_traceback(None)))
+            return Call(self, command, request, None, refused(error, error))
         return Call(self, command, request._replace(values=values, names=names), called)
 
     def is_key_of(self, key: tuple, call: Call) -> bool:
@@ -1838,18 +1845,17 @@ class Answers:
         since = self.spaces.newest() if self.spaces else 0
         try:
             reply = command.function(Context(command.module, call.request, caller, data), *call.values)
-            if not isinstance(reply, Reply) and hasattr(reply, "get") and not isinstance(reply, dict):
-                reply = reply.get()
-            if isinstance(reply, (dict, list)):
-                reply = Reply(nodes=json_nodes(reply), result=reply)
+            if not isinstance(reply, Reply):
+                reply = reply.get() if hasattr(reply, "get") and not isinstance(reply, dict) else reply
+                reply = Reply(nodes=json_nodes(reply), result=reply) if isinstance(reply, (dict, list)) else reply
             if isinstance(reply, Reply) and reply.depends:
-                reply = reply._replace(live=self.spaces.unchanged(reply.depends, since, reply.until_s))
+                return reply._replace(live=self.spaces.unchanged(reply.depends, since, reply.until_s))
             if isinstance(reply, (Reply, Refusal, Answer)):
                 return reply
             kind = "nothing" if reply is None else f"{type(reply).__name__}, which is no midatagram.Reply"
             raise Failed(f"its handler returned {kind}")
         except Error as error:
-            return Reply(error.code, error.with_traceback(None).reason, result=error if error.data else None)
+            return refused(error, error if error.data else None)
         except Failed as why:
             self.log.warning("command %s failed: %s", call.request.name, why)
         return COMMAND_FAILED
@@ -3046,24 +3052,29 @@ class Events:
         self.senders: dict[int, Any] = {}  # address family -> socket
         self.text: str | None = None
         self.rows: dict[str, list[dict]] = {}  # by event, what the text holds
+        self.lists: dict[str, tuple] = {}  # event -> (its rows if none ended, version of the store, since when, until when)
         self.write: Callable = write_event
 
     def subscribers(self, event: str, ended: bool = False, patient: bool = True) -> list[dict]:
         """The subscriptions to an event, the newest first; with those that a client ended, if wanted. StoreError."""
-        if not self.server.store.version(self.SPACE):  # nobody ever subscribed to any
-            return []
+        version, now_s = self.server.store.version(self.SPACE), self.server.store.now_s()
+        rows, of_version, since_s, until_s = self.lists.get(event, ([], 0, -inf, inf))
+        if version == of_version and since_s <= now_s < until_s:  # 0: nobody ever subscribed to any
+            return rows
         try:
             text = self.server.store.get(self.SPACE, self.KEY, patient)
         except StoreError:
             if patient or self.text is None:
                 raise
-            text = self.text  # another process writes just now: those of a moment ago
+            text, version = self.text, 0  # another process writes just now: those of a moment ago
         if text is not self.text:
-            self.text, self.rows = text, {}
+            self.text, self.rows, self.lists = text, {}, {}
             for row in json.loads(text or "[]"):
                 self.rows.setdefault(row["event"], []).append(row)
-        now_s = self.server.store.now_s()
-        return [row for row in self.rows.get(event, ()) if not is_over(row, now_s) and (ended or not has_ended(row, now_s))]
+        rows = [row for row in self.rows.get(event, ()) if not is_over(row, now_s)]
+        if version > 0 and rows and not any(row["ended"] for row in rows):
+            self.lists[event] = rows, version, now_s, min(row["since"] + row["expire"] for row in rows)
+        return [row for row in rows if ended or not has_ended(row, now_s)]
 
     def subscribe(self, *rows: dict) -> None:
         """Add subscriptions, and remove those that are over; Error when there would be too many, StoreError."""
@@ -3106,20 +3117,19 @@ class Events:
     def put(self, name: str, attributes, rows: list[dict] | None = None) -> int:
         """Send an event, now or when those before it are sent; returns to how many. Never waits."""
         rows, datagrams = self.written(name, attributes, rows)
-        if not rows:
-            return 0
         at_once = 0 if self.queue else EVENT_FEW
         for row in rows[:at_once]:
             self.send_to(row, name, datagrams[row["dialect"]])
         rest = rows[at_once:]
-        size = sum(map(len, datagrams.values())) + 8 * len(rest) if rest else 0  # a list of rows that all events share
+        if not rest:
+            return len(rows)
+        size = sum(map(len, datagrams.values())) + 8 * len(rest)  # a list of rows that all events share
         if self.waiting_bytes + size > EVENT_QUEUE:
             self.lose(name, len(rest), "too many events wait")
             return len(rows) - len(rest)
-        if rest:
-            self.waiting_bytes += size
-            self.queue.append((name, datagrams, iter(rest), size))
-        if rest and at_once:
+        self.waiting_bytes += size
+        self.queue.append((name, datagrams, iter(rest), size))
+        if at_once:
             import gevent
 
             gevent.spawn(self.go_on)
@@ -3133,12 +3143,14 @@ class Events:
         except StoreError:  # it must not end who raises an event
             self.lose(name, 1, "the store fails")
             return [], datagrams
-        for dialect in {row["dialect"] for row in rows}:
+        dialects = [row["dialect"] for row in rows]
+        for dialect in set(dialects):
             try:
                 datagrams[dialect] = self.write(name, attributes, dialect)
             except ValueError as error:  # text cannot carry one of its attributes
-                self.lose(name, sum(row["dialect"] == dialect for row in rows), error)
-        return [row for row in rows if row["dialect"] in datagrams], datagrams
+                self.lose(name, dialects.count(dialect), error)
+                rows = [row for row in rows if row["dialect"] != dialect]
+        return rows, datagrams
 
     def lose(self, name: str, count: int, why: Any) -> None:
         """Count and log an event that does not reach so many subscribers."""
@@ -3844,10 +3856,9 @@ CACHE_KEY = ["Empty memory cache id", "Empty attribute name"]
 CACHE = JsonForm(order=("expire",), check=check_cache)
 
 
-@contextlib.contextmanager
-def cache_space(ctx, system: str, failure: str) -> Iterator[tuple[Any, str]]:
-    """The store of a cache system, and the space in it: for `local`, an id that cachedb_url names, or what cache(ctx, system) of
-    a plug-in knows. Error for an unknown one, and where the store fails."""
+def in_cache(ctx, system: str, failure: str, act: Callable[[Any, str], Any]) -> Any:
+    """What act(store, space) returns, for a cache system: `local`, an id that cachedb_url names, or what cache(ctx, system) of a
+    plug-in knows. Error for an unknown one, and where the store fails."""
     registry = ctx.server.registry
     urls = registry.modules_by_name["cachedb_local"].settings["cachedb_url"]
     collection = {"local": "default", **dict(urls)}.get(system)
@@ -3856,7 +3867,7 @@ def cache_space(ctx, system: str, failure: str) -> Iterator[tuple[Any, str]]:
     if store is None:
         raise Error(500, failure)
     try:
-        yield store, f"cache:{collection}"
+        return act(store, f"cache:{collection}")
     except StoreError:
         raise Error(500, failure) from None
 
@@ -3865,27 +3876,25 @@ def cache_space(ctx, system: str, failure: str) -> Iterator[tuple[Any, str]]:
     [*CACHE_KEY, "Empty value argument", "Empty expires argument"], 3, "Too many parameters"))
 def cache_store(ctx, system, attr, value, expire=0):
     """Store a value in a cache system, for EXPIRE seconds (0: forever)."""
-    with cache_space(ctx, system, "Cache store command failed") as (store, space):
-        store.put(space, attr, value, expire)
+    in_cache(ctx, system, "Cache store command failed", lambda store, space: store.put(space, attr, value, expire))
     return Reply()
 
 
 @command("cache_fetch", also="cache:fetch", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many arguments"))
 def cache_fetch(ctx, system, attr):
     """Fetch a value from a cache system."""
-    with cache_space(ctx, system, "Cache fetch command failed") as (store, space):
-        value = store.get(space, attr)
+    store, space, value = in_cache(ctx, system, "Cache fetch command failed",
+                                   lambda store, space: (store, space, store.get(space, attr)))
     if value is None:
         return Reply(nodes=(Node(None, "Value not found"),), result=Error(400, "Value not found"))
     live = unless_changed(functools.partial(store.peek, space, attr), value) if store is ctx.store else None
-    return Reply(nodes=(Node("key", attr), Node("value", value)), live=live)
+    return Reply(nodes=leaves((attr, value), ("key", "value")), live=live)
 
 
 @command("cache_remove", also="cache:remove", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many parameters"))
 def cache_remove(ctx, system, attr):
     """Remove a value from a cache system."""
-    with cache_space(ctx, system, "Cache remove command failed") as (store, space):
-        store.remove(space, attr)
+    in_cache(ctx, system, "Cache remove command failed", lambda store, space: store.remove(space, attr))
     return Reply()
 
 

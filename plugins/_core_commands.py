@@ -280,8 +280,8 @@ def time_left(row: dict, now_s: float):
 def remaining(events: mi.Events, event: str) -> list[dict]:
     """The subscriptions to an event, after those that clients ended are removed; StoreError."""
     now_s, rows = events.server.store.now_s(), events.subscribers(event, ended=True)
-    if any(mi.has_ended(row, now_s) for row in rows):
+    going_on = [row for row in rows if not mi.has_ended(row, now_s)]
+    if len(going_on) < len(rows):
         events.server.store.change(events.SPACE, events.KEY, lambda text: json.dumps(
             [row for row in json.loads(text or "[]") if row["event"] != event or not mi.has_ended(row, now_s)]))
-        rows = [row for row in rows if not mi.has_ended(row, now_s)]
-    return rows
+    return going_on

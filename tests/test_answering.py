@@ -109,6 +109,13 @@ def refuses(ctx, code, reason):
     "Raise an Error."
     raise mi.Error(int(code), reason)
 
+BUSY = mi.Error(486, "Busy")
+
+@mi.command
+def busy(ctx, *values):
+    "Raise the same Error each time."
+    raise BUSY
+
 @mi.command
 def refuses_alike(ctx):
     "Raise the same Error each time."
@@ -256,6 +263,21 @@ def test_what_is_cached_is_bounded_in_bytes(answer, request_of, times):
     finally:
         tracemalloc.stop()
     assert len(answer.answers.seen) and (times == 1 or len(answer.answers.cache))
+
+
+@pytest.mark.parametrize("command, reply", [
+    (b"size", b"400 Too few or too many arguments\n\n"), (b"total", b"400 Bad parameter\n\n"), (b"busy", b"486 Busy\n\n")])
+def test_refusals_leave_nothing_behind(answer, command, reply):
+    """Though the same Error is raised each time."""
+    tracemalloc.start()
+    try:
+        sizes = []
+        for _ in range(2):
+            assert {answer(b":%b:\n%b" % (command, b"x\n" * 1000)) for _ in range(1000)} == {reply}
+            sizes.append(tracemalloc.get_traced_memory()[0])
+        assert sizes[1] - sizes[0] < 100000
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_is_asked_for_again_is_not_forgotten(answer):

@@ -153,6 +153,28 @@ def test_a_subscription_ends(start, listener):
     assert server.ask(text("raise_event", "E_PIKE_BLOCKED")) == b"480 Temporarily Unavailable\n\n"
 
 
+def test_subscriptions_hold_at_once_in_all_children(start, listener):
+    """Also in those that have sent the event before."""
+    server = start(f'{THREE}loadmodule "opensips_core.so"', "-p", str(PLUGINS))
+
+    def raise_for(*sockets):
+        for number in range(12):
+            assert server.ask(text("raise_event", "E_PIKE_BLOCKED", f"n::{number}")) == b"200 OK\n\n"
+            assert {sock.recv(99) for sock in sockets} == {b"E_PIKE_BLOCKED\nn::%d\n\n" % number}
+
+    (one, place), other = listener, socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with other:
+        other.bind(("127.0.0.1", 0))
+        other.settimeout(5)
+        server.ask(text("event_subscribe", "E_PIKE_BLOCKED", place))
+        raise_for(one)
+        server.ask(text("event_subscribe", "E_PIKE_BLOCKED", f"udp:127.0.0.1:{other.getsockname()[1]}"))
+        raise_for(one, other)
+        server.ask(b'{"jsonrpc":"2.0","method":"event_subscribe","params":["E_PIKE_BLOCKED","%b",0],"id":1}' % place.encode())
+        raise_for(other)
+    assert not select.select([one], [], [], 0)[0]
+
+
 @pytest.mark.parametrize("first, second, stays", [("1", "1000", True), ("1", "", True), ("1000", "1", False), ("", "1", False)])
 def test_a_subscription_that_is_renewed_has_the_new_expiry(start, listener, first, second, stays):
     sock, place = listener
