@@ -875,13 +875,8 @@ def access_rule(value) -> tuple:
 
 
 def trace_list(value) -> tuple[bool, tuple]:
-    """Converter: `b:` or `w:` and a comma list of commands, which may be empty or end in one comma, to (whether these are
-    traced, or else all others; their names)."""
-    match = re.fullmatch(r"[ \t\n\v\f\r]*([bBwW])[ \t\n\v\f\r]*:(.*)", string(value), re.S)
-    if not match:
-        raise ValueError('takes "w: NAME, NAME" (these only) or "b: NAME, NAME" (all but these)')
-    kind, names = match.groups()
-    return kind in "wW", patterns(names.removesuffix(",")) if names else ()
+    """Converter: `b: NAME, NAME` or `w: NAME, NAME` to (whether these commands are traced, or else all others; their names)."""
+    return shared("tracing", "trace_bwlist", "to trace, ").read_list(value)
 
 
 ###############################################################################
@@ -2067,7 +2062,6 @@ import gc
 import grp
 import importlib
 import logging
-import logging.handlers
 import mmap
 import os
 import pickle
@@ -3658,10 +3652,8 @@ def name_pattern(pattern: str, where: Where) -> Callable:
 def logging_global(where: Where, word: str, value: Any) -> Any:
     """The value of a logging line of opensips.cfg; ConfigError."""
     if word in ("log_facility", "syslog_facility"):
-        name = str(value).removeprefix("LOG_").lower()
-        if name in logging.handlers.SysLogHandler.facility_names:
-            return name
-        raise ConfigError(*where, f"{word} takes LOG_DAEMON, LOG_LOCAL0 ..., not {value}")
+        syslog = if_there("log_syslog")  # without which nothing is sent there
+        return syslog and syslog.facility(where, word, value)
     try:
         return integer()(value) if "level" in word else boolean(value)
     except ValueError as error:
@@ -5804,9 +5796,7 @@ def main(argv: list[str] | None = None) -> int:
 def __getattr__(name: str) -> Any:
     """AsyncResult, which a handler returns to answer later: gevent's; others are of plug-ins. Imported where wanted."""
     if name == "AsyncResult":
-        from gevent.event import AsyncResult
-
-        return AsyncResult
+        return importlib.import_module("gevent.event").AsyncResult
     file = {"Trial": "trial", "ask": "asking", "socket_of": "asking", "open_to_append": "log_file", "read_tree": "text_dialect",
             "write_request": "call"}.get(name)
     if file:
