@@ -1268,6 +1268,9 @@ class Registry:
                 self.events[event.name] = len(self.events)
         for stats in self.stats.values():
             stats["core:"].sort(key=lambda stat: stat.name == "timestamp")  # OpenSIPS has it last
+        self.catch_all: Command | None = None  # stands where a request names no command
+        if self.catch_alls:
+            self.catch_all = shared("catch_all", self.catch_alls[0].path, 'for @command("*"), ').command_of(self)
         self.known = dict(self.names)  # with those that are switched off
         for module in self.modules:
             if "registered" in module.hooks:
@@ -1296,23 +1299,6 @@ class Registry:
         """All names of the command that has this one, for lists of commands."""
         command = self.known.get(name)
         return (command.name, command.full_name) if command else (name,)
-
-    @functools.cached_property
-    def catch_all(self) -> Command | None:
-        """Stands where a request names no command: asks the catch-alls in turn; None if there are none."""
-        is_off = functools.lru_cache(1000)(lambda name: any(one in self.switched_off for one in self.names_of(name)))
-
-        @command("*", input=bool(self.wrappers) or any(one.input for one in self.catch_alls),
-                 timed=all(one.timed for one in self.catch_alls))
-        def ask_all(ctx: Context, *values: str) -> Any:
-            """Ask for a name that no command has."""
-            for one in () if is_off(ctx.request.name) else self.catch_alls:
-                reply = one.function(Context(one.module, ctx.request, ctx.caller, ctx.data), *(values if one.rest else ()))
-                if reply is not None:
-                    return reply
-            return NOT_AVAILABLE
-
-        return Command(Module("", {}), ask_all) if self.catch_alls else None
 
     def add_stat(self, module: Module, stat: Stat) -> None:
         """Register a statistic under its group; its name alone means the first of that name."""
@@ -3592,36 +3578,11 @@ class Loader:
             release.rename(registry)
         if registry.wrappers:
             registry.around = shared("around", registry.wrappers[0][0].path, "to stand around commands, ").Around
-        self.check_names(registry)
+        if own["disable"] or own["allow_command"] or mi["trace_bwlist"][1]:
+            shared("command_lists", self.path, "for lists of commands, ").settle(self, registry)
         if self.checks:
             self.checks.check_commands(self, registry)
         return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations)
-
-    def check_names(self, registry: Registry) -> None:
-        """Give the commands that parameters name their registered names, and look up accounts; ConfigError."""
-        mi, own = self.mi.settings, self.own.settings
-        white, names = mi["trace_bwlist"]
-        mi["trace_bwlist"] = white, self.registered(registry, names, self.mi.where("trace_bwlist"), "trace_bwlist")
-        where = self.own.where("disable")
-        own["disable"] = registry.switched_off = self.registered(registry, own["disable"], where, "disable")
-        if own["allow_command"]:
-            own["allow_command"] = [*shared("access").checked_rules(self, registry)]
-
-    def registered(self, registry: Registry, names: tuple, where: Where, param: str) -> Patterns:
-        """The registered names of commands that a parameter names or has patterns of, which stay for what is forwarded; a
-        warning for those that only OpenSIPS has. ConfigError."""
-        listed = []
-        for name in names:
-            fitting = [command.name for command in registry.listed(Patterns([name]))]
-            behind = self.opensips["commands"] if registry.catch_alls else ()  # which may know them without their modules
-            listed += [name, *fitting, *[full for full in behind if full.partition(":")[2] == name]]
-            if fitting or registry.catch_alls:
-                continue
-            if self.opensips["commands"] and not fnmatch.filter(self.opensips["commands"], name):
-                hint = nearest(name, registry.known)
-                raise ConfigError(*where, f'{param} names the command "{name}", which does not exist{hint}')
-            self.note(where, f'{param} names the command "{name}"; no plug-in here has it')
-        return Patterns(dict.fromkeys(listed))
 
     def places(self) -> list[Place]:
         """The sockets to open, none twice; a warning for each that other machines can use. ConfigError."""
