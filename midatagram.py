@@ -77,7 +77,7 @@ __all__ = [  # what plug-ins may use
     # what a gateway, translation and cachedb_redis are made of
     "Answers", "Command", "Patterns", "patterns", "Refusal", "NOT_AVAILABLE", "NOT_SENDABLE", "PARSE_ERROR",
     "UDP_LIMIT", "reply_too_long", "invalid_params", "write_text", "write_event", "check_cache",
-    "cache_fetch", "cache_remove", "cache_store", "event_subscribe", "log_level", "host_address",
+    "cache_fetch", "cache_remove", "cache_store", "event_subscribe", "log_level", "host_address", "with_id",
     # tools: a plug-in with main(argv), and what the script has one for
     "StartError", "EXIT_OK", "EXIT_CRASH", "EXIT_USAGE", "EXIT_NOT_RUNNING", "EXIT_IN_USE", "EXIT_CANNOT_CREATE", "EXIT_RUNNING",
     "EXIT_PERMISSION", "EXIT_CONFIG", "plugin_code", "walk", "follow_roots", "identity_of", "remove_own", "clear_path",
@@ -87,7 +87,7 @@ __all__ = [  # what plug-ins may use
     "log_handlers", "account_numbers", "in_networks",
     # what _core_commands.py, store_file.py and checks.py are made of
     "INTERNAL", "STATISTICS", "NO_STATISTICS", "within_limit", "c_integer", "has_ended", "Events", "SLICE_ROWS", "give_way",
-    "ROW_BYTES", "SPACES", "NEWEST", "USED", "NAMES_FILE", "Registry", "Setup",
+    "ROW_BYTES", "SPACES", "NEWEST", "DONE", "USED", "NAMES_FILE", "Registry", "Setup",
 ]
 
 ###############################################################################
