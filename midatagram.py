@@ -77,7 +77,7 @@ __all__ = [  # what plug-ins may use
     # what a gateway, translation and cachedb_redis are made of
     "Answers", "Command", "Patterns", "patterns", "Refusal", "NOT_AVAILABLE", "NOT_SENDABLE", "PARSE_ERROR",
     "UDP_LIMIT", "reply_too_long", "invalid_params", "write_text", "write_event", "check_cache",
-    "cache_fetch", "cache_remove", "cache_store", "event_subscribe", "log_level", "host_address",
+    "cache_fetch", "cache_remove", "cache_store", "event_subscribe", "log_level", "host_address", "with_id",
     # tools: a plug-in with main(argv), and what the script has one for
     "StartError", "EXIT_OK", "EXIT_CRASH", "EXIT_USAGE", "EXIT_NOT_RUNNING", "EXIT_IN_USE", "EXIT_CANNOT_CREATE", "EXIT_RUNNING",
     "EXIT_PERMISSION", "EXIT_CONFIG", "plugin_code", "walk", "follow_roots", "identity_of", "remove_own", "clear_path",
@@ -87,7 +87,7 @@ __all__ = [  # what plug-ins may use
     "log_handlers", "account_numbers", "in_networks",
     # what _core_commands.py, store_file.py and checks.py are made of
     "INTERNAL", "STATISTICS", "NO_STATISTICS", "within_limit", "c_integer", "has_ended", "Events", "SLICE_ROWS", "give_way",
-    "ROW_BYTES", "SPACES", "NEWEST", "USED", "NAMES_FILE", "Registry", "Setup",
+    "ROW_BYTES", "SPACES", "NEWEST", "DONE", "USED", "NAMES_FILE", "Registry", "Setup",
 ]
 
 ###############################################################################
@@ -875,13 +875,8 @@ def access_rule(value) -> tuple:
 
 
 def trace_list(value) -> tuple[bool, tuple]:
-    """Converter: `b:` or `w:` and a comma list of commands, which may be empty or end in one comma, to (whether these are
-    traced, or else all others; their names)."""
-    match = re.fullmatch(r"[ \t\n\v\f\r]*([bBwW])[ \t\n\v\f\r]*:(.*)", string(value), re.S)
-    if not match:
-        raise ValueError('takes "w: NAME, NAME" (these only) or "b: NAME, NAME" (all but these)')
-    kind, names = match.groups()
-    return kind in "wW", patterns(names.removesuffix(",")) if names else ()
+    """Converter: `b: NAME, NAME` or `w: NAME, NAME` to (whether these commands are traced, or else all others; their names)."""
+    return shared("tracing", "trace_bwlist", "to trace, ").read_list(value)
 
 
 ###############################################################################
@@ -1273,6 +1268,9 @@ class Registry:
                 self.events[event.name] = len(self.events)
         for stats in self.stats.values():
             stats["core:"].sort(key=lambda stat: stat.name == "timestamp")  # OpenSIPS has it last
+        self.catch_all: Command | None = None  # stands where a request names no command
+        if self.catch_alls:
+            self.catch_all = shared("catch_all", self.catch_alls[0].path, 'for @command("*"), ').command_of(self)
         self.known = dict(self.names)  # with those that are switched off
         for module in self.modules:
             if "registered" in module.hooks:
@@ -1301,23 +1299,6 @@ class Registry:
         """All names of the command that has this one, for lists of commands."""
         command = self.known.get(name)
         return (command.name, command.full_name) if command else (name,)
-
-    @functools.cached_property
-    def catch_all(self) -> Command | None:
-        """Stands where a request names no command: asks the catch-alls in turn; None if there are none."""
-        is_off = functools.lru_cache(1000)(lambda name: any(one in self.switched_off for one in self.names_of(name)))
-
-        @command("*", input=bool(self.wrappers) or any(one.input for one in self.catch_alls),
-                 timed=all(one.timed for one in self.catch_alls))
-        def ask_all(ctx: Context, *values: str) -> Any:
-            """Ask for a name that no command has."""
-            for one in () if is_off(ctx.request.name) else self.catch_alls:
-                reply = one.function(Context(one.module, ctx.request, ctx.caller, ctx.data), *(values if one.rest else ()))
-                if reply is not None:
-                    return reply
-            return NOT_AVAILABLE
-
-        return Command(Module("", {}), ask_all) if self.catch_alls else None
 
     def add_stat(self, module: Module, stat: Stat) -> None:
         """Register a statistic under its group; its name alone means the first of that name."""
@@ -2067,7 +2048,6 @@ import gc
 import grp
 import importlib
 import logging
-import logging.handlers
 import mmap
 import os
 import pickle
@@ -3598,36 +3578,11 @@ class Loader:
             release.rename(registry)
         if registry.wrappers:
             registry.around = shared("around", registry.wrappers[0][0].path, "to stand around commands, ").Around
-        self.check_names(registry)
+        if own["disable"] or own["allow_command"] or mi["trace_bwlist"][1]:
+            shared("command_lists", self.path, "for lists of commands, ").settle(self, registry)
         if self.checks:
             self.checks.check_commands(self, registry)
         return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations)
-
-    def check_names(self, registry: Registry) -> None:
-        """Give the commands that parameters name their registered names, and look up accounts; ConfigError."""
-        mi, own = self.mi.settings, self.own.settings
-        white, names = mi["trace_bwlist"]
-        mi["trace_bwlist"] = white, self.registered(registry, names, self.mi.where("trace_bwlist"), "trace_bwlist")
-        where = self.own.where("disable")
-        own["disable"] = registry.switched_off = self.registered(registry, own["disable"], where, "disable")
-        if own["allow_command"]:
-            own["allow_command"] = [*shared("access").checked_rules(self, registry)]
-
-    def registered(self, registry: Registry, names: tuple, where: Where, param: str) -> Patterns:
-        """The registered names of commands that a parameter names or has patterns of, which stay for what is forwarded; a
-        warning for those that only OpenSIPS has. ConfigError."""
-        listed = []
-        for name in names:
-            fitting = [command.name for command in registry.listed(Patterns([name]))]
-            behind = self.opensips["commands"] if registry.catch_alls else ()  # which may know them without their modules
-            listed += [name, *fitting, *[full for full in behind if full.partition(":")[2] == name]]
-            if fitting or registry.catch_alls:
-                continue
-            if self.opensips["commands"] and not fnmatch.filter(self.opensips["commands"], name):
-                hint = nearest(name, registry.known)
-                raise ConfigError(*where, f'{param} names the command "{name}", which does not exist{hint}')
-            self.note(where, f'{param} names the command "{name}"; no plug-in here has it')
-        return Patterns(dict.fromkeys(listed))
 
     def places(self) -> list[Place]:
         """The sockets to open, none twice; a warning for each that other machines can use. ConfigError."""
@@ -3658,10 +3613,8 @@ def name_pattern(pattern: str, where: Where) -> Callable:
 def logging_global(where: Where, word: str, value: Any) -> Any:
     """The value of a logging line of opensips.cfg; ConfigError."""
     if word in ("log_facility", "syslog_facility"):
-        name = str(value).removeprefix("LOG_").lower()
-        if name in logging.handlers.SysLogHandler.facility_names:
-            return name
-        raise ConfigError(*where, f"{word} takes LOG_DAEMON, LOG_LOCAL0 ..., not {value}")
+        syslog = if_there("log_syslog")  # without which nothing is sent there
+        return syslog and syslog.facility(where, word, value)
     try:
         return integer()(value) if "level" in word else boolean(value)
     except ValueError as error:
@@ -5804,9 +5757,7 @@ def main(argv: list[str] | None = None) -> int:
 def __getattr__(name: str) -> Any:
     """AsyncResult, which a handler returns to answer later: gevent's; others are of plug-ins. Imported where wanted."""
     if name == "AsyncResult":
-        from gevent.event import AsyncResult
-
-        return AsyncResult
+        return importlib.import_module("gevent.event").AsyncResult
     file = {"Trial": "trial", "ask": "asking", "socket_of": "asking", "open_to_append": "log_file", "read_tree": "text_dialect",
             "write_request": "call"}.get(name)
     if file:

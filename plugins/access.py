@@ -8,7 +8,6 @@ import os
 import pwd
 import socket
 import struct
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import midatagram as mi
@@ -36,14 +35,12 @@ def read_rule(value: Any) -> tuple:
     return mi.patterns(commands), mi.networks(", ".join(addresses)) if addresses else (), users, groups
 
 
-def checked_rules(loader: mi.Loader, registry: mi.Registry) -> Iterator[tuple]:
-    """The rules with the registered names of their commands, and numbers in place of the names of users and groups;
-    ConfigError."""
-    rules, places = loader.own.settings["allow_command"], loader.own.lines["allow_command"]
-    for (commands, networks, *accounts), where in zip(rules, places):
-        users, groups = (tuple(mi.account_numbers(name, look_up, where, "allow_command")[0] for name in names)
-                         for names, look_up in zip(accounts, (pwd.getpwnam, grp.getgrnam)))
-        yield loader.registered(registry, commands, where, "allow_command"), networks, users, groups
+def with_numbers(rule: tuple, where: tuple[str, int]) -> tuple:
+    """The same with numbers in place of the names of users and groups; ConfigError at `where`."""
+    commands, networks, *accounts = rule
+    users, groups = (tuple(mi.account_numbers(name, look_up, where, "allow_command")[0] for name in names)
+                     for names, look_up in zip(accounts, (pwd.getpwnam, grp.getgrnam)))
+    return commands, networks, users, groups
 
 
 class Access:

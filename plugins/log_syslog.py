@@ -10,9 +10,17 @@ from typing import Any
 import midatagram as mi
 
 
+def facility(where: tuple[str, int], word: str, value: Any) -> str:
+    """The facility that a logging line names, as syslog spells it; ConfigError."""
+    name = str(value).removeprefix("LOG_").lower()
+    if name in logging.handlers.SysLogHandler.facility_names:
+        return name
+    raise mi.ConfigError(*where, f"{word} takes LOG_DAEMON, LOG_LOCAL0 ..., not {value}")
+
+
 def handler(settings: dict, place: str) -> Any:
     """What logs to the daemon at a place, under the facility of logging lines."""
-    name = settings.get("log_facility", settings.get("syslog_facility", "daemon"))
+    name = settings.get("log_facility") or settings.get("syslog_facility") or "daemon"
     return mi.LogHandler(syslog_sender(place), facility=logging.handlers.SysLogHandler.facility_names[name])
 
 

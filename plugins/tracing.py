@@ -8,6 +8,7 @@ import contextlib
 import functools
 import logging
 import random
+import re
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -26,6 +27,16 @@ FIGURES = {
     "queued": "packets queued", "sent": "packets sent", "dropped": "packets dropped", "errors": "failed connects and writes",
     "reconnects": "connects after the first", "depth": "packets in the queue", "connected": "connected children",
 }
+
+
+def read_list(value: Any) -> tuple[bool, tuple]:
+    """Read `b:` or `w:` and a comma list of commands, which may be empty or end in one comma: whether these are traced, or
+    else all others, and their names; ValueError."""
+    match = re.fullmatch(r"[ \t\n\v\f\r]*([bBwW])[ \t\n\v\f\r]*:(.*)", mi.string(value), re.S)
+    if not match:
+        raise ValueError('takes "w: NAME, NAME" (these only) or "b: NAME, NAME" (all but these)')
+    kind, names = match.groups()
+    return kind in "wW", mi.patterns(names.removesuffix(",")) if names else ()
 
 
 def stats_of(name: str, group: str) -> list[mi.Stat]:

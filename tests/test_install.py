@@ -337,12 +337,19 @@ def test_a_missing_package_is_named_with_all_three(tmp_path, missing):
     (["-f", "{0}/c"], {}, "{0}/c: for log_file, log_file.py"),
     (["-f", "{0}/d"], {}, "{0}/d: for store_file, store_file.py"),
     (["-f", "{0}/access"], {}, "allow_command: for access lists, access.py"),
+    (["-f", "{0}/traced"], {}, "trace_bwlist: to trace, tracing.py"),
+    (["-f", "{0}/disables"], {}, "{0}/disables: for lists of commands, command_lists.py"),
+    (["-p", "{0}/more"], {}, '{0}/more/all.py: for @command("*"), catch_all.py'),
     *(([], {name: "1"}, "LISTEN_FDS, NOTIFY_SOCKET: for systemd, systemd.py") for name in ("LISTEN_FDS", "NOTIFY_SOCKET")),
 ])
 def test_a_script_alone_names_the_plugin_that_it_lacks(tmp_path, words, environment, missing):
     (tmp_path / "c").write_text('modparam("midatagram", "log_file", "/dev/stdout")\n')
     (tmp_path / "d").write_text(f'log_stderror=no\nmodparam("midatagram", "store_file", "{tmp_path}/store")\n')
     (tmp_path / "access").write_text('modparam("midatagram", "allow_command", "pwd: uid:daemon")\n')
+    (tmp_path / "traced").write_text('modparam("mi_datagram", "trace_bwlist", "b: ps")\n')
+    (tmp_path / "disables").write_text('modparam("midatagram", "disable", "kill")\n')
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "all.py").write_text('import midatagram as mi\n@mi.command("*")\ndef all(ctx):\n    "All."\n')
     done = subprocess.run([sys.executable, shutil.copy(SCRIPT, tmp_path), "-s", tmp_path / "mi.sock",
                            *[word.format(tmp_path) for word in words]], capture_output=True, text=True, timeout=20,
                           env={**os.environ, **environment})
