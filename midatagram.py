@@ -5676,24 +5676,24 @@ def server_parser() -> argparse.ArgumentParser:
     """The command line of the server."""
     parser = argparse.ArgumentParser(
         "midatagram.py", description="Serve OpenSIPS' Management Interface over UNIX and UDP datagrams.",
-        epilog="`midatagram.py call --help` describes the client. Signals: TERM stops, HUP reloads, USR1 reopens logs. "
+        epilog="The client: midatagram.py call --help. Signals: TERM stops, HUP reloads, USR1 reopens logs. "
                "Exit status: 0 stopped, 1 crash, 2 usage, 3 not running, 69 address in use, 73 cannot create, "
                "75 already running, 77 permission, 78 configuration.")
     option = parser.add_argument
-    option("-f", dest="file", metavar="FILE", help="configuration, - is standard input (midatagram.conf beside the script, "
-           "else /etc/midatagram/)")
-    option("-s", dest="socket", metavar="SOCKET", help="serve this socket: a UNIX path or udp:HOST:PORT; needs no -f")
+    option("-f", dest="file", metavar="FILE", help="read this configuration, - for standard input (default: midatagram.conf "
+           "beside the script, else /etc/midatagram/midatagram.conf)")
+    option("-s", dest="socket", metavar="SOCKET", help="serve this socket, a UNIX path or udp:HOST:PORT; -f is optional then")
     option("-p", dest="plugins", metavar="DIR", action="append", default=[],
-           help="a folder of plug-ins, searched before others; without -f all its plug-ins are loaded")
-    option("-c", dest="check", action="store_true", help="check the configuration and the plug-ins, open nothing")
+           help="search this folder for plug-ins before others; without -f, load all plug-ins in it")
+    option("-c", dest="check", action="store_true", help="check the configuration and the plug-ins, and open nothing")
     option("-d", dest="debug", action="store_true", help="log each request and reply")
-    option("-D", dest="background", action="store_true", help="go to the background once all children serve")
-    option("-P", dest="pidfile", metavar="FILE", help="write the attendant's pid to a file, which is locked while it runs")
-    option("-u", dest="user", metavar="USER", help="switch to this user once the sockets are open")
-    option("-g", dest="group", metavar="GROUP", help="switch to this group as well")
-    option("--if-not-running", action="store_true", help="exit with 0, quietly, if the server runs already")
-    option("--status", action="store_true", help="print whether the server runs; exit status 0 if so, else 3")
-    option("--version", action="version", version=f"midatagram {__version__}")
+    option("-D", dest="background", action="store_true", help="go to the background when all children serve")
+    option("-P", dest="pidfile", metavar="FILE", help="write the pid to this file, and lock it while the server runs")
+    option("-u", dest="user", metavar="USER", help="switch to this user when the sockets are open")
+    option("-g", dest="group", metavar="GROUP", help="switch to this group when the sockets are open")
+    option("--if-not-running", action="store_true", help="exit with status 0 and print nothing if the server already runs")
+    option("--status", action="store_true", help="print whether the server runs; exit with status 0 if it does, else 3")
+    option("--version", action="version", version=f"midatagram {__version__}", help="print the version and exit")
     return parser
 
 

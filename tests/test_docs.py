@@ -87,6 +87,16 @@ def test_every_option_is_documented_and_the_other_way_round():
         assert options == set(re.findall(r"`(--?[a-zA-Z][a-z-]*)", table))
 
 
+@pytest.mark.parametrize("tool, page", [
+    ("record", "docs/recordings.md"), ("verify", "docs/recordings.md"), ("lab", "docs/lab.md"), ("gateway", "docs/gateway.md")])
+def test_every_option_of_a_tool_is_on_its_page(tool, page):
+    """But for those of the server and of `call`, which have tables of their own."""
+    told, known = run(tool, "--help").stdout, run("--help").stdout + run("call", "--help").stdout
+    options = {*re.findall(r"^  (--?[a-zA-Z][a-z-]*)", told, re.M)} - {*re.findall(r"^  (--?[a-zA-Z][a-z-]*)", known, re.M)}
+    text = PAGES[page].partition(f"midatagram.py {tool} ")[2]
+    assert text and [option for option in options if not re.search(rf"(?<![\w-]){option}(?![\w-])", text)] == []
+
+
 def test_the_readme_is_short():
     assert README.count("\n") <= 150
 
