@@ -32,9 +32,10 @@ PARAMS = [(module, param) for module in MODULES for param in module.params.value
 
 @pytest.mark.parametrize("module, param", PARAMS, ids=[f"{module.name}.{param.name}" for module, param in PARAMS])
 def test_every_parameter_is_documented_with_its_default(module, param):
-    if param.help == "accepted without effect":
-        section = CONFIGURATION.partition(f"\n## {module.name}\n")[2].partition("\n## ")[0]
-        assert re.search(rf"^Accepted without effect: .*`{param.name}`", section, re.M)
+    if param.help.startswith("accepted without effect"):
+        section, reason = CONFIGURATION.partition(f"\n## {module.name}\n")[2].partition("\n## ")[0], param.help.partition(": ")[2]
+        shown = f" ({reason})" if reason else ""
+        assert re.search(rf"^{re.escape(f'Accepted without effect{shown}')}: .*`{param.name}`", section, re.M)
     else:
         assert re.search(rf"^\| `{param.name}` \| [^|]+ \| {re.escape(param.help.replace('|', '&#124;'))}", CONFIGURATION, re.M)
 
