@@ -10,8 +10,20 @@ import sys
 import tempfile
 
 import pytest
-from conftest import OPENSIPS_MODULES, ROOT, blocks_of, needs, placed, run, session_of, wait_for
-from test_install import SYSTEM_PYTHON, copy_to, make_venv, needs_system_packages
+from conftest import (
+    OPENSIPS_MODULES,
+    ROOT,
+    SYSTEM_PYTHON,
+    blocks_of,
+    copy_to,
+    needs,
+    needs_system_packages,
+    placed,
+    run,
+    session_of,
+    wait_for,
+)
+from test_install import make_venv
 
 import midatagram as mi
 
