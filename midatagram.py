@@ -85,9 +85,9 @@ __all__ = [  # what plug-ins may use
     # what asking.py, status.py, background.py and access.py are made of
     "built_in_modules", "directives_of", "configuration_of", "name_pattern", "is_live", "preferred", "run_places",
     "log_handlers", "account_numbers", "in_networks",
-    # what _core_commands.py, store_file.py and checks.py are made of
+    # what _core_commands.py, store_file.py, checks.py and loading.py are made of
     "INTERNAL", "STATISTICS", "NO_STATISTICS", "within_limit", "c_integer", "has_ended", "Events", "SLICE_ROWS", "give_way",
-    "ROW_BYTES", "SPACES", "NEWEST", "DONE", "USED", "NAMES_FILE", "Registry", "Setup",
+    "ROW_BYTES", "SPACES", "NEWEST", "DONE", "USED", "NAMES_FILE", "Registry", "Setup", "PLUGIN_PREFIX",
 ]
 
 ###############################################################################
@@ -2723,6 +2723,7 @@ class Server:
             lambda space, apply: (views or shared("views", "ctx.view()")).View(store, space, apply))
         self.child: Any = None  # whose conclude() is called for what was answered with LATER
         self.later = 0  # requests that were, for which a stop waits
+        self.tell: Callable[[str], None] = lambda what: None  # called before what may hold up the start of a child
         for module in setup.registry.modules:
             module.server, module.log = self, log.getChild(module.name)
             module.columns = {stat.name: counters.column(stat.group, stat.name) for stat in module.stats if stat.read is None}
@@ -2770,6 +2771,7 @@ class Server:
         """Call the functions of that name that plug-ins have."""
         for module in self.registry.modules:
             if word in module.hooks:
+                self.tell(f"{word}() of {module.name}")
                 module.hooks[word](Context(module))
 
     def raise_event(self, name: str, attributes) -> int:
@@ -5109,7 +5111,8 @@ class Supervisor:
         if child and child.served_s and now_s >= child.served_s + EARLY_S and self.serves(child):
             self.accept(candidate)
         elif now_s > candidate.born_s + limit_ms / 1000 + (EARLY_S if child and child.served_s else 0):
-            self.refuse_reload("taken back", f"nothing serves after start_timeout, {limit_ms} ms")
+            text = f"nothing serves after start_timeout, {limit_ms} ms; {self.troubles.pop(1, '')}".rstrip("; ")
+            self.refuse_reload("taken back", text)
 
     def pid_of(self, record: Record) -> int:
         """The pid of a child, 0 until its loader has forked it."""
@@ -5284,7 +5287,8 @@ class Supervisor:
                 log.warning("child %d (pid %d) does not stop, killed", record.rank, pid)
                 stuck.append(pid)
             elif now_s > since_s + limit_s:
-                log.error("child %d (pid %d) is stalled for %g s, killed", record.rank, pid, limit_s)
+                text = f"stalled for {limit_s:g} s, killed; {self.troubles.get(record.rank, '')}".rstrip("; ")
+                log.error("child %d (pid %d) is %s", record.rank, pid, text)
                 self.server.count("child_stalls")
                 record.is_stalled = True
                 stuck.append(pid or record.generation.pid)
@@ -5357,7 +5361,8 @@ class Loading:
     def live(self) -> int:
         """Load, report, and do what is asked until the attendant is gone."""
         self.leave_attendant()
-        report = pickle.dumps(self.load())
+        loading = if_there("loading")
+        report = pickle.dumps(loading.watched(self.load) if loading else self.load())
         for start in range(0, len(report), PART_BYTES):
             self.control.send(report[start:start + PART_BYTES])
         self.control.shutdown(socket.SHUT_WR)
@@ -5442,6 +5447,7 @@ class Loading:
             set_title(f"midatagram: MI Datagram {rank} {places[0][0].address}")
             child = Child(server, endpoints, row, rank)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+            server.tell = functools.partial(attendant.tell, rank)
             server.load_once()
             server.call_hooks("child_init")
             child.serve(functools.partial(self.child_serves, row, rank), functools.partial(attendant.tell, rank),
@@ -5623,24 +5629,24 @@ def server_parser() -> argparse.ArgumentParser:
     """The command line of the server."""
     parser = argparse.ArgumentParser(
         "midatagram.py", description="Serve OpenSIPS' Management Interface over UNIX and UDP datagrams.",
-        epilog="`midatagram.py call --help` describes the client. Signals: TERM stops, HUP reloads, USR1 reopens logs. "
+        epilog="The client: midatagram.py call --help. Signals: TERM stops, HUP reloads, USR1 reopens logs. "
                "Exit status: 0 stopped, 1 crash, 2 usage, 3 not running, 69 address in use, 73 cannot create, "
                "75 already running, 77 permission, 78 configuration.")
     option = parser.add_argument
-    option("-f", dest="file", metavar="FILE", help="configuration, - is standard input (midatagram.conf beside the script, "
-           "else /etc/midatagram/)")
-    option("-s", dest="socket", metavar="SOCKET", help="serve this socket: a UNIX path or udp:HOST:PORT; needs no -f")
+    option("-f", dest="file", metavar="FILE", help="read this configuration, - for standard input (default: midatagram.conf "
+           "beside the script, else /etc/midatagram/midatagram.conf)")
+    option("-s", dest="socket", metavar="SOCKET", help="serve this socket, a UNIX path or udp:HOST:PORT; -f is optional then")
     option("-p", dest="plugins", metavar="DIR", action="append", default=[],
-           help="a folder of plug-ins, searched before others; without -f all its plug-ins are loaded")
-    option("-c", dest="check", action="store_true", help="check the configuration and the plug-ins, open nothing")
+           help="search this folder for plug-ins before others; without -f, load all plug-ins in it")
+    option("-c", dest="check", action="store_true", help="check the configuration and the plug-ins, and open nothing")
     option("-d", dest="debug", action="store_true", help="log each request and reply")
-    option("-D", dest="background", action="store_true", help="go to the background once all children serve")
-    option("-P", dest="pidfile", metavar="FILE", help="write the attendant's pid to a file, which is locked while it runs")
-    option("-u", dest="user", metavar="USER", help="switch to this user once the sockets are open")
-    option("-g", dest="group", metavar="GROUP", help="switch to this group as well")
-    option("--if-not-running", action="store_true", help="exit with 0, quietly, if the server runs already")
-    option("--status", action="store_true", help="print whether the server runs; exit status 0 if so, else 3")
-    option("--version", action="version", version=f"midatagram {__version__}")
+    option("-D", dest="background", action="store_true", help="go to the background when all children serve")
+    option("-P", dest="pidfile", metavar="FILE", help="write the pid to this file, and lock it while the server runs")
+    option("-u", dest="user", metavar="USER", help="switch to this user when the sockets are open")
+    option("-g", dest="group", metavar="GROUP", help="switch to this group when the sockets are open")
+    option("--if-not-running", action="store_true", help="exit with status 0 and print nothing if the server already runs")
+    option("--status", action="store_true", help="print whether the server runs; exit with status 0 if it does, else 3")
+    option("--version", action="version", version=f"midatagram {__version__}", help="print the version and exit")
     return parser
 
 

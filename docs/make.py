@@ -79,7 +79,7 @@ def releases():
 
 
 NOTES["midatagram"] %= "".join(releases())
-WITHOUT_EFFECT = "accepted without effect"  # the help of parameters that are listed by name alone
+WITHOUT_EFFECT = "accepted without effect"  # the help of parameters that are listed by name alone, before `: ` and the reason
 SHOWN = {"unix_socket_mode": "0660", "reply_indent": "TAB"}
 MODULES = {  # name -> text above its parameters
     "mi_datagram": "The parameters of mi_datagram in OpenSIPS 2.4, `socket_buf_size` of 4.0 and `pretty_printing` of 3.x.",
@@ -107,6 +107,12 @@ def cell(text):
     return text.replace("|", "&#124;")
 
 
+def without_effect(text):
+    """The help of a parameter without effect, its reason in parentheses."""
+    what, _, reason = text.partition(": ")
+    return what.capitalize() + (f" ({reason})" if reason else "")
+
+
 def configuration():
     """All parameters, statistics and events."""
     yield "# Configuration\n\n" + HEAD
@@ -115,16 +121,19 @@ def configuration():
     for module in modules():
         if module.params:
             yield f"\n## {module.name}\n\n{MODULES.get(module.name, summary(module))}\n\n"
-            without = [param.name for param in module.params.values() if param.help == WITHOUT_EFFECT]
+            without = [param.name for param in module.params.values() if param.help.startswith(WITHOUT_EFFECT)]
             yield "| parameter | default | what it does |\n|---|---|---|\n" if len(without) < len(module.params) else ""
             for param in module.params.values():
                 if param.name in without:
                     continue
                 more = " (repeatable)" if param.repeat else ""
                 yield f"| `{param.name}` | {default_of(param)} | {cell(param.help)}{more} |\n"
-            if without:
-                gap = "\n" if len(without) < len(module.params) else ""
-                yield f"{gap}Accepted without effect: {', '.join(f'`{name}`' for name in without)}.\n"
+            helps = dict.fromkeys(module.params[name].help for name in without)
+            gap = "\n" if len(without) < len(module.params) else ""
+            for text in helps:
+                names = ", ".join(f"`{name}`" for name in without if module.params[name].help == text)
+                yield f"{gap}{without_effect(text)}: {names}.\n"
+                gap = "\n"
             yield f"\n{NOTES[module.name]}\n" if module.name in NOTES else ""
     yield "\n## Statistics\n\n| statistic | what it shows |\n|---|---|\n"
     written = [module for module in modules() if module.path.endswith(".py")]  # files of canned replies show theirs

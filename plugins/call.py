@@ -371,27 +371,31 @@ def seconds(text: str) -> float:
 
 def add_server(option: Callable) -> None:
     """Add the options that name a server."""
-    option("-f", dest="file", metavar="FILE", help="configuration that names the socket (midatagram.conf beside the script, "
-           "else midatagram.conf.example there, else that of /etc/midatagram; the first whose server answers)")
-    option("-s", dest="socket", metavar="SOCKET", type=argument(mi.address), help="a UNIX path or udp:HOST:PORT")
-    option("-t", dest="timeout", metavar="SECONDS", type=argument(seconds), default=5.0, help="how long to wait for a reply (5)")
+    option("-f", dest="file", metavar="FILE", help="ask the server of this configuration (default: midatagram.conf or "
+           "midatagram.conf.example beside the script, or /etc/midatagram/midatagram.conf: the first whose server answers)")
+    option("-s", dest="socket", metavar="SOCKET", type=argument(mi.address),
+           help="ask the server at this socket, a UNIX path or udp:HOST:PORT")
+    option("-t", dest="timeout", metavar="SECONDS", type=argument(seconds), default=5.0,
+           help="wait at most this long for a reply (default: 5)")
 
 
 def call_parser() -> argparse.ArgumentParser:
     """The command line of `call`."""
     parser = argparse.ArgumentParser(
-        "midatagram.py call", description="Send an MI command to a server and print its reply. Without a command, read "
+        "midatagram.py call", description="Send an MI command to a server and print the reply. Without COMMAND, read "
         "commands from the terminal, or line by line from standard input.",
-        epilog="exit status: 0 for a 2xx reply or a result, 1 for another reply, 2 usage, 3 no reply; "
-               "with --repeat: 0 when no reply was lost; of several lines: that of the last one that failed")
+        epilog="Exit status: 0 the reply is 2xx or a result, 1 it is another, 2 usage, 3 no reply. With --repeat, 0 means that "
+               "no reply was lost. With several lines, the status is that of the last line that failed.")
     option = parser.add_argument
     add_server(option)
-    option("--json", action="store_true", help="speak JSON-RPC; an ARG that is a JSON array or object is sent as one, "
-           "and what OpenSIPS takes as an array only, as statistics, is made one")
-    option("--repeat", dest="count", metavar="N", type=argument(mi.integer(1)), help="send it N times, then print a summary")
-    option("--every", metavar="S", type=argument(seconds), help="seconds between two requests (1); without --repeat until Ctrl-C")
-    option("--quiet", action="store_true", help="print no replies; with --repeat only the summary")
-    option("command", metavar="COMMAND", nargs="?", help="the MI command")
-    option("arguments", metavar="ARG", nargs="*", help="its arguments; NAME=VALUE is sent under that name "
-           "(text: NAME::VALUE); after -- each word is sent unchanged")
+    option("--json", action="store_true", help="use JSON-RPC: send an ARG that is a JSON array or object as such, "
+           "and as an array what OpenSIPS takes only as an array, such as statistics")
+    option("--repeat", dest="count", metavar="N", type=argument(mi.integer(1)),
+           help="send the command N times, then print a summary")
+    option("--every", metavar="S", type=argument(seconds),
+           help="seconds between two requests (default: 1); without --repeat, repeat until Ctrl-C")
+    option("--quiet", action="store_true", help="print no replies; with --repeat, print only the summary")
+    option("command", metavar="COMMAND", nargs="?", help="MI command to send")
+    option("arguments", metavar="ARG", nargs="*", help="argument of the command; NAME=VALUE sends VALUE by name "
+           "(as NAME::VALUE in text); words after -- are sent unchanged")
     return parser

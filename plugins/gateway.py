@@ -7,11 +7,11 @@ import midatagram as mi
 def main(argv: list[str]) -> int:
     """Serve as the options say, with the module upstream; returns the exit status."""
     parser = mi.server_parser()
-    parser.prog, parser.description = "midatagram.py gateway", "Forward all commands to another server, see docs/gateway.md."
+    parser.prog, parser.description = "midatagram.py gateway", "Forward all commands to another server. See docs/gateway.md."
     parser.add_argument("--to", metavar="ADDRESS", action="append", required=True,
-                        help="the server to forward to: [NAME]ADDRESS[;KEY=VALUE...], ADDRESS a UNIX path or udp:HOST:PORT, as "
-                             'in modparam("upstream", "server", ...); repeatable, with a [NAME] each; '
-                             "the first is the default")
+                        help="forward to this server: [NAME]ADDRESS[;KEY=VALUE...], where ADDRESS is a UNIX path or "
+                             'udp:HOST:PORT, as in modparam("upstream", "server", ...). For several servers, repeat --to with a '
+                             "[NAME] each; the first one is the default")
     options = parser.parse_args(argv)
     places = [place if place.startswith("[") else f"[server]{place}" for place in options.to]
     options.more = [mi.Directive("loadmodule", ("upstream.so",), "--to", 0),

@@ -191,10 +191,12 @@ def run_to_end(command: list[str], environment: dict[str, str]) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line of `lab`."""
     parser = argparse.ArgumentParser(
-        "midatagram.py lab", description="Start a lab, run COMMAND with MI_SOCKET (a path) and MI_UDP (HOST:PORT) in its "
-        "environment, and print the journal if it fails.", epilog="exit status: that of COMMAND; 128 and the number of a signal")
+        "midatagram.py lab", description="Start a lab, and run COMMAND with MI_SOCKET (a path) and MI_UDP (HOST:PORT) in its "
+        "environment. If COMMAND fails, print the journal.",
+        epilog="Exit status: that of COMMAND, or 128 plus the number of the signal that ended it.")
     parser.add_argument("-p", dest="plugins", metavar="DIR", action="append", default=[],
-                        help="a folder of plug-ins; without -f all of them are loaded")
-    parser.add_argument("-f", dest="file", metavar="FILE", help="a configuration; its socket is replaced by the lab's")
-    parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="the command and its arguments, after --")
+                        help="search this folder for plug-ins; without -f, load all plug-ins in it")
+    parser.add_argument("-f", dest="file", metavar="FILE", help="read this configuration; the lab has a socket of its own")
+    parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER,
+                        help="command to run, with its arguments; write -- before it")
     return parser

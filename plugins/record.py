@@ -569,17 +569,17 @@ def lines_of(path: str) -> list[str]:
 def record_parser() -> argparse.ArgumentParser:
     """The command line of `record`."""
     parser = argparse.ArgumentParser(
-        "midatagram.py record", description="Write a file of canned replies with what a server answers, in the dialects in which "
-        "it answers.", epilog="exit status: 0 the file is written and read back, 1 it is not, 2 usage, 3 no reply")
+        "midatagram.py record", description="Record the replies of a server in a file of canned replies, in each dialect that "
+        "the server knows.", epilog="Exit status: 0 the file is written and can be read, 1 it is not, 2 usage, 3 no reply.")
     option = parser.add_argument
     call.add_server(option)
-    option("-o", dest="output", metavar="FILE.conf", required=True, help="the file to write")
-    option("--from", dest="source", metavar="LIST", help="a file with a REQUEST a line; - for standard input")
+    option("-o", dest="output", metavar="FILE.conf", required=True, help="write this file")
+    option("--from", dest="source", metavar="LIST", help="read a REQUEST from each line of this file, - for standard input")
     option("--repeat", dest="rounds", metavar="N", type=call.argument(mi.integer(1)), default=1,
-           help="ask everything N times, and record each reply that differs")
-    option("--every", metavar="S", type=call.argument(call.seconds), default=1.0, help="seconds between two rounds (1)")
-    option("--scrub", action="store_true", help="replace user parts, addresses and secrets, the same always by the same")
-    option("--trace", metavar="FILE.jsonl", help="record a file that trace_file wrote, without asking a server")
-    option("requests", metavar="REQUEST", nargs="*", help='a command and its arguments in one word: "ul_show_contact location '
-           'alice"; without any, all commands of `which` that change nothing')
+           help="send all requests N times, and record each reply that differs")
+    option("--every", metavar="S", type=call.argument(call.seconds), default=1.0, help="seconds between two rounds (default: 1)")
+    option("--scrub", action="store_true", help="replace user parts, addresses and secrets, each always by the same text")
+    option("--trace", metavar="FILE.jsonl", help="record what trace_file wrote to this file; ask no server")
+    option("requests", metavar="REQUEST", nargs="*", help='command with its arguments as one word: "ul_show_contact location '
+           'alice" (default: all commands of `which` that change nothing)')
     return parser

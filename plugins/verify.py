@@ -132,8 +132,8 @@ def shown(values: dict[str, Any], place: str) -> str:
 def verify_parser() -> argparse.ArgumentParser:
     """The command line of `verify`."""
     parser = argparse.ArgumentParser(
-        "midatagram.py verify", description="Ask a server what a file of canned replies answers, and print what differs.",
-        epilog="exit status: 0 the same, 1 something differs, 2 usage, 3 no reply, 78 the file is no file of canned replies")
+        "midatagram.py verify", description="Send a server the requests of a file of canned replies, and print what differs.",
+        epilog="Exit status: 0 all replies are the same, 1 some differ, 2 usage, 3 no reply, 78 the file has no canned replies.")
     record.call.add_server(parser.add_argument)
-    parser.add_argument("recording", metavar="FILE.conf", help="the file of canned replies")
+    parser.add_argument("recording", metavar="FILE.conf", help="file of canned replies")
     return parser

@@ -13,6 +13,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import threading
 import time
@@ -24,6 +25,7 @@ SCRIPT = ROOT / "midatagram.py"
 PLUGINS = ROOT / "tests" / "plugins"
 OPENSIPS_MODULES = ("usrloc", "registrar", "dialog", "dispatcher", "sl", "tm", "drouting", "load_balancer", "permissions",
                     "domain", "db_text", "ratelimit", "nathelper", "rtpproxy", "uac_registrant", "siptrace", "tracer", "pike")
+SYSTEM_PYTHON = "/usr/bin/python3"
 NO_SKIP = os.environ.get("MIDATAGRAM_NO_SKIP") == "1"
 START_S = 20  # how long a start may take on a busy machine
 STOP_S = 5  # the longest stop that is promised
@@ -42,6 +44,13 @@ def needs_root():
     """Skip the test when it is not run by root; where all must run, fail."""
     if os.geteuid() != 0:
         (pytest.fail if NO_SKIP else pytest.skip)("only root can do this")
+
+
+def needs_system_packages():
+    """Skip the test where the distribution's packages are not installed; where all must run, fail."""
+    for package in ("gevent", "configobj", "setproctitle"):
+        if subprocess.run([SYSTEM_PYTHON, "-c", f"import {package}"], capture_output=True).returncode:
+            (pytest.fail if NO_SKIP else pytest.skip)(f"python3-{package} is not installed")
 
 
 def readable_python():
@@ -290,3 +299,66 @@ def plug_in(tmp_path):
         return str(folder)
 
     return write
+
+
+def copy_to(folder):
+    """The project as a new user has it: what is under version control, no virtual environment."""
+    folder.mkdir(exist_ok=True)
+    names = ["midatagram.py", "midatagram.conf.example", "plugins", "install.sh", "LICENSE", "README.md", "pyproject.toml"]
+    for name in names:
+        source = ROOT / name
+        shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy(source, folder / name)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() or path.suffix in (".sh", ".py") else 0o644)
+    return folder
+
+
+class Reader:
+    """Does what a page says, in a folder of its own with a copy of the project beside it: not as root if that can be."""
+
+    def __init__(self, folder, user, python):
+        self.folder, self.user, self.processes = folder, user, []
+        self.places = {"./midatagram.py": f"{python} {copy_to(folder / 'midatagram')}/midatagram.py"}  # as written -> as here
+        self.environment = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+
+    def write(self, name, text):
+        """Write a file, as the page has it but for places."""
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(placed(text, self.places))
+        if self.user:
+            os.chown(path.parent, 65534, 65534)
+            os.chown(path, 65534, 65534)
+
+    def begin(self, command, there):
+        """Start what runs on, until the file `there` of the folder is there."""
+        words = [*self.user, "sh", "-c", f"exec {placed(command, self.places)}"]
+        self.processes.append(subprocess.Popen(words, cwd=self.folder, env=self.environment, stderr=subprocess.DEVNULL))
+        wait_for((self.folder / there).exists, what=f"{there} of {command}")
+
+    def run(self, command):
+        """What a command prints on stdout and stderr."""
+        done = subprocess.run([*self.user, "sh", "-c", placed(command, self.places)], cwd=self.folder, env=self.environment,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=30)
+        return done.stdout
+
+    def close(self):
+        """End what still runs."""
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.wait(STOP_S)
+        shutil.rmtree(self.folder)
+
+
+@pytest.fixture
+def reader():
+    """Who reads a page, and does what it says."""
+    folder, user, python = pathlib.Path(tempfile.mkdtemp(prefix="midatagram-")), [], sys.executable  # pytest's own are closed
+    if os.geteuid() == 0:
+        needs_system_packages()
+        user, python = [needs("setpriv"), "--reuid=65534", "--regid=65534", "--clear-groups"], SYSTEM_PYTHON
+        os.chown(folder, 65534, 65534)
+    one = Reader(folder, user, python)
+    yield one
+    one.close()

@@ -10,8 +10,20 @@ import sys
 import tempfile
 
 import pytest
-from conftest import OPENSIPS_MODULES, ROOT, blocks_of, needs, placed, run, session_of, wait_for
-from test_install import SYSTEM_PYTHON, copy_to, make_venv, needs_system_packages
+from conftest import (
+    OPENSIPS_MODULES,
+    ROOT,
+    SYSTEM_PYTHON,
+    blocks_of,
+    copy_to,
+    needs,
+    needs_system_packages,
+    placed,
+    run,
+    session_of,
+    wait_for,
+)
+from test_install import make_venv
 
 import midatagram as mi
 
@@ -32,9 +44,10 @@ PARAMS = [(module, param) for module in MODULES for param in module.params.value
 
 @pytest.mark.parametrize("module, param", PARAMS, ids=[f"{module.name}.{param.name}" for module, param in PARAMS])
 def test_every_parameter_is_documented_with_its_default(module, param):
-    if param.help == "accepted without effect":
-        section = CONFIGURATION.partition(f"\n## {module.name}\n")[2].partition("\n## ")[0]
-        assert re.search(rf"^Accepted without effect: .*`{param.name}`", section, re.M)
+    if param.help.startswith("accepted without effect"):
+        section, reason = CONFIGURATION.partition(f"\n## {module.name}\n")[2].partition("\n## ")[0], param.help.partition(": ")[2]
+        shown = f" ({reason})" if reason else ""
+        assert re.search(rf"^{re.escape(f'Accepted without effect{shown}')}: .*`{param.name}`", section, re.M)
     else:
         assert re.search(rf"^\| `{param.name}` \| [^|]+ \| {re.escape(param.help.replace('|', '&#124;'))}", CONFIGURATION, re.M)
 
@@ -85,6 +98,16 @@ def test_every_option_is_documented_and_the_other_way_round():
         options = set(re.findall(r"(?<![\w-])(--?[a-zA-Z][a-z-]*)", told)) - {"-h", "--help"}
         table = page.partition("| option | does |")[2].partition("\n\n")[0]
         assert options == set(re.findall(r"`(--?[a-zA-Z][a-z-]*)", table))
+
+
+@pytest.mark.parametrize("tool, page", [
+    ("record", "docs/recordings.md"), ("verify", "docs/recordings.md"), ("lab", "docs/lab.md"), ("gateway", "docs/gateway.md")])
+def test_every_option_of_a_tool_is_on_its_page(tool, page):
+    """But for those of the server and of `call`, which have tables of their own."""
+    told, known = run(tool, "--help").stdout, run("--help").stdout + run("call", "--help").stdout
+    options = {*re.findall(r"^  (--?[a-zA-Z][a-z-]*)", told, re.M)} - {*re.findall(r"^  (--?[a-zA-Z][a-z-]*)", known, re.M)}
+    text = PAGES[page].partition(f"midatagram.py {tool} ")[2]
+    assert text and [option for option in options if not re.search(rf"(?<![\w-]){option}(?![\w-])", text)] == []
 
 
 def test_the_readme_is_short():

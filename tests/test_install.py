@@ -10,23 +10,22 @@ import subprocess
 import sys
 
 import pytest
-from conftest import NO_SKIP, ROOT, SCRIPT, Client, free_port, needs, needs_root, run, wait_for
+from conftest import (
+    NO_SKIP,
+    ROOT,
+    SCRIPT,
+    SYSTEM_PYTHON,
+    Client,
+    copy_to,
+    free_port,
+    needs,
+    needs_root,
+    needs_system_packages,
+    run,
+    wait_for,
+)
 
 import midatagram as mi
-
-SYSTEM_PYTHON = "/usr/bin/python3"
-
-
-def copy_to(folder):
-    """The project as a new user has it: what is under version control, no virtual environment."""
-    folder.mkdir(exist_ok=True)
-    names = ["midatagram.py", "midatagram.conf.example", "plugins", "install.sh", "LICENSE", "README.md", "pyproject.toml"]
-    for name in names:
-        source = ROOT / name
-        shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy(source, folder / name)
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod(0o755 if path.is_dir() or path.suffix in (".sh", ".py") else 0o644)
-    return folder
 
 
 def make_venv(folder, base=sys.executable):
@@ -40,13 +39,6 @@ def make_venv(folder, base=sys.executable):
     pinned = re.findall(r'^#     "(.*)",$', SCRIPT.read_text().partition("# ///\n")[0], re.M)
     (folder / ".venv" / "midatagram.txt").write_text(version + "\n".join(pinned) + "\n")
     return python
-
-
-def needs_system_packages():
-    """Skip the test where the distribution's packages are not installed; where all must run, fail."""
-    for package in ("gevent", "configobj", "setproctitle"):
-        if subprocess.run([SYSTEM_PYTHON, "-c", f"import {package}"], capture_output=True).returncode:
-            (pytest.fail if NO_SKIP else pytest.skip)(f"python3-{package} is not installed")
 
 
 @pytest.fixture

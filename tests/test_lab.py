@@ -6,13 +6,11 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
-from conftest import ROOT, blocks_of, free_port, placed, run, session_of, wait_for
+from conftest import ROOT, blocks_of, free_port, run, session_of, wait_for
 
 import midatagram as mi
 
@@ -770,17 +768,17 @@ def test_help_names_the_options(lab):
 PAGE = (ROOT / "docs" / "lab.md").read_text()
 
 
-def test_the_page_from_nothing_to_red_and_back_to_green(start, tmp_path):
+def test_the_page_from_nothing_to_red_and_back_to_green(reader):
     """The configuration, the client, and what stands behind the prompts, as written but for places."""
     configuration, client = blocks_of(PAGE, "")[0], blocks_of(PAGE, "python")[0]
-    places = {"/tmp/lab.sock": f"{tmp_path}/lab.sock", "./midatagram.py": f"{sys.executable} {ROOT}/midatagram.py",
-              "python3": sys.executable}
-    (tmp_path / "client.py").write_text(client)
-    start(placed(configuration, places), place=f"{tmp_path}/lab.sock")
+    reader.places["/tmp/lab.sock"] = f"{reader.folder}/lab.sock"
+    reader.write("client.py", client)
+    reader.write("lab.cfg", configuration)
+    [start] = re.findall(r"^`(\./midatagram\.py .*?)` starts it", PAGE, re.M)
+    reader.begin(start, "lab.sock")
     session = session_of(PAGE)
     for command, reply in session:
-        done = subprocess.run(placed(command, places), shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=20)
-        assert (done.stdout.rstrip("\n"), done.stderr) == (reply.rstrip("\n"), ""), command
+        assert reader.run(command).rstrip("\n") == reply.rstrip("\n"), command
     assert len(session) == 13
 
 

@@ -12,7 +12,7 @@ import tempfile
 import threading
 
 import pytest
-from conftest import PLUGINS, ROOT, Client, free_port, needs, needs_root, placed, run, session_of, wait_for
+from conftest import PLUGINS, ROOT, free_port, needs, needs_root, placed, run, session_of, wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -570,20 +570,14 @@ def test_a_server_that_stops_is_no_reply(start, tmp_path):
 ###############################################################################
 
 
-def test_the_page_is_true(start, tmp_path):
+def test_the_page_is_true(reader):
     """Its commands, in a shell, one after the other."""
-    server = start('loadmodule "canned.so"', place=f"{tmp_path}/opensips.sock")
-    own = {"./midatagram.py": f"{sys.executable} {ROOT}/midatagram.py", "/run/opensips/mi.sock": server.place}
-    (tmp_path / "plugins").mkdir()
-    with contextlib.ExitStack() as stack:
-        for command, printed in session_of(placed(PAGE, own)):
-            if command.endswith(" &"):
-                process = subprocess.Popen(shlex.split(command[:-2]), cwd=tmp_path, stderr=subprocess.DEVNULL)
-                stack.callback(process.wait)
-                stack.callback(process.terminate)
-                wait_for((tmp_path / "lab.sock").exists, what="the lab")
-                with Client(f"{tmp_path}/lab.sock", tmp_path) as client:
-                    assert client.ask(b":which:\n")
-                continue
-            done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=30)
-            assert done.stdout + done.stderr == printed, command
+    reader.places["/run/opensips/mi.sock"] = f"{reader.folder}/opensips.sock"
+    reader.write("server.conf", 'loadmodule "canned.so"\nmodparam("mi_datagram", "socket_name", "/run/opensips/mi.sock")\n')
+    reader.begin("./midatagram.py -f server.conf", "opensips.sock")
+    reader.write("plugins/none", "")
+    for command, printed in session_of(PAGE):
+        if command.endswith(" &"):
+            reader.begin(command[:-2], "lab.sock")
+        else:
+            assert reader.run(command) == placed(printed, reader.places), command

@@ -533,6 +533,35 @@ def test_a_child_that_a_plug_in_leaves_without_descriptors_is_replaced(start, pl
     server.stop(tracebacks=True)
 
 
+HANGING = "import gevent, time\nimport midatagram as mi\nhello = 1\n"
+WAYS = {"gevent": "time.sleep(99)", "kernel": 'mi.original("time", "sleep")(99)', "busy": "while True: pass"}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("hook", ["load", "child_init"])
+def test_a_plug_in_that_holds_up_children_is_named(start, plug_in, hook, way):
+    server = start('loadmodule "odd.so"\n' + own("start_timeout", 500), "-p",
+                   plug_in("odd", f"{HANGING}def {hook}(ctx):\n    {WAYS[way]}\n"), ready=False)
+    server.wait_log(f"is stalled for 0.5 s, killed; {hook}() of odd")
+    server.stop()
+
+
+def test_a_plug_in_that_holds_up_a_reload_is_named(greeter):
+    greeter.write_plug_in(f"{GREETER}\ndef load(ctx):\n    import time\n    time.sleep(99)\n")
+    reload(greeter, "reload taken back: nothing serves after start_timeout, 2000 ms; load() of greeter\n")
+    assert greeter.ask(b":greet:\n") == HELLO
+
+
+@pytest.mark.parametrize("line, indent, way", [
+    ("", "", "gevent"), ("def init(ctx):", "    ", "gevent"), ("def init(ctx):", "    ", "kernel"), ("", "", "busy")])
+def test_a_plug_in_that_holds_up_the_loading_is_named(start, plug_in, line, indent, way):
+    folder = plug_in("odd", f"{HANGING}{line}\n{indent}{WAYS[way]}\n")
+    server = start('loadmodule "odd.so"\n', "-p", folder, ready=False)
+    server.wait_log(f"the configuration is not loaded after 5 s, at {folder}/odd.py:5\n")
+    server.process.kill()
+    server.process.wait(STOP_S)
+
+
 @pytest.mark.parametrize("name", ["SystemExit", "KeyboardInterrupt", "SystemError"])
 def test_what_a_greenlet_raises_ends_no_child(start, plug_in, name):
     server = start('loadmodule "odd.so"\n' + TROUBLE, "-p", plug_in("odd", CHILDREN + SLEEPS), "-p", str(PLUGINS))

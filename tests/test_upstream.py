@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import re
-import shlex
 import shutil
 import signal
 import socket
@@ -15,7 +14,7 @@ import threading
 import time
 
 import pytest
-from conftest import ROOT, SCRIPT, Client, Server, free_port, needs, needs_root, run, wait_for
+from conftest import ROOT, SCRIPT, Client, Server, free_port, needs, needs_root, placed, run, wait_for
 from test_access import ask_as
 from test_recordings import asking, kamailio_in
 
@@ -911,37 +910,36 @@ def test_the_tool_needs_no_file(start, tmp_path):
 PAGE = (ROOT / "docs" / "gateway.md").read_text()
 
 
-def test_the_page_is_true(start, tmp_path):
+def test_the_page_is_true(reader):
     """Its commands, in a shell, one after the other."""
-    server = start('loadmodule "canned.so"', "-P", f"{tmp_path}/opensips.pid", place=f"{tmp_path}/opensips.sock")
     needs("socat")
-    new = start('loadmodule "dispatcher.so"\nmodparam("midatagram", "dialect", "jsonrpc")\n'
-                f'modparam("dispatcher", "db_url", "text://{ROOT}/tests/data/modules/db24")', place=f"{tmp_path}/new.sock")
-    own = {"./midatagram.py": f"{sys.executable} {SCRIPT}", "/run/opensips/mi.sock": server.place,
-           "/run/opensips/new.sock": new.place, "/var/log/midatagram": str(tmp_path)}
-    with contextlib.ExitStack() as stack:
-        for file, language, block in re.findall(r"(?ms)^(?:`(\w+\.conf)`:\n\n)?```(\w*)\n(.*?)^```$", PAGE):
-            for written, here in own.items():
-                block = block.replace(written, here)
-            if file:
-                (tmp_path / file).write_text(block)
-            for command, printed in re.findall(r"(?m)^\$ (.*)\n((?:(?!\$ ).*\n)*)", block if language == "sh" else ""):
-                run_command(stack, tmp_path, command, printed)
-                wait_for(lambda: not command.startswith("kill") or not os.path.exists(server.place), what="the kill")  # noqa: B023
+    shutil.copytree(ROOT / "tests" / "data" / "modules" / "db24", reader.folder / "tables")
+    folder = str(reader.folder)
+    reader.places.update({"/run/opensips/mi.sock": f"{folder}/opensips.sock", "/run/opensips/new.sock": f"{folder}/new.sock",
+                          "/var/log/midatagram": folder})
+    reader.write("new.conf", 'loadmodule "dispatcher.so"\nmodparam("midatagram", "dialect", "jsonrpc")\n'
+                             f'modparam("dispatcher", "db_url", "text://{folder}/tables")\n')
+    reader.begin("./midatagram.py -f new.conf -s new.sock", "new.sock")
+    reader.write("old.conf", 'loadmodule "canned.so"\n')
+    reader.begin("./midatagram.py -f old.conf -s opensips.sock -P opensips.pid", "opensips.sock")
+    for file, language, block in re.findall(r"(?ms)^(?:`(\w+\.conf)`:\n\n)?```(\w*)\n(.*?)^```$", PAGE):
+        if file:
+            reader.write(file, block)
+        for command, printed in re.findall(r"(?m)^\$ (.*)\n((?:(?!\$ ).*\n)*)", block if language == "sh" else ""):
+            run_command(reader, command, printed)
+            if command.startswith("kill"):
+                wait_for(lambda: not (reader.folder / "opensips.sock").exists(), what="the end of the server")
 
 
-def run_command(stack, folder, command, printed):
+def run_command(reader, command, printed):
     """Run a command of the page; one that ends in & runs on."""
     if command.endswith(" &"):
-        before = {*folder.glob("*.sock")}
-        process = subprocess.Popen(shlex.split(command[:-2]), cwd=folder, stderr=subprocess.DEVNULL)
-        stack.callback(process.wait)
-        stack.callback(process.terminate)
-        wait_for(lambda: {*folder.glob("*.sock")} - before, what="the gateway")
-        return
-    done = subprocess.run(["sh", "-c", command], cwd=folder, capture_output=True, text=True, timeout=30)
-    shown, expected = (re.sub(r"(p\d\d)=[\d.]+", r"\1=N", text) for text in (done.stdout + done.stderr, printed))
-    assert shown == expected, command
+        text = command if " -s " in command else (reader.folder / command.split()[-2]).read_text()
+        reader.begin(command[:-2], re.search(r'(?:-s |"socket_name", ")(\w+\.sock)', text)[1])
+    else:
+        shown, expected = (re.sub(r"(p\d\d)=[\d.]+", r"\1=N", text) for text in (
+            reader.run(command), placed(printed, reader.places)))
+        assert shown == expected, command
 
 
 def test_the_configuration_of_the_page_is_good(tmp_path):
@@ -951,11 +949,12 @@ def test_the_configuration_of_the_page_is_good(tmp_path):
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
-def test_the_gateway_of_the_readme(start, tmp_path):
+def test_the_gateway_of_the_readme(reader):
     """Its command line: a client at the new socket gets what the server answers."""
-    server = start('loadmodule "canned.so"')
+    reader.places.update({"/run/opensips/mi.sock": "opensips.sock", "/tmp/old_clients.sock": "gateway.sock"})
+    reader.write("server.conf", 'loadmodule "canned.so"\n')
+    reader.begin("./midatagram.py -f server.conf -s opensips.sock", "opensips.sock")
     [line] = re.findall(r"^\./midatagram\.py gateway .*", (ROOT / "README.md").read_text(), re.M)
-    words = line.replace("/run/opensips/mi.sock", server.place).replace("/tmp/old_clients.sock", f"{tmp_path}/gateway.sock")
-    with contextlib.ExitStack() as stack:
-        run_command(stack, tmp_path, words.replace("./midatagram.py", f"{sys.executable} {SCRIPT}") + " &", "")
-        assert server.ask(b":ds_list:\n", place=f"{tmp_path}/gateway.sock") == server.ask(b":ds_list:\n")
+    reader.begin(line, "gateway.sock")
+    replies = [reader.run(f"./midatagram.py call -s {name} ds_list") for name in ("opensips.sock", "gateway.sock")]
+    assert replies[0] == replies[1] and replies[0].startswith("200 OK\n")
