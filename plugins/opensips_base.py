@@ -241,6 +241,8 @@ SIP_STATS = [stat._replace(shared=True) for stat in (
     *counters("bad_msg_hdr", "SIP messages", "core"),
     *counters("slow_messages", "SIP messages; of 3.4", "core", "jsonrpc"),
     *[mi.Stat(f"waiting_{way}", "bytes that wait in sockets", "net", False) for way in ("udp", "tcp", "tls")],
+    *[one for group in ("dns", "sql", "cdb") for one in counters(
+        f"{group}_total_queries {group}_slow_queries", "queries; of 3.4", group, "jsonrpc")],
 )]
 
 ###############################################################################
