@@ -576,6 +576,11 @@ def good(ctx: Any, rows: Iterable[dict], name: str, make: Callable, *more: Any) 
     return made
 
 
+def is_reset(ctx: Any) -> bool:
+    """Whether load() is called by a reset of the lab, after which nothing is as commands left it."""
+    return getattr(ctx, "is_reset", False)
+
+
 def switch(ctx: Any, space: str, value: Any, convert: Callable = uint) -> Any:
     """The reply to a command that shows whether something is on, {"Status": 0 or 1}, which it is at the start, or says it; value:
     of its argument `status`, `...` if there is none. Error."""
@@ -667,13 +672,13 @@ class Tables(NamedTuple):
 
     def replace(self, ctx: Any, name: str, make: Callable) -> None:
         """Put a table in the place of the one of that name, if any: make(Rows or None, each) returns its head and its rows, which
-        it goes through with each()."""
+        it goes through with each(). In a reset it does not see what was there."""
         generation, old = f"{random.getrandbits(64):x}", None
 
         def written(each: Callable) -> str:
             nonlocal old
             old = self.now(ctx).get(name)
-            return json.dumps([generation, *make(old, each)])
+            return json.dumps([generation, *make(None if is_reset(ctx) else old, each)])
 
         version, text = ctx.store.version(self.space), written(in_turns)
         mi.give_way()
