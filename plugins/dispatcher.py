@@ -92,6 +92,7 @@ def key_of(number: int, uri: str) -> str:
 ###############################################################################
 
 PARTITIONS = opensips.Tables("dispatcher_partitions", Destination, ("flags", "failures", "script_attrs"))
+REPLACED = (PARTITIONS.space,)  # by load(), in one step
 
 
 def partitions(ctx) -> dict[str, tuple]:

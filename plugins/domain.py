@@ -11,6 +11,7 @@ import midatagram as mi
 opensips = mi.shared("opensips_base")
 
 SPACE, BUCKETS = "domain", 128
+REPLACED = (SPACE,)  # by load(), in one step
 LEAST_BYTES = {"text": 1, "jsonrpc": 12}  # of a domain in a reply, besides its texts
 DOMAIN = opensips.table("domain", [1, 2, 3, 4], "domain attrs?", "%s_col")
 

@@ -98,6 +98,7 @@ class Carrier(NamedTuple):
 
 GATEWAYS = opensips.Tables("drouting_gateways", Gateway, ("off", "by_mi"))
 CARRIERS = opensips.Tables("drouting_carriers", Carrier, ("off",))
+REPLACED = (GATEWAYS.space, CARRIERS.space, RULES)  # by load(), each in one step
 
 
 class Partition(NamedTuple):

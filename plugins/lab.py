@@ -688,21 +688,30 @@ def lab_clock(ctx, seconds):
     return mi.Reply(nodes=[mi.Node("moved", moved_s)])
 
 
+class Anew(mi.Context):
+    """The context in which a reset calls load(): what commands changed is not to stay."""
+
+    __slots__ = ()
+    is_reset = True
+
+
 @mi.command(timed=False)
 def lab_reset(ctx):
     """Go back to the start: forget faults, replies, journal, counters, cached values; faults of the configuration are back,
     modules have what their tables say. Subscriptions stay."""
     ctx.store.move_clock(0)
+    modules = ctx.server.registry.modules
+    stay = {ctx.server.events.SPACE, *[space for module in modules for space in getattr(module.namespace, "REPLACED", ())]}
     for space in ctx.store.spaces():
-        if space != ctx.server.events.SPACE:
+        if space not in stay:
             ctx.store.remove_fitting(space, "*")
     ctx.module("statistics").reset_all_statistics(ctx)
     journal_of(ctx.server).clear()
     wrong = []
-    for module in ctx.server.registry.modules:
+    for module in modules:
         try:
             if "load" in module.hooks:
-                module.hooks["load"](type(ctx)(module))
+                module.hooks["load"](Anew(module))
         except Exception as error:  # of any plug-in, such as a table that cannot be read; the others load
             wrong.append(f"{module.name}: {error}")
     if wrong:

@@ -68,6 +68,7 @@ class Destination(NamedTuple):
 # profiles.
 
 BALANCE = opensips.Tables("load_balancer_table", Destination, ("enabled", "resized"))
+REPLACED = (BALANCE.space,)  # by load(), in one step
 
 
 def destinations(ctx) -> list[Destination]:

@@ -254,6 +254,8 @@ SIP_STATS = [stat._replace(shared=True) for stat in (
     *counters("bad_msg_hdr", "SIP messages", "core"),
     *counters("slow_messages", "SIP messages; of 3.4", "core", "jsonrpc"),
     *[mi.Stat(f"waiting_{way}", "bytes that wait in sockets", "net", False) for way in ("udp", "tcp", "tls")],
+    *[one for group in ("dns", "sql", "cdb") for one in counters(
+        f"{group}_total_queries {group}_slow_queries", "queries; of 3.4", group, "jsonrpc")],
 )]
 
 ###############################################################################
@@ -596,6 +598,11 @@ def good(ctx: Any, rows: Iterable[dict], name: str, make: Callable, *more: Any) 
     return made
 
 
+def is_reset(ctx: Any) -> bool:
+    """Whether load() is called by a reset of the lab, after which nothing is as commands left it."""
+    return getattr(ctx, "is_reset", False)
+
+
 def switch(ctx: Any, space: str, value: Any, convert: Callable = uint) -> Any:
     """The reply to a command that shows whether something is on, {"Status": 0 or 1}, which it is at the start, or says it; value:
     of its argument `status`, `...` if there is none. Error."""
@@ -687,13 +694,13 @@ class Tables(NamedTuple):
 
     def replace(self, ctx: Any, name: str, make: Callable) -> None:
         """Put a table in the place of the one of that name, if any: make(Rows or None, each) returns its head and its rows, which
-        it goes through with each()."""
+        it goes through with each(). In a reset it does not see what was there."""
         generation, old = f"{random.getrandbits(64):x}", None
 
         def written(each: Callable) -> str:
             nonlocal old
             old = self.now(ctx).get(name)
-            return json.dumps([generation, *make(old, each)])
+            return json.dumps([generation, *make(None if is_reset(ctx) else old, each)])
 
         version, text = ctx.store.version(self.space), written(in_turns)
         mi.give_way()

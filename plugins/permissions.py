@@ -16,6 +16,7 @@ import midatagram as mi
 opensips = mi.shared("opensips_base")
 
 SPACE, RULES = "permissions", "permissions rules"
+REPLACED = (SPACE, RULES)  # by load(), each in one step
 ADDRESS = opensips.table("address", [5], "grp# ip mask# port# proto pattern? context_info?=info_col", "%s_col")
 PROTOCOLS = ("any", "udp", "tcp", "tls", "sctp", "ws", "wss", "ipsec", "bin", "bins", "hep_udp", "hep_tcp", "hep_tls", "smpp",
              "msrp", "msrps")

@@ -13,6 +13,7 @@ import midatagram as mi
 opensips = mi.shared("opensips_base")
 
 SPACE = "rtpproxy"
+REPLACED = (SPACE,)  # by load(), in one step
 LEAST_BYTES = 50  # of a proxy in a reply
 FOR_GOOD = 2**32 - 1  # ticks, in place of the moment when a proxy is tried again
 ANY_SET = 2**32 - 1
@@ -123,7 +124,7 @@ def init(ctx):
 
 def load(ctx):
     """Take the proxies from the configuration or the table."""
-    read_proxies(ctx, True)
+    read_proxies(ctx, not opensips.is_reset(ctx))
 
 
 def child_init(ctx):

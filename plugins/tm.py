@@ -6,20 +6,22 @@ lab_transaction. A transaction is a key of the store, so that any child can canc
 from __future__ import annotations
 
 import fnmatch
+import functools
 import hashlib
 import json
 import os
 import random
 import re
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import midatagram as mi
 
 opensips = mi.shared("opensips_base")
 
 SPACE, ANSWERS = "tm", "tm_answers"  # spaces of the store: transactions, and answers of lab_answer
-POLL_S = 0.05  # how often a request that is open looks whether it is cancelled
+LOOK_S = 0.02  # between two looks whether another child cancelled what waits here, or the lab moved the clock
 DEFAULT_CSEQ = "10"
 
 PARAMS = [
@@ -300,17 +302,8 @@ def target(uac: Uac, headers: list) -> dict:
     return {"RURI": first, "Next-hop": first, "Routes": [*routes[1:], f"<{contact}>"]}  # a strict router
 
 
-def wait_for_end(ctx, key: str, until_s: float) -> None:
-    """Wait until a moment of the store's clock, unless a transaction has its final reply before, or is gone."""
-    while (left_s := until_s - ctx.store.now_s()) > 0:
-        one = transactions(ctx).get(key)
-        if one is None or one.code:
-            return
-        time.sleep(min(POLL_S, left_s))
-
-
-def final_answer(ctx, uac: Uac) -> Answer:
-    """Send a request, and wait for its final reply."""
+def send(ctx, uac: Uac) -> tuple[str, Answer]:
+    """Send a request; returns the key of its transaction, and the final reply that is going to come."""
     timeouts = ("fr_inv_timer", "fr_inv_timeout") if uac.method == "INVITE" else ("fr_timer", "fr_timeout")
     timeout_s = next(filter(None, map(ctx.param, timeouts)))
     answer = answer_to(ctx, uac) or TIMEOUT
@@ -322,23 +315,115 @@ def final_answer(ctx, uac: Uac) -> Answer:
     key, one = f"{random.getrandbits(16)}:{random.getrandbits(31)}", Transaction(uac.callid, uac.cseq, uac.method, True)
     ctx.store.put(SPACE, key, json.dumps(one), timeout_s + ctx.param("wt_timer"))
     ctx.count("UAC_transactions")
-    wait_for_end(ctx, key, ctx.store.now_s() + answer.ms / 1000)
-    if end(ctx, key, answer.code):
-        return answer
-    return CANCELLED if key in transactions(ctx) else TIMEOUT
+    return key, answer
 
 
-def exchange(ctx, uac: Uac) -> dict:
-    """What t_uac_dlg replies, once a request has its final reply."""
-    answer = final_answer(ctx, uac)
+def outcome(ctx, uac: Uac, key: str, answer: Answer) -> mi.Reply:
+    """What t_uac_dlg replies now that the final reply of a request is there, or was cancelled before."""
+    if not end(ctx, key, answer.code):
+        answer = CANCELLED if key in transactions(ctx) else TIMEOUT
     status = {"Status": f"{answer.code} {answer.reason}"}
     if answer.is_local:
         ctx.count("timeout_finalresponse_inv" if uac.method == "INVITE" else "timeout_finalresponse")
-        return status
+        return opensips.reply(ctx, status)
     ctx.count("received_replies")
     ctx.count("rcv_replies")
     further = target(uac, reply_headers(answer.headers)) if answer.code // 100 == 2 else {}
-    return {**status, **further, "Message": written_reply(ctx, uac, answer)}
+    return opensips.reply(ctx, {**status, **further, "Message": written_reply(ctx, uac, answer)})
+
+
+###############################################################################
+# Waiting for replies
+###############################################################################
+# No greenlet of the pool waits for the final reply of a request; one of the child's own looks after all of them.
+
+
+class Pending(NamedTuple):
+    """A request that waits: when its reply is due by the store's clock, what makes it, and done(reply), which sends it."""
+
+    due_s: float
+    ctx: Any
+    make: Callable[[], mi.Reply]
+    done: Callable[[Any], None]
+
+    def conclude(self) -> None:
+        """Have the reply sent."""
+        try:
+            reply: Any = self.make()
+        except mi.Error as error:  # the store fails
+            reply = mi.Reply(error.code, error.reason)
+        except Exception:  # a mistake here costs one reply, not all that wait
+            self.ctx.log.exception("t_uac_dlg has no reply")
+            reply = mi.COMMAND_FAILED
+        self.done(reply)
+
+
+class Waiting:
+    """The requests of a child that wait, by the keys of their transactions."""
+
+    def __init__(self) -> None:
+        import gevent.event
+
+        self.requests: dict[str, Pending] = {}
+        self.version = -1  # of the transactions, when they were last looked at
+        self.woken, self.is_looking = gevent.event.Event(), False
+
+    def add(self, key: str, request: Pending) -> None:
+        """Conclude a request when it is time."""
+        import gevent
+
+        self.requests[key] = request
+        self.version = -1
+        self.woken.set()
+        if not self.is_looking:
+            self.is_looking = True
+            gevent.spawn(self.look_after, request.ctx)
+
+    def look_after(self, ctx) -> None:
+        """Conclude all requests, each when it is time."""
+        while self.requests:
+            self.woken.clear()
+            for key in self.ready(ctx):
+                self.requests.pop(key).conclude()
+            next_s = min([one.due_s for one in self.requests.values()], default=0.0) - ctx.store.now_s()
+            self.woken.wait(max(0.0, min(LOOK_S, next_s)))
+        self.is_looking = False
+
+    def ready(self, ctx) -> list[str]:
+        """The requests whose replies are due, and those whose transactions have ended, or are gone."""
+        now_s, version = ctx.store.now_s(), ctx.store.version(SPACE)
+        if version == self.version:
+            return [key for key, one in self.requests.items() if one.due_s <= now_s]
+        known, self.version = transactions(ctx), version
+        return [key for key, one in self.requests.items() if one.due_s <= now_s or key not in known or known[key].code]
+
+
+@functools.cache
+def waiting_of(server: Any) -> Waiting:
+    """What waits in this child."""
+    return Waiting()
+
+
+def later(ctx, key: str, after_s: float, make: Callable[[], mi.Reply]) -> Any:
+    """Reply by make() after a time, or when a transaction ends before; returns what the command returns meanwhile."""
+    child, due_s = ctx.server.child, ctx.store.now_s() + after_s
+    if child is None or ctx.server.registry.wrappers or ctx.data.lstrip()[:1] == b"[":  # what is around it wants the reply
+        result = mi.AsyncResult()
+        waiting_of(ctx.server).add(key, Pending(due_s, ctx, make, result.set))
+        return result
+    ctx.server.later += 1
+    asked_s = time.time() if child.is_tracing else 0.0
+    waiting_of(ctx.server).add(key, Pending(due_s, ctx, make, functools.partial(conclude, ctx, child, asked_s)))
+    return mi.LATER
+
+
+def conclude(ctx, child: Any, asked_s: float, reply: Any) -> None:
+    """Send the reply to a request that was answered with LATER."""
+    ctx.server.later -= 1
+    call = child.answers.dialect_of(ctx.data).read(ctx.data)
+    child.conclude(asked_s, *ctx.caller, child.answers.finish(ctx.data, call._replace(refusal=reply), ctx.caller))
+    if child.traces:
+        child.settle()
 
 
 ###############################################################################
@@ -367,7 +452,10 @@ def t_uac_dlg(ctx, method, ruri, headers, next_hop=None, socket=None, body=None)
     headers = optional(ctx, "headers", headers) or ""
     body = opensips.text(ctx, "body", body) if body is not None else ""
     known = checked_headers(method, headers, bool(body))
-    return opensips.reply(ctx, exchange(ctx, made_request(ctx, method, ruri, known, place)))
+    uac = made_request(ctx, method, ruri, known, place)
+    key, answer = send(ctx, uac)
+    make = functools.partial(outcome, ctx, uac, key, answer)
+    return later(ctx, key, answer.ms / 1000, make) if answer.ms else make()
 
 
 @opensips.command
@@ -380,6 +468,7 @@ def t_uac_cancel(ctx, callid, cseq):
     for key, one in found:
         if end(ctx, key, CANCELLED.code) and not one.is_ours:
             ctx.count("relayed_replies")
+    waiting_of(ctx.server).woken.set()
     return mi.Reply()
 
 

@@ -73,6 +73,7 @@ class Record(NamedTuple):
 
 
 RECORDS = opensips.Tables("uac_registrant_table", Record, ("enabled", "state", "sent", "timeout"))
+REPLACED = (RECORDS.space,)  # by load(), in one step
 NO_RECORD = mi.Error(404, "No such registrant")
 
 

@@ -87,6 +87,9 @@ def test_each_dialect_sees_the_counters_of_its_release(trial):
     assert rpc(trial, "get_statistics", ["unsupported_methods"]) == rpc(trial, "list_statistics", ["unsupported_methods"]) == {}
     assert ask(trial, "list_statistics", "slow_messages") == ["404 Statistics Not Found"]
     assert rpc(trial, "list_statistics", ["net:"])["net:waiting_udp"] == "non-incremental"
+    assert rpc(trial, "get_statistics", ["dns:", "sql:", "cdb:"]) == {
+        f"{group}:{group}_{kind}_queries": 0 for group in ("dns", "sql", "cdb") for kind in ("total", "slow")}
+    assert ask(trial, "get_statistics", "dns:", "sql_total_queries") == ["404 Statistics Not Found"]
 
 
 def test_an_opensips_cfg_has_the_counters_once():

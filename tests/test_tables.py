@@ -179,3 +179,27 @@ def test_a_list_that_is_too_long_says_how_long_to_the_byte(tmp_path, module, com
         head = len("PARTITION:: default\n\tSET:: 1\n") if module == "dispatcher" else 0
         length = len("200 OK\n\n") + head + sum(map(size, names))
         assert reply == f"500 {mi.reply_too_long(length).reason}\n" if length > mi.LIMIT else len(reply) == length
+
+
+@pytest.mark.parametrize("module", CASES)
+def test_a_reset_of_the_lab_leaves_no_gap(start, tmp_path, module):
+    """Another child always sees the table, with the states of before or without."""
+    _, off, (shown, _), _ = CASES[module]
+    server = start(configuration(module, tmp_path, 300, 'loadmodule "lab.so"', 'modparam("mi_datagram", "children_count", 2)'))
+    whole = b"sip:d299" if module == "dispatcher" else b"result"
+    replies, is_over = set(), threading.Event()
+
+    def look():
+        with server.client() as client:
+            while not is_over.is_set():
+                replies.add(whole in client.ask(request(shown, 299)))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    for _ in range(10):
+        assert b'"OK"' in server.ask(request(off, 1))
+        assert server.ask(b":lab_reset:\n") == b"200 OK\n\n"
+        assert not is_off(server.ask, module, 1)
+    is_over.set()
+    thread.join()
+    assert replies == {True}

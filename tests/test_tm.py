@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import sys
 import threading
 
@@ -338,6 +339,43 @@ def test_many_requests_are_open_at_once_and_a_reset_ends_them(start):
     wait_for(lambda: server.statistic("inuse_transactions") == 40, 5, "the requests to be sent")
     assert server.ask(text("lab_reset")) == b"200 OK\n\n"
     assert all(b"Status:: 408 Request Timeout" in client.receive() for client in clients)
+
+
+@pytest.mark.parametrize("more", ["", 'loadmodule "lab.so"\n'])
+def test_requests_that_wait_end_in_the_order_of_their_replies(start, more):
+    """Whatever is around them, and in a batch."""
+    server = start(LINES + more)
+    for code, ms in ((202, 400), (486, 200), (603, 1)):
+        assert server.ask(text("lab_answer", "INFO", f"sip:{code}@*", str(code), f"ms::{ms}")) == b"200 OK\n\n"
+    client = server.client()
+    for code in (202, 486, 603):
+        client.send(uac("INFO", uri=f"sip:{code}@h"))
+    assert [client.receive().split()[3] for _ in range(3)] == [b"603", b"486", b"202"]
+    params = {"method": "INFO", "ruri": "sip:486@h", "headers": JSON_HEADERS}
+    batch = [{"jsonrpc": "2.0", "method": "t_uac_dlg", "params": params, "id": number} for number in (1, 2)]
+    replies = json.loads(client.ask(json.dumps(batch).encode()))
+    assert [(one["id"], one["result"]["Status"]) for one in replies] == [(1, "486 Busy Here"), (2, "486 Busy Here")]
+
+
+def test_what_waits_takes_no_place_of_others(start):
+    """More requests than a child may have in progress; a stop waits for their replies."""
+    server = start(LINES + 'modparam("midatagram", "pool_size", 2)\nmodparam("midatagram", "stop_timeout", 4000)\n')
+    assert server.ask(text("lab_answer", "OPTIONS", "*", "200", "ms::1500")) == b"200 OK\n\n"
+    clients = [server.client() for _ in range(20)]
+    for client in clients:
+        client.send(uac())
+    wait_for(lambda: server.statistic("inuse_transactions") == 20, 5, "the requests to be sent")
+    server.signal(signal.SIGTERM)
+    assert all(b"Status:: 200 OK" in client.receive() for client in clients)
+
+
+def test_a_reply_that_comes_later_is_traced(start, tmp_path):
+    server = start(f'{LINES}loadmodule "trace_file.so"\nmodparam("trace_file", "path", "{tmp_path}/log")\n'
+                   'modparam("mi_datagram", "trace_destination", "trace_file")\n')
+    assert server.ask(text("lab_answer", "OPTIONS", "*", "200", "ms::100")) == b"200 OK\n\n"
+    assert server.ask(uac()).startswith(b"200 OK\nStatus:: 200 OK\n")
+    line = wait_for(lambda: [line for line in (tmp_path / "log").read_text().splitlines() if "t_uac_dlg" in line], 5, "a trace")
+    assert "Status:: 200 OK" in line[0]
 
 
 ###############################################################################
