@@ -2265,7 +2265,7 @@ class Store:
 
     def __init__(self, folder: str, size_bytes: int):
         self.folder, self.path = folder, os.path.join(folder, "store.sqlite")
-        self.connection: sqlite3.Connection | None = None
+        self.cursor: sqlite3.Cursor | None = None  # of this process' connection
         self.shared = memoryview(mmap.mmap(-1, (FIRST + 3 * SPACES) * SLOT)).cast("q")
         self.begun, self.committed, self.forgotten = [self.shared[FIRST + nth * SPACES:][:SPACES] for nth in range(3)]
         self.memo = Memo(READ_BYTES)
@@ -2427,9 +2427,9 @@ class Store:
 
     def close(self) -> None:
         """Close this process' connection."""
-        if self.connection:
-            self.connection.close()
-        self.connection = None
+        if self.cursor:
+            self.cursor.connection.close()
+        self.cursor = None
 
     # A step of a transaction gets run(statement, values), the new version, and whether the store is full; it returns its
     # result, and by how many bytes the store grows.
@@ -2453,7 +2453,7 @@ class Store:
         tries = 0
         while True:
             try:
-                result = act((self.connection or self.open()).execute)
+                result = act((self.cursor or self.open()).execute)
                 self.locked_s = 0.0
                 return result
             except (sqlite3.Error, OSError) as error:
@@ -2466,7 +2466,7 @@ class Store:
             gevent.sleep(0.0005 * min(tries, 32))
             tries += 1
 
-    def open(self) -> sqlite3.Connection:
+    def open(self) -> sqlite3.Cursor:
         """Connect this process; sqlite3.Error, OSError."""
         connection = sqlite3.connect(self.path, isolation_level=None, timeout=0)
         try:
@@ -2479,8 +2479,8 @@ class Store:
         except BaseException:
             connection.close()
             raise
-        self.connection = connection
-        return connection
+        self.cursor = connection.cursor()
+        return self.cursor
 
     def write(self, space: str, step: Callable) -> Any:
         """Do a step in one transaction, which gives the space a new version; returns the result of the step. If the store is

@@ -251,7 +251,6 @@ def edit(ctx, table: str, aor: str, alter: Any, creates: bool = False, counts: s
     that are removed."""
     happened: list = []
     domain = ctx.view(SPACE, take_in).get(table) or Domain()
-    label = domain.labels.get(bucket_of(ctx, aor), 0)
 
     def step(value: str | None) -> str | None:
         happened.clear()
@@ -259,7 +258,7 @@ def edit(ctx, table: str, aor: str, alter: Any, creates: bool = False, counts: s
         if value is None and not creates:
             return None
         if value is None:
-            record.label, record.following = label, random.getrandbits(14)
+            record.label, record.following = domain.labels.get(bucket_of(ctx, aor), 0), random.getrandbits(14)
             happened.append(("AOR_INSERT", None))
         alter(record, happened)
         if not record.contacts:

@@ -81,7 +81,7 @@ def script(folder, code):
             if pid:
                 return pid
             try:
-                store.connection = None  # that is the other process'
+                store.cursor = None  # that is the other process'
                 act()
             finally:
                 os._exit(0)
@@ -165,7 +165,7 @@ def test_what_has_not_changed_is_not_read_again(store):
     statements = []
     store.put("s", "k", "v")
     store.put("t", "k", "v")
-    store.connection.set_trace_callback(statements.append)
+    store.cursor.connection.set_trace_callback(statements.append)
     assert [store.get("s", key) for key in ("k", "none")] == ["v", None]
     read = len(statements)
     assert [store.get("s", key) for key in ("k", "none") * 100] == ["v", None] * 100
@@ -190,18 +190,16 @@ def test_what_another_process_changed_is_read_again(tmp_path):
 def test_a_writer_that_is_killed_as_it_commits_leaves_nothing_stale(tmp_path, when, value):
     assert script(tmp_path, f"""
         class Dying:
-            def __init__(self, connection):
-                self.connection = connection
-            def __getattr__(self, name):
-                return getattr(self.connection, name)
+            def __init__(self, cursor):
+                self.cursor = cursor
             def execute(self, statement, *values):
                 if statement == "COMMIT":
                     if {when!r} == "after":
-                        self.connection.execute(statement)
+                        self.cursor.execute(statement)
                     os.kill(os.getpid(), signal.SIGKILL)
-                return self.connection.execute(statement, *values)
+                return self.cursor.execute(statement, *values)
         def die():
-            store.connection = Dying(store.open())
+            store.cursor = Dying(store.open())
             store.put("s", "k", "two")
         store.put("s", "k", "one")
         assert store.get("s", "k") == "one" == store.peek("s", "k")
@@ -347,9 +345,9 @@ def test_keys_that_are_removed_while_somebody_asks_are_not_missed(store, tmp_pat
             other.remove_fitting("s", "*")
             other.put("s", "b", "2")
 
-    store.connection.set_trace_callback(change)
+    store.cursor.connection.set_trace_callback(change)
     anew, since, rows = store.changes("s", since)
-    store.connection.set_trace_callback(None)
+    store.cursor.connection.set_trace_callback(None)
     other.close()
     assert anew and rows == [("b", "2", None)]
     assert store.changes("s", since) == (False, since, [])
@@ -366,7 +364,7 @@ def test_a_full_store_deletes_what_was_removed(store):
     with pytest.raises(mi.StoreError):
         store.put("s", "c", "3")
     assert store.changes("s", since)[::2] == (True, [("b", "2", None)])
-    assert store.connection.execute("SELECT key FROM item").fetchall() == [(b"b",)]
+    assert store.cursor.execute("SELECT key FROM item").fetchall() == [(b"b",)]
     assert store.shared[mi.USED] == 2 + 1 + mi.ROW_BYTES
 
 
@@ -430,7 +428,7 @@ def test_what_expired_is_deleted_and_nothing_else(store, clock):
         store.put("s", f"{number}", "v", 10 if number % 2 else 1000)
     clock.now_s += 10
     store.purge()
-    rows = store.connection.execute("SELECT count(*), min(expires) FROM item").fetchone()
+    rows = store.cursor.execute("SELECT count(*), min(expires) FROM item").fetchone()
     assert rows == (2500, 2000.0)
     assert store.shared[mi.USED] == sum(2 * len(f"{number}") + 1 + mi.ROW_BYTES for number in range(0, 5000, 2))
 
@@ -561,10 +559,10 @@ def test_a_view_reads_no_more_than_others_changed(store):
         picture[key] = value
 
     other, view, statements = copy.copy(store), mi.shared("views").View(store, "s", apply), []
-    other.connection = None  # with its own connection it is another process
+    other.cursor = None  # with its own connection it is another process
     store.put("s", "a", "1")
     assert view.now() == {"a": "1"}
-    store.connection.set_trace_callback(statements.append)
+    store.cursor.connection.set_trace_callback(statements.append)
     for change, reads in ((lambda: store.put("s", "b", "2", 60), 0), (lambda: store.remove("s", "a"), 0),
                           (lambda: other.put("s", "c", "3"), 1), (lambda: store.put("t", "b", "3"), 0),
                           (lambda: (other.put("s", "d", "4"), store.put("s", "e", "5")), 1),
@@ -577,6 +575,16 @@ def test_a_view_reads_no_more_than_others_changed(store):
         assert {key: value for key, value in view.now().items() if value} == whole
     other.close()
     assert view.ends_s.keys() == {"b"}
+
+
+def test_who_has_read_holds_no_lock(store):
+    other = copy.copy(store)
+    other.cursor = None
+    store.put("s", "a", "1")
+    for read in (lambda: store.get("s", "a"), lambda: store.items("s"), lambda: store.changes("s", 1), store.spaces):
+        assert read()
+        other.put("s", "b", "2")
+    other.close()
 
 
 def test_keys_of_a_view_expire_when_their_times_change(store):
@@ -603,7 +611,7 @@ def kept(store, tmp_path):
     os.mkdir(tmp_path / "kept")
 
     def make(act):
-        store.open().set_trace_callback(lambda statement: act() if statement == "COMMIT" else None)
+        store.open().connection.set_trace_callback(lambda statement: act() if statement == "COMMIT" else None)
         reader.open()
         return store, reader
 
@@ -762,9 +770,9 @@ def test_twice_the_name_takes_twice_the_time(store, pattern):
 def test_keys_are_removed_in_slices(store, monkeypatch, start, count, pattern, left):
     keys = [f"{start}{number}" for number in range(count)]
     store.put("s", "first", "v")
-    store.connection.execute("BEGIN")
-    store.connection.executemany(mi.Store.PUT, [(b"s", key.encode(), b"v", None, 2) for key in keys])
-    store.connection.execute("COMMIT")
+    store.cursor.execute("BEGIN")
+    store.cursor.executemany(mi.Store.PUT, [(b"s", key.encode(), b"v", None, 2) for key in keys])
+    store.cursor.execute("COMMIT")
     slices_s, clock = [], time.thread_time
     monkeypatch.setattr(gevent, "sleep", lambda pause_s: slices_s.append(clock()))
     slices_s.append(clock())
