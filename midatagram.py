@@ -1885,7 +1885,7 @@ class Directive(NamedTuple):
     """A statement."""
 
     word: str  # the first of one of ours; for another `passed`, or `stray` if that is a mark
-    args: tuple  # of one of ours the values, of another its first word and all its tokens
+    args: tuple  # of one of ours the values, of another its first word and its calls
     path: str
     line: int
 
@@ -1937,10 +1937,11 @@ def tokens(text: str, path: str) -> Iterator[Token]:
 
 
 class ConfigReader:
-    """Reads a configuration and the files it includes into directives; read: path -> text, or None for no file. ConfigError."""
+    """Reads a configuration and the files it includes into directives; read: path -> text, or None for no file; calls: what is
+    wanted of the tokens of a statement that is not ours. ConfigError."""
 
-    def __init__(self, read: Callable[[str], str | None], depth: int = 0):
-        self.read_file, self.depth = read, depth
+    def __init__(self, read: Callable[[str], str | None], calls: Callable = lambda script: (), depth: int = 0):
+        self.read_file, self.calls, self.depth = read, calls, depth
         self.directives: list[Directive] = []
 
     def read(self, path: str) -> list[Directive]:
@@ -2013,7 +2014,7 @@ class ConfigReader:
         beside = str(pathlib.PurePosixPath(self.path).parent / name)
         place = next((path for path in (name, beside) if self.read_file(path) is not None), None)
         if place is not None:
-            self.directives += ConfigReader(self.read_file, self.depth + 1).read(place)
+            self.directives += ConfigReader(self.read_file, self.calls, self.depth + 1).read(place)
         elif word == "include_file":
             raise ConfigError(self.path, line, f'no file "{name}"; import_file would pass over a missing one')
 
@@ -2030,7 +2031,7 @@ class ConfigReader:
         if depth:
             raise ConfigError(self.path, first.line, f'no closing "}}" for the block that {first.value} starts')
         kind = "passed" if first.kind in ("word", "string", "number") else "stray"
-        self.directives.append(Directive(kind, (first.value, self.tokens[start:self.at]), self.path, first.line))
+        self.directives.append(Directive(kind, (first.value, *self.calls(self.tokens[start:self.at])), self.path, first.line))
 
 
 ###############################################################################
@@ -3461,6 +3462,7 @@ class Loader:
         self.path, self.options, self.core_stats = path, folders, core_stats
         self.checks, self.mpaths = if_there("checks"), list[tuple[str, Where]]()
         self.opensips = self.checks.opensips_names() if self.checks else collections.defaultdict(frozenset)
+        self.calls_of = self.checks.calls if self.checks else lambda script: ()  # for a ConfigReader
         self.modules = {module.name: module for module in built_in_modules()}
         self.mi, self.own = self.modules["mi_datagram"], self.modules["midatagram"]
         self.loaded: dict[str, Where] = {}
@@ -3487,7 +3489,7 @@ class Loader:
             elif word == "passed":
                 hint = "" if args[0] in self.opensips["words"] else nearest(args[0], FORMS, 0.85)
                 self.pass_over(where, f"{args[0]}: passed over, it is not for midatagram", hint)
-                self.calls += self.checks.calls(args[1]) if self.checks else ()
+                self.calls += args[1:]
             elif word == "stray":
                 self.note(where, f'stray "{args[0]}", passed over; nothing ends a statement but the next one')
             else:
@@ -5400,8 +5402,8 @@ class Loading:
         try:
             stats = functools.partial(core_stats, counters, attendant.processes,
                                       lambda: attendant.store.time_s() - attendant.started_s, attendant.figures)
-            directives = directives_of(attendant.options)
-            setup = Loader(configuration_of(attendant.options) or "-s", attendant.options.plugins, stats).load(directives)
+            loader = Loader(configuration_of(attendant.options) or "-s", attendant.options.plugins, stats)
+            setup = loader.load(directives_of(attendant.options, loader.calls_of))
             self.server = Server(setup, counters, attendant.processes, attendant.store, attendant.pair, attendant.started_s)
         except (StartError, ConfigError) as error:
             return (getattr(error, "status", EXIT_CONFIG), f"{error}"), None, (), ()
@@ -5605,14 +5607,14 @@ def configuration_of(options) -> str:
     raise StartError(EXIT_CONFIG, f"which socket? give -s SOCKET or -f FILE; there is no {' and no '.join(paths)}")
 
 
-def directives_of(options) -> list[Directive]:
+def directives_of(options, calls: Callable = lambda script: ()) -> list[Directive]:
     """What the command line says to serve: -f's directives, or with -s and no -f a lab with all plug-ins of -p."""
     folders = getattr(options, "plugins", [])
     for folder in folders:
         if not os.path.isdir(folder):
             raise StartError(EXIT_CONFIG, f"-p: there is no folder {folder}")
     if path := configuration_of(options):
-        directives = ConfigReader(functools.partial(read_file, main=path)).read(path)
+        directives = ConfigReader(functools.partial(read_file, main=path), calls).read(path)
     else:
         directives = [Directive("loadmodule", (os.path.join(os.path.abspath(folder), name),), "-p", 0)
                       for folder in folders for name in sorted(os.listdir(folder))

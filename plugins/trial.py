@@ -21,10 +21,10 @@ class Trial:
     def __init__(self, lines: str, *folders: str):
         processes, counters, started_s = mi.Processes(), mi.Counters(), time.time()
         text = f'{lines}\nmodparam("mi_datagram", "socket_name", "trial")'
-        directives = mi.ConfigReader({"trial": text}.get).read("trial")
         stats = functools.partial(mi.core_stats, counters, processes, lambda: self.server.store.time_s() - started_s,
                                   mi.shared("figures"))
-        setup = mi.Loader("trial", list(folders), stats).load(directives)
+        loader = mi.Loader("trial", list(folders), stats)
+        setup = loader.load(mi.ConfigReader({"trial": text}.get, loader.calls_of).read("trial"))
         self.folder = tempfile.mkdtemp(prefix="midatagram-")
         self.pair = mi.event_pair()
         store = mi.Store(self.folder, setup.own["store_size"])
