@@ -414,6 +414,18 @@ def test_commands_of_the_lab_have_no_faults_in_batches(lab):
     assert outcomes(lab) == [("pwd", "answered", 403)]
 
 
+def test_a_file_of_replies_in_a_batch(start, tmp_path):
+    """Its replies as always; of what happens to them on the way, what can happen to one of several."""
+    cases = "\n".join(f"[{action}]\nreply = x:: 1\naction = {action}\nms = 60000\nbytes = 24"
+                      for action in ("drop", "empty", "cut", "delay", "duplicate", "late", "stall"))
+    (tmp_path / "page.conf").write_text(f"[good]\narguments = '[ab]'\nreply = x:: 1\n[[first]]\ntimes = 1\ncode = 503\n{cases}\n")
+    server = start('loadmodule "page.so"\n', "-p", str(tmp_path))
+    assert results(server.ask(batch(("good", ["a"]), ("good", ["b"]), ("good", ["c"])))) == {1: 503, 2: {"x": "1"}, 3: 500}
+    assert results(server.ask(batch(("drop",), ("delay",), ("empty",), ("duplicate",), ("late",), ("stall",)))) == {
+        number: {"x": "1"} for number in (2, 4, 5, 6)}
+    assert server.ask(batch(("cut",), ("delay",))).startswith(b'[{"jsonrpc":"2.0","result,{')
+
+
 def test_a_reply_to_a_notification_in_a_batch_is_none(lab):
     lab.ask(text("lab_reply", "pwd", reply="WD:: /"))
     assert results(lab.ask(b'[{"jsonrpc":"2.0","method":"pwd"},%b]' % rpc("pwd", number=2))) == {2: {"WD": "/"}}
