@@ -5,6 +5,7 @@ lab_transaction. A transaction is a key of the store, so that any child can canc
 """
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
 import hashlib
@@ -392,10 +393,12 @@ class Waiting:
     def ready(self, ctx) -> list[str]:
         """The requests whose replies are due, and those whose transactions have ended, or are gone."""
         now_s, version = ctx.store.now_s(), ctx.store.version(SPACE)
-        if version == self.version:
-            return [key for key, one in self.requests.items() if one.due_s <= now_s]
-        known, self.version = transactions(ctx), version
-        return [key for key, one in self.requests.items() if one.due_s <= now_s or key not in known or known[key].code]
+        due = dict.fromkeys(key for key, one in self.requests.items() if one.due_s <= now_s)
+        with contextlib.suppress(mi.StoreError):  # look again
+            if version != self.version:
+                known, self.version = transactions(ctx), version
+                due.update(dict.fromkeys(key for key in self.requests if key not in known or known[key].code))
+        return [*due]
 
 
 @functools.cache

@@ -3,9 +3,11 @@
 import json
 import re
 import signal
+import sqlite3
 import sys
 import threading
 
+import gevent
 import pytest
 from conftest import ROOT, wait_for
 from test_modules import configuration, differs, lab, rows_of
@@ -367,6 +369,17 @@ def test_what_waits_takes_no_place_of_others(start):
     wait_for(lambda: server.statistic("inuse_transactions") == 20, 5, "the requests to be sent")
     server.signal(signal.SIGTERM)
     assert all(b"Status:: 200 OK" in client.receive() for client in clients)
+
+
+def test_a_store_that_fails_costs_one_reply(trial):
+    """Of a request that waits, when its reply is due."""
+    lock = sqlite3.connect(trial.server.store.path, isolation_level=None)
+    trial.ask(text("lab_answer", "OPTIONS", "*", "200", "ms::100"))
+    gevent.spawn_later(0.05, lock.execute, "BEGIN EXCLUSIVE")
+    assert trial.ask(uac()) == b"500 Server Internal Error\n\n"
+    lock.execute("ROLLBACK")
+    lock.close()
+    assert trial.ask(uac()).startswith(b"200 OK\nStatus:: 200 OK\n")
 
 
 def test_a_reply_that_comes_later_is_traced(start, tmp_path):
