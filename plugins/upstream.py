@@ -21,7 +21,6 @@ import os
 import re
 import resource
 import time
-import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -312,7 +311,6 @@ class Recorder:
 class Judgement(NamedTuple):
     """What is decided for a name: whether it is switched off or restricted, or about events, and which server has it."""
 
-    names: tuple
     is_off: bool
     is_restricted: bool
     is_events: bool
@@ -373,8 +371,8 @@ class Gateway:
         """What is decided for it, under all names that it may have."""
         names = self.server.registry.names_of(name)
         chosen = (upstream for patterns, upstream in self.routes if any(one in patterns for one in names))
-        return Judgement(names, any(one in self.off for one in names),
-                         any(one in self.restricted for one in names), name in self.event_names, next(chosen, self.default))
+        return Judgement(any(one in self.off for one in names), any(one in self.restricted for one in names),
+                         name in self.event_names, next(chosen, self.default))
 
     def upstream_of(self, caller: Any, upstream: Any) -> Any:
         """The server of the socket that was asked, if it has one."""
@@ -383,11 +381,7 @@ class Gateway:
     def forward(self, ctx: Any) -> Any:
         """Send a request to its server, and have its client answered with the reply."""
         request = ctx.request
-        names, is_off, is_restricted, is_events, upstream = self.judge(request.name)
-        if is_off:
-            return mi.NOT_AVAILABLE
-        if is_restricted and not self.access.allows(types.SimpleNamespace(name=request.name, module=ctx.own), ctx.caller, *names):
-            return mi.Reply(403, "Forbidden")
+        _, is_restricted, is_events, upstream = self.judge(request.name)
         data = ctx.data
         batch = data[:1] not in (b"{", b":") and request.dialect == "jsonrpc" and data.lstrip(BLANKS)[:1] == b"["
         if batch:
