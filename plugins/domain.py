@@ -84,5 +84,7 @@ def domain_dump(ctx):
     """Show the domains with their attributes."""
     check_mode(ctx)
     domains = ctx.view(SPACE, take_in).get("", [])
-    opensips.check_size(ctx, len(domains), LEAST_BYTES[ctx.request.dialect], [text for item in domains for text in item.values()])
+    texts = [text for item in domains for text in item.values()]
+    labels = [" attributes="] * (len(texts) - len(domains))
+    opensips.check_size(ctx, len(domains), LEAST_BYTES[ctx.request.dialect], [*texts, *labels])
     return opensips.reply(ctx, {"Domains": domains}, depends=(SPACE,))

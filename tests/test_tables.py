@@ -166,7 +166,8 @@ def test_others_have_their_turn_while_a_table_is_read(start, tmp_path, module, w
     ("drouting", "dr_carrier_status", "dr_carriers", "@::attrs:0", lambda name: len(f"ID:: {name} Enabled=yes\n")),
     ("dispatcher", "ds_list", "dispatcher", "1:sip\\:@::0:1:0::",
      lambda name: len(f"\t\tURI:: sip:{name} state=Active first_hit_counter=0\n")),
-    ("domain", "domain_dump", "domain", "@:", lambda name: len(f"{name}\n"))])
+    ("domain", "domain_dump", "domain", "@:", lambda name: len(f"{name}\n")),
+    ("domain", "domain_dump", "domain", "@:a=1", lambda name: len(f"{name} attributes=a=1\n"))])
 def test_a_list_that_is_too_long_says_how_long_to_the_byte(tmp_path, module, command, table, row, size):
     """Up to four times the limit, whether names are short or long."""
     for letters, total in ((0, mi.LIMIT), (0, mi.GIVE_UP - 300), (900, mi.GIVE_UP - 2000), (0, mi.GIVE_UP + 300)):
