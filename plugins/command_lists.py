@@ -10,17 +10,17 @@ def settle(loader: mi.Loader, registry: mi.Registry) -> None:
     """Give the commands that parameters name their registered names, and look up accounts; ConfigError."""
     traced, own = loader.modules["mi_datagram"], loader.modules["midatagram"]
     white, names = traced.settings["trace_bwlist"]
-    names = registered(loader, registry, names, traced.where("trace_bwlist"), "trace_bwlist")
+    names = listed_names(loader, registry, names, traced.where("trace_bwlist"), "trace_bwlist")
     traced.settings["trace_bwlist"] = white, names
-    names = registered(loader, registry, own.settings["disable"], own.where("disable"), "disable")
+    names = listed_names(loader, registry, own.settings["disable"], own.where("disable"), "disable")
     own.settings["disable"] = registry.switched_off = names
     for nth, where in enumerate(own.lines.get("allow_command", [])):
         commands, *others = own.settings["allow_command"][nth]
-        commands = registered(loader, registry, commands, where, "allow_command")
+        commands = listed_names(loader, registry, commands, where, "allow_command")
         own.settings["allow_command"][nth] = mi.shared("access").with_numbers((commands, *others), where)
 
 
-def registered(loader: mi.Loader, registry: mi.Registry, names: tuple, where: tuple[str, int], param: str) -> mi.Patterns:
+def listed_names(loader: mi.Loader, registry: mi.Registry, names: tuple, where: tuple[str, int], param: str) -> mi.Patterns:
     """The registered names of commands that a parameter names or has patterns of, which stay for what is forwarded; a warning
     for those that only OpenSIPS has. ConfigError."""
     listed = []

@@ -75,6 +75,14 @@ def test_every_command_is_documented():
             assert f"| `{signature_line(command)}` | {' '.join(command.help.split())} |" in COMMANDS
 
 
+def test_the_page_on_design_names_the_files_that_the_script_loads():
+    loaded = set(re.findall(r'\b(?:shared|if_there)\("(\w+)"', (ROOT / "midatagram.py").read_text()))
+    section = PAGES["docs/design.md"].partition("\n## Files of the script\n")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+)`", section.partition("|---|")[2]))
+    assert len(loaded) > 20 and loaded <= named
+    assert all((ROOT / "plugins" / f"{name}.py").exists() for name in named - {"imitate"})
+
+
 def test_every_statistic_and_event_is_documented():
     for module in MODULES:
         for stat in module.stats if module.path.endswith(".py") else ():
