@@ -174,7 +174,7 @@ class Calls:
 
 def take_in(view: dict, key: str, value: str | None) -> None:
     """Keep one dialog in a view, which is {"calls": Calls}."""
-    view.setdefault("calls", Calls()).put(key, value)
+    (view.get("calls") or view.setdefault("calls", Calls())).put(key, value)
 
 
 def calls(ctx) -> Calls:

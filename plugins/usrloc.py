@@ -236,7 +236,7 @@ class Domain:
 def take_in(view: dict, key: str, value: str | None) -> None:
     """Keep one AOR in a view, which is {table: Domain}; init() gives this function the number of bits of the hash."""
     table, _, aor = key.partition("\n")
-    view.setdefault(table, Domain()).put(aor, value, getattr(take_in, "bits", 9))
+    (view.get(table) or view.setdefault(table, Domain())).put(aor, value, getattr(take_in, "bits", 9))
 
 
 def db_mode(ctx) -> int:
