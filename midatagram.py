@@ -408,7 +408,8 @@ def write_text(reply: Reply | Refusal, indent: str = "\t") -> str:
     """The text dialect's form of a reply; in a live one LIVE values become %s and all else is made safe for `%`."""
     if isinstance(reply, Refusal):
         return f"{reply.code} {reply.reason}\n"
-    text = f"{reply.code & 0xFFFFFFFF} {reply.reason}\n{''.join(node_lines(reply.nodes, indent))}\n"
+    lines = node_lines(reply.nodes, indent) if reply.nodes else ()
+    text = f"{reply.code & 0xFFFFFFFF} {reply.reason}\n{''.join(lines)}\n"
     return text if reply.live is None else as_template(text)
 
 
@@ -1862,12 +1863,11 @@ class Answers:
         since = self.spaces.newest() if self.spaces else 0
         try:
             reply = command.function(Context(command.module, call.request, caller, data), *call.values)
-            if not isinstance(reply, Reply) and hasattr(reply, "get") and not isinstance(reply, dict):
-                reply = reply.get()
-            if isinstance(reply, (dict, list)):
-                reply = Reply(nodes=json_nodes(reply), result=reply)
+            if not isinstance(reply, Reply):
+                reply = reply.get() if hasattr(reply, "get") and not isinstance(reply, dict) else reply
+                reply = Reply(nodes=json_nodes(reply), result=reply) if isinstance(reply, (dict, list)) else reply
             if isinstance(reply, Reply) and reply.depends:
-                reply = reply._replace(live=self.spaces.unchanged(reply.depends, since, reply.until_s))
+                return reply._replace(live=self.spaces.unchanged(reply.depends, since, reply.until_s))
             if isinstance(reply, (Reply, Refusal, Answer)):
                 return reply
             kind = "nothing" if reply is None else f"{type(reply).__name__}, which is no midatagram.Reply"
@@ -3919,10 +3919,9 @@ CACHE_KEY = ["Empty memory cache id", "Empty attribute name"]
 CACHE = JsonForm(order=("expire",), check=check_cache)
 
 
-@contextlib.contextmanager
-def cache_space(ctx, system: str, failure: str) -> Iterator[tuple[Any, str]]:
-    """The store of a cache system, and the space in it: for `local`, an id that cachedb_url names, or what cache(ctx, system) of
-    a plug-in knows. Error for an unknown one, and where the store fails."""
+def in_cache(ctx, system: str, failure: str, act: Callable[[Any, str], Any]) -> Any:
+    """What act(store, space) returns, for a cache system: `local`, an id that cachedb_url names, or what cache(ctx, system) of a
+    plug-in knows. Error for an unknown one, and where the store fails."""
     registry = ctx.server.registry
     urls = registry.modules_by_name["cachedb_local"].settings["cachedb_url"]
     collection = {"local": "default", **dict(urls)}.get(system)
@@ -3931,7 +3930,7 @@ def cache_space(ctx, system: str, failure: str) -> Iterator[tuple[Any, str]]:
     if store is None:
         raise Error(500, failure)
     try:
-        yield store, f"cache:{collection}"
+        return act(store, f"cache:{collection}")
     except StoreError:
         raise Error(500, failure) from None
 
@@ -3940,27 +3939,25 @@ def cache_space(ctx, system: str, failure: str) -> Iterator[tuple[Any, str]]:
     [*CACHE_KEY, "Empty value argument", "Empty expires argument"], 3, "Too many parameters"))
 def cache_store(ctx, system, attr, value, expire=0):
     """Store a value in a cache system, for EXPIRE seconds (0: forever)."""
-    with cache_space(ctx, system, "Cache store command failed") as (store, space):
-        store.put(space, attr, value, expire)
+    in_cache(ctx, system, "Cache store command failed", lambda store, space: store.put(space, attr, value, expire))
     return Reply()
 
 
 @command("cache_fetch", also="cache:fetch", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many arguments"))
 def cache_fetch(ctx, system, attr):
     """Fetch a value from a cache system."""
-    with cache_space(ctx, system, "Cache fetch command failed") as (store, space):
-        value = store.get(space, attr)
+    store, space, value = in_cache(ctx, system, "Cache fetch command failed",
+                                   lambda store, space: (store, space, store.get(space, attr)))
     if value is None:
         return Reply(nodes=(Node(None, "Value not found"),), result=Error(400, "Value not found"))
     live = unless_changed(functools.partial(store.peek, space, attr), value) if store is ctx.store else None
-    return Reply(nodes=(Node("key", attr), Node("value", value)), live=live)
+    return Reply(nodes=leaves((attr, value), ("key", "value")), live=live)
 
 
 @command("cache_remove", also="cache:remove", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many parameters"))
 def cache_remove(ctx, system, attr):
     """Remove a value from a cache system."""
-    with cache_space(ctx, system, "Cache remove command failed") as (store, space):
-        store.remove(space, attr)
+    in_cache(ctx, system, "Cache remove command failed", lambda store, space: store.remove(space, attr))
     return Reply()
 
 
