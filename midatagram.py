@@ -409,8 +409,7 @@ def write_text(reply: Reply | Refusal, indent: str = "\t") -> str:
     """The text dialect's form of a reply; in a live one LIVE values become %s and all else is made safe for `%`."""
     if isinstance(reply, Refusal):
         return f"{reply.code} {reply.reason}\n"
-    lines = node_lines(reply.nodes, indent) if reply.nodes else ()
-    text = f"{reply.code & 0xFFFFFFFF} {reply.reason}\n{''.join(lines)}\n"
+    text = f"{reply.code & 0xFFFFFFFF} {reply.reason}\n{''.join(node_lines(reply.nodes, indent)) if reply.nodes else ''}\n"
     return text if reply.live is None else as_template(text)
 
 
@@ -1132,6 +1131,7 @@ class Command:
         tag: CommandTag = function.mi_command
         self.module, self.function, self.written, self.tag = module, function, function, tag
         self.name, self.input, self.pure, self.form, self.timed = tag.name, tag.input, tag.pure, tag.json, tag.timed
+        self.is_slow = False  # it has made a reply from the store, which takes longer than to cache it
         group = module.name.removeprefix("proto_")
         self.full_name = tag.also or (self.name if ":" in self.name else f"{group}:{self.name.removeprefix(f'{group}_')}")
         self.path, self.line = module.path, getattr(function, "mi_line", 0)
@@ -1357,11 +1357,11 @@ class Memo:
             value = self.keep(key, self.old[key], self.sizes[key])
         return value
 
-    def keep(self, key: Any, value: Any, size: int) -> Any:
-        """Add a value of so many bytes, its key included, unless it is too large; returns it."""
+    def keep(self, key: Any, value: Any, size: int, once: bool = False) -> Any:
+        """Add a value of so many bytes, with its key, unless it is too large; returns it. once: only up to half a generation."""
         self.forget(key)
         whole = size + ENTRY_BYTES
-        if whole > self.largest:
+        if whole > self.largest or once and self.bytes + whole > self.most // 2:
             return value
         if self.bytes + whole > self.most:
             self.old, self.sizes, self.bytes = dict(self.young), {key: self.sizes[key] for key in self.young}, 0
@@ -1607,14 +1607,14 @@ class Watched(Shape):
 class Cached:
     """What is cached of a request: the call, and if its reply says so its shape, and its first line."""
 
-    __slots__ = ("key", "call", "shape", "now", "again", "reply", "exchange", "last_id")
+    __slots__ = ("key", "call", "size", "shape", "now", "again", "reply", "exchange", "last_id")
 
-    def __init__(self, key: Any, call: Call):
-        self.key, self.call = key, call
+    def __init__(self, key: Any, call: Call, size: int):
+        self.key, self.call, self.size = key, call, size
         self.now: Callable[..., bytes | None] = lambda *request_id: None  # that of the shape if it may go out at once
         self.shape: Shape | None = None
         self.again: Callable | None = None  # that of its Answer
-        self.reply = Reply()  # without its nodes
+        self.reply: tuple = ()  # its code and reason
         self.exchange: Exchange | None = None  # of last time
         self.last_id = b""
 
@@ -1638,14 +1638,14 @@ def call_with_id(call: Call, request_id: bytes) -> Call:
     return new(Call, (call.dialect, call.command, with_id(call.request, request_id), call.values, call.refusal))
 
 
-def exchange_of(call: Call, reply: Reply | Refusal, request: bytes, written: bytes) -> Exchange:
+def exchange_of(call: Call, reply: tuple, request: bytes, written: bytes) -> Exchange:
     """What was asked and answered."""
     command, name = call.command, call.request.name
     values, shown = call.request.values if command.input else None, written or None
     if isinstance(reply, Refusal):
         values, shown = values if reply.shows_values else None, shown if reply.shows_reply else None
         name = command.name.strip("*")
-    return new(Exchange, (request, name, values, reply.code, reply.reason, shown))
+    return new(Exchange, (request, name, values, reply[0], reply[1], shown))
 
 
 class Answers:
@@ -1682,7 +1682,7 @@ class Answers:
         reply = cached.now(request_id) if cached else None
         if request_id and cached:
             if reply and request_id == cached.last_id and not self.wrappers:  # the same bytes again need no look at their id
-                self.cache.keep(data, Cached(data, call_with_id(cached.call, request_id)), 2 * len(data))
+                self.cache.keep(data, Cached(data, call_with_id(cached.call, request_id), 2 * len(data)), 2 * len(data))
             cached.last_id = request_id
         return cached, reply
 
@@ -1748,17 +1748,17 @@ class Answers:
         return Answer([(0, written)] if written else [], exchanges)
 
     def remember(self, data: bytes, key: Any, call: Call) -> Cached | None:
-        """Cache what a request teaches, from its second time on."""
+        """Cache what a request teaches, from its second time on; what a slow command answers from its first."""
         if key is None or len(data) > KEPT_REQUEST:
             return None
-        mark = hash(key)
-        if mark not in self.seen:
-            if len(self.seen) >= SEEN_BYTES // 100:
-                self.seen.clear()
-            self.seen.add(mark)
+        once = hash(key) not in self.seen
+        if once and len(self.seen) >= SEEN_BYTES // 100:
+            self.seen.clear()
+        self.seen.add(hash(key))
+        if (once and not call.command.is_slow) or not call.dialect.is_key_of(key, call):
             return None
-        size = 2 * len(data) + VALUE_BYTES * len(call.request.values)
-        return self.cache.keep(key, Cached(key, call), size) if call.dialect.is_key_of(key, call) else None
+        cached = Cached(key, call, 2 * len(data) + VALUE_BYTES * len(call.request.values))
+        return cached if once else self.cache.keep(key, cached, cached.size)
 
     def finish(self, data: bytes, call: Call, caller: Any = None, cached: Cached | None = None) -> Answer:
         """Answer a request."""
@@ -1768,9 +1768,8 @@ class Answers:
                 cached.again = reply.again
                 self.cache.keep(cached.key, cached, self.cache.sizes.get(cached.key, 0) + 8 * len(data) + 1000)
             return reply
-        if datagrams is None:
-            datagrams = [(0, written)] if written else []
-        return new(Answer, (datagrams, [exchange_of(call, reply, data, written)], None))
+        sent = datagrams if datagrams is not None else [(0, written)] if written else []
+        return new(Answer, (sent, [exchange_of(call, reply, data, written)], None))
 
     def outcome(self, data: bytes, call: Call, caller: Any, cached: Cached | None = None) -> tuple:
         """Run a command: its reply, how that is written, which is empty for a notification, and what goes out in its place."""
@@ -1808,12 +1807,12 @@ class Answers:
         snapshot = shape.look()
         data = shape.data if snapshot == shape.snapshot else shape.fill(snapshot)
         if cached and cached.shape is not shape and command.name not in self.restricted:
-            cached.shape, cached.reply = shape, Reply(reply.code, reply.reason)
-            if not any(not names or names & {call.request.name, command.name} for _, function, names in self.wrappers
-                       if not function.mi_cached):  # else what is around it is asked each time
-                cached.now = shape.now
-            size = self.cache.sizes.get(cached.key, 0) + 2 * (len(shape.text) + len(shape.data)) + 1000
-            self.cache.keep(cached.key, cached, size)
+            cached.shape, cached.reply = shape, reply[:2]
+            if not self.wrappers or not any(not names or names & {call.request.name, command.name}
+                                            for _, function, names in self.wrappers if not function.mi_cached):
+                cached.now = shape.now  # else what is around it is asked each time
+            size = cached.size + 2 * (len(shape.text) + len(shape.data)) + 1000
+            self.cache.keep(cached.key, cached, size, cached.key not in self.cache.young)
         return data + dialect.id_of(call) + shape.tail if shape.tail else data
 
     def run(self, call: Call, caller: Any, data: bytes) -> Reply | Refusal | Answer:
@@ -1830,7 +1829,8 @@ class Answers:
                 reply = reply.get() if hasattr(reply, "get") and not isinstance(reply, dict) else reply
                 reply = Reply(nodes=json_nodes(reply), result=reply) if isinstance(reply, (dict, list)) else reply
             if isinstance(reply, Reply) and reply.depends:
-                return reply._replace(live=self.spaces.unchanged(reply.depends, since, reply.until_s))
+                command.is_slow = True
+                return new(Reply, (*reply[:3], self.spaces.unchanged(reply.depends, since, reply.until_s), *reply[4:]))
             if isinstance(reply, (Reply, Refusal, Answer)):
                 return reply
             kind = "nothing" if reply is None else f"{type(reply).__name__}, which is no midatagram.Reply"
@@ -2164,10 +2164,11 @@ class Reader(Watched):
         return self.last
 
 
-def unless_changed(look: Callable[[], Any], snapshot: Any) -> Callable[[], tuple]:
-    """The `live` of a reply that holds as long as look() returns this snapshot: it returns no values, and raises LookupError,
-    for which the command is called again, when the snapshot is another. Not the first time, when the reply is written."""
-    calls = itertools.count()
+def unless_changed(look: Callable[[], Any], holds: Callable[[Any], bool] = lambda snapshot: True) -> Callable[[], tuple]:
+    """The `live` of a reply that holds as long as look() returns what it does now, and that holds(): it returns no values, or
+    raises LookupError, for which the command is called again. Not the first time, when the reply is written."""
+    calls, snapshot = itertools.count(), look()
+    snapshot = snapshot if holds(snapshot) else object()
 
     def live() -> tuple:
         if next(calls) and look() != snapshot:
@@ -2200,8 +2201,7 @@ class Processes:
 
     def unchanged(self) -> Callable[[], tuple]:
         """The `live` of a reply that shows the table as it is now; the next one is made when the table is another."""
-        look = self.slots[:self.slots[0] * len(self.FIELDS)].tobytes
-        return unless_changed(look, look())
+        return unless_changed(self.slots[:self.slots[0] * len(self.FIELDS)].tobytes)
 
     def claim(self) -> int | None:
         """A free row for a new child, None when there is none."""
@@ -2288,14 +2288,6 @@ class Store:
         begun = self.begun[slot]
         return begun if self.committed[slot] == begun else -1
 
-    def peek(self, space: str, key: str) -> str | None:
-        """As get(), if that needs no look into the file; else LookupError."""
-        version = self.version(space)
-        entry = self.memo.get((space, key)) if version else (0, None, 0.0)
-        if entry is None or entry[0] != version:
-            raise LookupError
-        return entry[1] if entry[2] > self.now_s() else None
-
     def now_s(self) -> float:
         """The steady clock, as far as a lab moved it; of expiries."""
         return time.monotonic() + self.shared[MOVED_S]
@@ -2317,15 +2309,18 @@ class Store:
 
     def get(self, space: str, key: str, patient: bool = True) -> str | None:
         """The value of a key, None if there is none or it expired. `patient`: wait for a locked store."""
-        try:
-            return self.peek(space, key)
-        except LookupError:
-            version, words = self.version(space), (encode(space), encode(key))
-        data, expires_s = self.attempt(lambda run: run(self.GET, words).fetchone(), patient) or (None, None)
-        value, expires_s = None if data is None else decode(data), float("inf") if expires_s is None else expires_s
-        if version > 0:
-            self.memo.keep((space, key), (version, value, expires_s), sys.getsizeof(key) + sys.getsizeof(value))
-        return value if expires_s > self.now_s() else None
+        return self.entry(space, key, patient)[0]
+
+    def entry(self, space: str, key: str, patient: bool = True) -> tuple[str | None, float]:
+        """As get(), and when the value expires."""
+        version, name = self.version(space), (space, key)
+        known, value, expires_s = (self.memo.get(name) if version else None) or (0, None, 0.0)
+        if known != version:
+            data, expires_s = self.attempt(lambda run: run(self.GET, [*map(encode, name)]).fetchone(), patient) or (None, None)
+            value, expires_s = None if data is None else decode(data), inf if expires_s is None else expires_s
+            if version > 0:
+                self.memo.keep(name, (version, value, expires_s), sys.getsizeof(key) + sys.getsizeof(value))
+        return value if expires_s > self.now_s() else None, expires_s
 
     def put(self, space: str, key: str, value: str, lifetime_s: float = 0) -> None:
         """Keep a value, for a time or (0) for good."""
@@ -2392,11 +2387,9 @@ class Store:
     def unchanged(self, spaces: tuple, since: int, until_s: float | None) -> Callable[[], tuple]:
         """See unless_changed(): the reply holds as long as these spaces are as they were at `since`, and until a moment."""
         def look() -> list | None:
-            return [self.version(space) for space in spaces] if until_s is None or self.now_s() < until_s else None
+            return list(map(self.version, spaces)) if until_s is None or self.now_s() < until_s else None
 
-        versions = look()
-        holds = versions is not None and all(0 <= version <= since for version in versions)
-        return unless_changed(look, versions if holds else ())
+        return unless_changed(look, lambda versions: versions is not None and 0 <= min(versions) <= max(versions) <= since)
 
     def remove_fitting(self, space: str, pattern: str) -> None:
         """Forget the keys that fit a pattern as fnmatch.fnmatchcase() reads it, in slices between which others get their turn."""
@@ -3114,7 +3107,6 @@ class Events:
         self.queue.append((name, datagrams, iter(rest), size))
         if at_once:
             import gevent
-
             gevent.spawn(self.go_on)
         return len(rows)
 
@@ -3840,12 +3832,11 @@ def cache_store(ctx, system, attr, value, expire=0):
 @command("cache_fetch", also="cache:fetch", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many arguments"))
 def cache_fetch(ctx, system, attr):
     """Fetch a value from a cache system."""
-    store, space, value = in_cache(ctx, system, "Cache fetch command failed",
-                                   lambda store, space: (store, space, store.get(space, attr)))
+    value, until_s, *depends = in_cache(ctx, system, "Cache fetch command failed", lambda store, space: (
+        (*store.entry(space, attr), space) if store is ctx.store else (store.get(space, attr), None)))
     if value is None:
         return Reply(nodes=(Node(None, "Value not found"),), result=Error(400, "Value not found"))
-    live = unless_changed(functools.partial(store.peek, space, attr), value) if store is ctx.store else None
-    return Reply(nodes=leaves((attr, value), ("key", "value")), live=live)
+    return Reply(nodes=leaves((attr, value), ("key", "value")), depends=tuple(depends), until_s=until_s)
 
 
 @command("cache_remove", also="cache:remove", json=CACHE, bind=in_order(CACHE_KEY, 2, "Too many parameters"))

@@ -224,14 +224,15 @@ def bind_event(request: mi.Request) -> list:
 @mi.command("raise_event", also="evi:raise", bind=bind_event, json=mi.JsonForm(raw=("params",), errors=mi.INTERNAL))
 def raise_event(ctx, event, params=()):
     """Send an event with its attributes to its subscribers."""
-    if event not in ctx.server.registry.events:
+    server = ctx.server
+    if event not in server.registry.events:
         raise mi.Error(404, "Event not registered")
-    subscribers = remaining(ctx.server.events, event)
+    subscribers = remaining(server.events, event)
     if not subscribers:
         raise mi.Error(480, "Temporarily Unavailable")
     if ctx.request.dialect == "jsonrpc":
         params = event_params(params) if len(ctx.request.values) > 1 else ()
-    ctx.server.events.put(event, params, subscribers)
+    server.events.put(event, params, subscribers)
     return mi.Reply()
 
 

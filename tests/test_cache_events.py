@@ -59,6 +59,28 @@ def test_a_key_that_is_stored_again_has_the_new_expiry(start, first, second, sta
     assert (b"new" in server.ask(text("cache_fetch", "local", "k"))) == stays
 
 
+def test_a_value_that_was_fetched_once_is_sent_again_until_one_changes():
+    with mi.Trial("") as trial:
+        for key in "ab":
+            trial.ask(text("cache_store", "local", key, "v"))
+        fetches = [text("cache_fetch", "local", key) for key in "ab"]
+        replies = [trial.ask(fetch) for fetch in fetches]
+        assert trial.answers.at_once(fetches[1])[1] == replies[1] == b"200 OK\nkey:: b\nvalue:: v\n\n"
+        trial.ask(text("cache_store", "local", "a", "w"))
+        assert trial.answers.at_once(fetches[1])[1] is None
+        assert list(map(trial.ask, fetches)) == [b"200 OK\nkey:: a\nvalue:: w\n\n", replies[1]]
+
+
+def test_values_that_are_fetched_once_have_no_other_reply_forgotten():
+    with mi.Trial("") as trial:
+        for number in range(3000):
+            trial.server.store.put("cache:default", f"k{number}", "v")
+        for request in [text("which")] * 2 + [text("cache_fetch", "local", f"k{number}") for number in range(3000)]:
+            assert trial.ask(request)[:3] == b"200"
+        assert text("which") in trial.answers.cache.young
+        assert len(trial.answers.cache) > 1000 and trial.answers.cache.bytes <= mi.CACHE_BYTES // 4
+
+
 def test_collections_are_apart(start):
     server = start('modparam("cachedb_local", "cache_collections", "c2 = 9")\n'
                    'modparam("cachedb_local", "cachedb_url", "local:two:///c2")\n')
