@@ -1764,12 +1764,12 @@ class Answers:
         """Answer a request."""
         reply, written, datagrams = self.outcome(data, call, caller, cached)
         if isinstance(reply, Answer):
-            if reply.again and cached and not cached.again:
+            if reply.again and cached:
+                if not cached.again:
+                    self.cache.keep(cached.key, cached, self.cache.sizes.get(cached.key, 0) + 8 * len(data) + 1000)
                 cached.again = reply.again
-                self.cache.keep(cached.key, cached, self.cache.sizes.get(cached.key, 0) + 8 * len(data) + 1000)
             return reply
-        if datagrams is None:
-            datagrams = [(0, written)] if written else []
+        datagrams = ([(0, written)] if written else []) if datagrams is None else datagrams
         return new(Answer, (datagrams, [exchange_of(call, reply, data, written)], None))
 
     def outcome(self, data: bytes, call: Call, caller: Any, cached: Cached | None = None) -> tuple:
