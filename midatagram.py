@@ -1764,9 +1764,10 @@ class Answers:
         """Answer a request."""
         reply, written, datagrams = self.outcome(data, call, caller, cached)
         if isinstance(reply, Answer):
-            if reply.again and cached and not cached.again:
+            if reply.again and cached:
+                if not cached.again:
+                    self.cache.keep(cached.key, cached, self.cache.sizes.get(cached.key, 0) + 8 * len(data) + 1000)
                 cached.again = reply.again
-                self.cache.keep(cached.key, cached, self.cache.sizes.get(cached.key, 0) + 8 * len(data) + 1000)
             return reply
         sent = datagrams if datagrams is not None else [(0, written)] if written else []
         return new(Answer, (sent, [exchange_of(call, reply, data, written)], None))
@@ -3447,8 +3448,7 @@ def find_plugin(file: str, folders: Iterable[str]) -> str | None:
 
 
 class Loader:
-    """Turns directives into a Setup: loads modules, sets their parameters, checks what needs the system. core_stats: returns
-    the statistics of the core for a number of children."""
+    """Turns directives into a Setup. core_stats: returns the statistics of the core for a number of children."""
 
     def __init__(self, path: str, folders: list[str], core_stats: Callable[[int], list[Stat]]):
         self.path, self.options, self.core_stats = path, folders, core_stats
@@ -3470,6 +3470,9 @@ class Loader:
 
     def load(self, directives: Iterable[Directive]) -> Setup:
         """Apply all directives in order, then check the whole; ConfigError."""
+        for folder in (*self.options, BESIDE):  # without which all modules would be passed over
+            with plugin_code(folder), contextlib.suppress(FileNotFoundError):
+                os.stat(os.path.join(folder, "."))
         for word, args, path, line in directives:
             where = path, line
             if word == "loadmodule":
@@ -4851,9 +4854,8 @@ def forked(life: Callable[[], int]) -> int:
 
 
 class Supervisor:
-    """The attendant: opens sockets, starts children, replaces those that die, reloads, stops. starter: of a start in the
-    background what is to be released when it is over, else None; given: sockets of systemd, path or address -> descriptor;
-    notify: tells systemd states."""
+    """The attendant: opens sockets, starts children, replaces those that die, reloads, stops. starter: what to release when a
+    start in the background is over, or None; given: path or address -> descriptor of systemd; notify: tells systemd states."""
 
     current: Generation
 
@@ -5554,8 +5556,7 @@ def standard_input() -> str:
 
 
 def read_file(path: str, main: str = "") -> str | None:
-    """The text of the configuration `main`, `-` for standard input, or of a file that it includes, None if there is none;
-    ConfigError if it cannot be read or trusted."""
+    """The text of the configuration `main` (-: standard input) or of one it includes, None for no file; ConfigError."""
     if path == "-":
         return standard_input()
     try:

@@ -24,6 +24,7 @@ opensips = mi.shared("opensips_base")
 SPACE, ANSWERS = "tm", "tm_answers"  # spaces of the store: transactions, and answers of lab_answer
 LOOK_S = 0.02  # between two looks whether another child cancelled what waits here, or the lab moved the clock
 DEFAULT_CSEQ = "10"
+BLANKS = bytes(range(1, 33))  # what 3.x passes over before a request
 
 PARAMS = [
     mi.Param("fr_timeout", 30, mi.integer(1), "how long t_uac_dlg waits for the answer to other requests, seconds"),
@@ -382,13 +383,15 @@ class Waiting:
 
     def look_after(self, ctx) -> None:
         """Conclude all requests, each when it is time."""
-        while self.requests:
-            self.woken.clear()
-            for key in self.ready(ctx):
-                self.requests.pop(key).conclude()
-            next_s = min([one.due_s for one in self.requests.values()], default=0.0) - ctx.store.now_s()
-            self.woken.wait(max(0.0, min(LOOK_S, next_s)))
-        self.is_looking = False
+        try:
+            while self.requests:
+                self.woken.clear()
+                for key in self.ready(ctx):
+                    self.requests.pop(key).conclude()
+                next_s = min([one.due_s for one in self.requests.values()], default=0.0) - ctx.store.now_s()
+                self.woken.wait(max(0.0, min(LOOK_S, next_s)))
+        finally:
+            self.is_looking = False
 
     def ready(self, ctx) -> list[str]:
         """The requests whose replies are due, and those whose transactions have ended, or are gone."""
@@ -410,7 +413,8 @@ def waiting_of(server: Any) -> Waiting:
 def later(ctx, key: str, after_s: float, make: Callable[[], mi.Reply]) -> Any:
     """Reply by make() after a time, or when a transaction ends before; returns what the command returns meanwhile."""
     child, due_s = ctx.server.child, ctx.store.now_s() + after_s
-    if child is None or ctx.server.registry.wrappers or ctx.data.lstrip()[:1] == b"[":  # what is around it wants the reply
+    is_batch = ctx.data.lstrip(BLANKS)[:1] == b"["
+    if child is None or ctx.server.registry.wrappers or is_batch:  # what is around it wants the reply
         result = mi.AsyncResult()
         waiting_of(ctx.server).add(key, Pending(due_s, ctx, make, result.set))
         return result

@@ -106,8 +106,16 @@ def short_names() -> dict[str, tuple]:
 SHORT = short_names()
 
 
+@functools.cache
+def recording() -> Any:
+    """What writes files of canned replies; to be called first by a process that may read it."""
+    return mi.shared("record")
+
+
 def init(ctx):
     """Declare the statistics of each server."""
+    if ctx.param("record"):
+        recording()
     names = [target.name for target in ctx.param("server")]
     for nth, target in enumerate(ctx.param("server")):
         if target.name in names[:nth]:
@@ -263,7 +271,7 @@ class Recorder:
         self.server, self.path, self.log = server, os.path.abspath(path), log
         self.latest: dict[bytes, tuple[bytes, float]] = {}  # request -> reply and ms, until they are in the store
         self.version: Any = None
-        self.tool = mi.shared("record")
+        self.tool = recording()
 
     def keep(self, request: bytes, reply: bytes, ms: float) -> None:
         """One more exchange."""

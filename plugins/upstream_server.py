@@ -24,6 +24,7 @@ import midatagram as mi
 
 translation = mi.shared("translation")
 NAMES = mi.shared("opensips_forms").NAMES
+write_request = mi.write_request  # here: a child of another user may not be able to read its file
 
 FIGURES = {  # of each server, in the group upstream
     "requests": "requests for it", "replies": "replies from it", "errors": "requests that it did not answer, or not with a reply",
@@ -536,7 +537,7 @@ class Upstream:
     def ask(self, request: mi.Request, data: bytes = b"") -> bytes | mi.Reply:
         """Ask for something ourselves, in bytes of its own if it has any; waits."""
         result = mi.AsyncResult()
-        data = data or (mi.write_request(request.name, ()) if request.dialect == "text" else one_request(request))
+        data = data or (write_request(request.name, ()) if request.dialect == "text" else one_request(request))
         asked = Asked(data, request)
         asked.done = result.set
         self.questions += 1

@@ -122,6 +122,12 @@ def refuses_alike(ctx):
     raise mi.WRONG_COUNT
 
 @mi.command
+def handed_on(ctx):
+    "Answer anew, and twice more without being called."
+    left = [b"again", b"again"]
+    return mi.Answer([(0, b"anew")], [], lambda data, caller, request_id: mi.Answer([(0, left.pop())], []) if left else None)
+
+@mi.command
 def later(ctx, what="Reply"):
     "Answer with something that has get()."
     def get():
@@ -349,6 +355,13 @@ def ratio(rounds):
 
 
 HALF = b"x" * (mi.KEPT_REQUEST // 2)
+
+
+@pytest.mark.parametrize("request_of", [
+    lambda number: b":handed_on:\n", lambda number: (JSON % ("handed_on", "[]", number)).encode()])
+def test_what_a_command_gives_for_requests_like_the_last_one_is_replaced_when_it_holds_no_more(answer, request_of):
+    replies = [answer(request_of(number)) for number in range(9)]
+    assert replies == [b"anew", *[b"anew", b"again", b"again"] * 2, b"anew", b"again"]
 
 
 def test_an_error_that_is_raised_again_and_again_does_not_grow(answer):

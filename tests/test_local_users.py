@@ -5,9 +5,11 @@ The strangers here are real processes of the user nobody; those that race do so 
 
 import contextlib
 import ctypes  # noqa: F401 - imported now: a test that has become another user may not read Python's files
+import json
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -15,7 +17,9 @@ import sys
 import tempfile
 
 import pytest
-from conftest import NO_SKIP, ROOT, SCRIPT, life_of, needs, needs_root, readable_python, run, wait_for
+from conftest import NO_SKIP, ROOT, SCRIPT, Server, life_of, needs, needs_root, readable_python, run, wait_for
+from test_access import ask_as
+from test_recordings import asking
 
 import midatagram as mi
 
@@ -453,6 +457,30 @@ def test_a_server_that_drops_privileges_removes_its_pid_file_where_it_may(start,
     assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o600, 0)
     server.stop()
     assert not path.exists()
+
+
+def test_plugins_that_the_user_of_a_server_cannot_read(start, folder):
+    """Root has loaded them, with all that its children want later. A reload that cannot read them changes nothing."""
+    for name in ("copy", "behind", "run"):
+        (folder / name).mkdir()
+    shutil.copy(SCRIPT, folder / "copy")
+    shutil.copytree(ROOT / "plugins", folder / "copy" / "plugins", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "copy" / "plugins").chmod(0o700)
+    os.chown(folder / "run", NOBODY, NOBODY)
+    folder.chmod(0o755)
+    behind = Server(folder / "behind", 'modparam("midatagram", "dialect", "text")\n'
+                                       'modparam("mi_datagram", "unix_socket_mode", 0666)\n')
+    front = Server(folder / "run", f'loadmodule "upstream.so"\nmodparam("upstream", "server", "[main]{behind.place}")\n'
+                                   f'modparam("upstream", "record", "{folder}/run/record.conf")\n', "-u", "nobody",
+                   wrapper=["/bin/sh", "-c", f'shift 2; exec /usr/bin/python3 {folder}/copy/midatagram.py "$@"', "sh"])
+    with contextlib.closing(behind), contextlib.closing(front):
+        replies = [ask_as(0, 0, [], front.place, asking("pwd")) for _ in range(2)]
+        front.signal(signal.SIGHUP)
+        front.wait_log("reload refused, the old configuration stays: ")
+        replies.append(ask_as(0, 0, [], front.place, asking("pwd")))
+        assert {json.loads(reply)["result"]["WD"] for reply in replies} == {f"{folder}/behind"}
+        front.stop(), behind.stop()
+        assert f"{folder}/copy/plugins" in front.log and "ended" not in front.log
 
 
 def test_root_asks_for_the_server_of_another_user(folder):

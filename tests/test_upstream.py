@@ -578,6 +578,26 @@ def test_another_user_who_may(start, puppet):
     player.join()
 
 
+def test_what_one_user_may_is_refused_to_another_however_often_it_is_asked(start, puppet):
+    """Nothing that is remembered of a request passes the access lists by, whoever asks first."""
+    needs_root()
+    front = start(gateway_to(puppet.path, more='modparam("midatagram", "allow_command", "ul_*, dump: uid:1")\n'
+                             'modparam("mi_datagram", "children_count", 1)\nmodparam("mi_datagram", "unix_socket_mode", 0666)'))
+    for folder in [front.folder, *list(front.folder.parents)[:-2]]:
+        os.chmod(folder, 0o755)
+    for request, reply in ((b":ul_dump:\n", b"200 OK\n\n"), (asking("ul_dump"), b'{"result":"OK","id":1}'),
+                           (asking("dump"), b'{"result":"OK","id":1}')):
+        for uid in (2, 2, 2, 1, 1, 1, 1, 2, 2, 1, 2):
+            player = threading.Thread(target=puppet.play, args=(reply,)) if uid == 1 else None
+            if player:
+                player.start()
+            said = ask_as(uid, uid, [], front.place, request)
+            assert said == reply if player else b"403" in said and b"Forbidden" in said
+            if player:
+                player.join()
+    assert puppet.is_quiet()
+
+
 def test_traces(start, puppet, tmp_path):
     trace = tmp_path / "trace.jsonl"
     front = start(gateway_to(puppet.path, more=f'loadmodule "trace_file.so"\nmodparam("trace_file", "path", "{trace}")\n'
