@@ -316,6 +316,20 @@ def test_a_second_reply_meets_no_other_request(start, puppet):
     assert client.receive() == b"200 two\n\n"
 
 
+def test_a_server_that_stood_still_is_asked_in_its_dialect(start):
+    behind = start('modparam("midatagram", "dialect", "text")')
+    front = start(gateway_to(f"{behind.place};timeout=300"))
+    assert json.loads(front.ask(asking("pwd")))["result"] == {"WD": str(behind.folder)}
+    children = behind.children()
+    for pid in children:
+        os.kill(pid, signal.SIGSTOP)
+    for _ in range(5):  # longer than the gateway asks what the server is
+        assert front.ask(b":which:\n") == TEXT_504 % 300
+    for pid in children:
+        os.kill(pid, signal.SIGCONT)
+    assert json.loads(front.ask(asking("pwd")))["result"] == {"WD": str(behind.folder)}
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_second_reply_that_is_not_read_yet_meets_no_other_request(start, puppet, order):
     front, places = start(gateway_to(f"{puppet.path};timeout=9000;inflight=1", more='modparam("upstream", "keep", "ps")')), []
