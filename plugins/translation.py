@@ -188,7 +188,8 @@ def params_of(asked: mi.Request, recipes: tuple | None) -> Any:
     return dict(zip(fitting[0], values))
 
 
-MOST = dict.fromkeys(("dlg_list", "dlg_list_ctx", "profile_end_dlgs", "profile_get_size", "profile_list_dlgs", "lb_status"), 2)
+MOST = {"list_all_profiles": 0, **dict.fromkeys(
+    ("dlg_list", "dlg_list_ctx", "profile_end_dlgs", "profile_get_size", "profile_list_dlgs", "lb_status"), 2)}
 NO_PROFILE = (mi.WRONG_COUNT, mi.BAD_PARAMETER)
 NO_CALL_ID = (mi.Error(400, "Invalid Call-ID specified"),)
 WITHOUT = {  # command -> what 2.4 says to a value that is NULL or empty, by its place
@@ -205,7 +206,7 @@ def check_as_24(name: str, asked: mi.Request) -> None:
     if name in BINDERS:
         BINDERS[name](asked)
     if len(asked.values) > MOST.get(name, len(asked.values)):
-        raise mi.WRONG_COUNT
+        raise mi.Error(401, mi.WRONG_COUNT.reason) if name == "list_all_profiles" else mi.WRONG_COUNT
     for value, error in zip(asked.values, WITHOUT.get(name, ())):
         if not value:
             raise error
@@ -308,6 +309,7 @@ READERS: dict = {  # command -> reads its values where their places depend on wh
     "ul_dump": read_dump, "ds_list": read_sets, "dlg_list": read_dialogs, "dlg_list_ctx": read_dialogs,
     "dlg_end_dlg": read_dialog, "trace": read_trace, "sip_trace": read_trace, "raise_event": read_event,
     "dr_reload_status": lambda values, asked: {"partition_name": values[0]} if values else {},
+    "profile_get_values": lambda values, asked: {"profile": values[0]} if values else {},
     "dr_gw_status": functools.partial(read_status, "gw_id"), "dr_carrier_status": functools.partial(read_status, "carrier_id"),
     **{name: functools.partial(without_dots, name) for name in ("t_uac_dlg", "t_reply")},
 }

@@ -243,6 +243,18 @@ def test_an_event_keeps_the_id_of_its_dialog():
     assert translation.event_to_text(translation.event_to_jsonrpc(text)) == text
 
 
+def test_numbers_below_0_have_64_bits_in_24():
+    text = b"E_UL_CONTACT_INSERT\naor::a\nqval::18446744073709551615\n\n"
+    assert json.loads(translation.event_to_jsonrpc(text))["params"] == {"aor": "a", "qval": -1}
+    asked = request("ul_show_contact", ["location", "a"])
+    text = b"200 OK\nAOR:: a\n\tContact:: sip:a@b Q=1\n\t\tFlags:: %d\n\t\tMethods:: 4294967295\n\n"
+    for flags, shown in ((-1, 2**64 - 1), (-2**31, 2**64 - 2**31), (5, 5)):
+        reply = translation.reply_to_jsonrpc(asked, text % shown)
+        contact = json.loads(reply)["result"]["Contacts"][0]
+        assert (contact["Flags"], contact["Methods"]) == (flags, 4294967295)
+        assert translation.reply_to_text(b":ul_show_contact:\nlocation\na\n", reply) == text % shown
+
+
 @pytest.mark.parametrize("text, notification", [
     (b"E_MINE\na::1\nb::x y\n\n", b'{"jsonrpc":"2.0","method":"E_MINE","params":{"a":"1","b":"x y"}}'),
     (b"E_MINE\nx y\n5\n\n", b'{"jsonrpc":"2.0","method":"E_MINE","params":["x y","5"]}'),
@@ -272,6 +284,7 @@ def params(text, **how):
     (b":dlg_list:\n1\n2\n", {"index": "1", "counter": "2"}), (b":dlg_list:\nc\nt\n", {"callid": "c", "from_tag": "t"}),
     (b":dr_gw_status:\ngw1\n0\n", {"gw_id": "gw1", "status": "0"}), (b":dr_carrier_status:\n", None),
     (b":dr_gw_status:\npstn\ngw1\n0\n", {"partition_name": "pstn", "gw_id": "gw1", "status": "0"}),
+    (b":profile_get_values:\np\nignored\n", {"profile": "p"}), (b":ds_reload:\np\nignored\n", {"partition": "p"}),
     (b":nh_enable_ping:\n0x1F\n", {"status": "31"}), (b":rtpproxy_enable:\nudp:h:1\n2\n1\n", {"url": "udp:h:1", "setid": "2",
                                                                                           "enable": "1"}),
     (b":dlg_end_dlg:\n5910780863915\n", {"dialog_id": forms.dialog_id(5910780863915)}),
@@ -290,6 +303,9 @@ def test_values_of_a_text_request_go_by_name_and_as_texts(text, wanted):
     (b":ul_rm:\nlocation\n", 400, "Too few or too many arguments"), (b":ds_list:\na\nb\n", 400, "Bad parameter"),
     (b":cache_store:\nlocal\nk\n", 404, "Too few arguments"), (b":cache_fetch:\na\nb\nc\n", 404, "Too many arguments"),
     (b":dlg_list:\n1\n2\n3\n", 400, "Too few or too many arguments"),
+    (b":lb_status:\n1\n1\nx\n", 400, "Too few or too many arguments"),
+    (b":list_all_profiles:\nx\n", 401, "Too few or too many arguments"),
+    (b":t_reply:\n-1\nr\n1:2\nt\n.\n", 400, "Invalid reply code"),
     (b':ul_rm:\na"b\n', 400, "parse_error"), (b":raise_event:\n", 400, "Too few or too many arguments"),
     (b":cache_store:\nlocal\nk\nx::\n", 404, "Empty value argument"),
     (b":cache_fetch:\nx::\nk\n", 404, "Empty memory cache id"),
