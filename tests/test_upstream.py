@@ -239,6 +239,7 @@ def test_a_server_that_comes_back(start):
         behind = start(place=behind.place)
         assert front.ask(VERSION) == behind.ask(VERSION)
         assert json.loads(front.ask(asking("ps"))) == json.loads(behind.ask(asking("ps")))
+    front.wait_log("answers again", times=2)
     assert front.log.count("answers again") == 2
     assert front.log.count("is not reachable") <= 3
 
