@@ -3786,11 +3786,11 @@ def in_order(empty: list[str], least: int, too_many: str) -> Callable[[Request],
             if values[index] is None:
                 raise Error(404, text)
         expires = values[least:len(empty)]
-        if not all(re.fullmatch(r"\+?[0-9]{1,10}", value) for value in expires):
+        if not all(re.fullmatch("[0-9]+", value) for value in expires):
             raise Error(404, "Bad format for expires argument")
         if len(values) > len(empty):
             raise Error(404, too_many)
-        return [*values[:least], *map(int, expires)]
+        return [*values[:least], *(int(value[-32:]) & 0xFFFFFFFF for value in expires)]  # 10**32 is a multiple of 2**32
 
     return bind
 
@@ -3813,7 +3813,7 @@ def in_cache(ctx, system: str, failure: str, act: Callable[[Any, str], Any]) -> 
     plug-in knows. Error for an unknown one, and where the store fails."""
     registry = ctx.server.registry
     urls = registry.modules_by_name["cachedb_local"].settings["cachedb_url"]
-    collection = {"local": "default", **dict(urls)}.get(system)
+    collection = {"local": "default", **dict(urls)}.get("local" if system == "local:" else system)
     others = (module.hooks["cache"](Context(module), system) for module in registry.modules if "cache" in module.hooks)
     store = ctx.store if collection else next(filter(None, others), None)
     if store is None:

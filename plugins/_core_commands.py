@@ -38,8 +38,15 @@ def xlog_level(ctx, level=None):
     return mi.Reply(nodes=(mi.Node("New xLog level", level),))
 
 
-@mi.command("list_blacklists", also="blacklists:list", input=False, json=mi.JsonForm(plurals={"List": ("Lists", "name")}))
-def list_blacklists(ctx):
+def no_blacklist(values: dict) -> None:
+    """Refuse a JSON-RPC request that asks for one blacklist."""
+    if "name" in values:
+        raise mi.Error(404, "Unknown name")
+
+
+@mi.command("list_blacklists", also="blacklists:list", input=False,
+            json=mi.JsonForm(plurals={"List": ("Lists", "name")}, check=no_blacklist))
+def list_blacklists(ctx, name=None):
     """List blacklists; always empty."""
     return mi.Reply(live=mi.CONSTANT)
 
@@ -65,10 +72,10 @@ def signature_line(command: mi.Command) -> str:
 USAGE = "help mi_cmd - returns information about 'mi_cmd'"
 
 
-@mi.command("help", bind=lambda request: [value or "" for value in request.values[:1]])  # further arguments are ignored
-def show_help(ctx, mi_cmd=""):
+@mi.command("help", bind=lambda request: [value for value in request.values[:1] if value])  # further arguments are ignored
+def show_help(ctx, mi_cmd=None):
     """Show what a command does and which module exports it."""
-    if not mi_cmd:
+    if mi_cmd is None:
         return mi.Reply(nodes=(mi.Node("Usage", USAGE),), live=mi.CONSTANT, result=f"Usage: {USAGE}")
     command = ctx.server.registry.names.get(mi_cmd)
     if command is None:
@@ -140,14 +147,14 @@ def bind_chunk(request: mi.Request) -> Iterable:
     values = request.values[:2]
     if not values:
         raise mi.WRONG_COUNT
-    if not all(values):
+    if not values[0]:
         raise mi.BAD_PARAMETER
-    return values[::-1]
+    return [value or "" for value in values[::-1]]
 
 
 GLOB_BYTES = 256  # of a pattern
 LONG_GLOB = mi.Error(400, f"Pattern longer than {GLOB_BYTES} bytes")
-CHUNK = mi.JsonForm(errors={**mi.INTERNAL, LONG_GLOB.reason: mi.invalid_params(LONG_GLOB.reason)})
+CHUNK = mi.JsonForm(order=("collection",), errors={**mi.INTERNAL, LONG_GLOB.reason: mi.invalid_params(LONG_GLOB.reason)})
 
 
 @mi.command("cache_remove_chunk", also="cachedb_local:remove_chunk", bind=bind_chunk, json=CHUNK)

@@ -30,8 +30,7 @@ def dbt_reload(ctx, db_name=None, table_name=None):
               if value is not None]
     if len(wanted) < len(ctx.request.values) or "" in wanted:
         raise mi.Error(400, "Bad parameter")
-    paths = [path for path, _ in ctx.store.items(opensips.FILES)
-             if [*map(str.lower, os.path.split(path))][:len(wanted)] == [word.lower() for word in wanted]]
+    paths = [path for path, _ in ctx.store.items(opensips.FILES) if fits(path, *wanted)]
     if wanted and not paths:
         raise mi.Error(400, "Bad parameter")
     troubles = 0
@@ -44,6 +43,11 @@ def dbt_reload(ctx, db_name=None, table_name=None):
     if troubles:
         raise mi.Error(500, "Server Internal Error")
     return mi.Reply()
+
+
+def fits(path: str, folder: str = "", table: str = "") -> bool:
+    """Whether a file is one of those that dbt_reload names: the case of the folder alone does not matter."""
+    return folder.lower() in ("", os.path.dirname(path).lower()) and table in ("", os.path.basename(path))
 
 
 @opensips.command

@@ -124,7 +124,7 @@ class Dialog(NamedTuple):
                             "callee_route_set": self.callee_route_set, "callee_bind_addr": self.callee_sock or None}]
         if context:
             pairs = {"values": [{name: value if is_json else escaped(value)} for name, value in self.values],
-                     "profiles": [{name: value or ""} for name, value in self.profiles]}
+                     "profiles": [{name: value or ""} for name, value in self.profiles if self.state != DELETED]}
             item["context"] = {name: listed for name, listed in pairs.items() if listed}
         return item
 
@@ -314,12 +314,12 @@ def expire(ctx):
 def bind_list(request) -> list:
     """The values of dlg_list in a text request: [callid [from_tag]], or index and counter; mi.Error."""
     given = list(request.values)
-    if given and not given[0]:
-        raise mi.Error(400, "Invalid Call-ID specified")
     if len(given) > 1 and not given[1]:
         given = given[:1]
     if len(given) > 2:
         raise mi.WRONG_COUNT
+    if given and not given[0]:
+        raise mi.Error(400, "Invalid Call-ID specified")
     try:
         index, counter = map(opensips.uint, given)
     except ValueError:
@@ -414,8 +414,8 @@ def dlg_push_var(ctx, dlg_val_name, dlg_val_value, DID):
 @opensips.command
 def dlg_send_sequential(ctx, callid, mode=None, method=None, body=None):
     """Send a request within a dialog; it is answered 200."""
-    given = {name: opensips.text(ctx, name, value) for name, value in (("mode", mode), ("method", method), ("body", body))
-             if value is not None}
+    texts = {name: opensips.if_text(ctx, name, value) for name, value in (("mode", mode), ("method", method), ("body", body))}
+    given = {name: text for name, text in texts.items() if text is not None}
     if not re.fullmatch("(?:challenge(?:,(?:caller|callee))?|caller|callee)", given.get("mode", "caller")):
         raise mi.Error(400, "Invalid mode")
     if not re.fullmatch("none|inbound|outbound|custom:[^:]+:.*", given.get("body", "none"), re.S):
@@ -487,10 +487,10 @@ def asked_profile(ctx, profile: Any, value: Any) -> tuple[str, str | None]:
     if ctx.request.dialect == "text":
         if not profile:
             raise mi.WRONG_COUNT
-        if len(ctx.request.values) > 2:
-            raise mi.WRONG_COUNT
         if len(ctx.request.values) > 1 and not value:
             raise mi.Error(400, "Bad parameter")
+        if len(ctx.request.values) > 2:
+            raise mi.WRONG_COUNT
     name = opensips.text(ctx, "profile", profile)
     wanted = None if value is None else opensips.text(ctx, "value", value)
     if name not in profiles(ctx):

@@ -185,10 +185,12 @@ def argument(ctx, values: dict, name: str, problem: str) -> str:
 def group_of(ctx, group: str) -> tuple[str, int]:
     """The partition and the number that a group means; mi.Error."""
     partition, colon, number = group.partition(":")
-    number = number.lstrip(" \t")
-    if not (colon and number):
-        partition, number = "default", group
-    elif partition not in partitions(ctx):
+    if not number or number.startswith("/"):  # as in a URL
+        partition, number = "", group
+    else:
+        partition, number = partition.strip(" \t\r\n"), number.lstrip(" ")
+    partition = partition or "default"
+    if partition not in partitions(ctx):
         raise mi.Error(404, "ERROR Unknown partition")
     try:
         return partition, opensips.uint(number)
@@ -224,8 +226,9 @@ def ds_list(ctx, partition=None, full=None):
     is_json = ctx.request.dialect == "jsonrpc"
     full = bool(full is not None and mi.json_int(full, "full") if is_json else full)
     names = [*partitions(ctx)]
+    partition = opensips.if_text(ctx, "partition", partition)
     if partition is not None:
-        names = [opensips.text(ctx, "partition", partition) or "default"]
+        names = [partition or "default"]
         if names[0] not in partitions(ctx):
             raise mi.Error(400, "Bad parameter")
     listed, shown = {name: PARTITIONS.table(ctx, name).ones for name in names}, []
@@ -255,11 +258,11 @@ def ds_reload(ctx, partition=None, inherit_state=None):
 @opensips.command
 def ds_push_script_attrs(ctx, attrs, ip, port, set, partition=None):
     """Give ATTRS to the destinations of a SET that have an IP and PORT."""
-    attrs, ip = opensips.text(ctx, "attrs", attrs), opensips.text(ctx, "ip", ip)
-    port, number = opensips.number(ctx, "port", port), opensips.number(ctx, "set", set)
-    name = "default" if partition is None else opensips.text(ctx, "partition", partition)
+    attrs = opensips.text(ctx, "attrs", attrs)
     if not attrs:
         raise mi.Error(500, "Bad attrs value")
+    ip, port, number = opensips.text(ctx, "ip", ip), opensips.number(ctx, "port", port), opensips.number(ctx, "set", set)
+    name = "default" if partition is None else opensips.text(ctx, "partition", partition)
     if name not in partitions(ctx):
         raise mi.Error(404, "ERROR Unknown partition")
     try:

@@ -81,6 +81,14 @@ def text(ctx: Any, name: str, value: Any) -> str:
     return c_text(mi.json_string(value, name) if ctx.request.dialect == "jsonrpc" else value or "")
 
 
+def if_text(ctx: Any, name: str, value: Any) -> str | None:
+    """An argument where 3.4 passes over what is no text: None for that, and for none."""
+    try:
+        return None if value is None else text(ctx, name, value)
+    except mi.Error:
+        return None
+
+
 def c_text(value: Any) -> Any:
     """A text as C reads it, up to a NUL; what is none as it is."""
     return value.partition("\0")[0] if isinstance(value, str) else value
@@ -115,13 +123,20 @@ def shown_q(thousandths: int) -> str:
     return "" if thousandths < 0 else f"{thousandths / 1000:.3f}".rstrip("0").rstrip(".")
 
 
-HOST = r"(?:\[[0-9a-f:.]+\]|[^:;?<>\s@\[\]]+)"
-URI = re.compile(rf"sips?:(?:[^@]*@)?{HOST}(?::\d{{1,5}})?(?:;.*)?(?:\?.*)?|tels?:.+|urn:.+", re.I | re.S)
+HOST = r"(?:\[[^@\[\]]+\]|[^:;?@\[\]]+)"
+URI = re.compile(rf"(?:sips?|tel|urn:(?:nena:)?service):(?:[^:@\[][^@\[]*@{HOST}(?::(\d*))?(?:[;?].*)?|"
+                 rf"{HOST}(?::\d*)?(?:[;?][^@]*)?)", re.I | re.S)
 
 
-def is_uri(text: str) -> bool:
-    """Whether OpenSIPS can read a text as a URI."""
-    return bool(URI.fullmatch(text))
+def most_port(ctx: Any) -> float:
+    """The largest port of a URI with a user, to which 2.4 sets no limit."""
+    return math.inf if ctx.request.dialect == "text" else 65535
+
+
+def is_uri(text: str, most_port: float) -> bool:
+    """Whether OpenSIPS can read a text as a URI with a port of at most so much."""
+    match = URI.fullmatch(text)
+    return match is not None and int(match[1][-9:] if match[1] else 0) <= most_port
 
 
 ###############################################################################
@@ -138,8 +153,9 @@ def command(function: Callable | None = None, **options: Any) -> Any:
         form = forms.FORMS[function.__name__]
         names = [*inspect.signature(function).parameters][1:]
         errors = {reason: mi.Error(*error) for reason, error in form.errors.items()}
+        errors.setdefault("Server Internal Error", mi.Error(500, "Internal error"))
         json = mi.JsonForm(recipes=[recipe.split() for recipe in form.recipes], raw=tuple(names), named=form.named,
-                           check=mark_nulls, errors={"Server Internal Error": mi.Error(500, "Internal error"), **errors})
+                           check=functools.partial(judge, form.first.split()), errors=errors)
         how = {"json": json, "input": form.text is not None, **options}
         if form.text is not None:
             how.setdefault("bind", binder(form.text, names))
@@ -156,9 +172,11 @@ class Null:
 NULL = Null()
 
 
-def mark_nulls(values: dict) -> None:
-    """Have NULL in the place of each null among the values of a JSON-RPC request."""
+def judge(first: list[str], values: dict) -> None:
+    """Have NULL in the place of each null among the values of a JSON-RPC request; Error for one of `first` that is no text."""
     values.update({name: NULL for name, value in values.items() if value is None})
+    for name in first:
+        mi.json_string(values.get(name, ""), name)
 
 
 def full_name(function: Any) -> str:

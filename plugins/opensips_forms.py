@@ -261,7 +261,8 @@ class Form(NamedTuple):
     text: the names of 2.4's arguments in order, `[name]` may be left out, `-` is not looked at, `...` stands for any number
     that are ignored; None: arguments are never read. recipes: the names that 3.4 takes together. numbers: arguments that are
     numbers in JSON. tree: the parts of a reply with data. errors: 2.4's text -> code and text of 3.4, where they differ.
-    named: whether 3.4 takes them by name only; nothing: what 3.4 says where 2.4 has an empty tree.
+    named: whether 3.4 takes them by name only; nothing: what 3.4 says where 2.4 has an empty tree; first: the arguments whose
+    type 3.4 judges before it looks at any.
     """
 
     text: str | None
@@ -271,6 +272,7 @@ class Form(NamedTuple):
     errors: dict = {}
     named: bool = False
     nothing: str | None = None
+    first: str = ""
 
 
 @functools.lru_cache(1000)
@@ -363,12 +365,14 @@ CONVERTERS: dict = {  # (of the tree, of JSON) -> the other
     "protocol": (lambda text: PROTOCOLS[int(text)] if text.isdigit() and int(text) < len(PROTOCOLS) else text,
                  lambda word: number_of(PROTOCOLS, word)),
     "owner": (lambda text: "script" if text == "13" else text, lambda word: 13 if word == "script" else word),
+    "flags": (lambda text: (int(text) + 2**31) % 2**32 - 2**31 if text.isdigit() else text,
+              lambda flags: flags % 2**64),  # 2.4 extends the sign to 64 bits
     "list_flags": (lambda text: ["read-only"] if text == "1" else [], lambda words: int("read-only" in words)),
 }
 BAD_PARAMETER = {"Bad parameter": (400, "Bad parameter value")}
 
 CONTACTS = Rows("Contacts", "Contact", "Contact", ("Q",), (
-    "ContactID", "Expires#", "Callid", "Cseq#", "User-agent", "Received", "Path", "State", "Flags#", "Cflags", "Socket",
+    "ContactID", "Expires#", "Callid", "Cseq#", "User-agent", "Received", "Path", "State", "Flags@flags", "Cflags", "Socket",
     "Methods#", "Attr", "SIP_instance", "Ping-Latency#", "KV-Store"), (
     "Contact", "ContactID", "Expires", "Q", "Callid", "Cseq", "User-agent", "Received", "Path", "State", "Flags", "Cflags",
     "Socket", "Methods", "Attr", "SIP_instance", "Ping-Latency", "KV-Store"), shown=False)
@@ -444,7 +448,7 @@ FORMS: dict[str, Form] = {
                      errors={"Invalid Call-ID specified": (404, "No such dialog")}),
     "dlg_list_ctx": Form("[callid] [from_tag] ...", DIALOG_LISTS, "index counter", ("dlg_counter=count#", DIALOGS), named=True,
                          errors={"Invalid Call-ID specified": (404, "No such dialog")}),
-    "dlg_end_dlg": Form("dialog_id [extra_hdrs] ...", ("dialog_id", "dialog_id extra_hdrs")),
+    "dlg_end_dlg": Form("dialog_id [extra_hdrs] ...", ("dialog_id", "dialog_id extra_hdrs"), first="extra_hdrs"),
     "dlg_db_sync": Form("..."),
     "dlg_restore_db": Form("..."),
     "dlg_cluster_sync": Form("[sharing_tag] ...", ("", "sharing_tag")),
@@ -453,13 +457,13 @@ FORMS: dict[str, Form] = {
     "dlg_push_var": Form("dlg_val_name dlg_val_value DID", ("dlg_val_name dlg_val_value DID",)),
     "dlg_send_sequential": Form("callid [mode] [method] [body]", (
         "callid", "callid mode", "callid method", "callid body", "callid mode method", "callid mode body", "callid method body",
-        "callid mode method body"), named=True),
+        "callid mode method body"), named=True, first="callid"),
     "profile_get_size": Form("[profile] [value] ...", PROFILE, tree=(Rows(
-        "", "profile", "", ("name", "value?", "count#", "shared", "replicated"), single="Profile"),)),
+        "", "profile", "", ("name", "value?", "count#", "shared", "replicated"), single="Profile"),), first="value"),
     "profile_get_values": Form("[profile] [value] ...", ("profile",), tree=(Rows(
         "*", "value", "value?", ("count#",), nothing="WITHOUT VALUE"),)),
-    "profile_list_dlgs": Form("[profile] [value] ...", PROFILE, tree=(DIALOGS,)),
-    "profile_end_dlgs": Form("[profile] [value] ...", PROFILE),
+    "profile_list_dlgs": Form("[profile] [value] ...", PROFILE, tree=(DIALOGS,), first="value"),
+    "profile_end_dlgs": Form("[profile] [value] ...", PROFILE, first="value"),
     "list_all_profiles": Form("...", tree=(Switches("Profiles", "name", "has value"),)),
     # dispatcher
     "ds_set_state": Form("[state] [group] [address] ...", ("state group address",)),
@@ -467,7 +471,7 @@ FORMS: dict[str, Form] = {
                     (Rows("PARTITIONS", "PARTITION", "name", (), (
                         Rows("SETS", "SET", "id#", (), (DESTINATIONS,), shown=False),)),),
                     errors={"Bad parameter": (500, "ERROR Unknown partition")}),
-    "ds_reload": Form("[partition]", ("", "inherit_state", "partition", "partition inherit_state")),
+    "ds_reload": Form("[partition] ...", ("", "inherit_state", "partition", "partition inherit_state")),
     "ds_push_script_attrs": Form("attrs ip port set [partition]", ("attrs ip port set", "attrs ip port set partition"),
                                  "port set"),
     # drouting; with use_partitions the name of a partition stands before all other values of a text request
@@ -524,7 +528,7 @@ FORMS: dict[str, Form] = {
         Rows("Pipes", "PIPE", "", ("id", "algorithm", "limit#", "counter#"), single="Pipe")),),
                     errors={"command failed": (404, "Pipe Not Found")}),
     "rl_reset_pipe": Form("pipe ...", ("pipe",), errors={"Bad parameter": (500, "Internal error")}),
-    "rl_set_pid": Form("ki [kp] [kd] ...", ("ki kp kd",), errors=BAD_PARAMETER),
+    "rl_set_pid": Form("ki [kp] [kd] ...", ("ki kp kd",), errors=BAD_PARAMETER, first="ki kp kd"),
     "rl_get_pid": Form(None, tree=(Rows("", "PID", "", ("ki", "kp", "kd"), single="PID"),)),
     "rl_bin_status": Form(None),
     "rl_dump_pipe": Form("pipe", ("pipe",), tree=("Pipe", "Algorithm", "Counter#", "Replication Nodes!", "Total#")),
@@ -539,12 +543,14 @@ FORMS: dict[str, Form] = {
     "t_uac_dlg": Form("method ruri next_hop socket headers [body]", tuple(f"method ruri headers {more}" for more in (
         "", "next_hop", "socket", "body", "next_hop socket", "next_hop body", "socket body", "next_hop socket body")),
                       tree=("Status", "RURI*", "Next-hop*", Joined("Routes", "Route: "), Message("Message")), named=True,
-                      errors={"Invalid RURI": (400, "Invalid ruri"), "Invalid NEXTHOP": (400, "Invalid next_hop")}),
+                      errors={"Invalid RURI": (400, "Invalid ruri"), "Invalid NEXTHOP": (400, "Invalid next_hop")},
+                      first="next_hop socket body"),
     "t_uac_cancel": Form("callid cseq", ("callid cseq",)),
     "t_hash": Form(None),
     "t_reply": Form("code reason trans_id to_tag new_headers [body]", tuple(f"code reason trans_id to_tag {more}" for more in (
         "", "new_headers", "body", "new_headers body")), "code", named=True, errors={
-            f"Invalid {part} in trans_id": (400, f"Invalid {part} in old trans_id") for part in ("index", "label")}),
+            f"Invalid {part} in trans_id": (400, f"Invalid {part} in old trans_id") for part in ("index", "label")},
+                    first="new_headers body"),
 }
 # The attributes that an event has in 2.4, all of those that it has in 3.4.
 CONTACT_EVENT = "aor uri received path qval socket bflags expires callid cseq attr latency"

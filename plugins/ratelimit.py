@@ -89,8 +89,8 @@ def pid_part(text: str) -> int:
     """A parameter of rl_set_pid as the original reads it: a C number, cut to its integer; mi.Error."""
     if not 0 < len(text) <= LONGEST:
         raise mi.BAD_PARAMETER
-    match = re.match(r"[ \t]*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)", text, re.I | re.A)
-    return int(float(match[1])) if match else 0
+    match = re.match(r"[ \t]*([+-]?(?:0x[\da-f]+|(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?))", text, re.I | re.A)
+    return int(float.fromhex(match[1]) if "x" in match[1].lower() else float(match[1])) if match else 0
 
 
 @opensips.command

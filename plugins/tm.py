@@ -449,13 +449,13 @@ def optional(ctx, name: str, value) -> str | None:
 def t_uac_dlg(ctx, method, ruri, headers, next_hop=None, socket=None, body=None):
     """Send a request to RURI, and reply when lab_answer answers it, or after fr_timeout; a dot: nothing."""
     method, ruri = opensips.text(ctx, "method", method), opensips.text(ctx, "ruri", ruri)
-    if not opensips.is_uri(ruri):
+    if not opensips.is_uri(ruri, opensips.most_port(ctx)):
         raise mi.Error(400, "Invalid RURI")
     next_hop = optional(ctx, "next_hop", next_hop)
-    if next_hop is not None and not opensips.is_uri(next_hop):
+    if next_hop is not None and not opensips.is_uri(next_hop, opensips.most_port(ctx)):
         raise mi.Error(400, "Invalid NEXTHOP")
     named = optional(ctx, "socket", socket)
-    place = local_socket(ctx, "" if named is None else named or ":")
+    place = local_socket(ctx, "" if named is None else named or ":" * (ctx.request.dialect == "text"))
     headers = optional(ctx, "headers", headers) or ""
     body = opensips.text(ctx, "body", body) if body is not None else ""
     known = checked_headers(method, headers, bool(body))
@@ -493,12 +493,10 @@ def t_reply(ctx, code, reason, trans_id, to_tag, new_headers=None, body=None):
     number = reply_code(ctx, code)
     opensips.text(ctx, "reason", reason)
     key = transaction_key(ctx, trans_id)
+    opensips.text(ctx, "to_tag", to_tag)
     one = transactions(ctx).get(key)
     if one is None:
         raise mi.Error(404, "Transaction not found")
-    for name, value in (("to_tag", to_tag), ("new_headers", new_headers), ("body", body)):
-        if value is not None:
-            opensips.text(ctx, name, value)
     if one.is_ours or one.code or (number >= 200 and not end(ctx, key, number)):
         raise mi.Error(500, "Reply failed")
     ctx.count("local_replies")
@@ -510,16 +508,21 @@ def reply_code(ctx, code) -> int:
     try:
         number = mi.json_int(code, "code") if ctx.request.dialect == "jsonrpc" else opensips.uint(code)
     except ValueError:
-        number = -1
-    if not 0 <= number < 700:
+        number = 700
+    if number >= 700:
         raise mi.Error(400, "Invalid reply code")
     return number
 
 
 def transaction_key(ctx, trans_id) -> str:
-    """The key of the transaction that `INDEX:LABEL` names; mi.Error."""
+    """The key of the transaction that `INDEX:LABEL` names, or in 3.4 `LABEL.INDEX` in reversed hexadecimal; mi.Error."""
     index, colon, label = opensips.text(ctx, "trans_id", trans_id).partition(":")
-    if not colon:
+    if not colon and "." in index and ctx.request.dialect == "jsonrpc":
+        reversed_hex = re.fullmatch(r"([0-9a-fA-F]*)\.([0-9a-fA-F]*)", index)
+        if not reversed_hex:
+            raise mi.Error(400, "Invalid label in trans_id")
+        index, label = (str(int(part[::-1] or "0", 16)) for part in reversed_hex.groups()[::-1])
+    elif not colon:
         raise mi.Error(400, "Invalid trans_id")
     for part, text in (("index", index), ("label", label)):
         if not (text.isascii() and text.isdigit()):

@@ -187,7 +187,8 @@ def params_of(asked: mi.Request, recipes: tuple | None) -> Any:
     return dict(zip(fitting[0], values))
 
 
-MOST = dict.fromkeys(("dlg_list", "dlg_list_ctx", "profile_end_dlgs", "profile_get_size", "profile_list_dlgs"), 2)
+MOST = {"list_all_profiles": 0, **dict.fromkeys(
+    ("dlg_list", "dlg_list_ctx", "profile_end_dlgs", "profile_get_size", "profile_list_dlgs", "lb_status"), 2)}
 NO_PROFILE = (mi.WRONG_COUNT, mi.BAD_PARAMETER)
 NO_CALL_ID = (mi.Error(400, "Invalid Call-ID specified"),)
 WITHOUT = {  # command -> what 2.4 says to a value that is NULL or empty, by its place
@@ -204,14 +205,14 @@ def check_as_24(name: str, asked: mi.Request) -> None:
     if name in BINDERS:
         BINDERS[name](asked)
     if len(asked.values) > MOST.get(name, len(asked.values)):
-        raise mi.WRONG_COUNT
+        raise mi.Error(401, mi.WRONG_COUNT.reason) if name == "list_all_profiles" else mi.WRONG_COUNT
     for value, error in zip(asked.values, WITHOUT.get(name, ())):
         if not value:
             raise error
 
 
 HEXADECIMAL = ("nh_enable_ping", "rtpproxy_enable")  # commands of 2.4 that take 0x1 for a number
-SIGNED = ("log_level", "xlog_level", "t_reply")  # that look at their numbers in another way
+SIGNED = ("log_level", "xlog_level")  # that look at their numbers in another way
 
 
 def with_numbers(form: Any, name: str, params: dict) -> dict:
@@ -221,7 +222,7 @@ def with_numbers(form: Any, name: str, params: dict) -> dict:
         if name in HEXADECIMAL and re.fullmatch("0[xX][0-9a-fA-F]{1,8}", value):
             params = {**params, key: f"{int(value, 16)}"}
         elif not (value.isascii() and value.isdigit()) and name not in BINDERS:
-            raise mi.BAD_PARAMETER
+            raise mi.Error(400, "Invalid reply code") if name == "t_reply" else mi.BAD_PARAMETER
     return params
 
 
@@ -307,6 +308,7 @@ READERS: dict = {  # command -> reads its values where their places depend on wh
     "ul_dump": read_dump, "ds_list": read_sets, "dlg_list": read_dialogs, "dlg_list_ctx": read_dialogs,
     "dlg_end_dlg": read_dialog, "trace": read_trace, "sip_trace": read_trace, "raise_event": read_event,
     "dr_reload_status": lambda values, asked: {"partition_name": values[0]} if values else {},
+    "profile_get_values": lambda values, asked: {"profile": values[0]} if values else {},
     "dr_gw_status": functools.partial(read_status, "gw_id"), "dr_carrier_status": functools.partial(read_status, "carrier_id"),
     **{name: functools.partial(without_dots, name) for name in ("t_uac_dlg", "t_reply")},
 }
@@ -333,9 +335,15 @@ def to_text(request: bytes, name: str = "") -> bytes:
     asked, params = read_jsonrpc(request)
     values = values_of(asked.name, params)
     try:
-        return mi.write_request(name or asked.name, [(None, value) if isinstance(value, str) else value for value in values])
+        return mi.write_request(name or asked.name, [empty_or_not(*((None, value) if isinstance(value, str) else value))
+                                                     for value in values])
     except ValueError as error:
         raise mi.Error(400, "Bad parameter value", f"{error}") from None
+
+
+def empty_or_not(name: str | None, value: str) -> tuple:
+    """An argument as 2.4 can read it: an empty value with a name, because `""` is a parse error there."""
+    return (name, value) if value else (name or "x", None)
 
 
 def values_of(name: str, params: Any) -> list:
@@ -345,26 +353,38 @@ def values_of(name: str, params: Any) -> list:
         items = params.values() if isinstance(params, dict) else params
         return [text_of(item) for value in items for item in (value if isinstance(value, list) else [value])]
     given = bound(form, params)
-    checked: dict[str, Any] = {key: f"{mi.json_int(given[key], key)}" if key in form.numbers.split() else
+    checked: dict[str, Any] = {key: unsigned(flat(name), key, mi.json_int(given[key], key)) if key in form.numbers.split() else
                mi.json_array(given[key], key) if key == "statistics" else
                core.event_params(given[key]) if key == "params" else mi.json_string(given[key], key) for key in given}
     if "expire" in form.numbers or flat(name).startswith("cache_"):
         mi.check_cache({**checked, "expire": int(checked.get("expire", 0))})
     for key, error in EMPTY_PARAMS.get(flat(name), {}).items():
-        if checked.get(key) == "":
+        if checked.get(key) == "" and isinstance(error, mi.Error):
             raise error
+        if checked.get(key) == "":
+            checked[key] = error
     write = WRITERS.get(flat(name))
     return write(checked) if write else in_places(form.text if flat(name) not in WHOLE else None, checked)
 
 
+def unsigned(name: str, key: str, number: int) -> str:
+    """A number as 2.4 takes it: without a minus sign, which is no loss where it wraps around as in 3.x."""
+    return f"{number if name in SIGNED or key == 'expire' else number % 2**32}"
+
+
 NO_PARTITIONS = "'partition_name' supported only when 'use_partitions' is set"
-EMPTY_PARAMS = {  # command -> what 3.4 says to an empty text
+EMPTY_PARAMS: dict = {  # command -> what 3.4 says to an empty text, or what is one for 2.4
     "allow_uri": dict.fromkeys(("basename", "uri", "contact"), mi.Error(404, "Basename is empty")),
     "dlg_end_dlg": {"dialog_id": mi.Error(404, "Requested Dialog not found")},
     "ds_set_state": {"state": mi.Error(500, "Bad state value"), "group": mi.Error(500, "bad group value"),
                      "address": mi.Error(404, "destination not found")},
     **dict.fromkeys(("profile_end_dlgs", "profile_get_size", "profile_get_values", "profile_list_dlgs"),
                     {"profile": mi.Error(404, "Profile not found")}),
+    # 2.4 ends when it gets one of these empty.
+    **dict.fromkeys(("ul_add", "ul_rm", "ul_rm_contact", "ul_show_contact"), {"aor": "@"}),
+    "rl_reset_pipe": {"pipe": mi.Error(500, "Internal error")},
+    **dict.fromkeys(("trace", "sip_trace"), {"id": mi.Error(400, "Bad trace id value")}),
+    "t_uac_cancel": dict.fromkeys(("callid", "cseq"), mi.Error(481, "No such transaction")),
 }
 WHOLE = ("reg_list", "reg_reload")  # of which 2.4 takes no value and does all: the record that was asked for is in the reply
 
@@ -632,9 +652,15 @@ def shape_recipes(result: list, given: dict) -> Any:
     return [recipe.split() for recipe in form.recipes] if form else [[]]
 
 
+def shape_prefix(result: dict, given: dict) -> dict:
+    """The prefix, of which 2.4 shows the length alone: it stands for a part of the memory behind it."""
+    length = len(result["Matched Prefix"])
+    return {**result, "Matched Prefix": mi.json_string(given["number"], "number")[:length]}
+
+
 SHAPES: dict = {  # command -> what its result is, by what was asked
     "subscribers_list": shape_subscribers, "list_blacklists": shape_lists, "which": shape_recipes,
-    "reg_list": shape_records,
+    "reg_list": shape_records, "dr_number_routing": shape_prefix,
 }
 
 
@@ -699,5 +725,5 @@ def event_number(value: Any) -> int:
 def event_value(name: str, value: str | None) -> Any:
     """The value of an attribute as 3.x has it."""
     if name in EVENT_NUMBERS and value and value.isdigit():
-        return int(value)
+        return (int(value) + 2**63) % 2**64 - 2**63  # 2.4 shows -1, a q that is not set, without its sign
     return value or (None if name in NULLS else "")

@@ -551,6 +551,7 @@ class Upstream:
     def list_names(self) -> list[str] | mi.Reply:
         """The commands that the server lists, or the Reply that stands in place of the list; waits. Learns from it."""
         reply: bytes | mi.Reply = b""
+        answers = False
         dialects, names, is_kamailio = [] if self.target.dialect == "auto" else [self.target.dialect], None, False
         for dialect, command in LISTINGS:
             if self.target.dialect not in ("auto", dialect) or is_kamailio or names and command == LISTINGS[1][1]:
@@ -558,13 +559,14 @@ class Upstream:
             reply = self.ask(mi.Request(command, dialect=dialect, id=1))
             if isinstance(reply, mi.Reply) and reply.code == UNREACHABLE:
                 return reply
+            answers = answers or isinstance(reply, bytes)
             listing = listed(reply) if isinstance(reply, bytes) else None
             if listing is not None or isinstance(reply, bytes) and dialect == "jsonrpc" and reply[:1] == b"{":
                 dialects.append(dialect)
             if listing is not None and names is None:
                 names, is_kamailio = listing, command == LISTINGS[1][1]
         known = Known(frozenset(dialects), names, None if names is None else frozenset(names), is_kamailio)
-        if known != self.known:
+        if known != self.known and (answers or self.known is None):  # one that stands still is what it was
             self.known = known
             self.forget_recipes()
         return names if names is not None else reply if isinstance(reply, mi.Reply) else mi.Reply(

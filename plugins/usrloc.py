@@ -121,8 +121,8 @@ class Contact(NamedTuple):
         last = {"Attr": self.attr, "SIP_instance": self.sip_instance, "Ping-Latency": self.latency, "KV-Store": self.kv_store}
         return {"Contact": self.uri, "ContactID": str(self.contact_id), "Expires": expires, "Q": opensips.shown_q(self.q),
                 "Callid": self.callid, "Cseq": self.cseq, **{name: value for name, value in optional.items() if value},
-                "State": self.state, "Flags": self.flags, "Cflags": self.flag_names,
-                **({"Socket": self.socket} if self.socket else {}), "Methods": self.methods,
+                "State": self.state, "Flags": (self.flags + 2**31) % 2**32 - 2**31, "Cflags": self.flag_names,
+                **({"Socket": self.socket} if self.socket else {}), "Methods": self.methods & 0xFFFFFFFF,
                 **{name: value for name, value in last.items() if value}}
 
     def attributes(self, table: str, aor: str) -> dict:
@@ -287,7 +287,7 @@ def put_contact(ctx, record: Record, aor: str, contact: Contact, happened: list)
             record.contacts[at] = contact._replace(contact_id=old.contact_id, state=state)
             happened.append(("CONTACT_UPDATE", record.contacts[at]))
             return
-    if not opensips.is_uri(contact.uri):
+    if not opensips.is_uri(contact.uri, opensips.most_port(ctx)):
         return
     first = opensips.core_hash(mi.encode(aor)) & 0xFFFF
     contact = contact._replace(contact_id=(first << 46) + (record.label << 14) + record.following,
@@ -584,7 +584,7 @@ def register(ctx, table: str, aor: str, contact: str, expires: int | None = None
         aor, expires, q = rules.settled(registrar, aor, expires, q)
         has_room = rules.has_room(registrar, len(uris_of(own, table, aor) - {contact}))
     expires, q = 3600 if expires is None else expires, UNSET_Q if q is None else q
-    if expires and not opensips.is_uri(contact):
+    if expires and not opensips.is_uri(contact, opensips.most_port(ctx)):
         refuse(registrar, mi.Error(400, "Contact is no URI"))
     if expires and not has_room:
         refuse(registrar, mi.Error(503, "Service Unavailable"))

@@ -341,3 +341,13 @@ def test_a_dialog_of_other_sockets_is_passed_over(tmp_path):
     for line, count in (("listen=udp:127.0.0.1:5170", 2), ("socket=tcp:127.0.0.1:5170", 0)):
         with mi.Trial(f'{line}\nloadmodule "dialog.so"\n{table(tmp_path, 24)}') as one:
             assert ask(one, "dlg_list").count("dialog::") == count
+
+
+def test_a_call_that_has_ended_is_in_no_profile(trial):
+    """But it still has its values."""
+    one = trial()
+    call(one, "c", "profiles::caller=alice", "values::my=v1")
+    assert "profiles:: " in ask(one, "dlg_list_ctx")
+    assert ask(one, "dlg_end_dlg", "c") == "200 OK\n\n"
+    shown = ask(one, "dlg_list_ctx")
+    assert "my:: v1\n" in shown and "profiles" not in shown

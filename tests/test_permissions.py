@@ -235,13 +235,14 @@ def test_a_file_is_read_once_by_db_text(tmp_path, mode):
     for db_text in (True, False):
         tables(tmp_path, ONE)
         with mi.Trial(lines(url, mode if db_text else "", db_text=db_text)) as trial:
-            for number, words in enumerate([(), (f"{tmp_path}",), (f"{tmp_path}".upper(), "DOMAIN")]):
+            for number, words in enumerate([(), (f"{tmp_path}",), (f"{tmp_path}".upper(), "domain")]):
                 tables(tmp_path, {**ONE, "domain": (f"1:d{number}::0",)})
                 before = ask(trial, "domain_dump")
                 assert ask(trial, "domain_reload") == "200 OK\n\n"
                 assert (ask(trial, "domain_dump") == before) is (db_text and not mode)
                 if db_text and not mode:
                     assert ask(trial, "dbt_reload", *words) == ask(trial, "domain_reload") == "200 OK\n\n"
+                    assert ask(trial, "dbt_reload", f"{tmp_path}", "DOMAIN") == "400 Bad parameter\n\n"
                 assert ask(trial, "domain_dump") == f"200 OK\nd{number}\n\n"
 
 
