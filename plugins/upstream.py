@@ -406,12 +406,13 @@ class Gateway:
         try:
             if upstream.known is None:
                 upstream.wait(deadline_s)
+            epoch = upstream.epoch
             asked = upstream.asked_of(request, data)
         except mi.Error as error:
             return refused(error)
         asked.ctx, asked.deadline_s = ctx, deadline_s
         if self.server.child and not batch and not self.wraps:
-            plan = Plan(upstream, upstream.epoch, request, asked.request, asked.data if asked.back else b"", asked.back)
+            plan = Plan(upstream, epoch, request, asked.request, asked.data if asked.back else b"", asked.back)
             self.send(asked, upstream)
             lasts = not is_restricted and request.answered and (asked.back or asked.data is data)
             return mi.LATER._replace(again=functools.partial(self.again, plan)) if lasts else mi.LATER
