@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 
 import midatagram as mi
 
-behind, events = mi.shared("upstream_server"), mi.shared("upstream_events")
+events = mi.shared("upstream_events")
+behind = events.behind  # not another one, which would look up hosts anew
 mi.shared("cjson")  # what servers read in another way than the standard library must not get past the access lists
 NAMES, FIGURES, LEVELS = behind.NAMES, behind.FIGURES, behind.LEVELS
 
@@ -406,12 +407,13 @@ class Gateway:
         try:
             if upstream.known is None:
                 upstream.wait(deadline_s)
+            epoch = upstream.epoch  # before what may wait
             asked = upstream.asked_of(request, data)
         except mi.Error as error:
             return refused(error)
         asked.ctx, asked.deadline_s = ctx, deadline_s
         if self.server.child and not batch and not self.wraps:
-            plan = Plan(upstream, upstream.epoch, request, asked.request, asked.data if asked.back else b"", asked.back)
+            plan = Plan(upstream, epoch, request, asked.request, asked.data if asked.back else b"", asked.back)
             self.send(asked, upstream)
             lasts = not is_restricted and request.answered and (asked.back or asked.data is data)
             return mi.LATER._replace(again=functools.partial(self.again, plan)) if lasts else mi.LATER
