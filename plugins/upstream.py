@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 
 import midatagram as mi
 
-behind, events = mi.shared("upstream_server"), mi.shared("upstream_events")
+events = mi.shared("upstream_events")
+behind = events.behind  # not another one, which would look up hosts anew
 mi.shared("cjson")  # what servers read in another way than the standard library must not get past the access lists
 NAMES, FIGURES, LEVELS = behind.NAMES, behind.FIGURES, behind.LEVELS
 
@@ -406,7 +407,7 @@ class Gateway:
         try:
             if upstream.known is None:
                 upstream.wait(deadline_s)
-            epoch = upstream.epoch
+            epoch = upstream.epoch  # before what may wait
             asked = upstream.asked_of(request, data)
         except mi.Error as error:
             return refused(error)

@@ -579,12 +579,12 @@ class Upstream:
 
     def recipes_of(self, name: str) -> tuple | None:
         """The sets of parameters that the server takes for a command, each a text of names, or None. Waits; mi.Error."""
-        row = self.recipes.get(name)
+        recipes, row = self.recipes, self.recipes.get(name)
         if row is None:
             reply = self.ask(mi.Request("which", dialect="jsonrpc", id=1, params=[name]))
             if isinstance(reply, mi.Reply):
                 raise mi.Error(reply.code, reply.reason)
-            row = self.recipes.keep(name, (translation.recipes_in(reply),), 8 * (len(name) + len(reply)))
+            row = recipes.keep(name, (translation.recipes_in(reply),), 8 * (len(name) + len(reply)))
         return row[0]
 
     def asked_of(self, request: mi.Request, data: bytes) -> Asked:

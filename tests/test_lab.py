@@ -426,6 +426,15 @@ def test_a_file_of_replies_in_a_batch(start, tmp_path):
     assert server.ask(batch(("cut",), ("delay",))).startswith(b'[{"jsonrpc":"2.0","result,{')
 
 
+@pytest.mark.parametrize("blanks", [b"", b"\x01 "])
+def test_a_batch_of_one_request(lab, blanks):
+    lab.ask(text("lab_reply", "pwd", code=403, reason="No"))
+    number = add(lab, command="version", action="error", code=503)
+    assert [results(lab.ask(blanks + batch((name,)))) for name in ("pwd", "version")] == [{1: 403}, {1: 503}]
+    assert [(one["command"], one["outcome"], one.get("fault")) for one in journal(lab)["requests"]] == [
+        ("pwd", "answered", None), ("version", "error", number)]
+
+
 def test_a_reply_to_a_notification_in_a_batch_is_none(lab):
     lab.ask(text("lab_reply", "pwd", reply="WD:: /"))
     assert results(lab.ask(b'[{"jsonrpc":"2.0","method":"pwd"},%b]' % rpc("pwd", number=2))) == {2: {"WD": "/"}}

@@ -855,6 +855,38 @@ def test_parameters_are_asked_for_again_where_the_server_did_not_answer(start, p
     assert client.receive() == b"200 OK\n\n"
 
 
+def test_what_knows_a_server_is_loaded_once():
+    """So the host of a server is looked up at the start, and never again while a child serves."""
+    upstream = mi.shared("upstream")
+    assert upstream.behind is upstream.events.behind
+
+
+def test_a_request_that_waits_while_the_server_becomes_another_one_is_looked_at_anew(start, puppet):
+    """One of text, for which a server of JSON-RPC is asked what it takes; by the time of its reply it speaks text."""
+    which, mine = [*puppet.LISTS][0], b":mine:\n1\n"
+    puppet.LISTS = {which: b'{"result":["which","mine"],"id":1}', b":which:\n": b"no"}
+    front = start(gateway_to(f"{puppet.path};timeout=1500"))
+    client, other = front.client(), front.client()
+    client.send(mine)
+    assert b'["mine"]' in puppet.hear()[0] and client.receive() == TEXT_504 % 1500
+    other.send(asking("ps"))
+    assert puppet.hear()[0] == asking("ps")
+    assert puppet.is_quiet(1)
+    client.send(mine)
+    question, place = puppet.hear()
+    assert b'["mine"]' in question and b'"code":504' in other.receive()  # it is down
+    puppet.LISTS = {which: b"no", which.replace(b"which", b"system.listMethods"): b"no", b":which:\n": b"200 OK\nmine\n\n"}
+    other.send(asking("ps"))
+    puppet.play(b'{"result":[],"id":1}')
+    other.receive()
+    assert puppet.is_quiet()  # it has listed its commands
+    puppet.socket.sendto(b'{"result":[["number"]],"id":1}', place)
+    assert b'"number"' in puppet.play(b'{"result":"OK","id":1}')[0] and client.receive() == b"200 OK\n\n"
+    for _ in range(2):
+        client.send(mine)
+        assert puppet.play(b"200 OK\n\n") == [mine] and client.receive() == b"200 OK\n\n"
+
+
 def test_an_error_without_a_possible_code_is_traced_as_well():
     assert mi.shared("upstream").outcome(b'{"error":{"code":1e999,"message":"x"},"id":1}') == (200, "OK")
 
