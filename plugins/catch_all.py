@@ -1,15 +1,22 @@
 """catch_all -- asks the commands "*" of plug-ins for names that no command has."""
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import midatagram as mi
 
+JUDGED_BYTES = 1 << 20  # of the names for which it is remembered whether they are switched off
+
 
 def command_of(registry: mi.Registry) -> mi.Command:
     """The command that stands where a request names none: it asks the catch-alls in turn."""
-    is_off = functools.lru_cache(1000)(lambda name: any(one in registry.switched_off for one in registry.names_of(name)))
+    judged = mi.Memo(JUDGED_BYTES)
+
+    def is_off(name: str) -> bool:
+        """Whether a command is switched off, under any of its names."""
+        known = judged.get(name) or judged.keep(
+            name, (any(one in registry.switched_off for one in registry.names_of(name)),), 8 * len(name))
+        return known[0]
 
     @mi.command("*", input=bool(registry.wrappers) or any(one.input for one in registry.catch_alls),
                 timed=all(one.timed for one in registry.catch_alls))

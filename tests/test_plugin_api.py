@@ -4,6 +4,7 @@ import json
 import re
 import threading
 import time
+import tracemalloc
 
 import pytest
 from conftest import ROOT, run, wait_for
@@ -293,6 +294,18 @@ def test_catch_alls_are_asked_in_load_order_and_pass_on(trial):
     assert one.ask(b':abc:\n"') == b"400 parse_error\n"
     assert one.ask(b"abc") == b"500 command not available\n" and one.ask(b"::\n") == b"200 OK\nby:: two\nname:: \nvalues:: \n\n"
     assert b"abc" not in one.ask(b":which:\n") and b"*" not in one.ask(b":which:\n")
+
+
+def test_names_of_any_length_fill_no_memory_of_a_catch_all(trial):
+    one = trial('loadmodule "one.so"\nmodparam("midatagram", "disable", "kill")', one=CATCH % ("first", "a", "one"))
+    one.ask(b":b:\n")
+    tracemalloc.start()
+    try:
+        for number in range(300):
+            one.ask(f":{chr(0x1F600)}{number:060000}:\n".encode())
+        assert tracemalloc.get_traced_memory()[0] < 16 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_catch_all_that_passes_leaves_the_error_as_it_was(trial):
