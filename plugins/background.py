@@ -50,8 +50,9 @@ class Starter:
         if any(handler.on_stderr for handler in mi.log_handlers()):
             log.warning("the log ends here, as -D lets go of stderr; log to a file (log_file) or to syslog instead")
         self.let_go_of_stderr()
-        with contextlib.suppress(OSError):  # the loader is being replaced, or who started us did not wait
+        with contextlib.suppress(OSError):  # the loader is being replaced
             loader.ask("let_go", ())
+        with contextlib.suppress(OSError):  # who started us did not wait
             os.write(self.write, b".")
         os.close(self.write)
 

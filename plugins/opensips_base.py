@@ -722,7 +722,7 @@ class Tables(NamedTuple):
 
         version, text = ctx.store.version(self.space), written(in_turns)
         mi.give_way()
-        ctx.store.change(self.space, name, lambda _: text if ctx.store.version(self.space) == version else written(iter))
+        ctx.store.change(self.space, name, lambda _: text if 0 <= version == ctx.store.version(self.space) else written(iter))
         for key in in_turns([*old.changed] if old else ()):
             ctx.store.change(self.space, f"{name}\n{key}",
                              lambda value: value if value and json.loads(value)[0] == generation else None)
