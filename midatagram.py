@@ -1681,8 +1681,10 @@ class Answers:
         cached = self.cache.get(key)
         reply = cached.now(request_id) if cached else None
         if request_id and cached:
-            if reply and request_id == cached.last_id and not self.wrappers:  # the same bytes again need no look at their id
-                self.cache.keep(data, Cached(data, call_with_id(cached.call, request_id), 2 * len(data)), 2 * len(data))
+            if (reply or cached.again) and request_id == cached.last_id and not self.wrappers:  # the same bytes again need no
+                whole = Cached(data, call_with_id(cached.call, request_id), 2 * len(data))  # look at their id
+                whole.again, whole.last_id = cached.again, request_id
+                self.cache.keep(data, whole, whole.size)
             cached.last_id = request_id
         return cached, reply
 
