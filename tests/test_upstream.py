@@ -584,12 +584,17 @@ def test_access_lists_hold_for_a_short_name_of_4_0(start, puppet, keep):
     assert puppet.is_quiet()
 
 
+def open_to_all(folder):
+    """Let other users reach what is in a folder."""
+    for one in [folder, *list(folder.parents)[:-2]]:
+        os.chmod(one, 0o755)
+
+
 def test_another_user_who_may(start, puppet):
     needs_root()
     front = start(gateway_to(puppet.path, more='modparam("midatagram", "allow_command", "ul_*: uid:1")\n'
                              'modparam("mi_datagram", "unix_socket_mode", 0666)'))
-    for folder in [front.folder, *list(front.folder.parents)[:-2]]:
-        os.chmod(folder, 0o755)
+    open_to_all(front.folder)
     player = threading.Thread(target=puppet.play, args=(b"200 OK\n\n",))
     player.start()
     assert ask_as(1, 1, [], front.place, b":usrloc:dump:\n") == b"200 OK\n\n"
@@ -601,8 +606,7 @@ def test_what_one_user_may_is_refused_to_another_however_often_it_is_asked(start
     needs_root()
     front = start(gateway_to(puppet.path, more='modparam("midatagram", "allow_command", "ul_*, dump: uid:1")\n'
                              'modparam("mi_datagram", "children_count", 1)\nmodparam("mi_datagram", "unix_socket_mode", 0666)'))
-    for folder in [front.folder, *list(front.folder.parents)[:-2]]:
-        os.chmod(folder, 0o755)
+    open_to_all(front.folder)
     for request, reply in ((b":ul_dump:\n", b"200 OK\n\n"), (asking("ul_dump"), b'{"result":"OK","id":1}'),
                            (asking("dump"), b'{"result":"OK","id":1}')):
         for uid in (2, 2, 2, 1, 1, 1, 1, 2, 2, 1, 2):
