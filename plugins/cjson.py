@@ -37,37 +37,46 @@ def json_number(text: str):
         return float(text)
 
 
+def json_string(body: str) -> str:
+    """What stands between the quotes, without its escapes."""
+    return json.loads(f'"{body}"', strict=False) if "\\" in body else body
+
+
 SCALARS: dict[str, Callable] = {
-    "string": lambda body: json.loads(f'"{body}"', strict=False), "number": json_number,
+    "string": json_string, "number": json_number,
     "word": {"null": None, "true": True, "false": False}.get}
 
 
 def read(text: str):
     """Read the JSON value that `text` begins with, as cJSON takes it, at any depth."""
-    levels: list[tuple] = [("", [], [])]  # the value itself, and the open arrays and objects: (closing bracket, names, values)
+    closings, starts = [""], [0]  # of the value itself and each open array and object: its closing bracket, where its items begin
+    items: list[Any] = []  # of all that is open: values, and before those of an object their names
     at = 0
     while True:
-        if levels[-1][0] == "}":
+        if closings[-1] == "}":
             match = NAME.match(text, at)
             if not match:
                 raise mi.ParseError(f"no name of a member at {at}")
-            levels[-1][1].append(SCALARS["string"](match["string"]))
+            items.append(json_string(match["string"]))
             at = match.end()
         match = VALUE.match(text, at)
         if not match:
             raise mi.ParseError(f"no JSON value at {at}")
         kind, at = str(match.lastgroup), match.end()
         if kind == "opening":
-            levels += [(CLOSING[mark], [], []) for mark in match[kind] if mark in CLOSING]
-            if not text.startswith(levels[-1][0], at):
+            opened = [CLOSING[mark] for mark in match[kind] if mark in CLOSING]
+            closings += opened
+            starts += [len(items)] * len(opened)
+            if not text.startswith(closings[-1], at):
                 continue
-            value: Any = [] if levels.pop()[0] == "]" else {}
+            value: Any = [] if closings.pop() == "]" else {}
+            starts.pop()
             at += 1
         else:
             value = SCALARS[kind](match[kind])
         while True:  # the value is complete and belongs to the innermost open one, which may be complete in turn
-            closing, names, values = levels[-1]
-            values.append(value)
+            items.append(value)
+            closing = closings[-1]
             if not closing:
                 return value
             after = AFTER.match(text, at)
@@ -76,5 +85,8 @@ def read(text: str):
             at = after.end()
             if after["mark"] == ",":
                 break
-            levels.pop()
-            value = mi.json_object(list(zip(names, values))) if names else values
+            closings.pop()
+            value = items[starts[-1]:]
+            del items[starts.pop():]
+            if closing == "}":
+                value = mi.json_object(list(zip(value[::2], value[1::2])))

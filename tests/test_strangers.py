@@ -209,6 +209,7 @@ HOSTILE = {
     "no requests": batch(b"1"), "empty": batch(b"{}"), "notifications": batch(b'{"jsonrpc":"2.0","method":"ps"}'),
     "resets": batch(b'{"jsonrpc":"2.0","method":"reset_all_statistics"}'),
     "deep": b"[" * 60000, "deep and closed": b'{"a":' * 10000 + b"1" + b"}" * 10000,
+    "mixed": b'{"a":[' * 8000 + b"1" + b"]}" * 8000, "hexadecimal": b'{"a":0x1' + b',"b":1' * 10000 + b"}",
     "names": b"{" + b'"a":1,' * 10000 + b'"b":1}',
     "numbers": b"[" + b"9" * 60000 + b"]", "escapes": b'["' + b"\\u0041" * 10000 + b'"]',
     "lone": b'["' + b"\\ud800" * 10000 + b'"]',
