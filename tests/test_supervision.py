@@ -382,7 +382,7 @@ except FileExistsError:
 else:
     time.sleep(3600)
 ctx.store.put("loads", str(time.time()), "1")""")
-    server = start('loadmodule "greeter.so"\n' + TROUBLE + children_count(3) + own("start_timeout", 1500),
+    server = start('loadmodule "greeter.so"\n' + TROUBLE + children_count(3) + own("start_timeout", 3000),
                    "-p", plug_in("greeter", source), "-p", str(PLUGINS))
     assert server.statistic("child_stalls") == 1 and server.log.count("stalled") == 1
     reload(server)
