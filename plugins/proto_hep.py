@@ -53,9 +53,11 @@ class Collector(NamedTuple):
 
 def declaration(value) -> Collector:
     """Converter: `[NAME]HOST[:PORT][;transport=udp|tcp|tls][;version=1|2|3]`; the host may be missing."""
-    match = DECLARATION.fullmatch(mi.string(value))
+    declared = mi.string(value).strip()
+    match = DECLARATION.fullmatch(declared)
     if not match:
-        raise ValueError(f"takes {FORM}; the name is one word without colons, commas or =")
+        raise ValueError(f"takes {FORM}; the name is " + (
+            "one word without colons, commas or =" if declared.startswith("[") else f'missing: "[hep_dest]{declared}"'))
     keys = dict(setting(item) for item in split_keys(match["keys"]))
     version = int(keys.get("version", 3))
     transport = "udp" if version < 3 else keys.get("transport", "tcp")

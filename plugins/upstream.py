@@ -58,9 +58,11 @@ SETTINGS: dict[str, Callable] = {
 
 def server(value) -> Any:
     """Converter: `[NAME]ADDRESS[;KEY=VALUE]`, the keys being those of SETTINGS."""
-    match = DECLARATION.fullmatch(mi.string(value))
+    declared = mi.string(value).strip()
+    match = DECLARATION.fullmatch(declared)
     if not match:
-        raise ValueError(f"takes {FORM}")
+        missing = "" if declared.startswith("[") else f'; the name is missing: "[main]{declared}"'
+        raise ValueError(f"takes {FORM}{missing}")
     settings = {}
     for item in filter(None, match[3].split(";")):
         key, equals, text = item.strip().partition("=")

@@ -928,7 +928,8 @@ def test_what_passes_becomes_canned_replies(start, tmp_path):
 # The start.
 
 @pytest.mark.parametrize("line, message", [
-    ('"server", "{folder}/x"', "takes \"[NAME]ADDRESS"), ('"server", "[a]udp:x"', "needs a host and a port"),
+    ('"server", "/x"', "takes \"[NAME]ADDRESS"), ('"server", "udp:127.0.0.1:8080"', 'missing: "[main]udp:127.0.0.1:8080"'),
+    ('"server", "[a]udp:x"', "needs a host and a port"),
     ('"server", "[a]/x;timeout=0"', "timeout takes an integer from 1"), ('"server", "[a]/x;dialect=xml"', "dialect takes one of"),
     ('"server", "[a]/x;timout=1"', 'did you mean "timeout"'), ('"server", "[main]/x"', 'there are two with the name "main"'),
     ('"server", "[a]udp:nowhere.invalid:8080"', "server: nowhere.invalid cannot be resolved"),
