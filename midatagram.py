@@ -3121,13 +3121,12 @@ class Events:
         except StoreError:  # it must not end who raises an event
             self.lose(name, 1, "the store fails")
             return [], datagrams
-        dialects = [row["dialect"] for row in rows]
-        for dialect in set(dialects):
+        for dialect in {row["dialect"] for row in rows}:
             try:
                 datagrams[dialect] = self.write(name, attributes, dialect)
             except ValueError as error:  # text cannot carry one of its attributes
-                self.lose(name, dialects.count(dialect), error)
-                rows = [row for row in rows if row["dialect"] != dialect]
+                readers, rows = rows, [row for row in rows if row["dialect"] != dialect]
+                self.lose(name, len(readers) - len(rows), error)
         return rows, datagrams
 
     def lose(self, name: str, count: int, why: Any) -> None:

@@ -287,7 +287,10 @@ def time_left(row: dict, now_s: float):
 
 def remaining(events: mi.Events, event: str) -> list[dict]:
     """The subscriptions to an event, after those that clients ended are removed; StoreError."""
-    now_s, rows = events.server.store.now_s(), events.subscribers(event, ended=True)
+    rows = events.subscribers(event, ended=True)
+    if not any(row["ended"] for row in rows):
+        return rows
+    now_s = events.server.store.now_s()
     going_on = [row for row in rows if not mi.has_ended(row, now_s)]
     if len(going_on) < len(rows):
         events.server.store.change(events.SPACE, events.KEY, lambda text: json.dumps(
