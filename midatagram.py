@@ -3578,6 +3578,8 @@ class Loader:
             release.rename(registry)
         if registry.wrappers:
             registry.around = shared("around", registry.wrappers[0][0].path, "to stand around commands, ").Around
+            registry.wrappers = [(module, function, frozenset(itertools.chain.from_iterable(map(registry.names_of, names))))
+                                 for module, function, names in registry.wrappers]
         if own["disable"] or own["allow_command"] or mi["trace_bwlist"][1]:
             shared("command_lists", self.path, "for lists of commands, ").settle(self, registry)
         if self.checks:

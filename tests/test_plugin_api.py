@@ -578,6 +578,24 @@ def test_a_function_around_may_return_a_reply(trial):
     assert one.answer(b'{"jsonrpc":"2.0","method":"uptime"}').datagrams == []
 
 
+WITHIN = '''
+@mi.around("%s")
+def instead(ctx, request, proceed):
+    return mi.Reply(486, "Busy")
+'''
+
+
+@pytest.mark.parametrize("imitated", ["midatagram", "3.4", "4.0"])
+@pytest.mark.parametrize("named", ["ul_dump", "usrloc:dump"])
+@pytest.mark.parametrize("asked", ["ul_dump", "usrloc:dump"])
+def test_a_function_around_holds_under_all_names_of_a_command(trial, imitated, named, asked):
+    one = trial(f'modparam("midatagram", "imitate", "{imitated}")\nloadmodule "usrloc.so"\nloadmodule "within.so"',
+                within=WITHIN % named)
+    for _ in range(3):
+        assert json.loads(one.ask(rpc(asked)))["error"]["code"] == 486
+    assert "result" in json.loads(one.ask(rpc("version")))
+
+
 REPLACING = '''
 @mi.command("uptime", replace=True)
 def other(ctx):
