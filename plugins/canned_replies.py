@@ -234,7 +234,7 @@ def reply_of(code: int, reason: str, body: str, json: str, send: Callable | None
     if code // 100 != 2 and result is not None:
         result = mi.Error(code, reason, result)
     elif result is None and code // 100 == 2:
-        result = mi.json_tree(read_tree(body), mi.JsonForm(), "OK")
+        result = mi.JsonText("null") if json else mi.json_tree(read_tree(body), mi.JsonForm(), "OK")
     return mi.Reply(code, reason, (mi.Node(None, body),) if body else (), result=result, send=send)
 
 

@@ -175,6 +175,13 @@ json = '{"user": "${1}", "count": ${counter}, "named": "${who}"}'
     assert json.loads(server.ask(rpc("t", ["x"])))["result"]["count"] == 2
 
 
+def test_null_is_a_result(canned):
+    server = canned("[n]\n[[x]]\narguments = x\ncode = 404\nreason = Gone\njson = null\n[[all]]\njson = null\n")
+    assert server.ask(rpc("n")) == b'{"jsonrpc":"2.0","result":null,"id":1}'
+    assert json.loads(server.ask(rpc("n", ["x"])))["error"] == {"code": 404, "message": "Gone"}
+    assert server.ask(b":n:\n") == b"200 OK\n\n"
+
+
 def test_arguments_by_name_fill_a_template(canned):
     server = canned("[t]\ntemplate = yes\nreply = hello ${who}\n")
     assert server.ask(b":t:\nwho::bob\n") == b"200 OK\nhello bob\n\n"
