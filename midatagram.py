@@ -3441,10 +3441,10 @@ def line_of(text: str, word: str) -> int:
 
 def find_plugin(file: str, folders: Iterable[str]) -> str | None:
     """The file that loadmodule calls `file`: in one of the folders under this path, its last name, or as NAME/NAME."""
-    stem = os.path.splitext(file)[0]
+    stem, written = os.path.splitext(file)
     name = os.path.basename(stem)
     paths = (os.path.join(folder, form + suffix) for form in (stem, name, f"{name}/{name}")
-             for folder in folders for suffix in SUFFIXES)
+             for folder in folders for suffix in ((written,) if written in SUFFIXES else SUFFIXES))
     return next((path for path in paths if os.path.isfile(path)), None)
 
 

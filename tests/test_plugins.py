@@ -397,6 +397,8 @@ def test_a_module_in_a_folder(start, tmp_path, file):
     """loadmodule takes a path, a path below the plug-in folders, and the name of a folder with a plug-in of that name."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "mine.conf").write_text("[mine]\nreply = here\n")
+    if file.endswith(".conf"):  # that file is meant, no other
+        (tmp_path / "mine" / "mine.py").write_text("no Python\n")
     server = start(f'loadmodule "{file.format(tmp_path)}"', "-p", str(tmp_path))
     assert server.ask(b":mine:\n") == b"200 OK\nhere\n\n"
 
