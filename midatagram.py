@@ -3504,9 +3504,11 @@ class Loader:
             self.passed.update(() if built_in.params else (name,))  # its parameters, too
             return
         if path:
-            self.modules[name] = load_plugin(path, built_in)
-            for line, text in self.modules[name].notes:
-                self.note((self.modules[name].path, line), text, logging.ERROR)
+            self.modules[name] = module = load_plugin(path, built_in)
+            for other in getattr(module.namespace, "BRINGS", ()):
+                self.modules.setdefault(other, load_plugin(str(pathlib.Path(path).with_name(f"{other}.py"))))
+            for line, text in module.notes:
+                self.note((module.path, line), text, logging.ERROR)
             return
         names = [path.stem for folder in self.folders for suffix in SUFFIXES for path in pathlib.Path(folder).glob(f"*{suffix}")]
         known = self.opensips["modules"]

@@ -3,7 +3,7 @@
     loadmodule "lab.so"
     modparam("lab", "fault", "command=dlg_list;action=drop;every=3")
 
-Requests for its own commands, lab_..., have no faults and are not in the journal.
+Requests for its own commands, lab_..., have no faults and are not in the journal. The commands of lab_sip are there, too.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ import midatagram as mi
 
 canned = mi.import_plugin(str(pathlib.Path(__file__).with_name("canned_replies.py")))
 
+BRINGS = ("lab_sip",)  # modules that are loaded with this one
 RULES = "lab_rules"  # the space of the store: "fault 000000001" or "reply 000000001" -> JSON of its options
 NEAREST, COMPARED = 3, 200  # requests that are shown beside a failed verification, and the last ones they are chosen from
 MOST_DIFFERENCES = 10  # of each

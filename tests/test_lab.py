@@ -824,3 +824,13 @@ def test_the_page_names_all_that_there_is():
         assert f"`{name}=" in PAGE
     keys = re.findall(r"^(\w+) = ", reader.CANNED_SPEC, re.M)
     assert len(keys) > 15 and all(re.search(rf"^\| .*`{key}\b.* \| ", PAGE, re.M) for key in keys)
+
+
+@pytest.mark.parametrize("lines", ["lab", "lab lab_sip", "lab_sip lab"])
+def test_the_lab_has_the_commands_for_what_sip_would_bring(lines):
+    lines = "".join(f'loadmodule "{name}.so"\n' for name in ["usrloc", *lines.split()])
+    with mi.Trial(lines) as trial:
+        assert trial.ask(b":lab_register:\nlocation\nalice\nsip:a@b\n") == b"200 OK\n\n"
+        assert b"sip:a@b" in trial.ask(b":ul_dump:\n")
+        assert trial.ask(b":lab_journal:\n").startswith(b"200 OK\n")
+        assert b"lab_count" in trial.ask(b":which:\n")
