@@ -136,6 +136,14 @@ class Client:
         self.close()
 
 
+def is_alive(pid):
+    """Whether a process runs (a zombie that nobody has taken leave of does not)."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 class Server:
     """A running midatagram: `python midatagram.py -f CONFIGURATION ARGUMENTS...`."""
 
@@ -222,6 +230,14 @@ class Server:
     def signal(self, number):
         """Send a signal to the attendant."""
         self.process.send_signal(number)
+
+    def reload(self, refused=""):
+        """SIGHUP, and wait until the new children serve alone; or until the log says that it was refused."""
+        text = refused or "ready:"
+        before, times = self.children(), self.log.count(text)
+        self.signal(signal.SIGHUP)
+        self.wait_log(text, times=times + 1)
+        wait_for(lambda: refused or not any(map(is_alive, before)), what="the old children to end")
 
     def stop(self, status=0, tracebacks=False):
         """SIGTERM: it must end in time with that status, and its log must hold no traceback."""

@@ -1,7 +1,6 @@
 """dispatcher beyond the recordings: partitions, reloads, states, what is wrong with a table."""
 
 import json
-import signal
 
 import pytest
 from conftest import ROOT
@@ -119,8 +118,7 @@ def test_states_are_shared_by_children_and_survive_a_reload_of_the_configuration
     clients = [server.client() for _ in range(6)]
     assert clients[0].ask(b":ds_set_state:\ni\n1\nsip:127.0.0.1:5171\n") == b"200 OK\n\n"
     assert len({client.ask(b":ds_list:\n") for client in clients}) == 1
-    server.signal(signal.SIGHUP)
-    server.wait_log("reloaded")
+    server.reload()
     assert b"sip:127.0.0.1:5171 state=Inactive" in server.ask(b":ds_list:\n")
 
 

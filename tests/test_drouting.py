@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 
 import pytest
 from test_modules import subscribed, wrong_pairs
@@ -232,8 +231,7 @@ def test_states_are_shared_by_children_and_survive_a_reload_of_the_configuration
     assert clients[0].ask(b":dr_gw_status:\npstn\ngw1\n0\n") == b"200 OK\n\n"
     assert {client.ask(b":dr_gw_status:\npstn\ngw1\n") for client in clients} == {b"200 OK\nState:: Disabled MI\n\n"}
     (tmp_path / "dr_partitions").write_text(f"{PARTITIONS}\n1:pstn::::\n")
-    server.signal(signal.SIGHUP)
-    server.wait_log("reloaded")
+    server.reload()
     assert server.ask(b":dr_gw_status:\npstn\ngw1\n") == b"200 OK\nState:: Disabled MI\n\n"
     assert server.ask(b":dr_gw_status:\nwholesale\n") == b"404 Partition not found\n\n"
 

@@ -17,7 +17,7 @@ import threading
 import time
 
 import pytest
-from conftest import PLUGINS, SCRIPT, STOP_S, Client, free_port, needs_root, run, wait_for
+from conftest import PLUGINS, SCRIPT, STOP_S, Client, free_port, is_alive, needs_root, run, wait_for
 
 import midatagram as mi
 
@@ -34,14 +34,6 @@ def own(name, value):
 def children_count(count):
     """The modparam line that says how many children serve."""
     return f'modparam("mi_datagram", "children_count", {count})\n'
-
-
-def is_alive(pid):
-    """Whether a process runs (a zombie that nobody has taken leave of does not)."""
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 class Load:
@@ -170,9 +162,9 @@ def test_levels_go_with_their_child_and_counters_stay(start, plug_in, end):
         os.kill(child, signal.SIGKILL)
     else:
         server.write(good.replace('loadmodule "levels.so"\n', "") if "without" in end else good)
-        reload(server)
+        server.reload()
         server.write(good)
-        reload(server)
+        server.reload()
     wait_for(lambda: server.statistic("here") == 0, what="the level to go")
     server.ask(b":come:\n")
     assert (server.statistic("here"), server.statistic("came")) == (1, 4)
@@ -327,15 +319,6 @@ PARAMS = [mi.Param("depth", 1, mi.integer(1, 9), "how deep")]
 """
 
 
-def reload(server, refused=None):
-    """SIGHUP, and wait until the new children serve alone; or until the log says that it was refused."""
-    text = refused or "ready:"
-    before, times = server.children(), server.log.count(text)
-    server.signal(signal.SIGHUP)
-    server.wait_log(text, times=times + 1)
-    wait_for(lambda: refused or not any(map(is_alive, before)), what="the old children to end")
-
-
 @pytest.fixture
 def greeter(start, plug_in):
     """A server with the plug-in `greeter`, whose source greeter.write(text) changes."""
@@ -359,9 +342,9 @@ def test_reload_under_load_loses_no_datagram_and_keeps_what_was_counted(greeter)
             slow.send(b":msleep:\n700\n")
         greeter.write_plug_in(NEW_GREETER)
         greeter.write(greeter.config_path.read_text() + 'modparam("greeter", "depth", 3)\n')
-        reload(greeter)
+        greeter.reload()
         load.wait(500)
-        reload(greeter)
+        greeter.reload()
         load.wait(500)
     assert load.lost == 0
     assert set(load.replies) == {b"200 OK\ngreeting:: hello\n\n", b"200 OK\ngreeting:: good day\n\n"}
@@ -380,16 +363,16 @@ def test_reload_brings_new_code_and_room_for_new_statistics(greeter):
     greeter.ask(b":greeted:\n")
     statistics = "".join(f', mi.Stat("many{number}", "one of many")' for number in range(500))
     greeter.write_plug_in(NEW_GREETER.replace('"how many")]', f'"how many"){statistics}]'))
-    reload(greeter)
+    greeter.reload()
     assert greeter.ask(b":greet:\n") == b"200 OK\ngreeting:: good day\n\n"
     assert greeter.ask(b":bow:\n") == greeter.ask(b":bow:\n") == b"200 OK\n1\n\n"
     assert (greeter.statistic("bows"), greeter.statistic("greetings"), greeter.statistic("many499")) == (2, 1, 0)
     greeter.write_plug_in(GREETER)
-    reload(greeter)
+    greeter.reload()
     assert greeter.ask(b":bow:\n") == b"500 command not available\n"
     assert greeter.statistic("greetings") == 1
     greeter.write_plug_in(NEW_GREETER)
-    reload(greeter)
+    greeter.reload()
     assert greeter.statistic("bows") == 2
 
 
@@ -409,7 +392,7 @@ def test_reload_takes_more_or_fewer_children_and_other_sockets(start):
     assert server.ask(WHOAMI, place=f"udp:127.0.0.1:{ports[0]}")
     for count, here, there in ((4, ports[1], ports[0]), (1, ports[0], ports[1])):
         server.write(text.format(count, here))
-        reload(server)
+        server.reload()
         assert len(server.children()) == count
         assert server.ask(b":get_statistics:\nload:\n").count(b"load-proc-") == count + 1
         assert server.ask(WHOAMI, place=f"udp:127.0.0.1:{here}")
@@ -485,14 +468,14 @@ def test_a_reload_while_another_is_under_way(greeter, second):
 def test_a_reload_that_is_taken_back_changes_no_mode_and_no_log_level(greeter):
     good = greeter.config_path.read_text()
     greeter.write(good + 'modparam("mi_datagram", "unix_socket_mode", 0600)\nlog_level=3\n')
-    reload(greeter)
+    greeter.reload()
     assert stat.S_IMODE(os.stat(greeter.place).st_mode) == 0o600
     levels = greeter.ask(b":log_level:\n").count(b"Log level=3")
     greeter.write(good + 'modparam("mi_datagram", "unix_socket_mode", 0666)\nlog_level=1\n')
     greeter.write_plug_in(GREETER + "def child_init(ctx):\n    raise OSError('no database')\n")
-    reload(greeter, "reload taken back")
+    greeter.reload("reload taken back")
     greeter.write(good + 'modparam("mi_datagram", "unix_socket_mode", 0666)\n' + own("listen", '"/nowhere/at/all"'))
-    reload(greeter, "reload refused")
+    greeter.reload("reload refused")
     assert stat.S_IMODE(os.stat(greeter.place).st_mode) == 0o600
     wait_for(lambda: greeter.ask(b":log_level:\n").count(b"Log level=3") == levels, what="the log levels as before")
     greeter.stop(tracebacks=True)
@@ -519,7 +502,7 @@ def test_reload_with_a_mistake_keeps_the_old_and_says_why(greeter, kind):
         greeter.write(good + text)
         if source:
             greeter.write_plug_in(source)
-        reload(greeter, "reload refused, the old configuration stays: ")
+        greeter.reload("reload refused, the old configuration stays: ")
         load.wait(50)
     assert load.lost == 0
     assert (greeter.log.count("ready:"), greeter.log.count("reloaded")) == (1, 0)
@@ -528,7 +511,7 @@ def test_reload_with_a_mistake_keeps_the_old_and_says_why(greeter, kind):
     assert (greeter.statistic("reload_errors"), greeter.statistic("reloads")) == (1, 0)
     greeter.write(good)
     greeter.write_plug_in(NEW_GREETER)
-    reload(greeter)
+    greeter.reload()
     assert b"good day" in greeter.ask(b":greet:\n")
 
 
@@ -537,7 +520,7 @@ def test_reload_whose_children_cannot_start_is_taken_back(greeter):
         load.wait(100)
         greeter.write_plug_in(NEW_GREETER + "def child_init(ctx):\n    raise OSError('no database')\n")
         greeter.write(greeter.config_path.read_text().replace('children_count", 2', 'children_count", 3'))
-        reload(greeter, "reload taken back")
+        greeter.reload("reload taken back")
         load.wait(200)
     assert load.lost == 0
     assert set(load.replies) == {b"200 OK\ngreeting:: hello\n\n"}
@@ -545,7 +528,7 @@ def test_reload_whose_children_cannot_start_is_taken_back(greeter):
     assert len(greeter.children()) == 2
     assert (greeter.statistic("reload_errors"), greeter.statistic("reloads")) == (1, 0)
     greeter.write_plug_in(NEW_GREETER)
-    reload(greeter)
+    greeter.reload()
     assert b"good day" in greeter.ask(b":greet:\n")
     greeter.stop(tracebacks=True)
 
@@ -566,7 +549,7 @@ def test_reload_gets_rid_of_a_child_that_is_stuck(start):
     before = server.children()
     server.client().send(b":block:\n60000\n")
     wait_for(lambda: server.ask(WHOAMI, 0.2), what="the other child")
-    reload(server)
+    server.reload()
     assert server.log.count("does not stop, killed") >= 1
     assert not set(before) & set(server.children())
     assert len(server.children()) == 2
@@ -580,10 +563,10 @@ def open_files(pid):
 def test_reloads_and_deaths_leave_nothing_behind_in_the_attendant(start):
     server = start(PLUG_INS + children_count(2) + own("listen", f'"udp:127.0.0.1:{free_port()}"'), *TROUBLE)
     assert len(os.listdir(f"/proc/{server.pid}/task")) == 1  # no hub, no threads
-    reload(server)
+    server.reload()
     files = open_files(server.pid)
     for _ in range(5):
-        reload(server)
+        server.reload()
     assert open_files(server.pid) == files
     victim = server.children()[0]
     time.sleep(max(0, 1.1 - process_age_s(victim)))  # what dies later than a second after its start is replaced at once

@@ -1,7 +1,6 @@
 """ratelimit and pike: pipes and blocked IPs, in both dialects."""
 
 import json
-import signal
 
 import pytest
 from conftest import wait_for
@@ -121,8 +120,7 @@ def test_what_the_lab_brought_about_survives_a_reload(start):
     for words in (("lab_pipe", "p", "RED", "5", "6"), ("lab_block", "10.0.0.1"), ("rl_set_pid", "1", "2", "3"),
                   ("lab_transaction", "7", "8", "c", "1", "INVITE"), ("lab_answer", "*", "*", "603")):
         assert server.ask(lab(*words)) == b"200 OK\n\n"
-    server.signal(signal.SIGHUP)
-    server.wait_log("reloaded")
+    server.reload()
     assert b"limit=5 counter=6" in server.ask(b":rl_list:\n") and b"10.0.0.1\n" in server.ask(b":pike_list:\n")
     assert b"ki=1.000 kp=2.000 kd=3.000" in server.ask(b":rl_get_pid:\n")
     headers = '"From: <sip:a@b>\r\nTo: <sip:c@d>\r\n"'

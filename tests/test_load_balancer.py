@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 import sqlite3
 
 import pytest
@@ -127,8 +126,7 @@ def test_states_are_shared_by_children_and_survive_a_reload_of_the_configuration
     assert clients[0].ask(b":lb_status:\n2\n0\n") == b"200 OK\n\n"
     assert clients[0].ask(b":lb_resize:\n1\npstn\n7\n") == b"200 OK\n\n"
     assert {client.ask(b":lb_status:\n2\n") for client in clients} == {b"200 OK\nenable:: no\n\n"}
-    server.signal(signal.SIGHUP)
-    server.wait_log("reloaded")
+    server.reload()
     assert server.ask(b":lb_status:\n2\n") == b"200 OK\nenable:: no\n\n"
     assert b"pstn max=7 " in server.ask(b":lb_list:\n")
     assert server.ask(b":lb_reload:\n") == b"200 OK\n\n"

@@ -25,6 +25,7 @@ from conftest import (
     STOP_S,
     Client,
     free_port,
+    is_alive,
     needs,
     needs_root,
     readable_python,
@@ -46,14 +47,6 @@ def open_folder():
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder)
-
-
-def is_alive(pid):
-    """Whether a process runs."""
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def ids(pid):

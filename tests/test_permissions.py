@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 
 import pytest
 from test_modules import FOLDER, differs, rows_of
@@ -223,8 +222,7 @@ def test_tables_are_shared_by_children_and_survive_a_reload_of_the_configuration
     assert clients[0].ask(b":address_reload:\n") == b"200 OK\n\n"
     assert len({client.ask(b":address_dump:\n") for client in clients}) == 1
     tables(tmp_path, {**ONE, "domain": ("1:new::0",)})
-    server.signal(signal.SIGHUP)
-    server.wait_log("reloaded")
+    server.reload()
     assert server.ask(b":domain_dump:\n") == b"200 OK\nnew\n\n"
 
 

@@ -1,7 +1,6 @@
 """rtpproxy and nathelper beyond the recordings: sets, the table, what is wrong with them."""
 
 import json
-import signal
 
 import pytest
 from test_modules import subscribed, wrong_pairs
@@ -95,8 +94,7 @@ def test_an_event_for_each_set_and_states_are_shared_and_survive_a_reload_of_the
     for _ in range(2):
         assert listener.receive() == b"E_RTPPROXY_STATUS\nsocket::udp:a\nstatus::inactive\n\n"
     assert len({client.ask(b":rtpproxy_show:\n") for client in clients}) == 1
-    server.signal(signal.SIGHUP)
-    server.wait_log("reloaded")
+    server.reload()
     assert server.ask(b":rtpproxy_show:\n").count(b"disabled=0 weight=1 recheck_ticks=0") == 2
     assert listener.receive(0.1) is None
 

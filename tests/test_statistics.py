@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import sys
 
 import pytest
@@ -115,8 +114,7 @@ def test_what_the_lab_counts_outlives_children_and_reloads(start):
     server = start(f'{SCRIPT_LINES}modparam("mi_datagram", "children_count", 2)\n')
     for name in (b"calls", b"waiting_tls", b"register_counter"):
         assert server.ask(b":lab_count:\n%s\n4\n" % name) == b"200 OK\n\n"
-    server.signal(signal.SIGHUP)
-    server.wait_log("reloaded")
+    server.reload()
     wait_for(lambda: len(server.children()) == 2, 10, "the new children alone")
     assert [server.statistic(name) for name in ("calls", "waiting_tls", "register_counter")] == [4, 4, 4]
 

@@ -703,8 +703,7 @@ def test_the_attendant_never_opens_the_store(start, tmp_path):
     assert server.ask(text("event_subscribe", "E_MI_CHILD_DIED", "udp:127.0.0.1:9")) == OK
     os.kill(server.children()[0], signal.SIGKILL)
     server.wait_log("died: signal SIGKILL")
-    server.signal(signal.SIGHUP)
-    server.wait_log("reloaded")
+    server.reload()
 
     def opened(pid):
         links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd") if os.path.lexists(entry.path)]

@@ -165,8 +165,7 @@ def test_a_reload_keeps_it(start, tmp_path):
     server = start(plain(tmp_path / "store"))
     store(server)
     server.write(plain(tmp_path / "store", 'modparam("mi_datagram", "children_count", 3)'))
-    server.signal(signal.SIGHUP)
-    server.wait_log("reloaded")
+    server.reload()
     assert fetched(server) == "v"
     store(server, "k", "w")
     killed(server)
@@ -348,8 +347,7 @@ def test_another_file_at_a_reload_is_for_the_next_start(start, tmp_path, name):
     server = start(f'modparam("midatagram", "store_file", "{tmp_path}/old")\n')
     store(server)
     server.write(f'modparam("midatagram", "store_file", "{tmp_path}/old")\nmodparam("midatagram", "{name}", "{tmp_path}/new")\n')
-    for nth in (1, 2):
-        server.signal(signal.SIGHUP)
-        server.wait_log("reloaded ", times=nth)
+    for _ in range(2):
+        server.reload()
     assert server.log.count(f"{name} is another one now, which takes effect at the next start") == 1
     assert fetched(server) == "v" and not (tmp_path / "new").exists()

@@ -14,7 +14,7 @@ import time
 
 import pytest
 from conftest import PLUGINS, ROOT, STOP_S, free_port, needs_root, readable_python, run, wait_for
-from test_healing import GREETER, NEW_GREETER, Load, children_count, is_alive, own, reload
+from test_healing import GREETER, NEW_GREETER, Load, children_count, is_alive, own
 
 TROUBLE = 'loadmodule "mi_trouble.so"\n'
 HELLO, GOOD_DAY = b"200 OK\ngreeting:: hello\n\n", b"200 OK\ngreeting:: good day\n\n"
@@ -128,7 +128,7 @@ def test_what_is_new_cannot_harm_what_runs(greeter, kind):
     assert (greeter.statistic("reload_errors"), greeter.statistic("reloads")) == (1, 0)
     assert has_no_hub(greeter.pid)
     greeter.write_plug_in(NEW_GREETER)
-    reload(greeter)
+    greeter.reload()
     assert greeter.ask(b":greet:\n") == GOOD_DAY
     greeter.stop(tracebacks=True)
 
@@ -136,13 +136,13 @@ def test_what_is_new_cannot_harm_what_runs(greeter, kind):
 @pytest.mark.parametrize("kind", ["import: hangs", "init: hangs with TERM ignored", "child_init: hangs"])
 def test_a_reload_that_hangs_is_replaced_by_the_next_one(greeter, kind):
     greeter.write(greeter.config_path.read_text() + own("start_timeout", 60000))
-    reload(greeter)
+    greeter.reload()
     greeter.write_plug_in(GREETER + BAD[kind][0])
     greeter.signal(signal.SIGHUP)
     time.sleep(0.5)
     assert greeter.ask(b":greet:\n") == HELLO
     greeter.write_plug_in(NEW_GREETER)
-    reload(greeter)
+    greeter.reload()
     assert greeter.ask(b":greet:\n") == GOOD_DAY
     assert greeter.log.count("replaced by another one") == 1
     assert loader_of(greeter)  # the only one
@@ -163,8 +163,7 @@ GOOD = {  # what a plug-in may do as it is loaded, and the server serves with it
 @pytest.mark.parametrize("kind", GOOD)
 def test_what_is_odd_but_can_serve_serves(greeter, kind, hook):
     greeter.write_plug_in(NEW_GREETER + body(f"{hook}(ctx)", GOOD[kind]))
-    greeter.signal(signal.SIGHUP)
-    greeter.wait_log("reloaded")
+    greeter.reload()
     wait_for(lambda: greeter.ask(b":greet:\n", 1.0) == GOOD_DAY, what="the new children")
     before = wait_for_children(greeter, 2)
     time.sleep(1.5)  # more than the timer
@@ -186,7 +185,7 @@ def test_a_candidate_whose_loader_is_killed_while_its_child_starts(greeter):
     greeter.wait_log("reload refused, the old configuration stays: the process that loads it ended with signal SIGKILL")
     wait_for(lambda: greeter.children() == before, what="the old children alone")
     greeter.write_plug_in(NEW_GREETER)
-    reload(greeter)
+    greeter.reload()
 
 
 def test_a_reload_mends_a_rank_that_pauses(greeter, plug_in):
@@ -197,7 +196,7 @@ def test_a_reload_mends_a_rank_that_pauses(greeter, plug_in):
         "child_init(ctx)", f"""
 if ctx.server.processes.get(ctx.server.row, "rank") == 1 and os.path.exists({str(flag)!r}):
     raise OSError("away")"""))
-    reload(greeter)
+    greeter.reload()
     flag.touch()
     os.kill(greeter.children()[0], signal.SIGKILL)
     greeter.wait_log("died: exit status 70", times=6)
@@ -205,12 +204,11 @@ if ctx.server.processes.get(ctx.server.row, "rank") == 1 and os.path.exists({str
     greeter.signal(signal.SIGHUP)
     wait_for(lambda: greeter.ask(b":greet:\n") == GOOD_DAY, what="the child on trial")
     greeter.write_plug_in("def (")
-    reload(greeter, "reload refused")
+    greeter.reload("reload refused")
     wait_for(lambda: len(greeter.children()) == 1, what="one child alone")
     assert greeter.ask(b":greet:\n") == HELLO
     greeter.write_plug_in(NEW_GREETER)
-    greeter.signal(signal.SIGHUP)
-    greeter.wait_log("reloaded", times=2)
+    greeter.reload()
     wait_for_children(greeter, 2)
     greeter.stop(tracebacks=True)
 
@@ -244,7 +242,7 @@ def test_the_attendant_has_no_hub_whatever_init_does(start, plug_in, kind):
         assert server.ask(b":greet:\n") == HELLO
         slow = server.client()
         assert slow.ask(b":nap:\n") == b"200 OK\n\n"
-        reload(server)
+        server.reload()
 
 
 # Deaths
@@ -315,11 +313,11 @@ def test_a_reload_for_which_there_are_no_descriptors(start, tmp_path, hold):
     if hold == "sockets":  # room for the loader, not for all of these
         server.write(good + "".join(own("listen", f"{tmp_path}/{number}.sock") for number in range(20)))
     resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (used + (0 if hold == "files" else 8), 1024))
-    reload(server, "reload refused")
+    server.reload("reload refused")
     resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (1024, 1024))
     assert server.children() == before
     server.write(good)
-    reload(server)
+    server.reload()
     server.stop()
 
 
@@ -385,7 +383,7 @@ ctx.store.put("loads", str(time.time()), "1")""")
     server = start('loadmodule "greeter.so"\n' + TROUBLE + children_count(3) + own("start_timeout", 3000),
                    "-p", plug_in("greeter", source), "-p", str(PLUGINS))
     assert server.statistic("child_stalls") == 1 and server.log.count("stalled") == 1
-    reload(server)
+    server.reload()
     server.stop()
 
 
@@ -548,7 +546,7 @@ def test_a_plug_in_that_holds_up_children_is_named(start, plug_in, hook, way):
 
 def test_a_plug_in_that_holds_up_a_reload_is_named(greeter):
     greeter.write_plug_in(f"{GREETER}\ndef load(ctx):\n    import time\n    time.sleep(99)\n")
-    reload(greeter, "reload taken back: nothing serves after start_timeout, 2000 ms; load() of greeter\n")
+    greeter.reload("reload taken back: nothing serves after start_timeout, 2000 ms; load() of greeter\n")
     assert greeter.ask(b":greet:\n") == HELLO
 
 
@@ -690,7 +688,7 @@ def test_status_tells_how_the_server_is(greeter):
     assert f"pid {greeter.pid}" in done.stdout and "uptime" in done.stdout
     assert f"2 of 2 children serve {greeter.place}" in done.stdout and "last reload" not in done.stdout
     greeter.write_plug_in("def (")
-    reload(greeter, "reload refused")
+    greeter.reload("reload refused")
     wait_for(lambda: "the last reload was refused" in run("--status", "-f", greeter.config_path).stdout, what="the refusal")
 
 

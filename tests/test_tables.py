@@ -3,7 +3,6 @@
 import json
 import re
 import select
-import signal
 import threading
 
 import pytest
@@ -103,8 +102,7 @@ def test_no_change_is_lost_when_children_switch_and_reload_at_once(start, tmp_pa
         thread.join()
     clients = [server.client() for _ in range(6)]
     assert wrong == [] and all(is_off(client.ask, module, number) for number in range(60) for client in clients)
-    server.signal(signal.SIGHUP)
-    server.wait_log("reloaded")
+    server.reload()
     assert all(is_off(server.ask, module, number) for number in range(60))
 
 

@@ -1,7 +1,6 @@
 """tracer and siptrace beyond the recordings: dynamic destinations, kinds of URIs, state."""
 
 import json
-import signal
 
 import pytest
 from test_modules import wrong_pairs
@@ -133,8 +132,7 @@ def test_states_are_shared_by_children_and_survive_a_reload_of_the_configuration
     assert clients[0].ask(b":trace:\ntid\noff\n") == b"200 OK\n\n"
     assert {client.ask(b":trace:\ntid2\n") for client in clients} == {b"200 OK\ntid2::  type=SIP uri=127.0.0.1:5171 state=on\n\n"}
     assert len({client.ask(b":trace:\n") for client in clients}) == 1
-    server.signal(signal.SIGHUP)
-    server.wait_log("reloaded")
+    server.reload()
     assert server.ask(b":trace:\ntid\n").count(b"state=off") == 2
     assert server.ask(b":get_statistics:\ntracer:\n") == b"200 OK\ntracer:traced_requests:: 0\ntracer:traced_replies:: 0\n\n"
 

@@ -275,8 +275,7 @@ def test_every_recorded_event_gets_through(start, speaker, ear):
     lines = "".join(f'EVENTS.append(mi.Event("{name}", "as recorded"))\n' for name in sorted(names))
     speak = behind.folder.parent / "plug-ins" / "speaker.py"
     speak.write_text(speak.read_text() + lines)
-    behind.signal(signal.SIGHUP)
-    behind.wait_log("reloaded")
+    behind.reload()
     for dialect, one in ears.items():
         for name in names:
             assert b"OK" in one.subscribe(front, dialect, name)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 
 import pytest
 from conftest import wait_for
@@ -205,8 +204,7 @@ def test_all_children_have_the_same_contacts_which_survive_a_reload(start):
         assert client.ask(ADD.format(f"u{number}", "x", 0).encode()) == b"200 OK\n\n"
     dumps = {client.ask(b":ul_dump:\nbrief\n") for client in clients * 3}
     assert len(dumps) == 1 and dumps.pop().count(b"AOR::") == 9
-    server.signal(signal.SIGHUP)
-    server.wait_log("reloaded")
+    server.reload()
     assert server.statistic("location-contacts") == 9
 
 
