@@ -4019,7 +4019,7 @@ def built_in_modules() -> list[Module]:
         module("statistics", get_statistics, *more("list_statistics", "reset_statistics", "reset_all_statistics")),
         module("core", uptime, version, *more("pwd", "arg"), which, list_processes, kill, log_level, *more("xlog_level"),
                cache_store, cache_fetch, cache_remove, event_subscribe,
-               *more("events_list", "subscribers_list", "raise_event", "list_tcp_conns", "show_help")),
+               *more("events_list", "subscribers_list", "raise_event", "list_tcp_conns", "tcp_close", "show_help")),
         module("blacklists", *more("list_blacklists")),
         module("cachedb_local", *more("cache_remove_chunk", "cache_fetch_chunk"), forget_expired, PARAMS=[
             Param("cache_collections", ("default",), collections_of, "names of collections, semicolon-separated"),

@@ -51,10 +51,17 @@ def list_blacklists(ctx, name=None):
     return mi.Reply(live=mi.CONSTANT)
 
 
-@mi.command("list_tcp_conns", also="tcp:list", input=False, json=mi.JsonForm(plurals={"Connection": ("Connections", "ID")}))
-def list_tcp_conns(ctx):
+@mi.command("list_tcp_conns", also="tcp:list", input=False,
+            json=mi.JsonForm(recipes=[()], raw=("proto",), plurals={"Connection": ("Connections", "ID")}))
+def list_tcp_conns(ctx, proto=None):
     """List TCP connections; always empty."""
     return mi.Reply(live=mi.CONSTANT)
+
+
+@mi.command("tcp:close")
+def tcp_close(ctx, ipport):
+    """Close a TCP connection; there are none."""
+    return mi.Reply(result=mi.JsonText("null"))
 
 
 ###############################################################################

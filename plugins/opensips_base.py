@@ -179,6 +179,11 @@ def judge(first: list[str], values: dict) -> None:
         mi.json_string(values.get(name, ""), name)
 
 
+def is_40(ctx: Any) -> bool:
+    """Whether OpenSIPS 4.0 is imitated."""
+    return ctx.server.setup.own.get("imitate") == "4.0"
+
+
 def full_name(function: Any) -> str:
     """The name of a command in 4.0: the module's, and the old one without its prefix."""
     module = function.__module__.rpartition("plugin_")[2]

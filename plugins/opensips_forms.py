@@ -386,6 +386,8 @@ DIALOGS = Rows("Dialogs", "dialog", "", ("ID=db_id",), (
     Group("context", (Pairs("values"), Pairs("profiles")))), single="Dialog", made=(("ID", "db_id", "dialog_id"),))
 DIALOG_LISTS = ("", "callid", "callid from_tag", "index counter")
 PROFILE = ("profile", "profile value")
+REGISTRANT = ("aor contact registrar proxy third_party_registrant username password binding_params expiry forced_socket"
+              " cluster_shtag state")
 ADDRESSES = Rows("Destinations", "dest", "", ("grp#", "ip", "mask", "port#", "proto", "pattern", "context_info"))
 PARTITIONS = Rows("Partitions", "part", "name", (), (ADDRESSES,))
 
@@ -458,6 +460,9 @@ FORMS: dict[str, Form] = {
     "dlg_send_sequential": Form("callid [mode] [method] [body]", (
         "callid", "callid mode", "callid method", "callid body", "callid mode method", "callid mode body", "callid method body",
         "callid mode method body"), named=True, first="callid"),
+    "dlg_set_profile": Form("dlg_id profile [value] [clear_values]", (
+        "dlg_id profile", "dlg_id profile value", "dlg_id profile value clear_values"), "clear_values"),
+    "dlg_unset_profile": Form("dlg_id profile [value]", ("dlg_id profile", "dlg_id profile value")),
     "profile_get_size": Form("[profile] [value] ...", PROFILE, tree=(Rows(
         "", "profile", "", ("name", "value?", "count#", "shared", "replicated"), single="Profile"),), first="value"),
     "profile_get_values": Form("[profile] [value] ...", ("profile",), tree=(Rows(
@@ -523,6 +528,10 @@ FORMS: dict[str, Form] = {
     "reg_reload": Form("...", ("", "aor contact registrar")),
     "reg_enable": Form("aor contact registrar", ("aor contact registrar",)),
     "reg_disable": Form("aor contact registrar", ("aor contact registrar",)),
+    "reg_force_register": Form("aor contact registrar", ("aor contact registrar",)),
+    "reg_upsert": Form(REGISTRANT, (REGISTRANT,), "expiry state",
+                       errors={"Bad parameter": (-32000, "Server error", "Failed to handle parameter")}),
+    "reg_delete": Form("aor contact registrar", ("aor contact registrar",)),
     # ratelimit
     "rl_list": Form("[pipe] ...", ("", "pipe", "filter", "filter_out"), tree=(Pipes(
         Rows("Pipes", "PIPE", "", ("id", "algorithm", "limit#", "counter#"), single="Pipe")),),

@@ -14,6 +14,7 @@ class Release(NamedTuple):
     full_names: bool = False  # commands are listed under their full names, and short ones known
     defaults: dict = {}  # (module, parameter) -> default
     renamed: tuple = ()  # modules whose commands have lost their names of before
+    recipes: dict = {}  # full name of a command -> the parameters that it takes together
 
     def set_defaults(self, modules: dict[str, Any]) -> None:
         """Give the modules the defaults of this release, and its name as the version that is shown."""
@@ -30,6 +31,7 @@ class Release(NamedTuple):
         commands = registry.commands.values()
         registry.commands = {command.full_name: command for command in commands}
         for command in commands:
+            command.recipes = self.recipes.get(command.full_name, command.recipes)
             if command.module.name in self.renamed:
                 del registry.names[command.name]
         short: dict[str, list] = {}
@@ -46,5 +48,12 @@ class Release(NamedTuple):
             registry.known.setdefault(command.full_name.partition(":")[2], command)
 
 
+RECIPES_40: dict[str, list] = {
+    "tcp:list": [(), ("proto",)],
+    "dialog:send_sequential": [
+        ("callid",), ("callid", "mode"), ("callid", "method"), ("callid", "body"), ("callid", "mode", "method"),
+        ("callid", "mode", "body"), ("callid", "method", "body"), ("callid", "method", "body", "mode"),
+        ("callid", "method", "body", "mode", "headers")]}
 RELEASES = {"midatagram": Release(), "2.4": Release("2.4.11"), "3.4": Release("3.4.18"),
-            "4.0": Release("4.0.1", True, {("usrloc", "use_domain"): 1}, ("domain", "nathelper", "pike", "rtpproxy"))}
+            "4.0": Release("4.0.1", True, {("usrloc", "use_domain"): 1}, ("domain", "nathelper", "pike", "rtpproxy"),
+                          RECIPES_40)}

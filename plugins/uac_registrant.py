@@ -116,11 +116,13 @@ def place(ctx) -> tuple:
     return opensips.url_of(ctx), TABLE.named(ctx, ctx.param("table_name"))
 
 
+FIELDS = {"registrar": "sips?:[^@]+", "proxy": "(?:sips?:[^@]+)?", "aor": "(?:sips?|tel):.+", "binding_URI": "(?:sips?|tel):.+",
+          "third_party_registrant": "(?:(?:sips?|tel):.+)?", "cluster_shtag": r"(?:[^/]+/\s*\d+\s*)?"}
+
+
 def record(row: dict, ctx: Any) -> Record:
     """The record of a row; ValueError."""
-    for name, pattern in {"registrar": "sips?:[^@]+", "proxy": "(?:sips?:[^@]+)?", "aor": "(?:sips?|tel):.+",
-                          "binding_URI": "(?:sips?|tel):.+", "third_party_registrant": "(?:(?:sips?|tel):.+)?",
-                          "cluster_shtag": r"(?:[^/]+/\s*\d+\s*)?"}.items():
+    for name, pattern in FIELDS.items():
         if not re.fullmatch(pattern, row.get(name) or "", re.I | re.S):
             raise ValueError(f"has the {name} {row[name]!r}")
     if (row["expiry"] or 0) <= ctx.param("timer_interval"):
@@ -139,8 +141,8 @@ def inherit(new: Record, old: Record | None, *, all_of_it: bool) -> Record:
 
 
 def read_table(ctx, key: str | None = None, *, keeps_states: bool = False) -> bool:
-    """Read the table, or the row of one record; what is registered stays so, or all states stay. Returns whether there is a row;
-    TableError."""
+    """Read the table, or the row of one record; what is registered stays so. keeps_states: all states stay, and the records that
+    commands put and deleted. Returns whether there is a row; TableError."""
     url, table = place(ctx)
     rows = [row for row in opensips.rows_of(ctx, url, table)
             if key in (None, key_of(row["aor"], row["binding_URI"], row["registrar"]))]
@@ -148,8 +150,12 @@ def read_table(ctx, key: str | None = None, *, keeps_states: bool = False) -> bo
 
     def merged(old: Any, each: Callable) -> tuple:
         before = {one.key: one for one in old.ones} if old else {}
+        by_command = old.head or {} if old and (key or keeps_states) else {}
         new = {one.key: inherit(one, before.get(one.key), all_of_it=keeps_states) for one in each(made)}
-        return None, [*({**before, **new} if key else new).values()]
+        if key:
+            return {name: is_there for name, is_there in by_command.items() if name != key}, [*{**before, **new}.values()]
+        put = {name: before[name] for name, is_there in by_command.items() if is_there}
+        return by_command, [one for name, one in {**new, **put}.items() if by_command.get(name, True)]
 
     RECORDS.replace(ctx, "", merged)
     return bool(rows)
@@ -184,7 +190,7 @@ def asked(ctx, aor: Any, contact: Any, registrar: Any) -> str:
 @opensips.command
 def reg_list(ctx, aor=..., contact=..., registrar=...):
     """Show all records, in JSON-RPC one as well."""
-    with_socket = ctx.server.setup.own.get("imitate") == "4.0"
+    with_socket = opensips.is_40(ctx)
     if ctx.request.dialect == "jsonrpc" and aor is not ...:
         found = RECORDS.table(ctx).find(asked(ctx, aor, contact, registrar))
         if found is None:
@@ -230,3 +236,56 @@ def reg_enable(ctx, aor, contact, registrar):
 def reg_disable(ctx, aor, contact, registrar):
     """Disable a record: its registration ends."""
     return switch(ctx, asked(ctx, aor, contact, registrar), False)
+
+
+@opensips.command
+def reg_force_register(ctx, aor, contact, registrar):
+    """Have a record registered again."""
+    RECORDS.change(ctx, "", asked(ctx, aor, contact, registrar),
+                   lambda one: one._replace(timeout=0) if one.enabled else one, NO_RECORD)
+    return mi.Reply()
+
+
+@opensips.command
+def reg_upsert(ctx, aor, contact, registrar, proxy, third_party_registrant, username, password, binding_params, expiry,
+               forced_socket, cluster_shtag, state):
+    """Add a record, or change it; state 0 enables it. The database stays as it is."""
+    given = {"aor": aor, "contact": contact, "registrar": registrar, "proxy": proxy,
+             "third_party_registrant": third_party_registrant, "username": username, "password": password,
+             "binding_params": binding_params}
+    row = {name: opensips.text(ctx, name, value) for name, value in given.items()}
+    row["expiry"] = opensips.number(ctx, "expiry", expiry)
+    row |= {"binding_URI": row["contact"], "forced_socket": opensips.text(ctx, "forced_socket", forced_socket),
+            "cluster_shtag": opensips.text(ctx, "cluster_shtag", cluster_shtag)}
+    row["state"] = opensips.number(ctx, "state", state)
+    try:
+        new = record(row, ctx)
+    except ValueError as error:
+        ctx.log.error("reg_upsert: the record %s", error)
+        raise mi.Error(400, "Bad parameter") from None
+    edit(ctx, new.key, lambda old: inherit(new, old, all_of_it=False))
+    return mi.Reply()
+
+
+@opensips.command
+def reg_delete(ctx, aor, contact, registrar):
+    """Remove a record. The database stays as it is."""
+    def removed(old: Record | None) -> None:
+        if old is None:
+            raise NO_RECORD
+
+    edit(ctx, asked(ctx, aor, contact, registrar), removed)
+    return mi.Reply()
+
+
+def edit(ctx, key: str, how: Callable[[Record | None], Record | None]) -> None:
+    """Put what how(the record, None if there is none) returns in its place, None to remove it; a reload keeps that."""
+    def edited(old: Any, each: Callable) -> tuple:
+        ones = {one.key: one for one in each(old.ones if old else ())}
+        new = how(ones.get(key))
+        by_command = {**(old.head or {} if old else {}), key: new is not None}
+        if new is None:
+            return by_command, [one for name, one in ones.items() if name != key]
+        return by_command, [*{**ones, key: new}.values()]
+
+    RECORDS.replace(ctx, "", edited)

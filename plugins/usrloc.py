@@ -406,7 +406,7 @@ def aor_of(ctx, aor: str) -> str:
 def uses_domain(ctx) -> bool:
     """Whether an AOR has a domain, as is the default of 4.0."""
     wanted = ctx.param("use_domain")
-    return ctx.server.setup.own.get("imitate") == "4.0" if wanted is None else wanted
+    return opensips.is_40(ctx) if wanted is None else wanted
 
 
 def record_of(ctx, table: str, aor: str) -> Record:

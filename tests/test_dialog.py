@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 import time
 
 import pytest
@@ -155,6 +154,53 @@ def test_values_have_the_newest_first_and_escapes_in_text(trial):
     assert len(shown(one)["context"]["values"]) == 3
 
 
+def profiles_of(trial, callid="c1"):
+    return shown(trial, callid)["context"].get("profiles", [])
+
+
+def test_profiles_are_set_and_unset(trial):
+    """As 4.0 documents it; the newest first, by Call-ID or ID, in both dialects."""
+    one = trial()
+    call(one)
+    identifier = shown(one)["ID"]
+    for params in (["c1", "inbound"], [identifier, "caller", "alice"], ["c1", "caller", "bob"]):
+        assert rpc(one, "dlg_set_profile", params) == "OK"
+    assert profiles_of(one) == [{"caller": "bob"}, {"caller": "alice"}, {"inbound": ""}]
+    assert rpc(one, "dialog:set_profile", ["c1", "caller", "carl", 1]) == "OK"
+    assert profiles_of(one) == [{"caller": "carl"}, {"inbound": ""}]
+    assert ask(one, "dlg_set_profile", "c1", "caller", "dora") == "200 OK\n\n"
+    assert rpc(one, "dialog:unset_profile", ["c1", "caller", "carl"]) == "OK"
+    assert profiles_of(one) == [{"caller": "dora"}, {"inbound": ""}]
+    assert rpc(one, "dlg_set_profile", ["c1", "caller", "eve"]) == rpc(one, "dlg_unset_profile", ["c1", "caller"]) == "OK"
+    assert ask(one, "dlg_unset_profile", "c1", "inbound") == "200 OK\n\n"
+    assert profiles_of(one) == [] and rpc(one, "profile_get_size", ["caller"])["Profile"]["count"] == 0
+
+
+@pytest.mark.parametrize("command, params, code, reason", [
+    ("set", ["c1", "nosuch"], 400, "Bad param"), ("unset", ["c1", "nosuch"], 400, "Bad param"),
+    ("set", ["c2", "inbound"], 404, "Dialog Not Found"), ("unset", ["c2", "inbound"], 404, "Dialog Not Found"),
+    ("set", ["ended", "inbound"], 404, "Dialog Not Found"), ("set", ["c1", "caller"], 403, "Dialog Error"),
+    ("unset", ["c1", "inbound"], 403, "Dialog Error"), ("unset", ["c1", "caller", "bob"], 403, "Dialog Error")])
+def test_profiles_that_cannot_be_set_or_unset(trial, command, params, code, reason):
+    one = trial()
+    call(one), call(one, "ended", "state::5")
+    assert rpc(one, f"dlg_{command}_profile", params) == {"code": code, "message": reason}
+    assert ask(one, f"dlg_{command}_profile", *params) == f"{code} {reason}\n\n"
+
+
+def test_profiles_in_4_0(trial):
+    """Its handlers look for a parameter that their recipes do not have."""
+    one = trial('modparam("midatagram", "imitate", "4.0")')
+    call(one)
+    for method in ("dialog:set_profile", "unset_profile", "dlg_set_profile"):
+        assert rpc(one, method, ["c1", "inbound"]) == {
+            "code": -32000, "message": "Server error", "data": "Failed to handle parameter"}
+        assert rpc(one, method, ["c1"])["data"] == "Too few or too many parameters"
+    params = {"callid": "c1", "method": "INFO", "body": "none", "mode": "caller", "headers": "X: y"}
+    assert rpc(one, "send_sequential", params) == {"Code": 200, "Reason": "OK"}
+    assert rpc(one, "which", ["dialog:send_sequential"])[-1] == ["callid", "method", "body", "mode", "headers"]
+
+
 def test_a_call_without_values_has_an_empty_context(trial):
     one = trial()
     call(one)
@@ -182,8 +228,7 @@ def test_children_share_dialogs_which_survive_a_reload_and_expire(start):
     for number, client in enumerate(clients):
         assert client.ask(lab("lab_call", f"c{number}", "sip:a@a", "sip:b@b")) == b"200 OK\n\n"
     assert {client.ask(b":dlg_list:\n").count(b"callid::") for client in clients} == {6}
-    server.signal(signal.SIGHUP)
-    server.wait_log("reloaded")
+    server.reload()
     assert server.statistic("active_dialogs") == 6
     events = [listener.receive() for _ in range(18)]
     assert [event.partition(b"old_state::")[2].split() for event in events[:3]] == [

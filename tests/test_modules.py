@@ -298,8 +298,9 @@ def statistics_request(dialect, group):
 # 4.0
 ###############################################################################
 
-ORDER_40 = ("usrloc", "dialog", "db_text", "dispatcher", "permissions", "domain")  # as far as they are here
-ROWS_40 = {0: ("v40-016", "v40-018", "v40-028", "v40-029", "v40-047", "v40-104", "v40-106", "v40-107", "v40-120"),
+ORDER_40 = ("usrloc", "dialog", "db_text", "dispatcher", "permissions", "domain", "drouting", "uac_registrant")  # if here
+ROWS_40 = {0: ("v40-016", "v40-018", "v40-028", "v40-029", "v40-047", "v40-053", "v40-054", "v40-104", "v40-106", "v40-107",
+               "v40-108", "v40-120", "v40-121", "v40-122", "v40-123", "v40-127", "v40-128", "v40-129"),
            1: ("v40-132", "v40-119")}  # by whether use_domain is off
 
 
@@ -307,7 +308,7 @@ ROWS_40 = {0: ("v40-016", "v40-018", "v40-028", "v40-029", "v40-047", "v40-104",
 def test_recorded_from_4_0(without_domain, tmp_path):
     """With the use_domain of 4.0, or as the recording server had it set later."""
     for table in (FOLDER / "db34").iterdir():
-        (tmp_path / table.name).write_text(table.read_text().replace("5482", "5492"))
+        (tmp_path / table.name).write_text(table.read_text().replace("5482", "5492").replace("5480", "5490"))
     lines = [*[f'loadmodule "{name}.so"' for name in ORDER_40], f'modparam("midatagram", "db_url", "text://{tmp_path}")',
              'modparam("midatagram", "imitate", "4.0")', 'modparam("domain", "db_mode", 1)',
              'modparam("usrloc", "use_domain", 0)' if without_domain else ""]

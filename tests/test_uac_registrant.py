@@ -1,7 +1,6 @@
 """uac_registrant beyond the recordings: states, reloads, what is wrong with a table."""
 
 import json
-import signal
 import time
 
 import pytest
@@ -135,8 +134,7 @@ def test_states_are_shared_by_children_and_survive_a_reload_of_the_configuration
     request = {"jsonrpc": "2.0", "method": "reg_disable", "params": other, "id": 1}
     assert b"OK" in clients[0].ask(json.dumps(request).encode())
     assert len({client.ask(b":reg_list:\n") for client in clients}) == 1
-    server.signal(signal.SIGHUP)
-    server.wait_log("reloaded")
+    server.reload()
     assert b"state:: REGISTERED_STATE\n" in server.ask(b":reg_list:\n")
     assert b'"enabled":"no"' in server.ask(json.dumps({**request, "method": "reg_list"}).encode())
 
@@ -181,3 +179,81 @@ def test_the_names_of_40_and_the_socket_that_it_shows(tmp_path):
         assert shown[-2:] == [("socket", "udp:127.0.0.1:5170"), ("proxy", "sip:127.0.0.1:5171")]
         assert rpc(trial, "uac_registrant:reload") == "OK"
         assert ask(trial, "uac_registrant:list").startswith("200 OK\nAOR:: sip:reg2@example.com expires=7200\n\tstate::")
+
+
+# What 4.0 added.
+
+NEW = {"aor": "sip:new@example.com", "contact": "sip:new@192.0.2.1", "registrar": "sip:192.0.2.2", "proxy": "",
+       "third_party_registrant": "", "username": "u", "password": "p", "binding_params": "", "expiry": 600, "forced_socket": "",
+       "cluster_shtag": "", "state": 0}
+NEW_KEY = {name: NEW[name] for name in KEY}
+
+
+def asked(trial, method, **params):
+    """The result of a command, or its error."""
+    request = {"jsonrpc": "2.0", "method": method, "params": params, "id": 1}
+    message = json.loads(trial.ask(json.dumps(request if params else {**request, "params": []}).encode()))
+    return message.get("result") or message["error"]
+
+
+def aors(trial):
+    return [one["AOR"] for one in asked(trial, "reg_list")["Records"]]
+
+
+def test_records_are_put_changed_and_deleted(tmp_path):
+    with mi.Trial(lines(table(tmp_path, ONE, TWO))) as trial:
+        assert asked(trial, "reg_upsert", **NEW) == "OK"
+        assert sorted(aors(trial)) == sorted([ONE["aor"], TWO["aor"], NEW["aor"]])
+        shown = asked(trial, "reg_list", **NEW_KEY)["Registrant"]
+        assert shown["expires"] == 600 and shown["enabled"] == "yes" and shown["state"] == "NOT_REGISTERED_STATE"
+        trial.ask(f":lab_registrant:\n{NEW['aor']}\nregistered\n".encode())
+        assert asked(trial, "uac_registrant:upsert", **{**NEW, "expiry": "700", "proxy": "sip:192.0.2.3"}) == "OK"
+        shown = asked(trial, "reg_list", **NEW_KEY)["Registrant"]
+        assert shown["expires"] == 700 and shown["proxy"] == "sip:192.0.2.3" and shown["state"] == "REGISTERED_STATE"
+        assert asked(trial, "reg_upsert", **{**NEW, "state": 1}) == "OK"
+        shown = asked(trial, "reg_list", **NEW_KEY)["Registrant"]
+        assert shown["enabled"] == "no" and shown["state"] == "NOT_REGISTERED_STATE"
+        values = [f"{value}" or '""' for value in {**NEW, "aor": "sip:text@example.com"}.values()]
+        assert trial.ask("\n".join([":reg_upsert:", *values, ""]).encode()) == b"200 OK\n\n"
+        assert "sip:text@example.com" in aors(trial)
+        assert asked(trial, "reg_delete", **NEW_KEY) == "OK"
+        assert asked(trial, "uac_registrant:delete", **NEW_KEY) == {"code": 404, "message": "No such registrant"}
+        assert NEW["aor"] not in aors(trial)
+        assert trial.ask(b":reg_reload:\n") == b"200 OK\n\n"
+        assert sorted(aors(trial)) == sorted([ONE["aor"], TWO["aor"]])
+
+
+@pytest.mark.parametrize("name, value", [
+    ("registrar", "192.0.2.2"), ("registrar", "sip:user@192.0.2.2"), ("proxy", "sip:user@192.0.2.2"), ("aor", "new"),
+    ("contact", ""), ("third_party_registrant", "x"), ("cluster_shtag", "vip"), ("cluster_shtag", "vip/x"), ("expiry", 100)])
+def test_a_record_that_cannot_be(tmp_path, name, value):
+    with mi.Trial(lines(table(tmp_path, ONE))) as trial:
+        error = {"code": -32000, "message": "Server error", "data": "Failed to handle parameter"}
+        assert asked(trial, "reg_upsert", **{**NEW, name: value}) == error
+        values = [f"{value}" or '""' for value in {**NEW, name: value}.values()]
+        assert trial.ask("\n".join([":reg_upsert:", *values, ""]).encode()) == b"400 Bad parameter\n\n"
+        assert aors(trial) == [ONE["aor"]]
+        assert asked(trial, "reg_upsert", **{**NEW, "state": "on"})["data"] == "Bad type for parameter 'state'"
+
+
+def test_a_record_is_registered_again(tmp_path):
+    with mi.Trial(lines(table(tmp_path, ONE))) as trial:
+        trial.ask(f":lab_registrant:\n{ONE['aor']}\nregistered\n".encode())
+        assert "1970" not in asked(trial, "reg_list", **KEY)["Registrant"]["registration_t_out"]
+        assert asked(trial, "reg_force_register", **KEY) == "OK"
+        assert asked(trial, "reg_list", **KEY)["Registrant"]["registration_t_out"] == "Thu Jan  1 00:00:00 1970"
+        assert asked(trial, "reg_force_register", **NEW_KEY) == {"code": 404, "message": "No such registrant"}
+
+
+def test_what_commands_put_and_deleted_stays_over_a_reload_of_the_server(start, tmp_path):
+    server = start(lines(table(tmp_path, ONE, TWO)))
+    assert asked(server, "reg_upsert", **NEW) == asked(server, "reg_delete", **KEY) == "OK"
+    assert asked(server, "reg_upsert", **{**NEW, "aor": TWO["aor"], "contact": TWO["binding_URI"],
+                                          "registrar": TWO["registrar"]}) == "OK"
+    before = asked(server, "reg_list")
+    assert sorted(aors(server)) == sorted([TWO["aor"], NEW["aor"]])
+    for _ in range(2):
+        server.reload()
+        assert asked(server, "reg_list") == before
+    assert asked(server, "reg_reload", **KEY) == "OK"
+    assert sorted(aors(server)) == sorted([ONE["aor"], TWO["aor"], NEW["aor"]])
