@@ -250,9 +250,8 @@ def read_dialogs(ctx) -> None:
     now_s = ctx.store.time_s()
     table, ages = DIALOG.named(ctx, ctx.param("table_name")), itertools.count()
     rows = opensips.rows_of(ctx, opensips.url_of(ctx), table)
-    for dialog in opensips.in_turns(opensips.good(ctx, rows, table.name, dialog_of, ages)):
-        if dialog.state == DELETED or str(dialog.db_id) in calls(ctx).dialogs \
-                or None in [opensips.own_socket(ctx, place) for place in (dialog.caller_sock, dialog.callee_sock) if place]:
+    for dialog in opensips.in_turns(opensips.good(ctx, rows, dialog_of, ctx, ages)):
+        if dialog.state == DELETED or str(dialog.db_id) in calls(ctx).dialogs:
             continue
         if 0 < dialog.timeout <= now_s:
             ctx.count("expired_dialogs")
@@ -260,10 +259,13 @@ def read_dialogs(ctx) -> None:
             ctx.store.put(SPACE, str(dialog.db_id), json.dumps(dialog))
 
 
-def dialog_of(row: dict, ages: Iterator) -> Dialog:
+def dialog_of(row: dict, ctx: Any, ages: Iterator) -> Dialog:
     """The dialog that a row of the table means; ValueError."""
     if not UNCONFIRMED <= row["state"] <= DELETED or not 0 <= row["dlg_id"] < 2**63:
         raise ValueError(f"has state {row['state']}, dlg_id {row['dlg_id']}")
+    for place in (row["caller_sock"], row["callee_sock"]):
+        if place and row["state"] != DELETED and not opensips.has_socket(ctx, place):
+            raise ValueError(f"has the socket {place}, which is none of this server's")
     flags = row["script_flags"] or ""
     is_number = flags.isascii() and flags.isdigit()
     texts: dict[str, Any] = {name: row[name] or "" for name in Dialog._fields
@@ -280,8 +282,12 @@ def stored_pairs(text: str | None) -> list[tuple]:
     ValueError."""
     pairs = []
     for item in re.findall(r"((?:[^|\\]|\\.)+)\|", text or "", re.S):
-        name, *kind, value = (re.sub(r"\\(.)", r"\1", part, flags=re.S)
-                              for part in re.findall(r"(?:^|#)((?:[^#\\]|\\.)*)", item, re.S))
+        parts = [re.sub(r"\\(.)", r"\1", part, flags=re.S) for part in re.findall(r"(?:^|#)((?:[^#\\]|\\.)*)", item, re.S)]
+        if len(parts) < 2:
+            raise ValueError(f"has {item!r} in vars or profiles")
+        name, *kind, value = parts
+        if kind == ["2"] and not re.fullmatch("-?[0-9]+", value):
+            raise ValueError(f"has the number {value!r} in vars or profiles")
         pairs.append((name, int(value) if kind == ["2"] else value or None))
     return pairs[::-1]
 

@@ -103,14 +103,20 @@ def partitions(ctx) -> dict[str, tuple]:
             for name, settings in reversed(declared.items())}
 
 
-def destinations_of(ctx, rows: list[dict]) -> list:
+def destination(row: dict, ctx) -> Destination:
+    """The destination of a row; ValueError."""
+    uri, flags = row["destination"] or "", {1: INACTIVE, 2: PROBING}.get(row["state"], 0)
+    if not opensips.is_uri(uri, 65535):
+        raise ValueError(f"has the destination {uri!r}, which is no URI")
+    return Destination(row["setid"], uri, flags, 0, opensips.own_socket(ctx, row), row["attrs"] or None,
+                       weight_of(row["weight"] or ""), row["priority"], row["description"] or "")
+
+
+def destinations_of(ctx, rows: list) -> list:
     """The destinations that the rows of a table make, in the order of ds_list."""
     sets: dict[int, list] = {}
-    for row in opensips.in_turns(rows):
-        flags = {1: INACTIVE, 2: PROBING}.get(row["state"], 0)
-        sets.setdefault(row["setid"], []).append(Destination(
-            row["setid"], row["destination"] or "", flags, 0, opensips.own_socket(ctx, row["socket"]), row["attrs"] or None,
-            weight_of(row["weight"] or ""), row["priority"], row["description"] or ""))
+    for one in opensips.good(ctx, rows, destination, ctx):
+        sets.setdefault(one.number, []).append(one)
     return [one for made in reversed(sets.values()) for one in sorted(made, key=lambda one: -one.priority)]
 
 

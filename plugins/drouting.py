@@ -182,16 +182,18 @@ def tables_of(ctx, url: str, names: Iterable) -> list[tuple]:
     return [(url, table.named(ctx, name)) for table, name in zip((GATEWAYS_TABLE, CARRIERS_TABLE, RULES_TABLE), names)]
 
 
-def destinations(text: str | None, known: dict) -> list:
-    """The kinds and names of a list `gw1=10,#cr1`, of those that are known; ValueError."""
+def destinations(ctx: Any, row: Any, known: dict) -> list:
+    """The kinds and names in the `gwlist` of a row, as `gw1=10,#cr1`, of those that are known; ValueError."""
     found = []
-    for item in re.split("[|,]", text.rstrip("|,")) if text else ():
+    for item in re.split("[|,]", row["gwlist"].rstrip("|,")) if row["gwlist"] else ():
         match = re.fullmatch(r"\s*(#?)([A-Za-z0-9_-]+)\s*(?:=\s*[-+]?\d+\s*)?", item)
         if not match:
             raise ValueError(f"has the destination {item!r}")
         kind = "CARRIER" if match[1] else "GATEWAY"
         if match[2] in known[kind]:
             found.append((kind, match[2]))
+        else:
+            ctx.log.warning("%s: there is no %s %s, passed over", row.where, kind.lower(), match[2])
     return found
 
 
@@ -204,21 +206,23 @@ def gateway(row: dict, has_state: bool) -> Gateway:
     return Gateway(row["gwid"] or "", match[1], row["attrs"] or "", row["probe_mode"] == 1, state != 0, state == 1)
 
 
-def carrier(row: dict, has_state: bool, gateways: dict) -> Carrier:
+def carrier(row: Any, ctx: Any, has_state: bool, gateways: dict) -> Carrier:
     """The carrier of a row; ValueError."""
     if "#" in (row["gwlist"] or ""):
         raise ValueError("leads to a carrier")
-    destinations(row["gwlist"], {"GATEWAY": gateways})
+    destinations(ctx, row, {"GATEWAY": gateways})
     return Carrier(row["carrierid"] or "", row["attrs"] or "", has_state and row["state"] != 0)
 
 
-def rule(row: dict, known: dict, digits: str) -> tuple:
+def rule(row: Any, ctx: Any, known: dict, digits: str) -> tuple:
     """Minus the priority, and the prefix, groups, destinations and attributes of a row; ValueError."""
     groups, prefix = re.split(r"\s*[|,]\s*|\s+", (row["groupid"] or "").strip().rstrip("|,")), row["prefix"] or ""
     if set(prefix) - set(digits):
         raise ValueError(f"has the prefix {prefix!r}")
+    if not all(re.fullmatch("[-+]?[0-9]+", group) for group in groups):
+        raise ValueError(f"has the groups {row['groupid']!r}")
     numbers = [int(group) & 0xFFFFFFFF for group in groups]
-    return -row["priority"], prefix, numbers, destinations(row["gwlist"], known), row["attrs"] or ""
+    return -row["priority"], prefix, numbers, destinations(ctx, row, known), row["attrs"] or ""
 
 
 def digits_of(ctx) -> str:
@@ -230,10 +234,10 @@ def read_partition(ctx, name: str, at: int, url: str, names: tuple, inherits: bo
     """Read the tables of a partition; gateways and carriers that stay have the state that they had. TableError."""
     tables, has_state = tables_of(ctx, url, names), bool(ctx.param("persistent_state"))
     rows = [opensips.rows_of(ctx, *table) for table in tables]
-    gateways = by_name(opensips.good(ctx, rows[0], names[0], gateway, has_state))
-    carriers = by_name(opensips.good(ctx, rows[1], names[1], carrier, has_state, gateways))
+    gateways = by_name(opensips.good(ctx, rows[0], gateway, has_state))
+    carriers = by_name(opensips.good(ctx, rows[1], carrier, ctx, has_state, gateways))
     known = {"GATEWAY": gateways, "CARRIER": carriers}
-    rules = sorted(opensips.good(ctx, rows[2], names[2], rule, known, digits_of(ctx)), key=lambda one: one[0])
+    rules = sorted(opensips.good(ctx, rows[2], rule, ctx, known, digits_of(ctx)), key=lambda one: one[0])
     head = Partition(at, url, names, int(ctx.store.time_s()))
     ctx.store.put(RULES, name, json.dumps(rules))
     CARRIERS.put(ctx, name, None, carriers.values(), inherits)

@@ -109,7 +109,7 @@ def place(ctx) -> tuple:
 def read_table(ctx, *, keeps_sizes: bool) -> None:
     """Read the table; destinations that stay are enabled or disabled as before; keeps_sizes: and have the sizes that lb_resize
     gave them, else those of the table. TableError."""
-    made = opensips.good(ctx, opensips.rows_of(ctx, *place(ctx)), ctx.param("db_table"), destination, ctx)
+    made = opensips.good(ctx, opensips.rows_of(ctx, *place(ctx)), destination, ctx)
 
     def merged(old: Any, each: Callable) -> tuple:
         new = [one.inherits(old.find(one.key), keeps_sizes) for one in each(made)] if old else made

@@ -339,10 +339,11 @@ def is_same(wanted: Any, line: Any) -> bool:
         and (not is_address or host.lower() == own_host.lower())
 
 
-def own_socket(ctx: Any, place: str | None) -> str | None:
-    """A socket that a table names, None with a log line if the server does not have it."""
+def own_socket(ctx: Any, row: Row) -> str | None:
+    """The socket that a row names, None with a log line if the server does not have it."""
+    place = row["socket"]
     if place and not has_socket(ctx, place):
-        ctx.log.error("socket %s is none of this server's, passed over", place)
+        ctx.log.error("%s: socket %s is none of this server's, passed over", row.where, place)
         return None
     return place or None
 
@@ -445,9 +446,14 @@ def in_turns(rows: Iterable) -> Iterator:
         yield row
 
 
-def read_table(url: str, table: Table, read_file: Callable | None = None, each: Callable = iter) -> list[dict]:
-    """The rows of a table as {column: value}, by the names that the schema has; read_file: as read_fields(); each: what they are
-    gone through with, such as in_turns(). TableError."""
+class Row(dict):
+    """A row of a table as {column: value}, by the names that the schema has. where: its file, and line or number."""
+
+    where = ""
+
+
+def read_table(url: str, table: Table, read_file: Callable | None = None, each: Callable = iter) -> list[Row]:
+    """The rows of a table; read_file: as read_fields(); each: what they are gone through with, such as in_turns(). TableError."""
     place = url.partition("://")[2]
     try:
         return read_text_table(place, table, read_file or read_fields, each) if url.startswith("text://") \
@@ -467,7 +473,7 @@ def of_version(place: str, table: Table, version: Any) -> Table:
 LOCKED_S = 0.5  # for which a table is waited for that another program has locked; the child does nothing else meanwhile
 
 
-def read_sqlite_table(path: str, table: Table, each: Callable) -> list[dict]:
+def read_sqlite_table(path: str, table: Table, each: Callable) -> list[Row]:
     """A table of an SQLite file; TableError, sqlite3.Error."""
     if not os.path.isfile(path):
         raise TableError(f"{path}: {'is no regular file; the form is sqlite://FILE' if os.path.exists(path) else 'no such file'}")
@@ -476,22 +482,19 @@ def read_sqlite_table(path: str, table: Table, each: Callable) -> list[dict]:
     try:
         versions = connection.execute("SELECT table_version FROM version WHERE table_name = ?", (table.name,)).fetchone()
         table = of_version(path, table, versions and versions[0])
-        names = ", ".join(f'"{column.source}"' for column in table.columns)
-        rows = connection.execute(f'SELECT {names} FROM "{table.name}"').fetchall()
+        names = ", ".join(f'one."{column.source}"' for column in table.columns)  # alone, an unknown name would be a text
+        rows = connection.execute(f'SELECT {names} FROM "{table.name}" one').fetchall()
     finally:
         connection.close()
     return [typed(f"{path}: table {table.name}, row {number}", table.columns, row)
             for number, row in enumerate(each(rows), 1)]
 
 
-ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "0": "\0"}
-
-
-def read_text_table(folder: str, table: Table, read_file: Callable, each: Callable) -> list[dict]:
+def read_text_table(folder: str, table: Table, read_file: Callable, each: Callable) -> list[Row]:
     """A table of db_text, and its version; TableError, OSError."""
     version = None
     if table.name != "version":
-        for name, number in read_file(os.path.join(folder, "version"), each)[1]:
+        for name, number, *_ in read_file(os.path.join(folder, "version"), each)[1]:
             version = int(number) if name == table.name and number and number.isdigit() else version
         table = of_version(folder, table, version)
     path = os.path.join(folder, table.name)
@@ -501,7 +504,7 @@ def read_text_table(folder: str, table: Table, read_file: Callable, each: Callab
         if column.source not in header:
             raise TableError(f"{path}:1: no column {column.source}")
         places.append(header.index(column.source))
-    return [typed(f"{path}:{number}", table.columns, [row[at] for at in places]) for number, row in enumerate(each(rows), 2)]
+    return [typed(f"{path}:{row[-1]}", table.columns, [row[at] for at in places]) for row in each(rows)]
 
 
 def open_regular(path: str, flags: int) -> int:
@@ -514,43 +517,58 @@ def open_regular(path: str, flags: int) -> int:
 
 
 FIELD = re.compile(r"(?:^|:)((?:[^:\\]+|\\.)*\\?)")
-ESCAPE = re.compile(r"\\(.)")
+ESCAPE = re.compile(r"\\(.?)")
+ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "0": "\0", ":": ":", "\\": "\\"}
+COLUMN = re.compile(r"(\w+)\(([sbiltd])\w*(?:,([na])[\w,]*)?\)", re.I)  # name(type,null)
+INTEGER, DECIMAL = re.compile("-?[0-9]+"), re.compile(r"-?[0-9]+(?:\.[0-9]*)?")
+NUMBERS = {"i": INTEGER, "l": INTEGER, "t": INTEGER, "d": DECIMAL}  # int, long, time, double
 
 
 def read_fields(path: str, each: Callable = iter) -> tuple[list[str], list[list]]:
-    """The names of the columns of a db_text file, and the fields of its rows, None for NULL; TableError, OSError."""
+    """The names of the columns of a db_text file, and the fields of its rows, None for NULL, each row with the number of its line
+    behind them. As in the original no row may have a wrong field, also in a column that nobody reads. TableError, OSError."""
     with open(path, encoding="utf-8", errors="surrogateescape", newline="\n", opener=open_regular) as file:
         first, *lines = file.read().split("\n")
-    columns = [match for match in (re.fullmatch(r"(\w+)\((\w+)((?:,\w+)*)\)", word) for word in first.split()) if match]
+    columns = [match for match in map(COLUMN.fullmatch, first.split()) if match]
     if not columns or len(columns) != len(first.split()):
-        raise TableError(f"{path}:1: is no header of a table: name(type) name(type,null) ...")
-    needed = [(at, match[1]) for at, match in enumerate(columns) if not re.search("null|auto", match[3])]
-    rows = []
+        raise TableError(f"{path}:1: is no header of a table: name(type) name(type,null) ...; a type is string, int, long, "
+                         "double, time or blob")
+    needed = [(at, match[1]) for at, match in enumerate(columns) if not match[3]]
+    numbers = [(at, match[1], NUMBERS[match[2].lower()]) for at, match in enumerate(columns) if match[2].lower() in NUMBERS]
+    rows: list[list] = []
     for number, line in enumerate(each(lines), 2):
         line = line.removesuffix("\r")
         if not line:
             continue
-        row = fields_of(line)
+        try:
+            row = fields_of(line)
+        except KeyError as error:
+            raise TableError(f"{path}:{number}: \\{error.args[0]} is no escape, but \\n \\r \\t \\0 \\: \\\\ are") from None
         if len(row) != len(columns):
             raise TableError(f"{path}:{number}: has {len(row)} fields, not {len(columns)}")
         for at, name in needed:
             if row[at] is None:
                 raise TableError(f"{path}:{number}: {name} is empty, and may not be NULL")
-        rows.append(row)
+        for at, name, pattern in numbers:
+            field = row[at]
+            if field is not None and not pattern.fullmatch(field):
+                raise TableError(f"{path}:{number}: {name} is {field!r:.60}, which is no number")
+        rows.append([*row, number])
     return [match[1] for match in columns], rows
 
 
 def fields_of(line: str) -> list[str | None]:
-    """The fields of a line of a db_text file; None for those that are empty."""
+    """The fields of a line of a db_text file, None for those that are empty; KeyError with an unknown escape."""
     if "\\" not in line:
         return [field or None for field in line.split(":")]
-    return [ESCAPE.sub(lambda match: ESCAPES.get(match[1], match[1]), field) if "\\" in field else field or None
+    return [ESCAPE.sub(lambda match: ESCAPES[match[1]], field) if "\\" in field else field or None
             for field in FIELD.findall(line)]
 
 
-def typed(where: str, columns: tuple, values: Iterable) -> dict:
-    """A row with values of the kinds that its columns have, by column; TableError."""
-    row = {}
+def typed(where: str, columns: tuple, values: Iterable) -> Row:
+    """A row with values of the kinds that its columns have; TableError."""
+    row = Row()
+    row.where = where
     for column, value in zip(columns, values):
         if value is None and not column.null and column.kind is not plain:
             raise TableError(f"{where}: {column.name} is NULL")
@@ -577,7 +595,7 @@ def check_tables(ctx: Any, *wanted: tuple[str, Table]) -> None:
             ctx.refuse("db_url", f"{error}")
 
 
-def rows_of(ctx: Any, url: str, table: Table) -> list[dict]:
+def rows_of(ctx: Any, url: str, table: Table) -> list[Row]:
     """The rows of a table, none of a database that cannot be read here; TableError. For load(), and for commands that reload."""
     if can_read(url):
         return read_table(url, table, functools.partial(read_file_once, ctx) if reads_once(ctx) else None, in_turns)
@@ -610,14 +628,14 @@ def read_file_anew(ctx: Any, path: str, each: Callable = in_turns) -> Any:
     return fields
 
 
-def good(ctx: Any, rows: Iterable[dict], name: str, make: Callable, *more: Any) -> list:
+def good(ctx: Any, rows: Iterable[Row], make: Callable, *more: Any) -> list:
     """What make(row, *more) makes of the rows of a table, but for those for which it raises ValueError: they are logged."""
     made = []
-    for number, row in enumerate(in_turns(rows), 1):
+    for row in in_turns(rows):
         try:
             made.append(make(row, *more))
         except ValueError as error:
-            ctx.log.error("table %s, row %d is left out: it %s", name, number, error)
+            ctx.log.error("%s: the row is left out: it %s", row.where, error)
     return made
 
 

@@ -51,17 +51,17 @@ def partitions(ctx) -> dict[str, tuple]:
             for part, settings in declared.items()}
 
 
-def listed(ctx, rows: list[dict]) -> dict[str, list]:
+def listed(ctx, rows: list) -> dict[str, list]:
     """The addresses and the subnets that the rows of a table make, each in the order of its dump."""
     found: dict[str, list] = {"addresses": [], "subnets": []}
     for row in opensips.in_turns(rows):
         try:
             network = ipaddress.ip_network((row["ip"] or "", row["mask"]), strict=False)
         except ValueError:
-            ctx.log.warning("address %s with mask %s is none, passed over", row["ip"], row["mask"])
+            ctx.log.warning("%s: address %s with mask %s is none, passed over", row.where, row["ip"], row["mask"])
             continue
         if row["proto"] not in PROTOCOLS:
-            ctx.log.warning("address %s has no protocol %s, passed over", row["ip"], row["proto"])
+            ctx.log.warning("%s: address %s has the protocol %s, which is none, passed over", row.where, row["ip"], row["proto"])
             continue
         full = row["mask"] == network.max_prefixlen
         bucket = opensips.core_hash(network.network_address.packed) % BUCKETS

@@ -146,7 +146,7 @@ def read_table(ctx, key: str | None = None, *, keeps_states: bool = False) -> bo
     url, table = place(ctx)
     rows = [row for row in opensips.rows_of(ctx, url, table)
             if key in (None, key_of(row["aor"], row["binding_URI"], row["registrar"]))]
-    made = opensips.good(ctx, rows, table.name, record, ctx)
+    made = opensips.good(ctx, rows, record, ctx)
 
     def merged(old: Any, each: Callable) -> tuple:
         before = {one.key: one for one in old.ones} if old else {}

@@ -334,7 +334,7 @@ def load(ctx):
         records: dict[str, Record] = {}
         for row in opensips.rows_of(ctx, opensips.url_of(ctx), LOCATION.named(ctx, name)):
             aor = f'{row["username"]}@{row["domain"] or ""}' if uses_domain(ctx) else row["username"] or ""
-            row["socket"] = opensips.own_socket(ctx, row["socket"])
+            row["socket"] = opensips.own_socket(ctx, row)
             records.setdefault(aor, Record()).contacts.append(contact_of(row))
         for aor, record in records.items():
             record.contacts.sort(key=lambda contact: -contact.q)

@@ -313,7 +313,7 @@ def test_a_row_that_is_no_dialog_is_left_out(tmp_path, old, new, caplog):
     path.write_text(path.read_text().replace(old, new, 1))
     with mi.Trial(lines) as one:
         assert [item["callid"] for item in rpc(one, "dlg_list")["Dialogs"]] == ["db-3@x"]
-    assert "table dialog, row 1 is left out: " in caplog.text
+    assert f"{path}:2: the row is left out: it has " in caplog.text
 
 
 def test_a_list_from_an_index_below_0_is_empty(trial):

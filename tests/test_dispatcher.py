@@ -165,7 +165,7 @@ def test_an_empty_partition_is_shown_without_sets(tmp_path):
 
 def test_a_list_that_cannot_fit_is_given_up_before_it_is_made(tmp_path):
     """And what a destination takes at least is no more than one takes."""
-    with mi.Trial(lines(tables(tmp_path, dispatcher=["1:1:x::0:5:0:y:z"]))) as trial:
+    with mi.Trial(lines(tables(tmp_path, dispatcher=["1:1:sip\\:d::0:5:0:y:z"]))) as trial:
         assert len(ask(trial, "ds_list", "default")) - len("200 OK\nPARTITION:: default\n\tSET:: 1\n\n") > 45
     many = [f"{number}:1:sip\\:d{number}::0:5:0:key:d" for number in range(6000)]
     with mi.Trial(lines(tables(tmp_path, dispatcher=many))) as trial:

@@ -297,10 +297,12 @@ def test_a_row_that_is_no_good_is_left_out_with_a_line_in_the_log(start, tmp_pat
     assert server.ask(b":dr_number_routing:\n0\n1\n") == b"200 OK\nMatched Prefix:: 1\n\tGATEWAY:: ok\n\n"
     assert server.ask(b":dr_number_routing:\n0\n2\n") == b"200 OK\n\n"
     assert server.ask(b":dr_number_routing:\n0\n3\n") == b"200 OK\nMatched Prefix:: 3\n\n"
-    for line in ("table dr_gateways, row 2 is left out: it has address 'h', state 3, probe_mode 0",
-                 "table dr_gateways, row 4 is left out", "table dr_carriers, row 2 is left out: it leads to a carrier",
-                 "table dr_carriers, row 3", "table dr_rules, row 2", "table dr_rules, row 3 is left out: it has the prefix '1a'",
-                 "table dr_rules, row 4 is left out: it has the destination 'ok;'"):
+    for line in ("/dr_gateways:3: the row is left out: it has address 'h', state 3, probe_mode 0",
+                 "/dr_gateways:5: the row is left out", "/dr_carriers:3: the row is left out: it leads to a carrier",
+                 "/dr_carriers:4: ", "/dr_rules:4: the row is left out: it has the prefix '1a'",
+                 "/dr_rules:5: the row is left out: it has the destination 'ok;'",
+                 "/dr_rules:6: there is no gateway nobody, passed over",
+                 "/dr_rules:3: the row is left out: it has the groups 'x'"):
         server.wait_log(line)
 
 

@@ -167,7 +167,7 @@ def test_a_row_that_is_no_good_is_left_out_with_a_line_in_the_log(caplog, tmp_pa
     with mi.Trial(lines(table(tmp_path, row, "3:1:SIPS\\:c: a = 1 ; b=2; :"))) as trial:
         assert [(one["id"], one["Resources"]) for one in rpc(trial, "lb_list")["Destinations"]] == [
             (3, [{"name": "a", "max": 1, "load": 0}, {"name": "b", "max": 2, "load": 0}])]
-    assert f"table load_balancer, row 1 is left out: it {wrong}" in caplog.text
+    assert f"/load_balancer:2: the row is left out: it {wrong}" in caplog.text
 
 
 def test_a_resource_on_a_freeswitch_server_is_alone(tmp_path):

@@ -90,11 +90,11 @@ def folder_of(tmp_path, *lines, header=HEADER, version="things:3"):
 
 
 def test_a_text_table_has_rows_of_its_columns_kinds(tmp_path):
-    url = folder_of(tmp_path, r"1:a\:b\\c\n\r\t\0d:note:7:0.5", "2:x:::", "", "-3:\u00e9 \\x:n::1")
+    url = folder_of(tmp_path, r"1:a\:b\\c\n\r\t\0d:note:7:0.5", "2:x:::", "", "-3:\u00e9 \\\\x:n::1")
     assert opensips.read_table(url, T) == [
         {"id": 1, "name": "a:b\\c\n\r\t\0d", "note": "note", "size": 7, "share": 0.5},
         {"id": 2, "name": "x", "note": None, "size": None, "share": None},
-        {"id": -3, "name": "\u00e9 x", "note": "n", "size": None, "share": 1.0}]
+        {"id": -3, "name": "\u00e9 \\x", "note": "n", "size": None, "share": 1.0}]
 
 
 def test_the_order_of_columns_is_that_of_the_header(tmp_path):
@@ -107,7 +107,13 @@ def test_the_order_of_columns_is_that_of_the_header(tmp_path):
     (["x:a:::"], {}, "things:2: id is 'x'"), (["1:a:b:c:"], {}, "things:2: size is 'c'"), (["1:a:::y"], {}, "share is 'y'"),
     (["1:a:::", "2::::"], {}, "things:3: name is empty"), (["1:a"], {}, "things:2: has 2 fields, not 5"),
     (["1:a::::"], {}, "has 6 fields"), ([f"{2**32}:a:::"], {}, "things:2: id is '4294967296', which is too large"),
-    (["1:a:::1e400"], {}, "share is '1e400', which is too large"), (["1:a::\u00b2:"], {}, "size is '\u00b2', which is no number"),
+    (["1:a:::1e400"], {}, "share is '1e400', which is no number"), ([f"1:a:::1{'0' * 400}"], {}, "which is too large"),
+    (["+1:a:::"], {}, "things:2: id is '+1'"),
+    (["1:a\\x:::"], {}, "things:2: \\x is no escape"), (["1:a:::\\"], {}, "things:2: \\ is no"),
+    (["", "1:a:::", "", "y:a:::"], {}, "things:5: id is 'y'"),
+    (["1:a::::z"], {"header": f"{HEADER} unread(int,null)"}, "things:2: unread is 'z', which is no number"),
+    ([], {"header": "id(foo) name(string)"}, "things:1: is no header"),
+    (["1:a::\u00b2:"], {}, "size is '\u00b2', which is no number"),
     ([f"{'9' * 5000}:a:::"], {}, "things:2: id is '99999"),
     ([], {"version": "things:2"}, "version 2, not 3"), ([], {"version": ""}, "version none"),
     ([], {"header": "id(int) name"}, "things:1: is no header"), ([], {"header": ""}, "things:1: is no header"),

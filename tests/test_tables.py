@@ -1,8 +1,10 @@
 """Tables with states, of drouting, load_balancer, dispatcher, uac_registrant: what changes and reloads write and keep."""
 
+import contextlib
 import json
 import re
 import select
+import sqlite3
 import threading
 
 import pytest
@@ -202,3 +204,24 @@ def test_a_reset_of_the_lab_leaves_no_gap(start, tmp_path, module):
     is_over.set()
     thread.join()
     assert replies == {True}
+
+
+def test_a_column_that_an_sqlite_file_lacks(tmp_path):
+    """SQLite alone would take its name for a text."""
+    path = tmp_path / "tables.db"
+    with contextlib.closing(sqlite3.connect(path)) as made, made:
+        made.execute("CREATE TABLE version (table_name, table_version)")
+        made.execute("INSERT INTO version VALUES ('domain', 4)")
+        made.execute("CREATE TABLE domain (id, domai, attrs, accept_subdomain, last_modified)")
+        made.execute("INSERT INTO domain VALUES (1, 'a.example', NULL, 0, 0)")
+    lines = f'loadmodule "domain.so"\nmodparam("domain", "db_url", "sqlite://{path}")\nmodparam("domain", "db_mode", 1)\n'
+    with pytest.raises(mi.ConfigError, match="no such column: one.domain"):
+        mi.Trial(lines)
+    with contextlib.closing(sqlite3.connect(path)) as made, made:
+        made.execute("ALTER TABLE domain RENAME COLUMN domai TO domain")
+    with mi.Trial(lines) as trial:
+        assert trial.ask(b":domain_dump:\n").startswith(b"200 OK\na.example\n")
+        with contextlib.closing(sqlite3.connect(path)) as made, made:
+            made.execute("ALTER TABLE domain RENAME COLUMN domain TO domai")
+        assert trial.ask(b":domain_reload:\n").startswith(b"500 ")
+        assert trial.ask(b":domain_dump:\n").startswith(b"200 OK\na.example\n")

@@ -148,7 +148,7 @@ def test_a_row_that_is_no_good_is_left_out_with_a_line_in_the_log(caplog, tmp_pa
     with mi.Trial(lines(table(tmp_path, {**ONE, **row}, {**TWO, "cluster_shtag": "vip/3"}))) as trial:
         listed = rpc(trial, "reg_list")["Records"]
     assert [(one["AOR"], one["shtag"], one["cluster_id"]) for one in listed] == [("sip:reg2@example.com", "vip", 3)]
-    assert f"table registrant, row 1 is left out: it {wrong}" in caplog.text
+    assert f"/registrant:2: the row is left out: it {wrong}" in caplog.text
 
 
 def test_a_table_that_cannot_be_read_leaves_what_there_is(start, tmp_path):
