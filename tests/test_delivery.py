@@ -181,7 +181,8 @@ def test_replies_that_a_child_delivers_while_it_stops_are_counted(start):
     for number in range(UNREAD + 5):
         client.send(numbered(number))
     wait_for(lambda: server.statistic("delayed") == 5, what="five replies that wait")
-    server.reload()
+    server.signal(signal.SIGHUP)
+    server.wait_log("reloaded")
     assert len(received(client, UNREAD + 5)) == UNREAD + 5
     wait_for(lambda: not pathlib.Path(f"/proc/{before[0]}").exists(), what="the first child to be gone")
     counts = dict(line.split(":: ") for line in server.ask(b":get_statistics:\nrequests\nreplies\n").decode().split("\n")[1:3])

@@ -304,8 +304,12 @@ def test_background_server_lets_go_of_stderr_when_it_logs_elsewhere(background):
 
 def children_of(pid):
     """The pids of the children that serve."""
-    pids = map(int, pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-    return {pid for pid in pids if b"MI Datagram" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()}
+    children = set()
+    for child in map(int, pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # one that just ended
+            if b"MI Datagram" in pathlib.Path(f"/proc/{child}/cmdline").read_bytes():
+                children.add(child)
+    return children
 
 
 def descriptors(pid):

@@ -190,7 +190,7 @@ def test_without_requests_it_asks_what_which_lists_and_nothing_changes(start, tm
     assert sorted(recorded + left_out) == sorted(listed)
     assert set(left_out) == {"reset_statistics", "reset_all_statistics", "kill", "cache_store", "cache_fetch",
                              "cache_fetch_chunk", "cache_remove", "cache_remove_chunk", "event_subscribe", "raise_event",
-                             "ds_reload"}
+                             "ds_reload", "tcp:close"}
     assert turns.process.poll() is None and turns.ask(b":cache_fetch:\nlocal\na\n") == b"200 OK\nkey:: a\nvalue:: b\n\n"
     server = start(f'loadmodule "{recording}"')
     assert server.ask(b":which:\n") == turns.ask(b":which:\n")
