@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import math
 import re
 from typing import NamedTuple
 
@@ -79,7 +80,7 @@ class Destination(NamedTuple):
             ipaddress.ip_address(host.strip("[]"))
         except ValueError:
             return []
-        return [f"{host}:{port or (5061 if scheme.lower() == 'sips' else 5060)}"]
+        return [f"{host}:{port or (0 if scheme.lower() == 'sips' else 5060)}"]
 
 
 def key_of(number: int, uri: str) -> str:
@@ -96,18 +97,20 @@ REPLACED = (PARTITIONS.space,)  # by load(), in one step
 
 
 def partitions(ctx) -> dict[str, tuple]:
-    """The database and the table of each partition, as ds_list has them: the last declared first."""
-    declared = {"default": {}, **dict(ctx.param("partition"))}
+    """The database and the table of each partition, in the order of ds_list: the default one last."""
+    declared = dict(ctx.param("partition"))
+    declared.setdefault("default", {})
     return {name: (opensips.url_of(ctx, settings.get("db_url", "")),
                    DISPATCHER.named(ctx, settings.get("table_name") or ctx.param("table_name")))
-            for name, settings in reversed(declared.items())}
+            for name, settings in declared.items()}
 
 
 def destination(row: dict, ctx) -> Destination:
     """The destination of a row; ValueError."""
     uri, flags = row["destination"] or "", {1: INACTIVE, 2: PROBING}.get(row["state"], 0)
-    if not opensips.is_uri(uri, 65535):
-        raise ValueError(f"has the destination {uri!r}, which is no URI")
+    place = re.sub("(?i)^sips?:(?:[^@]*@)?", "", uri)
+    if not opensips.is_uri(uri, math.inf) or place == uri or not (opensips.is_24(ctx) or opensips.has_port(place)):
+        raise ValueError(f"has the destination {uri!r}, which is no SIP URI")
     return Destination(row["setid"], uri, flags, 0, opensips.own_socket(ctx, row), row["attrs"] or None,
                        weight_of(row["weight"] or ""), row["priority"], row["description"] or "")
 
@@ -240,7 +243,7 @@ def ds_list(ctx, partition=None, full=None):
     listed, shown = {name: PARTITIONS.table(ctx, name).ones for name in names}, []
     opensips.check_size(ctx, sum(map(len, listed.values())), LEAST_BYTES, [one.uri for ones in listed.values() for one in ones])
     for name, every in listed.items():
-        sets = [{"id": number, "Destinations": [one.shown(is_json, full) for one in ones]}
+        sets = [{"id": number if is_json else number % 2**64, "Destinations": [one.shown(is_json, full) for one in ones]}
                 for number, ones in itertools.groupby(opensips.in_turns(every), lambda one: one.number)]
         shown.append({"name": name, **({"SETS": sets} if sets else {})})
     return opensips.reply(ctx, {"PARTITIONS": shown}, depends=(PARTITIONS.space,))

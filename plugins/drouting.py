@@ -197,13 +197,18 @@ def destinations(ctx: Any, row: Any, known: dict) -> list:
     return found
 
 
-def gateway(row: dict, has_state: bool) -> Gateway:
+def gateway(row: dict, ctx: Any, has_state: bool) -> Gateway:
     """The gateway of a row; ValueError."""
     state = row["state"] if has_state else 0
     match = re.fullmatch(r"(?:sips?:)?(?:[^@]*@)?([^@]+)", row["address"] or "", re.I)
     if not match or state not in (0, 1, 2) or row["probe_mode"] not in (0, 1, 2):
         raise ValueError(f"has address {row['address']!r}, state {state}, probe_mode {row['probe_mode']}")
-    return Gateway(row["gwid"] or "", match[1], row["attrs"] or "", row["probe_mode"] == 1, state != 0, state == 1)
+    name, is_strict = row["gwid"] or "", not opensips.is_24(ctx)
+    if is_strict and not re.fullmatch("[A-Za-z0-9_-]*", name):
+        raise ValueError(f"has the gwid {name!r}; it may have letters, digits, _ and -")
+    if not re.match(r"\[[0-9A-Fa-f:.]+\]|[\w.-]+(?![^:;?])", match[1]) or is_strict and not opensips.has_port(match[1]):
+        raise ValueError(f"has address {row['address']!r}, which is no host")
+    return Gateway(name, match[1], row["attrs"] or "", row["probe_mode"] == 1, state != 0, state == 1)
 
 
 def carrier(row: Any, ctx: Any, has_state: bool, gateways: dict) -> Carrier:
@@ -234,7 +239,7 @@ def read_partition(ctx, name: str, at: int, url: str, names: tuple, inherits: bo
     """Read the tables of a partition; gateways and carriers that stay have the state that they had. TableError."""
     tables, has_state = tables_of(ctx, url, names), bool(ctx.param("persistent_state"))
     rows = [opensips.rows_of(ctx, *table) for table in tables]
-    gateways = by_name(opensips.good(ctx, rows[0], gateway, has_state))
+    gateways = by_name(opensips.good(ctx, rows[0], gateway, ctx, has_state))
     carriers = by_name(opensips.good(ctx, rows[1], carrier, ctx, has_state, gateways))
     known = {"GATEWAY": gateways, "CARRIER": carriers}
     rules = sorted(opensips.good(ctx, rows[2], rule, ctx, known, digits_of(ctx)), key=lambda one: one[0])

@@ -184,6 +184,20 @@ def is_40(ctx: Any) -> bool:
     return ctx.server.setup.own.get("imitate") == "4.0"
 
 
+def is_24(ctx: Any) -> bool:
+    """Whether OpenSIPS 2.4 is imitated; it takes more for a URI and a name than its successors."""
+    return ctx.server.setup.own.get("imitate") == "2.4"
+
+
+PORT = re.compile(r"(?:\[[^\]]*\]|[^:;?\[\]]*):0*([0-9]+)")  # behind a host
+
+
+def has_port(place: str) -> bool:
+    """Whether the port of `HOST:PORT;...` can be one, or there is none."""
+    match = PORT.match(place)
+    return not match or len(match[1]) < 6 and int(match[1]) < 65536
+
+
 def full_name(function: Any) -> str:
     """The name of a command in 4.0: the module's, and the old one without its prefix."""
     module = function.__module__.rpartition("plugin_")[2]

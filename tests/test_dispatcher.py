@@ -1,6 +1,7 @@
 """dispatcher beyond the recordings: partitions, reloads, states, what is wrong with a table."""
 
 import json
+import re
 
 import pytest
 from conftest import ROOT
@@ -246,3 +247,28 @@ def test_children_change_states_of_one_partition_at_the_same_time(start, tmp_pat
 def test_a_text_request_by_the_name_of_40_gets_the_same(tmp_path):
     with mi.Trial(lines(tables(tmp_path))) as trial:
         assert ask(trial, "dispatcher:list") == ask(trial, "ds_list") != "200 OK\n\n"
+
+
+ODD = ["1:1:nonsense here::0:5:0:y:z", "2:1:10.0.0.4::0:5:0:y:z", "3:1:tel\\:+49::0:5:0:y:z",
+       "4:1:sip\\:10.0.0.3\\:99999::0:5:0:y:z",
+       "5:1:sip\\:u@10.0.0.4\\:99999::0:5:0:y:z", "6:1:sip\\:10.0.0.5::7:5:0:y:z", "7:-2:sips\\:10.0.0.7::0:5:0:y:z"]
+
+
+@pytest.mark.parametrize("imitated, left_out", [("midatagram", 5), ("2.4", 3), ("3.4", 5)])
+def test_a_destination_that_is_no_sip_uri_is_left_out(tmp_path, caplog, imitated, left_out):
+    with mi.Trial(lines(tables(tmp_path, dispatcher=ODD), f'modparam("midatagram", "imitate", "{imitated}")')) as trial:
+        reply = ask(trial, "ds_list", "default")
+        request = b'{"jsonrpc":"2.0","method":"ds_list","params":{"partition":"default"},"id":1}'
+        partition, = json.loads(trial.ask(request))["result"]["PARTITIONS"]
+    assert reply.count("URI:: ") == len(ODD) - left_out and "URI:: sip:10.0.0.5 state=Active" in reply
+    assert "\tSET:: 18446744073709551614\n" in reply and [one["id"] for one in partition["SETS"]] == [-2, 1]
+    assert partition["SETS"][0]["Destinations"][0]["resolved_addresses"] == ["10.0.0.7:0"]
+    assert caplog.text.count("the row is left out") == left_out
+    assert "/dispatcher:3: the row is left out: it has the destination '10.0.0.4', which is no SIP URI" in caplog.text
+
+
+def test_partitions_are_listed_as_they_are_declared_and_the_default_one_last(tmp_path):
+    url = tables(tmp_path, zz=P2, aa=P2)
+    more = [f'modparam("dispatcher", "partition", "{name}: db_url={url}; table_name = {name}")' for name in ("zz", "aa")]
+    with mi.Trial(lines(url, *more)) as trial:
+        assert re.findall("PARTITION:: (.*)", ask(trial, "ds_list")) == ["p2", "zz", "aa", "default"]

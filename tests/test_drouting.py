@@ -282,10 +282,21 @@ def test_probing_is_shown_and_switched(tmp_path):
 def test_gateways_are_listed_by_the_bytes_of_their_names_and_without_what_is_around_the_host(tmp_path):
     url = tables(tmp_path, gw=("b:sip\\:u@10.0.0.1::0:0", "B:SIPS\\:10.0.0.2\\:5061;transport=tls::0:0", "ab:x@h::0:0",
                                "\u00e9:h::0:0", "a:[2001\\:db8\\:\\:1]\\:5060::0:0"))
-    with mi.Trial(lines(url)) as trial:
+    with mi.Trial(lines(url, IMITATES % "2.4")) as trial:
         assert [line.split()[1:3] for line in ask(trial, "dr_gw_status").splitlines()[1:-1]] == [
             ["B", "IP=10.0.0.2:5061;transport=tls"], ["a", "IP=[2001:db8::1]:5060"], ["ab", "IP=h"], ["b", "IP=10.0.0.1"],
             ["\u00e9", "IP=h"]]
+
+
+IMITATES = 'modparam("midatagram", "imitate", "%s")'
+
+
+@pytest.mark.parametrize("imitated, names", [("midatagram", "ok"), ("2.4", "b b, ok, port, x;y"), ("3.4", "ok"), ("4.0", "ok")])
+def test_later_releases_take_less_for_a_gateway(tmp_path, imitated, names):
+    url = tables(tmp_path, cr=(), dr=(), gw=(
+        "ok:h::0:0", "x;y:h::0:0", "b b:h::0:0", "port:h\\:70000::0:0", "c:not a host!::0:0"))
+    with mi.Trial(lines(url, IMITATES % imitated)) as trial:
+        assert ", ".join(re.findall("(?m)^ID:: (.*) IP=", ask(trial, "dr_gw_status"))) == names
 
 
 def test_a_row_that_is_no_good_is_left_out_with_a_line_in_the_log(start, tmp_path):
