@@ -224,9 +224,10 @@ def shown_client(address: Any) -> str:
     return mi.shown_address(address) if address else "-"
 
 
-def is_own(name: str) -> bool:
-    """Whether a command is one of the lab's."""
-    return name.startswith(("lab_", "lab:"))
+def is_own(ctx: mi.Context, name: str) -> bool:
+    """Whether a command is one of the lab's, by any of its names."""
+    command = ctx.server.registry.names.get(name)
+    return (command.name if command else name).startswith(("lab_", "lab:"))
 
 
 def like(value: str | None, pattern: str) -> bool:
@@ -410,11 +411,11 @@ def note_cached(ctx: mi.Context, trace: mi.Trace) -> bool:
 @mi.around(cached=note_cached)
 def experiment(ctx, request, proceed):
     """Write a request to the journal, and answer it: by a stub or as usual, but for what a fault does to it."""
-    if is_own(request.name):
+    if is_own(ctx, request.name):
         return proceed()
     journal, client, started_s = journal_of(ctx.server), client_of(ctx), time.monotonic()
     requests = requests_in(ctx)
-    places = [None if is_own(one.name) else journal.add(client, raw, time.time(), PENDING) for raw, one in requests]
+    places = [None if is_own(ctx, one.name) else journal.add(client, raw, time.time(), PENDING) for raw, one in requests]
     ruled = Ruled(ctx, client, places)
     if ctx.view(RULES, take_in):
         ruled.ask_for(requests)
@@ -452,7 +453,7 @@ class Ruled:
     def ask(self, nth: int | None, raw: bytes, faults: list, stubs: list) -> None:
         """Ask rules for one request."""
         ctx, request = self.ctx, read_request(self.ctx, raw)
-        if is_own(request.name):
+        if is_own(ctx, request.name):
             return
         fault, turn = choose(ctx, faults, request, self.client)
         if fault and fault.effect.action == "kill":

@@ -575,8 +575,9 @@ EVENT_FORMS = {
 NAMES_40 = """
 blacklists -: list=list_blacklists check_all=check_blacklists check=check_blacklist add_rule=add_blacklist_rule
   del_rule=del_blacklist_rule
-core -: uptime version pwd arg which ps kill log_level xlog_level log_level_filter log_mute_state reload_routes help
-tcp -: list=list_tcp_conns trace=tcp_trace
+core -: uptime version pwd arg which ps kill log_level xlog_level profiling_proc log_level_filter log_mute_state reload_routes
+  help
+tcp -: list=list_tcp_conns close=tcp:close trace=tcp_trace
 mem mem_: shm_check=shm_check=mem_shm_check pkg_dump shm_dump rpm_dump
 cache cache_: store fetch remove
 status_report sr_list_: get=sr_get_status status reports identifiers

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import midatagram as mi
@@ -25,10 +26,11 @@ class Release(NamedTuple):
         own["version_text"] = own["version_text"] or f"OpenSIPS ({self.version} ({machine.machine}/{machine.sysname.lower()}))"
 
     def rename(self, registry: Any) -> None:
-        """List commands under their full names, know them by those without a module, and refuse those that several have."""
+        """List commands under their full names, in the order of the release, know them by those without a module, and refuse
+        those that several have."""
         if not self.full_names:
             return
-        commands = registry.commands.values()
+        commands = self.in_order(registry.commands.values())
         registry.commands = {command.full_name: command for command in commands}
         for command in commands:
             command.recipes = self.recipes.get(command.full_name, command.recipes)
@@ -48,6 +50,18 @@ class Release(NamedTuple):
             registry.known.setdefault(command.full_name.partition(":")[2], command)
 
 
+    def in_order(self, commands: Iterable) -> list:
+        """Those of the commands that the release has, or that no release has, in the order in which it registers them: the core's
+        by GROUPS, then the modules as they are loaded."""
+        names = mi.shared("opensips_forms").NAMES
+        places = {name: at for at, name in enumerate(dict.fromkeys(full for *_, full in names.values()))}
+        modules = [*GROUPS, *dict.fromkeys(command.full_name.partition(":")[0] for command in commands)]
+        known = {name.partition(":")[0] for name in places}
+        kept = [one for one in commands if one.full_name in places or one.full_name.partition(":")[0] not in known]
+        return sorted(kept, key=lambda one: (modules.index(one.full_name.partition(":")[0]), places.get(one.full_name, 0)))
+
+
+GROUPS = ("statistics", "core", "tcp", "mem", "cache", "status_report", "evi", "blacklists")
 RECIPES_40: dict[str, list] = {
     "tcp:list": [(), ("proto",)],
     "dialog:send_sequential": [

@@ -834,3 +834,12 @@ def test_the_lab_has_the_commands_for_what_sip_would_bring(lines):
         assert b"sip:a@b" in trial.ask(b":ul_dump:\n")
         assert trial.ask(b":lab_journal:\n").startswith(b"200 OK\n")
         assert b"lab_count" in trial.ask(b":which:\n")
+
+
+@pytest.mark.parametrize("name", ["lab_fault_list", "lab:fault_list", "fault_list"])
+def test_its_own_commands_have_no_faults_by_any_name(name):
+    with mi.Trial('loadmodule "lab.so"\nmodparam("midatagram", "imitate", "4.0")\n'
+                  'modparam("lab", "fault", "action=error;code=599")\n') as trial:
+        assert json.loads(trial.ask(rpc("pwd")))["error"]["code"] == 599
+        assert "result" in json.loads(trial.ask(rpc(name))) and "result" in json.loads(trial.ask(b"[%b]" % rpc(name)))[0]
+        assert [one["command"] for one in json.loads(trial.ask(rpc("lab_journal")))["result"]["requests"]] == ["pwd"]

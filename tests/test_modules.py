@@ -321,6 +321,18 @@ def test_recorded_from_4_0(without_domain, tmp_path):
     assert [text for text in wrong if text] == []
 
 
+def test_which_of_4_0_is_in_its_order():
+    """As recorded; what is not here is left out there too."""
+    recorded = json.loads(next(row["reply"] for row in rows_of("opensips40.jsonl") if row["id"] == "v40-112"))["result"]
+    modules = [*dict.fromkeys(name.partition(":")[0] for name in recorded)]
+    loaded = [name for name in modules if (ROOT / "plugins" / f"{name}.py").exists() and name != "cachedb_local"]
+    lines = [f'loadmodule "{name}.so"' for name in loaded if name != "statistics"]
+    with mi.Trial("\n".join(['modparam("midatagram", "imitate", "4.0")', *lines])) as trial:
+        names = json.loads(trial.ask(b'{"jsonrpc":"2.0","method":"which","id":1}'))["result"]
+    in_order = [name for name in recorded if name in names and not name.startswith("cachedb_local")]
+    assert [name for name in names if not name.startswith("cachedb_local")] == in_order and len(in_order) > 80
+
+
 def free_ids(reply):
     """A reply without ContactIDs."""
     return re.sub(rb'"ContactID":"\d+"', b'"ContactID":""', reply)

@@ -90,7 +90,7 @@ def test_recorded_from_4_0(trial40, row):
 
 def test_short_names_of_4_0(trial40):
     """One that several commands have is refused and says which; a single one is known."""
-    names = "statistics:list, evi:list, tcp:list, blacklists:list"
+    names = "statistics:list, tcp:list, evi:list, blacklists:list"
     assert trial40.ask(rpc("list")) == error(-32001, "Method ambiguous", data=f"supported names: {names}")
     assert trial40.ask(text("list")) == b"500 command not available\n"
     assert trial40.ask(rpc("raise", "E_NO")) == error(404, "Event not registered")
