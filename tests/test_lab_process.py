@@ -163,6 +163,9 @@ def test_installed_with_pip(tmp_path, exporter):
     done = subprocess.run([python, "-m", "pip", "install", "-q", copy, "pytest"], capture_output=True, text=True)
     if done.returncode:
         (pytest.fail if NO_SKIP else pytest.skip)(f"pip cannot install: {done.stderr}")
+    assert [*copy.glob("*.egg-info")]  # which pip leaves behind, and where the tests of the copy find our plug-in for pytest
+    done = run_pytest(copy, "--collect-only", "tests/test_layers.py")
+    assert "test_part_one_names_no_io" in done.stdout and done.returncode == 0, done.stdout + done.stderr
     (exporter / "conftest.py").unlink()
     done = run_pytest(exporter, "test_exporter.py", python=str(python))
     assert "4 passed" in done.stdout, done.stdout + done.stderr
