@@ -75,7 +75,7 @@ __all__ = [  # what plug-ins may use
     # what around.py is made of
     "Interrupted", "Call", "NO_COMMAND", "COMMAND_FAILED", "TIMED_OUT",
     # what a gateway, translation and cachedb_redis are made of
-    "Answers", "Command", "Patterns", "patterns", "Refusal", "NOT_AVAILABLE", "NOT_SENDABLE", "PARSE_ERROR",
+    "Answers", "Command", "Patterns", "patterns", "Refusal", "NOT_SENDABLE", "PARSE_ERROR",
     "UDP_LIMIT", "reply_too_long", "invalid_params", "write_text", "write_event", "check_cache",
     "cache_fetch", "cache_remove", "cache_store", "event_subscribe", "log_level", "host_address", "with_id",
     # tools: a plug-in with main(argv), and what the script has one for
@@ -1318,7 +1318,7 @@ class Registry:
 ###############################################################################
 # Strategy: the seam between bytes and bytes, and the only place that turns
 # errors into replies. What the dialects differ in is behind two objects with
-# the same methods; nothing else asks which dialect a request is in.
+# the same methods; nothing else here asks which dialect a request is in.
 #
 # Monitoring asks the same thing again and again, so what a request teaches is
 # cached by those of its bytes that matter (not the id of a JSON-RPC request,

@@ -408,6 +408,10 @@ def test_rows_give_a_module():
     assert module.name == "mi_echo" and [command.name for command in module.commands][:3] == ["echo", "count", "tree"]
 
 
+def test_all_names_each_name_once():
+    assert [name for name, count in collections.Counter(mi.__all__).items() if count > 1] == []
+
+
 def test_plugins_use_what_all_names():
     """Our own plug-ins and those of the tests and of the bench are written against `__all__` alone."""
     for folder in ("plugins", "tests/plugins", "bench/plugins"):
