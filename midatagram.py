@@ -1286,7 +1286,8 @@ class Registry:
         for name in () if command.name == "*" else (command.name, command.full_name):
             first = self.names.setdefault(name, command)
             if first is not command and command.tag.replace == first.tag.replace:
-                raise command.refusal(f"is there already: {first.path}:{first.line}")
+                mend = "" if first.tag.replace else "; @mi.command(replace=True), or replace = yes in a .conf, takes its place"
+                raise command.refusal(f"is there already: {first.path}:{first.line}{mend}")
             if command.tag.replace and not first.tag.replace:
                 self.names[name] = command
 

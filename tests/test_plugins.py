@@ -27,6 +27,7 @@ PYTHON_MISTAKES = [
     ('import midatagram as mi\n@mi.command(inpt=False)\ndef f(ctx):\n    "F."\n', 2,
      'converter for "inpt", which it does not take'),
     ('import midatagram as mi\n@mi.command\ndef f():\n    "F."\n', 2, "takes a context"),
+    ('import midatagram as mi\n@mi.command("ps")\ndef f(ctx):\n    "F."\n    return {}\n', 2, "; @mi.command(replace=True), "),
 ]
 CANNED_MISTAKES = [
     ("[one]\ncode = many\n", 2, "code"), ("[one]\nreply = a\nrepyl = b\n", 3, 'did you mean "reply"?'), ("[one\n", 1, ""),
@@ -34,6 +35,7 @@ CANNED_MISTAKES = [
     ("[one]\njson = '{'\n", 2, "not JSON"), ("[one]\n[one]\n", 2, "Duplicate"), ("[one]\nreply = x\nreply = y\n", 3, "Duplicate"),
     ("[one]\nreply = '''\nx\n", 2, ""), ("[one]\ndelay = 9..3\n", 2, "delay"), ("[one]\ntimes = 0\n", 2, "times"),
     ("[one]\ndialect = xml\n", 2, "dialect"), ("[ps]\nreply = x\n", 1, "is there already"),
+    ("[ps]\nreply = x\n", 1, "replace = yes in a .conf, takes its place"),
 ]
 
 
