@@ -3542,8 +3542,9 @@ class Loader:
         if other and name not in module.params and name in other.params:
             raise ConfigError(*where, f'{name} is a parameter of {other.name}: modparam("{other.name}", "{name}", ...)')
         before = module.where(name), module.settings.get(name)
-        if advice := module.set(name, value, *where):
-            self.note(where, advice)
+        with plugin_code(module.path, "converter of {} may raise ValueError only; for {}:{} it raised ".format(name, *where)):
+            if advice := module.set(name, value, *where):
+                self.note(where, advice)
         if self.checks:
             self.checks.note_parameter(self, module, where, name, value, before)
 

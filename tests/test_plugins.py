@@ -49,6 +49,21 @@ def test_a_mistake_ends_the_start_with_file_and_line(tmp_path, suffix, text, lin
     assert done.stderr.startswith(f"midatagram: {path}:{line}: ") and wanted in done.stderr
 
 
+@pytest.mark.parametrize("converter, value, place, raised", [
+    ("def convert(value):\n    return value.nope", '"x"', ":3", "AttributeError: "), ("convert = len", "5", "", "TypeError: "),
+    ("def convert(value):\n    raise SystemExit(0)", '"x"', ":3", "SystemExit: ")])
+def test_a_converter_raises_something_else(tmp_path, converter, value, place, raised):
+    """The line of the plug-in is named, if it has one there, and that of the parameter."""
+    row = 'mi.Param("word", "", convert, "A word.")'
+    (tmp_path / "bad.py").write_text(f"import midatagram as mi\n{converter}\nPARAMS = [{row}]\n")
+    config = tmp_path / "test.conf"
+    config.write_text(f'loadmodule "bad.so"\nmodparam("bad", "word", {value})\n')
+    done = run("-c", "-f", config, "-s", tmp_path / "mi.sock", "-p", tmp_path)
+    assert done.returncode == 78 and done.stderr.count("\n") == 1
+    wanted = f"converter of word may raise ValueError only; for {config}:2 it raised {raised}"
+    assert done.stderr.startswith(f"midatagram: {tmp_path}/bad.py{place}: {wanted}")
+
+
 @pytest.mark.parametrize("lines, call, place", [
     (["one", "two"], 'ctx.refuse("word", "not that")', "{folder}/test.conf:3"),
     (["one", "two"], 'ctx.refuse("word", "not that", 0)', "{folder}/test.conf:2"),
