@@ -3376,6 +3376,8 @@ def load_plugin(path: str, built_in: Module | None = None) -> Module:
     own = {key: value for key, value in vars(namespace).items()
            if not callable(value) or getattr(value, "__module__", namespace.__name__) == namespace.__name__}
     own = {**vars(built_in.namespace), **own} if built_in else own
+    if declarations := if_there("declarations"):
+        declarations.check(path, vars(namespace), own)
     return Module(pathlib.Path(path).stem, own, path, functools.partial(line_of, read_source(path)))
 
 
