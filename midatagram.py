@@ -75,7 +75,7 @@ __all__ = [  # what plug-ins may use
     # what around.py is made of
     "Interrupted", "Call", "NO_COMMAND", "COMMAND_FAILED", "TIMED_OUT",
     # what a gateway, translation and cachedb_redis are made of
-    "Answers", "Command", "Patterns", "patterns", "Refusal", "NOT_AVAILABLE", "NOT_SENDABLE", "PARSE_ERROR",
+    "Answers", "Command", "Patterns", "patterns", "Refusal", "NOT_SENDABLE", "PARSE_ERROR",
     "UDP_LIMIT", "reply_too_long", "invalid_params", "write_text", "write_event", "check_cache",
     "cache_fetch", "cache_remove", "cache_store", "event_subscribe", "log_level", "host_address", "with_id",
     # tools: a plug-in with main(argv), and what the script has one for
@@ -1286,7 +1286,8 @@ class Registry:
         for name in () if command.name == "*" else (command.name, command.full_name):
             first = self.names.setdefault(name, command)
             if first is not command and command.tag.replace == first.tag.replace:
-                raise command.refusal(f"is there already: {first.path}:{first.line}")
+                mend = "" if first.tag.replace else "; @mi.command(replace=True), or replace = yes in a .conf, takes its place"
+                raise command.refusal(f"is there already: {first.path}:{first.line}{mend}")
             if command.tag.replace and not first.tag.replace:
                 self.names[name] = command
 
@@ -1318,7 +1319,7 @@ class Registry:
 ###############################################################################
 # Strategy: the seam between bytes and bytes, and the only place that turns
 # errors into replies. What the dialects differ in is behind two objects with
-# the same methods; nothing else asks which dialect a request is in.
+# the same methods; nothing else here asks which dialect a request is in.
 #
 # Monitoring asks the same thing again and again, so what a request teaches is
 # cached by those of its bytes that matter (not the id of a JSON-RPC request,
@@ -3375,6 +3376,8 @@ def load_plugin(path: str, built_in: Module | None = None) -> Module:
     own = {key: value for key, value in vars(namespace).items()
            if not callable(value) or getattr(value, "__module__", namespace.__name__) == namespace.__name__}
     own = {**vars(built_in.namespace), **own} if built_in else own
+    if declarations := if_there("declarations"):
+        declarations.check(path, vars(namespace), own)
     return Module(pathlib.Path(path).stem, own, path, functools.partial(line_of, read_source(path)))
 
 
@@ -3541,8 +3544,9 @@ class Loader:
         if other and name not in module.params and name in other.params:
             raise ConfigError(*where, f'{name} is a parameter of {other.name}: modparam("{other.name}", "{name}", ...)')
         before = module.where(name), module.settings.get(name)
-        if advice := module.set(name, value, *where):
-            self.note(where, advice)
+        with plugin_code(module.path, "converter of {} may raise ValueError only; for {}:{} it raised ".format(name, *where)):
+            if advice := module.set(name, value, *where):
+                self.note(where, advice)
         if self.checks:
             self.checks.note_parameter(self, module, where, name, value, before)
 

@@ -19,7 +19,7 @@ except ImportError:  # installed, where pytest itself imports this
 
 @pytest.fixture(scope="session")
 def mi_config():
-    """More lines of configuration for the lab; a fixture of the same name in conftest.py replaces it."""
+    """More lines of configuration for the lab; a fixture of that name and scope in conftest.py replaces it."""
     return ""
 
 

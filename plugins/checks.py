@@ -94,7 +94,7 @@ def check_commands(loader: mi.Loader, registry: mi.Registry) -> None:
     """ConfigError for the first command of which it can be seen that it cannot be bound, or answers nothing; a note for what
     fails for another reason."""
     for command in dict.fromkeys([*registry.known.values(), *registry.catch_alls]):
-        check_tag(command)
+        check_recipes(command)
         if inspect.iscoroutinefunction(command.written):
             raise command.refusal("is an async def, which nobody awaits; write def, gevent lets others have their turn")
         if command.name != "*" and returns_nothing(command.written):
@@ -102,13 +102,8 @@ def check_commands(loader: mi.Loader, registry: mi.Registry) -> None:
     note_failures(loader, registry)
 
 
-def check_tag(command: mi.Command) -> None:
-    """ConfigError when the converters or the JSON recipes of a command do not fit its arguments."""
-    names = [*command.names, command.rest, *command.options]
-    unknown = [name for name in command.tag.converters if name not in names]
-    if unknown:
-        hint = mi.nearest(unknown[0], command.names)
-        raise command.refusal(f'has a converter for "{unknown[0]}", which it does not take{hint}')
+def check_recipes(command: mi.Command) -> None:
+    """ConfigError when the JSON recipes of a command do not fit its arguments."""
     lacking = [name for recipe in command.recipes for name in command.required if command.input and name not in recipe]
     if lacking:
         raise command.refusal(f'has a JSON recipe without "{lacking[0]}", which it requires')

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """fuzz -- sends mutated recordings to a running server and checks that each gets its one answer.
 
-    python tests/fuzz.py                         a million requests
-    python tests/fuzz.py --count N --seconds N   as many, and no longer than that
-    python tests/fuzz.py --seed N                the same ones again
+    .venv/bin/python tests/fuzz.py                         a million requests
+    .venv/bin/python tests/fuzz.py --count N --seconds N   as many, and no longer than that
+    .venv/bin/python tests/fuzz.py --seed N                the same ones again
 
 The requests are those recorded from OpenSIPS (tests/data), changed by a few random edits each. They go out over
 UNIX and UDP sockets, many at a time. The exit status is 0 when

@@ -122,7 +122,8 @@ def test_the_readme_is_short():
     assert README.count("\n") <= 150
 
 
-PROGRAMS = "bench/run", "bench/soak", "bench/plot", "tests/fuzz.py", "docs/make.py", "docs/picture.py"
+WRITERS = "docs/make.py", "docs/picture.py", "bench/plot"
+PROGRAMS = "bench/run", "bench/soak", "tests/fuzz.py", *WRITERS
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -130,6 +131,20 @@ def test_options_of_programs_that_the_pages_name(program):
     lines = re.findall(rf"(?:^|[` ]){program}\b([^#`\n]*)", "".join(PAGES.values()), re.M)
     named = set(re.findall(r"(?<![\w-])--[a-z-]+", " ".join(lines)))
     assert lines and named <= set(re.findall(r"--[a-z-]+", (ROOT / program).read_text()))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_programs_run_as_the_pages_write_them(program, tmp_path):
+    """By a Python that is called python3 and has no packages, unless the line says which."""
+    (tmp_path / "python3").symlink_to(getattr(sys, "_base_executable", sys.executable))
+    written = set(re.findall(rf"(?:^|`)((?:[\w./]*python3? )?{program})\b", "\n".join(PAGES.values()), re.M))
+    option = "--check" if program in WRITERS else "--help"
+    assert written
+    for line in written:
+        words = line.replace(".venv/bin/python", sys.executable).split()
+        done = subprocess.run(["/usr/bin/env", "-i", f"PATH={tmp_path}", *words, option], cwd=ROOT, capture_output=True,
+                              text=True)
+        assert done.returncode == 0, (line, done.stderr)
 
 
 def anchors(page):
@@ -150,7 +165,7 @@ def test_each_page_is_linked_from_the_readme():
     assert {f"({name})" for name in PAGES if name not in ("README.md", "SECURITY.md")} <= set(re.findall(r"\([^)]*\)", README))
 
 
-@pytest.mark.parametrize("program", ["docs/make.py", "docs/picture.py", "bench/plot"])
+@pytest.mark.parametrize("program", WRITERS)
 def test_what_is_written_from_a_source_is_up_to_date(program):
     done = subprocess.run([sys.executable, ROOT / program, "--check"], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, f"{program} writes something else"

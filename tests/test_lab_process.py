@@ -8,7 +8,7 @@ import sys
 import textwrap
 
 import pytest
-from conftest import NO_SKIP, ROOT, SCRIPT
+from conftest import NO_SKIP, ROOT, SCRIPT, blocks_of
 
 sys.path.append(str(ROOT / "plugins"))
 from lab_process import Lab
@@ -68,6 +68,7 @@ def test_udp_and_json(mi_server):
     assert "Up since" in mi_server.json("uptime")
     mi_server.order("uptime", "uptime")
 '''
+PAGE_BLOCKS = blocks_of((ROOT / "docs" / "lab.md").read_text(), "python")
 CONFTEST = f'import sys; sys.path.append("{ROOT}/plugins"); pytest_plugins = ["_pytest_midatagram"]\n'
 
 
@@ -131,13 +132,8 @@ def test_a_lab_of_each_release(tmp_path):
 
 
 def test_lines_of_configuration_and_a_lab_that_cannot_start(tmp_path):
-    project(tmp_path, conftest=CONFTEST + textwrap.dedent('''
-        import pytest
-
-        @pytest.fixture(scope="session")
-        def mi_config():
-            return 'loadmodule "hello.so"\\nmodparam("hello", "greeting", "Hi")'
-    '''), test_lines='''
+    [config] = [block for block in PAGE_BLOCKS if "mi_config" in block]
+    project(tmp_path, conftest=CONFTEST + config, test_lines='''
         import pytest
         from lab_process import Lab
 
@@ -163,6 +159,9 @@ def test_installed_with_pip(tmp_path, exporter):
     done = subprocess.run([python, "-m", "pip", "install", "-q", copy, "pytest"], capture_output=True, text=True)
     if done.returncode:
         (pytest.fail if NO_SKIP else pytest.skip)(f"pip cannot install: {done.stderr}")
+    assert [*copy.glob("*.egg-info")]  # which pip leaves behind, and where the tests of the copy find our plug-in for pytest
+    done = run_pytest(copy, "--collect-only", "tests/test_layers.py")
+    assert "test_part_one_names_no_io" in done.stdout and done.returncode == 0, done.stdout + done.stderr
     (exporter / "conftest.py").unlink()
     done = run_pytest(exporter, "test_exporter.py", python=str(python))
     assert "4 passed" in done.stdout, done.stdout + done.stderr
@@ -221,7 +220,7 @@ def test_lab_says_what_is_wrong(tmp_path):
 
 def test_the_page_with_pytest(tmp_path):
     """The client, its test and conftest.py of docs/lab.md: red, and green when the client asks more than once."""
-    client, conftest, test = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "lab.md").read_text(), re.M | re.S)
+    client, conftest, test = PAGE_BLOCKS[:3]
     project(tmp_path, client=client, conftest=conftest.replace("/path/to/midatagram", str(ROOT)), test_client=test)
     done = run_pytest(tmp_path)
     assert "1 failed" in done.stdout and "MI journal" in done.stdout, done.stdout

@@ -24,9 +24,50 @@ PYTHON_MISTAKES = [
     ("import midatagram as mi\ndef init(ctx):\n    raise ValueError('no')\n", 3, "init: ValueError: no"),
     ("import nosuchmodule\n", 1, "No module named 'nosuchmodule'"),
     ("import midatagram as mi\n@mi.trace_destination\ndef d(ctx):\n    return {}[1]\n", 4, "KeyError: 1"),
-    ('import midatagram as mi\n@mi.command(inpt=False)\ndef f(ctx):\n    "F."\n', 2,
-     'converter for "inpt", which it does not take'),
     ('import midatagram as mi\n@mi.command\ndef f():\n    "F."\n', 2, "takes a context"),
+    ('import midatagram as mi\n@mi.command("ps")\ndef f(ctx):\n    "F."\n    return {}\n', 2, "; @mi.command(replace=True), "),
+    ('import midatagram as mi\nPARAMS = [mi.Param("a", "", "help")]\n', 2, "converter is 'help'; write mi.string, "),
+]
+SHAPES = [  # text below the import, its line with the mistake (the first is 3), what is said; in the order of declarations.py
+    ('BRINGS = "other"', 3, 'write BRINGS = ("other",)'), ("BRINGS = ('b', 'badd')", 3, 'no b.py beside this file'),
+    ("X = 1\nBRINGS = ['badd']", 4, 'did you mean "bad"?'), ("BRINGS = 5", 3, 'write BRINGS = ("NAME",)'),
+    ('PARAMS = [\n    mi.Param("a", 1, mi.integer()),\n    mi.Param("b", "B", "help")]', 5,
+     """mi.Param "b": converter is 'help'; write mi.string, mi.integer(), mi.boolean, """),
+    ('PARAMS = [mi.Param("n", 5, mi.integer)]', 3, "converter is mi.integer; write it with parentheses: mi.integer(1, 9)"),
+    ('PARAMS = [mi.Param("n", 5, lambda: 5)]', 3, "or a function of the text"),
+    ('PARAMS = [mi.Param(1, 2)]', 3, "name is 1; write text"),
+    ('PARAMS = [mi.Param(name, "") for name in (b"a",)]', 3, "name is b'a'; write text"),
+    ('PARAMS = [mi.Param("a", "", advice="a")]', 3, "advice is 'a'; write a function"),
+    ('STATS = [\n    mi.Stat("a", "A.", read=5)]', 4, 'mi.Stat "a": read is 5; write a function: lambda: FIGURE'),
+    ('STATS = [mi.Stat("a", "A.", read=lambda a, b: 1)]', 3, "it is called as read() or read(ctx)"),
+    ('STATS = [mi.Stat("a", "A.", read=lambda *, a=1: 1)]', 3, "it is called as read() or read(ctx)"),
+    ('STATS = [mi.Stat("a", "A.", read=max)]', 3, "write a function"),
+    ('STATS = [mi.Stat("a", "A.", dialect="json")]', 3, '"jsonrpc"'),
+    ('STATS = [mi.Stat("a", "A.", resettable="no")]', 3, "write True or False"),
+    ('EVENTS = [mi.Event("E_A", None)]', 3, "help is None"),
+    ("def child_init():\n    pass", 3, "child_init, the name of a hook, gets ctx; write def child_init(ctx)"),
+    ("def registered(ctx):\n    pass", 3, "write def registered(ctx, registry)"),
+    ("cache = {}", 3, "cache, the name of a hook, is {}; write def cache(ctx, system)"),
+    ("async def load(ctx):\n    pass", 3, "is an async def, which nobody awaits; write def load(ctx)"),
+    ("X = 1\n\n@mi.every\ndef tick(ctx):\n    pass", 5, "@mi.every is written with its seconds: @mi.every(5)"),
+    ('@mi.every("5")\ndef tick(ctx):\n    pass', 3, "@mi.every('5') takes a number of seconds above 0"),
+    ("@mi.every(0)\ndef tick(ctx):\n    pass", 3, "@mi.every(0) takes a number of seconds above 0"),
+    ("@mi.every(float('nan'))\ndef tick(ctx):\n    pass", 3, "takes a number of seconds above 0"),
+    ("@mi.every(1)\ndef tick():\n    pass", 3, "a function of @mi.every gets ctx; write def tick(ctx)"),
+    ("@mi.around\ndef lose(ctx):\n    pass", 3, "write def lose(ctx, request, proceed)"),
+    ('@mi.around(["ps"])\ndef lose(ctx, request, proceed):\n    pass', 3, "takes names of commands"),
+    ("@mi.around(cached=lambda ctx: 1)\ndef lose(ctx, request, proceed):\n    pass", 3, "write def note(ctx, trace)"),
+    ("@mi.trace_destination\ndef mine():\n    pass", 3, "write def mine(ctx)"),
+    ('@mi.command(x="int")\ndef f(ctx, x):\n    "F."', 3, "the converter of x is 'int'; write mi.string"),
+    ('@mi.command(x=mi.one_of)\ndef f(ctx, *x):\n    "F."', 3, "the converter of x is mi.one_of; write it with parentheses"),
+    ('@mi.command(replce=True)\ndef which(ctx):\n    "F."', 3, 'no option of @mi.command; did you mean "replace"?'),
+    ('@mi.command(time=3)\ndef f(ctx):\n    "F."', 3, 'did you mean "timed"?'),
+    ('@mi.command(inpt=False)\ndef f(ctx):\n    "F."', 3, '"input"?'),
+    ('@mi.command(timed=3)\ndef f(ctx):\n    "F."', 3, 'command "f": timed is 3; write True or False'),
+    ('@mi.command(5)\ndef f(ctx):\n    "F."', 3, "name is 5; write text"),
+    ('@mi.command(help=5)\ndef f(ctx):\n    "F."', 3, "help is 5"),
+    ('@mi.command(json={"a"})\ndef f(ctx):\n    "F."', 3, "write mi.JsonForm(...)"),
+    ('import functools\n@mi.command\n@functools.lru_cache\ndef f(ctx):\n    "F."', 4, "stands right above a def"),
 ]
 CANNED_MISTAKES = [
     ("[one]\ncode = many\n", 2, "code"), ("[one]\nreply = a\nrepyl = b\n", 3, 'did you mean "reply"?'), ("[one\n", 1, ""),
@@ -34,6 +75,7 @@ CANNED_MISTAKES = [
     ("[one]\njson = '{'\n", 2, "not JSON"), ("[one]\n[one]\n", 2, "Duplicate"), ("[one]\nreply = x\nreply = y\n", 3, "Duplicate"),
     ("[one]\nreply = '''\nx\n", 2, ""), ("[one]\ndelay = 9..3\n", 2, "delay"), ("[one]\ntimes = 0\n", 2, "times"),
     ("[one]\ndialect = xml\n", 2, "dialect"), ("[ps]\nreply = x\n", 1, "is there already"),
+    ("[ps]\nreply = x\n", 1, "replace = yes in a .conf, takes its place"),
 ]
 
 
@@ -45,6 +87,29 @@ def test_a_mistake_ends_the_start_with_file_and_line(tmp_path, suffix, text, lin
     done = run("-c", "-s", tmp_path / "mi.sock", "-p", tmp_path)
     assert done.returncode == 78 and done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"midatagram: {path}:{line}: ") and wanted in done.stderr
+
+
+@pytest.mark.parametrize("text, line, wanted", SHAPES)
+def test_what_a_plug_in_declares_has_another_shape(tmp_path, text, line, wanted):
+    path = tmp_path / "bad.py"
+    path.write_text(f"import midatagram as mi\n\n{text}\n")
+    with pytest.raises(mi.ConfigError, match=f"^{re.escape(f'{path}:{line}: ')}.*{re.escape(wanted)}"):
+        mi.load_plugin(str(path))
+
+
+@pytest.mark.parametrize("converter, value, place, raised", [
+    ("def convert(value):\n    return value.nope", '"x"', ":3", "AttributeError: "), ("convert = len", "5", "", "TypeError: "),
+    ("def convert(value):\n    raise SystemExit(0)", '"x"', ":3", "SystemExit: ")])
+def test_a_converter_raises_something_else(tmp_path, converter, value, place, raised):
+    """The line of the plug-in is named, if it has one there, and that of the parameter."""
+    row = 'mi.Param("word", "", convert, "A word.")'
+    (tmp_path / "bad.py").write_text(f"import midatagram as mi\n{converter}\nPARAMS = [{row}]\n")
+    config = tmp_path / "test.conf"
+    config.write_text(f'loadmodule "bad.so"\nmodparam("bad", "word", {value})\n')
+    done = run("-c", "-f", config, "-s", tmp_path / "mi.sock", "-p", tmp_path)
+    assert done.returncode == 78 and done.stderr.count("\n") == 1
+    wanted = f"converter of word may raise ValueError only; for {config}:2 it raised {raised}"
+    assert done.stderr.startswith(f"midatagram: {tmp_path}/bad.py{place}: {wanted}")
 
 
 @pytest.mark.parametrize("lines, call, place", [
@@ -406,6 +471,10 @@ def test_a_module_in_a_folder(start, tmp_path, file):
 def test_rows_give_a_module():
     module = mi.load_plugin(str(PLUGINS / "mi_echo.py"))
     assert module.name == "mi_echo" and [command.name for command in module.commands][:3] == ["echo", "count", "tree"]
+
+
+def test_all_names_each_name_once():
+    assert [name for name, count in collections.Counter(mi.__all__).items() if count > 1] == []
 
 
 def test_plugins_use_what_all_names():
