@@ -5733,10 +5733,11 @@ def flush_standard_streams() -> None:
 
 def tool(name: str) -> Callable[[list[str]], int]:
     """main() of the plug-in that `midatagram.py NAME` runs; SystemExit for none, ConfigError."""
-    path = find_plugin(name, [BESIDE])
+    path = find_plugin(name, [BESIDE]) if "." not in name else None  # lab.cfg is a file, and not the tool lab
     run = getattr(import_plugin(path), "main", None) if path and path.endswith(".py") else None
     if run is None:
-        server_parser().error(f'there is no tool "{name}" in {BESIDE}')
+        checks = if_there("checks")
+        server_parser().error(f'there is no tool "{name}" in {BESIDE}{checks.other_than(name) if checks else ""}')
     return run
 
 

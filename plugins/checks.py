@@ -9,6 +9,7 @@ import inspect
 import itertools
 import logging
 import os
+import pathlib
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -141,6 +142,19 @@ def note_failures(loader: mi.Loader, registry: mi.Registry) -> None:
         if command.timed and delay_ms > most_ms:
             text = f'command "{command.name}" waits {delay_ms} ms, but handler_timeout ends it after {most_ms}'
             loader.note((command.path, command.line), text, logging.ERROR)
+
+
+###############################################################################
+# The command line
+###############################################################################
+
+
+def other_than(name: str) -> str:
+    """What to write in place of `midatagram.py NAME`, which is no tool: -f for a file, or the name of one of the tools."""
+    if "." in name or "/" in name or os.path.exists(name):
+        return f"; a configuration is read with -f: midatagram.py -f {name}"
+    tools = sorted(path.stem for path in pathlib.Path(mi.BESIDE).glob("[!_]*.py") if "\ndef main(argv" in path.read_text("utf-8"))
+    return f"; the tools are {', '.join(tools)}{mi.nearest(name, tools)}"
 
 
 ###############################################################################

@@ -742,4 +742,4 @@ PARAMS = [
 
 def main(argv: list[str]) -> int:
     """`midatagram.py lab`: run a command beside a lab."""
-    return mi.import_plugin(str(pathlib.Path(__file__).with_name("lab_process.py"))).main(argv)
+    return mi.import_plugin(str(pathlib.Path(__file__).with_name("lab_process.py"))).run_beside(argv)

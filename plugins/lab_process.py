@@ -159,7 +159,7 @@ class Lab:
         assert reply.startswith("200 "), f"order {' '.join(commands)}: {reply}"
 
 
-def main(argv: list[str]) -> int:
+def run_beside(argv: list[str]) -> int:
     """`midatagram.py lab [-p DIR] [-f FILE] -- COMMAND...`: run a command beside a lab; returns its exit status."""
     options = parser().parse_args(argv)
     command = options.command[options.command[:1] == ["--"]:]

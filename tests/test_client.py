@@ -513,6 +513,21 @@ def test_a_plug_in_with_main_is_a_tool(tmp_path):
     assert done.returncode == 78 and done.stderr.startswith(f"midatagram: {tmp_path}/plugins/broken.py:1: syntax error")
 
 
+@pytest.mark.parametrize("name, wanted", [
+    ("lab.cfg", "a configuration is read with -f: midatagram.py -f lab.cfg"),
+    ("call.conf", "a configuration is read with -f: midatagram.py -f call.conf"),
+    ("/etc/opensips/opensips.cfg", "a configuration is read with -f: midatagram.py -f /etc/opensips/opensips.cfg"),
+    ("settings", "a configuration is read with -f: midatagram.py -f settings"),
+    ("callx", 'the tools are call, gateway, lab, record, verify; did you mean "call"?'),
+    ("hello", "the tools are call, gateway, lab, record, verify"),
+])
+def test_what_is_no_tool_gets_the_right_form(tmp_path, name, wanted):
+    """A file that is called as a tool, too."""
+    (tmp_path / "settings").write_text("")
+    done = subprocess.run([sys.executable, SCRIPT, name], capture_output=True, text=True, timeout=30, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.endswith(f'there is no tool "{name}" in {ROOT}/plugins; {wanted}\n')
+
+
 def test_a_lone_script_says_what_canned_replies_need(tmp_path):
     script = copied(tmp_path)
     (tmp_path / "mine.conf").write_text("[x]\nreply = y\n")
