@@ -3559,7 +3559,7 @@ class Loader:
         mi, own = self.mi.settings, self.own.settings
         if mi["socket_name"] is None:
             raise ConfigError(self.path, 0, 'no socket: modparam("mi_datagram", "socket_name", "/run/midatagram/mi.sock") '
-                                            'or "udp:127.0.0.1:8080" is needed')
+                              'or "udp:127.0.0.1:8080" is needed' + (self.checks.misspelt(self) if self.checks else ""))
         release = None
         if own["imitate"] != "midatagram":
             release = shared("releases", self.path, "to imitate, ").RELEASES[own["imitate"]]

@@ -86,6 +86,12 @@ DROPPED = {  # what a second line of these is for
     ("mi_datagram", "trace_destination"): "several destinations stand in one line, with commas between them"}
 
 
+def misspelt(loader: mi.Loader) -> str:
+    """The line that may be meant to name the socket, for a configuration without one; empty where there is none."""
+    wanted = 'did you mean "mi_datagram"', 'did you mean "modparam"'
+    return next((f"; {text}" for _, text in loader.notes if any(words in text for words in wanted)), "")
+
+
 ###############################################################################
 # Commands
 ###############################################################################

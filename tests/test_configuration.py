@@ -191,6 +191,21 @@ def test_no_socket_is_a_mistake(tmp_path):
     assert done.returncode == 78 and "no socket" in done.stderr
 
 
+@pytest.mark.parametrize("line, hint", [
+    ('modparam("mi_datagramm", "socket_name", "/run/x")',
+     'modparam for mi_datagramm, which has no plug-in here, passed over; did you mean "mi_datagram"?'),
+    ('modparm("mi_datagram", "socket_name", "/run/x")',
+     'modparm: passed over, it is not for midatagram; did you mean "modparam"?'),
+])
+def test_no_socket_for_a_misspelt_line_names_it(tmp_path, line, hint):
+    path = tmp_path / "odd.cfg"
+    path.write_text(f"log_levle=3\n{line}\n")
+    for arguments in ((), ("-c",)):
+        done = run("-f", path, *arguments)
+        assert done.returncode == 78 and done.stderr.startswith(f"midatagram: {path}: no socket: ")
+        assert done.stderr.endswith(f" is needed; {path}:2: {hint}\n")
+
+
 @pytest.mark.parametrize("options, owner", [
     ("user=root;group=5", (0, 5)), ("user=root", (0, 0)), ("user=7", (7, 2)), ("group=root", (9, 0)), ("group=-1", (9, 2)),
 ])
