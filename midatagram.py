@@ -3566,7 +3566,7 @@ class Loader:
             release.set_defaults(self.modules)
         self.modules["core"].stats += self.core_stats(mi["children_count"])
         for module in self.modules.values():
-            module.db_url, module.calls = own["db_url"], self.calls
+            tagged(module, db_url=own["db_url"], db_url_at=self.own.where("db_url"), calls=self.calls)
             if "init" in module.hooks:
                 with plugin_code(module.path, "init: "):
                     module.hooks["init"](Context(module))

@@ -568,13 +568,30 @@ def url_of(ctx: Any, own: str = "") -> str:
     return ctx.own.db_url or own or ctx.param("db_url")
 
 
+def line_of(ctx: Any, url: str) -> tuple[str, int]:
+    """The line of the configuration that names a database: midatagram's db_url, or one of the module."""
+    if ctx.own.db_url:
+        return ctx.own.db_url_at
+    for name, lines in ctx.own.lines.items():
+        value = ctx.own.settings[name]
+        values = value if ctx.own.params[name].repeat else [value]
+        for line, one in zip(lines[-len(values):], values):
+            if url in f"{one}":
+                return line
+    return ctx.own.where("db_url")
+
+
+FORM = "db_url takes text://DIRECTORY, with files as db_text has them, or sqlite://FILE"
+
+
 def check_tables(ctx: Any, *wanted: tuple[str, Table]) -> None:
     """Refuse to start with tables, each with its database, that cannot be read; for init()."""
     for url, table in wanted:
         try:
             read_table(url, table) if can_read(url) else None
         except TableError as error:
-            ctx.refuse("db_url", f"{error}")
+            missing = "" if os.path.exists(url.partition("://")[2]) else f'; {FORM}, not "{url}"'
+            raise mi.ConfigError(*line_of(ctx, url), f"{error}{missing}") from None
 
 
 def rows_of(ctx: Any, url: str, table: Table) -> list[dict]:
