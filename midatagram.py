@@ -5410,7 +5410,8 @@ class Loading:
             return (EXIT_CONFIG, f"{type(error).__name__}: {error}"), None, (), ()
         self.server.attendant_pid = attendant.server.attendant_pid
         levels = [stat for module in setup.registry.modules for stat in module.stats if stat.read is None and not stat.resettable]
-        return ((), setup._replace(registry=Registry(()), destinations={}),
+        errors = [] if attendant.options.check else [text for level, text in setup.notes if level >= logging.ERROR]
+        return ((EXIT_CONFIG, errors[0]) if errors else (), setup._replace(registry=Registry(()), destinations={}),
                 [counters.column(stat.group, stat.name) for stat in levels], (counters.columns, counters.room, counters.blocks))
 
     def begin(self, folder: str, path: str, locks: list[int]) -> None:
@@ -5685,6 +5686,12 @@ def start(options, starter: Any, given: dict, notify: Callable[..., None]) -> in
     """Load the configuration, open everything, then serve until a signal stops it; returns the exit status."""
     supervisor = Supervisor(options, starter, given, notify)
     setup = supervisor.load_first()
+    lacking = {"statistics of load and memory: %s has no figures": supervisor.figures,
+               "raise_event and other commands: %s has no _core_commands": "raise_event" in supervisor.server.registry.names}
+    texts = [f"no {text % BESIDE}.py, or others than root can write it" for text, there in lacking.items() if not there]
+    if "setproctitle" not in sys.modules:
+        texts.append(f"setproctitle is missing, processes have no titles; {PACKAGES}")
+    setup.notes.extend([(logging.WARNING, text) for text in texts])
     if options.check:
         return shared("checks", "-c", "to check a configuration, ").report(setup)
     pidfile = shared("pid_file", "-P", "for a pid file, ").PidFile(options.pidfile) if options.pidfile else None
@@ -5699,12 +5706,6 @@ def start(options, starter: Any, given: dict, notify: Callable[..., None]) -> in
             pidfile.write(f"{os.getpid()}")
         for note in setup.notes:
             log.log(*note)
-        lacking = {"statistics of load and memory: %s has no figures": supervisor.figures,
-                   "raise_event and other commands: %s has no _core_commands": "raise_event" in supervisor.server.registry.names}
-        for text in [text for text, there in lacking.items() if not there]:
-            log.warning(f"no {text}.py, or others than root can write it", BESIDE)
-        if "setproctitle" not in sys.modules:
-            log.warning("setproctitle is missing, processes have no titles; %s", PACKAGES)
         return supervisor.run()
     finally:
         supervisor.close()

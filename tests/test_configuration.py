@@ -460,7 +460,8 @@ def test_refused_with_the_right_form(lines, wanted):
 ])
 def test_a_second_line_that_drops_the_first(lines, wanted):
     assert [note for note in trial(lines)[0] if note.startswith(f"WARNING trial:2: {wanted}")]
-    assert not [note for note in trial(lines.replace("b\"", "a\""))[0] if note.startswith("WARNING trial:2")]
+    again = trial(lines.replace("b\"", "a\""))[0]
+    assert not [note for note in again if note.startswith("WARNING trial:2") and "drops that of" in note]
 
 
 @pytest.mark.parametrize("place", ["UDP:127.0.0.1:8080", "127.0.0.1:8080", "localhost:8080"])
@@ -514,7 +515,6 @@ CANNED = "[one]\nreply = '''\nA:: 1\n%s'''\n"
 
 
 @pytest.mark.parametrize("lines, canned, wanted", [
-    ('modparam("mi_datagram", "trace_destination", "nowhere")', "", 'no tracing destination "nowhere"'),
     ('mpath="/no/such/folder/"', "", "mpath: there is no folder /no/such/folder/"),
     ('modparam("midatagram", "log_file", "/no/such/folder/log")', "", "log_file /no/such/folder/log cannot be opened"),
     ('modparam("midatagram", "log_file", "/")', "", "log_file / cannot be opened"),
@@ -532,6 +532,30 @@ def test_c_fails_for_what_would_not_work(tmp_path, lines, canned, wanted):
     path.write_text(f'modparam("mi_datagram", "socket_name", "{tmp_path}/mi.sock")\nloadmodule "lab.so"\n{lines}\n')
     done = run("-c", "-f", path, "-p", tmp_path)
     assert done.returncode == 78 and wanted in done.stdout + done.stderr, done.stdout + done.stderr
+    done = run("-f", path, "-p", tmp_path)  # a start fails for the same
+    assert done.returncode in (73, 78) and done.stderr.startswith("midatagram: ") and done.stderr.count("\n") == 1
+    assert wanted.replace(" cannot be opened", "") in done.stderr and not (tmp_path / "mi.sock").exists()
+
+
+def test_c_warns_of_what_a_start_warns_of(start, tmp_path):
+    """A tracing destination that is not there ends no start; nor does a check without a package that a start goes without."""
+    (tmp_path / "setproctitle.py").write_text("raise ImportError\n")
+    environment = {"PYTHONPATH": str(tmp_path)}
+    lines = 'modparam("mi_datagram", "trace_destination", "nowhere")\nlog_levl=3\n'
+    server = start(lines, environment=environment)
+    done = run("-c", "-f", server.config_path, environment=environment)
+    warnings = [line.partition("WARNING: ")[2] for line in done.stdout.splitlines() if line.startswith("WARNING: ")]
+    assert done.returncode == 0 and len(warnings) == 3 == server.log.count("WARNING:"), done.stdout + server.log
+    assert all(warning in server.log for warning in warnings) and 'no tracing destination "nowhere"' in server.log
+    assert "setproctitle is missing" in done.stdout
+
+
+def test_a_reload_refuses_what_a_check_refuses(start):
+    server = start()
+    server.write('mpath="/no/such/folder"\n')
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_log(f"reload refused, the old configuration stays: {server.config_path}:2: mpath: there is no folder")
+    assert server.ask(b":uptime:\n").startswith(b"200 OK")
 
 
 def test_c_is_content_with_what_works(tmp_path):
