@@ -2952,7 +2952,7 @@ def start_logging(setup: Setup, processes: Processes, options) -> None:
     to_stderr = settings.get("log_stderror", settings.get("stderror_enabled", foreground)) or options.debug and foreground
     syslog = None if to_stderr or not os.path.exists("/dev/log") else if_there("log_syslog")
     if setup.own["log_file"]:
-        handler = shared("log_file", setup.path, "for log_file, ").handler(setup.own["log_file"], options)
+        handler = shared("log_file", setup.path, "for log_file, ").handler(setup, options)
     else:
         handler = syslog.handler(settings, "/dev/log") if syslog else stderr_handler()
     filtered = settings.get("stderror_level_filter" if handler.on_stderr else "syslog_level_filter", 0)
@@ -3346,6 +3346,7 @@ class Setup(NamedTuple):
     notes: list[tuple[int, str]]  # (logging level, text) to log at the start
     listeners: list[Place]
     destinations: dict  # name -> function that makes a Tracer, of those that are traced to
+    lines: dict[str, list[Where]]  # parameter of midatagram -> its lines
 
     @property
     def most(self) -> int:
@@ -3586,7 +3587,7 @@ class Loader:
             shared("command_lists", self.path, "for lists of commands, ").settle(self, registry)
         if self.checks:
             self.checks.check_commands(self, registry)
-        return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations)
+        return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations, self.own.lines)
 
     def places(self) -> list[Place]:
         """The sockets to open, none twice; a warning for each that other machines can use. ConfigError."""
@@ -3626,7 +3627,8 @@ def logging_global(where: Where, word: str, value: Any) -> Any:
 
 
 class Place(NamedTuple):
-    """A socket to open: `spot` is a path or what bind() takes; mode and numeric owners are for UNIX sockets."""
+    """A socket to open: `spot` is a path or what bind() takes; mode and numeric owners are for UNIX sockets. `lines`: where the
+    configuration has it, and where its owner."""
 
     address: Address
     family: int
@@ -3634,6 +3636,7 @@ class Place(NamedTuple):
     mode: int
     uid: int
     gid: int
+    lines: tuple[Where, Where]
 
 
 def place_of(listener: Listener, where: Where, mi: Module) -> Place:
@@ -3645,13 +3648,13 @@ def place_of(listener: Listener, where: Where, mi: Module) -> Place:
             for field, value in zip(("mode", "user", "group"), listener[1:4]))
         uid, primary = account_numbers(user, pwd.getpwnam, user_at, "unix_socket_user")
         gid = primary if group is None else account_numbers(group, grp.getgrnam, group_at, "unix_socket_group")[0]
-        return Place(address, socket.AF_UNIX, address.host, mode, uid, gid)
+        return Place(address, socket.AF_UNIX, address.host, mode, uid, gid, (where, group_at if user is None else user_at))
     try:
         addresses = original("socket", "getaddrinfo")(address.host, address.port, type=socket.SOCK_DGRAM)
     except (OSError, UnicodeError) as error:
         raise ConfigError(*where, f"no such host: {address.host} ({error})") from None
     family, _, _, _, spot = preferred(addresses)
-    return Place(address, family, spot, 0, -1, -1)
+    return Place(address, family, spot, 0, -1, -1, (where, where))
 
 
 def account_numbers(account: str | int | None, look_up: Callable, where: Where, param: str) -> tuple[int, int]:
@@ -4145,13 +4148,14 @@ def refusal(place: Place, error: OSError) -> StartError:
     what = {
         errno.EADDRINUSE: (EXIT_IN_USE, "is in use by another program; stop it or choose another"),
         errno.EACCES: (EXIT_PERMISSION, f"is not permitted to uid {os.geteuid()}; run as another user or choose another folder"),
-        errno.EPERM: (EXIT_PERMISSION, f"cannot be given to that owner by uid {os.geteuid()}; only root can"),
+        errno.EPERM: (EXIT_PERMISSION, f"cannot be given to that unix_socket_user or group by uid {os.geteuid()}; only root can"),
         errno.ENOENT: (EXIT_CANNOT_CREATE, f"has no folder; mend: mkdir -p {os.path.dirname(str(place.spot)) or '.'}"),
         errno.ENOTDIR: (EXIT_CANNOT_CREATE, "has a file where its folder should be"),
         errno.EADDRNOTAVAIL: (EXIT_CANNOT_CREATE, "is not an address of this machine"),
     }
     status, text = what.get(error.errno or 0, (EXIT_CANNOT_CREATE, "cannot be opened"))
-    return StartError(status, f"socket {place.address} {text} ({error.strerror})")
+    where = place.lines[error.errno == errno.EPERM]
+    return StartError(status, f"{ConfigError(*where, f'socket {place.address} {text} ({error.strerror})')}")
 
 
 def bind_unix(place: Place, sock: Any) -> tuple | None:
@@ -4884,7 +4888,7 @@ class Supervisor:
         self.troubles: dict[int, str] = {}  # by rank why its child cannot start
         self.alive_read, self.alive_write = os.pipe()  # closed with the attendant
         self.news_read, self.news_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # written for each signal, and by tell()
-        built_in = Setup("", Registry(built_in_modules()), {}, {}, {}, [], [], {})
+        built_in = Setup("", Registry(built_in_modules()), {}, {}, {}, [], [], {}, {})
         self.server = Server(built_in, self.counters, self.processes, self.store, self.pair, self.started_s)
 
     # The start.
@@ -4917,7 +4921,7 @@ class Supervisor:
         store.path, store.size_bytes = os.path.join(store.folder, "store.sqlite"), own["store_size"]
         locks = [self.folder_lock]
         if own["store_file"]:
-            locks.append(shared("store_file", self.current.setup.path, "for store_file, ").adopt(store, own["store_file"]))
+            locks.append(shared("store_file", self.current.setup.path, "for store_file, ").adopt(store, self.current.setup))
         self.current.ask("begin", (store.folder, store.path), locks)
 
     def run(self) -> int:
@@ -5494,7 +5498,7 @@ def libc() -> Any:
 
 def hand_over(endpoint: Endpoint, place: Place) -> None:
     """Give the file of an open socket the mode and owner that its place has now."""
-    if endpoint.place != place:
+    if endpoint.place[:-1] != place[:-1]:
         try:
             endpoint.move(place)
         except OSError as error:

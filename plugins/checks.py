@@ -5,11 +5,14 @@ import builtins
 import collections
 import contextlib
 import dis
+import errno
 import inspect
 import itertools
 import logging
 import os
 import pathlib
+import socket
+import stat
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -168,12 +171,47 @@ def other_than(name: str) -> str:
 ###############################################################################
 
 
+def unwritable(setup: mi.Setup) -> Iterator[str]:
+    """What keeps a start from making the files that a configuration names, as far as can be seen without opening one."""
+    for place in [place for place in setup.listeners if place.family == socket.AF_UNIX]:
+        if why := why_no_socket(place.spot):
+            yield f"{mi.ConfigError(*place.lines[0], f'socket {place.spot} {why}')}"
+        elif os.geteuid() and place.uid not in (-1, os.geteuid()) and not os.path.exists(place.spot):
+            yield f"{mi.refusal(place, OSError(errno.EPERM, os.strerror(errno.EPERM)))}"
+    for name in ("log_file", "store_file"):
+        path = setup.own[name]
+        if why := path and (why_no_folder(path) or why_no_file(path)):
+            yield f"{mi.ConfigError(*setup.lines[name][-1], f'{name} {path} {why}')}"
+
+
+def why_no_socket(path: str) -> str:
+    """What keeps a UNIX socket from being bound, empty for nothing."""
+    if not os.path.lexists(path):
+        return why_no_folder(path)
+    is_socket = stat.S_ISSOCK(os.lstat(path).st_mode)
+    return "" if is_socket else "is something else, which is left as it is; remove it or choose another path"
+
+
+def why_no_file(path: str) -> str:
+    """What keeps a file from being opened for writing, empty for nothing."""
+    if os.path.isdir(path):
+        return "is a folder; name a file in it"
+    return "" if not os.path.exists(path) or os.access(path, os.W_OK) else f"cannot be opened for writing by uid {os.geteuid()}"
+
+
+def why_no_folder(path: str) -> str:
+    """What keeps a file that is not there yet from being made in its folder, empty for nothing."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        return f"has a file where its folder should be: {folder}" if os.path.exists(folder) \
+            else f"has no folder; mend: mkdir -p {folder}"
+    can_make = os.path.exists(path) or os.access(folder, os.W_OK | os.X_OK)
+    return "" if can_make else f"cannot be made: uid {os.geteuid()} may not write {folder}; choose another user or folder"
+
+
 def report(setup: Any) -> int:
     """Print what a check says of a configuration that could be loaded; returns the exit status. It makes no log file."""
-    path = setup.own["log_file"]
-    place = path if path and os.path.exists(path) else os.path.dirname(path or "") or "."
-    if path and (os.path.isdir(path) or not os.access(place, os.W_OK)):
-        setup.notes.append((logging.ERROR, f"log_file {path} cannot be opened for writing"))
+    setup.notes.extend([(logging.ERROR, text) for text in unwritable(setup)])
     for level, text in setup.notes:
         print(f"{logging.getLevelName(level)}: {text}")
     worst = max([level for level, _ in setup.notes], default=0)

@@ -219,8 +219,39 @@ def test_permission_is_77(open_folder):
     assert "only root can" in done.stderr
     (open_folder / "c").write_text(f'modparam("mi_datagram", "socket_name", "{open_folder}/mi.sock")\n'
                                    'modparam("mi_datagram", "unix_socket_user", "root")\n')
-    assert run_as_nobody("-f", open_folder / "c").returncode == 77
+    done = run_as_nobody("-f", open_folder / "c")
+    assert done.returncode == 77 and done.stderr == (
+        f"midatagram: {open_folder}/c:2: socket {open_folder}/mi.sock cannot be given to that unix_socket_user or group by uid "
+        f"{NOBODY}; only root can (Operation not permitted)\n")
     assert [path.name for path in open_folder.iterdir()] == ["c"]
+
+
+def test_a_check_names_what_it_may_not_write(open_folder):
+    """By the line that names it; where a socket is there, a server runs or leaves it to us."""
+    needs_root()
+    for name in ("mine", "roots"):
+        (open_folder / name).mkdir()
+    os.chown(open_folder / "mine", NOBODY, NOBODY)
+    (open_folder / "roots" / "log").write_text("")
+    lines = [f'modparam("mi_datagram", "socket_name", "{open_folder}/mine/mi.sock")',
+             'modparam("mi_datagram", "unix_socket_user", "root")',
+             f'modparam("midatagram", "listen", "{open_folder}/roots/mi.sock")',
+             f'modparam("midatagram", "log_file", "{open_folder}/roots/log")',
+             f'modparam("midatagram", "store_file", "{open_folder}/roots/store")']
+    (open_folder / "c").write_text("\n".join(lines))
+    may_not = f"cannot be made: uid {NOBODY} may not write {open_folder}/roots;"
+    done = run_as_nobody("-c", "-f", open_folder / "c")
+    assert done.returncode == 78
+    for line, text in ((2, "mine/mi.sock cannot be given to that unix_socket_user"), (3, f"roots/mi.sock {may_not}"),
+                       (4, f"roots/log cannot be opened for writing by uid {NOBODY}"), (5, f"roots/store {may_not}")):
+        assert re.search(rf"(?m)^ERROR: {open_folder}/c:{line}: (socket|log_file|store_file) {open_folder}/{re.escape(text)}",
+                         done.stdout), done.stdout
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        one.bind(f"{open_folder}/mine/mi.sock")
+        other.bind(f"{open_folder}/roots/mi.sock")
+        (open_folder / "c").write_text("\n".join(lines[:3]))
+        done = run_as_nobody("-c", "-f", open_folder / "c")
+        assert (done.returncode, done.stdout) == (0, f"{open_folder}/c: OK\n")
 
 
 def test_call_that_gets_no_reply_is_3(tmp_path):
