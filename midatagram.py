@@ -3567,7 +3567,7 @@ class Loader:
             release.set_defaults(self.modules)
         self.modules["core"].stats += self.core_stats(mi["children_count"])
         for module in self.modules.values():
-            tagged(module, db_url=own["db_url"], db_url_at=self.own.where("db_url"), calls=self.calls)
+            tagged(module, db_url=own["db_url"], db_url_at=self.own.where("db_url"), calls=self.calls, doubts=[])
             if "init" in module.hooks:
                 with plugin_code(module.path, "init: "):
                     module.hooks["init"](Context(module))

@@ -141,7 +141,10 @@ def returns_nothing(function: Any) -> bool:
 
 def note_failures(loader: mi.Loader, registry: mi.Registry) -> None:
     """Note what is going to fail: folders of mpath that are missing, unless they are OpenSIPS' own, and commands that wait
-    longer than they may."""
+    longer than they may; and what modules have doubts of."""
+    for module in loader.modules.values():
+        for where, text in vars(module)["doubts"]:
+            loader.note(where, text)
     for folder, where in loader.mpaths:
         if not os.path.isdir(folder) and not loader.passed & (loader.opensips["modules"] or loader.passed):
             loader.note(where, f"mpath: there is no folder {folder}", logging.ERROR)

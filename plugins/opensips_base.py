@@ -588,7 +588,7 @@ def check_tables(ctx: Any, *wanted: tuple[str, Table]) -> None:
     """Refuse to start with tables, each with its database, that cannot be read; for init()."""
     for url, table in wanted:
         try:
-            read_table(url, table) if can_read(url) else None
+            read_table(url, table) if can_read(url) else doubt(ctx, url, table)
         except TableError as error:
             missing = "" if os.path.exists(url.partition("://")[2]) else f'; {FORM}, not "{url}"'
             raise mi.ConfigError(*line_of(ctx, url), f"{error}{missing}") from None
@@ -598,10 +598,23 @@ def rows_of(ctx: Any, url: str, table: Table) -> list[dict]:
     """The rows of a table, none of a database that cannot be read here; TableError. For load(), and for commands that reload."""
     if can_read(url):
         return read_table(url, table, functools.partial(read_file_once, ctx) if reads_once(ctx) else None, in_turns)
-    if url:
-        ctx.log.warning("table %s of %s is taken as empty; midatagram's db_url, as text://DIRECTORY, names a dump of it",
-                        table.name, re.sub("//.*@", "//...@", url))
+    if not ctx.own.server:
+        doubt(ctx, url, table)
+    elif url and ctx.request.name:  # not in load(), before which it was said
+        ctx.log.warning("%s", empty(url, table))
     return []
+
+
+def empty(url: str, table: Table) -> str:
+    """The warning of a table that cannot be read here."""
+    shown = re.sub("//.*@", "//...@", url)
+    return f"table {table.name} of {shown} is taken as empty; midatagram's db_url, as text://DIRECTORY, names a dump of it"
+
+
+def doubt(ctx: Any, url: str, table: Table) -> None:
+    """Have that warning where the configuration names the database, once it is loaded; for init()."""
+    if url:
+        ctx.own.doubts.append((line_of(ctx, url), empty(url, table)))
 
 
 # The module db_text reads a file once, and again when dbt_reload asks for it.
