@@ -3511,13 +3511,10 @@ class Loader:
             for line, text in module.notes:
                 self.note((module.path, line), text, logging.ERROR)
             return
-        names = [path.stem for folder in self.folders for suffix in SUFFIXES for path in pathlib.Path(folder).glob(f"*{suffix}")]
-        known = self.opensips["modules"]
-        hint = nearest(name, {*self.modules, *names, *known})
+        hint = self.checks.other_module(self, file, name) if self.checks else ""
         if not file.endswith(".so"):
             raise ConfigError(*where, f'no plug-in "{name}" in {", ".join(self.folders)}{hint}')
         self.passed.add(name)
-        hint = "" if name in known else hint or ("; OpenSIPS has no such module either" if known else "")
         self.pass_over(where, f"module {name} has no plug-in here, passed over", hint)
 
     def set_parameter(self, where: Where, pattern: str, name: str, value: Any) -> None:

@@ -95,6 +95,23 @@ def misspelt(loader: mi.Loader) -> str:
     return next((f"; {text}" for _, text in loader.notes if any(words in text for words in wanted)), "")
 
 
+def other_module(loader: mi.Loader, file: str, name: str) -> str:
+    """What else loadmodule may be meant to name where there is no plug-in: one in a folder that is not searched, or of another
+    name; empty for a module of OpenSIPS."""
+    known, near = loader.opensips["modules"], os.path.dirname(os.path.abspath(loader.path))
+    lost = mi.find_plugin(os.path.basename(file), [near, os.path.join(near, "plugins")])
+    if lost and lost != os.path.abspath(loader.path):
+        folder = os.path.dirname(lost)
+        return f'; {lost} is in no folder that is searched: -p {folder}, or mpath="{folder}/" before this line'
+    if name in known and file.endswith(".so"):
+        return ""
+    paths = [path for folder in loader.folders for suffix in mi.SUFFIXES for path in pathlib.Path(folder).glob(f"*{suffix}")]
+    hint = mi.nearest(name, {*loader.modules, *[path.stem for path in paths], *known})
+    if not known or not file.endswith(".so"):
+        return hint
+    return f"{hint or '; OpenSIPS has no such module either'}; searched: {', '.join(loader.folders)}"
+
+
 ###############################################################################
 # Commands
 ###############################################################################

@@ -437,7 +437,24 @@ def test_what_opensips_has_gets_no_advice():
      'modparam for mi_datagrm, which has no plug-in here, passed over; did you mean "mi_datagram"?'),
 ])
 def test_what_opensips_has_not_is_warned_of(line, wanted):
-    assert trial(line)[0] == [f"WARNING trial:1: {wanted}"]
+    searched = f"; searched: {ROOT}/plugins" if line.startswith("loadmodule") else ""
+    assert trial(line)[0] == [f"WARNING trial:1: {wanted}{searched}"]
+
+
+@pytest.mark.parametrize("place", ["mine.py", "mine.conf", "plugins/mine.py"])
+def test_a_plug_in_that_is_not_searched_for_is_named_with_the_cure(tmp_path, place):
+    """One beside the configuration, which is in none of the folders."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / place).write_text("[word]\nreply = w\n" if place.endswith("conf") else "import midatagram as mi\n")
+    path, folder = tmp_path / "my.cfg", (tmp_path / place).parent
+    path.write_text(f'loadmodule "mine.so"\nmodparam("mi_datagram", "socket_name", "{tmp_path}/mi.sock")\n')
+    done = run("-c", "-f", path)
+    assert done.returncode == 0 and done.stdout.startswith(
+        f"WARNING: {path}:1: module mine has no plug-in here, passed over; {tmp_path}/{place} is in no folder that is searched: "
+        f'-p {folder}, or mpath="{folder}/" before this line\n')
+    assert run("-c", "-f", path, "-p", folder).stdout == f"{path}: OK\n"
+    path.write_text(f'mpath="{folder}/"\n{path.read_text()}')
+    assert run("-c", "-f", path).stdout == f"{path}: OK\n"
 
 
 @pytest.mark.parametrize("lines, wanted", [
