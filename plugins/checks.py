@@ -161,7 +161,7 @@ def note_failures(loader: mi.Loader, registry: mi.Registry) -> None:
     longer than they may; and what modules have doubts of."""
     for module in loader.modules.values():
         for where, text in vars(module)["doubts"]:
-            loader.note(where, text)
+            loader.note(where or loader.loaded[module.name], text)
     for folder, where in loader.mpaths:
         if not os.path.isdir(folder) and not loader.passed & (loader.opensips["modules"] or loader.passed):
             loader.note(where, f"mpath: there is no folder {folder}", logging.ERROR)
