@@ -167,8 +167,8 @@ def refuse_own(ctx: Any, places: list[mi.Address]) -> None:
     for nth, target in enumerate(ctx.param("server")):
         with contextlib.suppress(OSError):  # a socket of an unknown host is refused by another line
             if any(behind.is_same_socket(target.address, place) for place in places):
-                ctx.refuse("server", f"server: {target.address} is a socket of this gateway itself; name the socket of the server "
-                                     f"behind it: {EXAMPLE}", nth)
+                ctx.refuse("server", f"server: {target.address} is a socket of this gateway itself; name the socket of the "
+                                     f"server behind it: {EXAMPLE}", nth)
 
 
 def all_names(registry: Any, name: str) -> tuple:
