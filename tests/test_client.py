@@ -16,7 +16,7 @@ import threading
 
 import pexpect
 import pytest
-from conftest import ROOT, SCRIPT, needs_root
+from conftest import ROOT, SCRIPT, needs_root, run
 
 import midatagram as mi
 
@@ -188,6 +188,14 @@ def test_json_error_is_printed_and_gives_status_1(server):
 ])
 def test_json_params(tmp_path, words, params):
     check_params(tmp_path, "f", words, params)
+
+
+@pytest.mark.parametrize("word", ['["core:"', 'statistics=["core:"', '{"a": 1,}', "[[1]"])
+def test_json_that_is_broken_is_not_sent(tmp_path, word):
+    done = run("call", "-s", tmp_path / "none", "--json", "f", word)
+    assert done.returncode == 2 and done.stderr.startswith(f"midatagram: {word.removeprefix('statistics=')} is no JSON: ")
+    assert done.stderr.endswith("; a text that is meant as it is comes after --\n")
+    assert run("call", "-s", tmp_path / "none", "--json", "f", "[::1]:5060", "--", word).returncode == 3
 
 
 @pytest.mark.parametrize("command, words, params", [
