@@ -3383,7 +3383,7 @@ def shared(name: str, path: str = "", purpose: str = "") -> Any:
     """The namespace of a file among this script's own plug-ins, for what several of them share; ConfigError, in `path`."""
     file = find_plugin(name, [BESIDE])
     if file is None:
-        raise ConfigError(path, 0, f"{purpose}{name}.py is needed in {BESIDE}")
+        raise ConfigError(path or f'shared("{name}")', 0, f"{purpose}{name}.py is needed in {BESIDE}")
     return import_plugin(file)
 
 
