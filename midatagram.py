@@ -1986,7 +1986,9 @@ class ConfigReader:
                 continue
             token = self.next()
             if token.kind != wanted.kind:
-                raise ConfigError(self.path, token.line, f'expected "{wanted.value}", found "{token.value}"; the form is {form}')
+                bare = (wanted.kind, token.kind) == ("string", "word")
+                found = f"{token.value}, which has no straight quotes" if bare else f'"{token.value}"'
+                raise ConfigError(self.path, token.line, f'expected "{wanted.value}", found {found}; the form is {form}')
             if token.kind == "string":
                 args.append(token.value)
         return args
@@ -3484,8 +3486,8 @@ class Loader:
             elif word == "mpath":
                 self.mpaths += [(folder, where) for folder in args]
             elif word == "passed":
-                hint = "" if args[0] in self.opensips["words"] else nearest(args[0], FORMS, 0.85)
-                self.pass_over(where, f"{args[0]}: passed over, it is not for midatagram", hint)
+                ours, hint = self.checks.other_statement(self, *args) if self.checks else ("", nearest(args[0], FORMS, 0.85))
+                self.pass_over(where, f"{args[0]}: passed over, it is not for midatagram{ours}", hint)
                 self.calls += args[1:]
             elif word == "stray":
                 self.note(where, f'stray "{args[0]}", passed over; nothing ends a statement but the next one')
@@ -3535,9 +3537,8 @@ class Loader:
 
     def set_in(self, module: Module, where: Where, name: str, value: Any) -> None:
         """Set a parameter of a module; a warning where that drops an earlier line."""
-        other = {self.mi: self.own, self.own: self.mi}.get(module)
-        if other and name not in module.params and name in other.params:
-            raise ConfigError(*where, f'{name} is a parameter of {other.name}: modparam("{other.name}", "{name}", ...)')
+        if self.checks:
+            self.checks.check_parameter(self, module, where, name)
         before = module.where(name), module.settings.get(name)
         if advice := module.set(name, value, *where):
             self.note(where, advice)

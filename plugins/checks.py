@@ -37,6 +37,8 @@ def opensips_names() -> collections.defaultdict[str, frozenset]:
 def calls(script: list) -> Iterator[tuple]:
     """The calls in the tokens of a script whose first arguments are strings: the name, and these strings; of a socket the
     word and the rest."""
+    if script[0].value == "set" and len(script) > 1:  # as other programs have it; see other_statement()
+        yield "set", script[1].value
     if script[0].value in ("listen", "socket"):
         yield script[0].value, " ".join([token.value for token in script[2:]])
     for at, (name, paren) in enumerate(zip(script, script[1:]), 2):
@@ -50,6 +52,29 @@ def calls(script: list) -> Iterator[tuple]:
 ###############################################################################
 # Parameters
 ###############################################################################
+
+
+def other_statement(loader: mi.Loader, first: str, *calls: tuple) -> tuple[str, str]:
+    """What a statement that is passed over may be meant to be, by its first word and what calls() has of it: what to say, and a
+    hint that it is likely a mistake."""
+    name = calls[0][1] if calls and calls[0][0] == "set" else {"children": "children_count"}.get(first, first)
+    module = next((module.name for module in (loader.mi, loader.own) if name in module.params and name != "listen"), "")
+    ours = f'; for the server it is modparam("{module}", "{name}", VALUE)' if module else ""
+    if first in loader.opensips["words"] and first != "set":
+        return ours, ""
+    return "", ours or mi.nearest(first, mi.FORMS, 0.85)
+
+
+def check_parameter(loader: mi.Loader, module: mi.Module, where: mi.Where, name: str) -> None:
+    """ConfigError for a parameter that is one of the other of our two modules, or a global."""
+    others = {loader.mi: loader.own, loader.own: loader.mi}
+    if module not in others or name in module.params:
+        return
+    other = others[module]
+    if name in other.params:
+        raise mi.ConfigError(*where, f'{name} is a parameter of {other.name}: modparam("{other.name}", "{name}", ...)')
+    if name in mi.FORMS:
+        raise mi.ConfigError(*where, f"{name} is no parameter but a global, outside of modparam: {mi.FORMS[name]}")
 
 
 def note_parameter(loader: mi.Loader, module: mi.Module, where: tuple, name: str, value: Any, before: tuple) -> None:

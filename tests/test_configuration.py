@@ -68,6 +68,10 @@ def test_values(written, value):
     ('loadmodule "x', 1, "no closing"), ("/* never\nclosed", 1, "no closing */"), ("\n\nroute {\n {\n}", 3, "no closing"),
     ("log_level 3", 1, "the form is log_level=VALUE"), ("log_stderror=maybe", 1, "neither in quotes nor an integer"),
     ("}", 1, 'without its "{"'), ('loadmodule ("x.so")', 1, 'the form is loadmodule "NAME.so"'),
+    ('modparam("m", unix_socket_mode, 660)', 1, 'expected "PARAMETER", found unix_socket_mode, which has no straight quotes; the '
+                                                'form is modparam("MODULE", "PARAMETER", VALUE)'),
+    ('\nmodparam(\u201cm\u201d, \u201cp\u201d, 1)', 2, 'expected "MODULE", found m, which has no straight quotes'),
+    ("loadmodule tm.so", 1, 'expected "NAME.so", found tm, which has no straight quotes'),
     ('include_file "missing"', 1, "import_file would pass over"), ('include_file "main"', 1, "more than 10 deep"),
 ])
 def test_mistakes_name_line_and_form(text, line, wanted):
@@ -432,6 +436,12 @@ def test_what_opensips_has_gets_no_advice():
     ('loadmodule "mi_datagrm.so"', 'module mi_datagrm has no plug-in here, passed over; did you mean "mi_datagram"?'),
     ('loadmodule "dialg.so"', 'module dialg has no plug-in here, passed over; did you mean "dialog"?'),
     ('loadmodule "qqqqq.so"', "module qqqqq has no plug-in here, passed over; OpenSIPS has no such module either"),
+    ("children_count = 3", 'children_count: passed over, it is not for midatagram; for the server it is '
+                           'modparam("mi_datagram", "children_count", VALUE)'),
+    ("set children_count 3", 'set: passed over, it is not for midatagram; for the server it is '
+                             'modparam("mi_datagram", "children_count", VALUE)'),
+    ('allow_from = "::1"', 'allow_from: passed over, it is not for midatagram; for the server it is '
+                           'modparam("midatagram", "allow_from", VALUE)'),
     ("log_levl=3", 'log_levl: passed over, it is not for midatagram; did you mean "log_level"?'),
     ('modparam("mi_datagrm", "x", 1)',
      'modparam for mi_datagrm, which has no plug-in here, passed over; did you mean "mi_datagram"?'),
@@ -457,7 +467,21 @@ def test_a_plug_in_that_is_not_searched_for_is_named_with_the_cure(tmp_path, pla
     assert run("-c", "-f", path).stdout == f"{path}: OK\n"
 
 
+def test_the_children_of_opensips_are_not_ours():
+    """A server's own opensips.cfg may well have such a line: it is no mistake."""
+    with mi.Trial("children=4\nlisten=udp:127.0.0.1:5060") as it:
+        assert it.server.setup.notes == [
+            (logging.INFO, 'trial:1: children: passed over, it is not for midatagram; for the server it is '
+                           'modparam("mi_datagram", "children_count", VALUE)'),
+            (logging.INFO, "trial:2: listen: passed over, it is not for midatagram")]
+
+
 @pytest.mark.parametrize("lines, wanted", [
+    ('modparam("midatagram", "log_level", 9)', "log_level is no parameter but a global, outside of modparam: log_level=VALUE"),
+    ('modparam("mi_datagram", "log_facility", "x")', "log_facility is no parameter but a global, outside of modparam: log_facil"),
+    ('modparam("midatagram", "allow_command", "uptime: root")',
+     '"root" is no network; a user is written uid:root, a group gid:root'),
+    ('modparam("midatagram", "allow_command", "uptime: 10.0.0.0/33")', "takes networks with commas between them"),
     ('modparam("mi_datagram", "listen", "/x")', 'listen is a parameter of midatagram: modparam("midatagram", "listen", ...)'),
     ('modparam("midatagram", "children_count", 2)', 'children_count is a parameter of mi_datagram: modparam("mi_datagram", '),
     ('modparam("midatagram", "listen", "UDP:127.0.0.1:8080")', "listen is written udp:127.0.0.1:8080, not UDP:127.0.0.1:8080"),
