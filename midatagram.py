@@ -3634,7 +3634,7 @@ class Place(NamedTuple):
     mode: int
     uid: int
     gid: int
-    lines: tuple[Where, Where]
+    lines: tuple[Where, Where] = ("", 0), ("", 0)
 
 
 def place_of(listener: Listener, where: Where, mi: Module) -> Place:
