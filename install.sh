@@ -191,6 +191,7 @@ read_options() {
         esac
         shift
     done
+    [ -n "$prefix" ] || die "--prefix needs a folder, and got an empty text: is a variable not set?"
     umask 022
     set_places
     check_ground
@@ -253,7 +254,7 @@ sys.exit([int(part) for part in gevent.__version__.split(".")[:2]] < [22, 10])'
     if "$interpreter" -I -c "$is_lacking" 2>/dev/null; then
         say "using $interpreter and the packages it has"
     else
-        install -d "$lib"
+        make_folders "$lib"
         provide_pinned "$lib/.venv"
         interpreter=$lib/.venv/bin/python
     fi
@@ -263,8 +264,15 @@ sys.exit([int(part) for part in gevent.__version__.split(".")[:2]] < [22, 10])'
     esac
 }
 
+# Make these folders.
+make_folders() {
+    trouble=$(install -d -m 0755 "$@" 2>&1) ||
+        die "${trouble%%
+*}; give a --prefix DIR where $(id -un) may make folders"
+}
+
 copy_files() {
-    install -d -m 0755 "$lib/plugins" "${launcher%/*}" "$etc/plugins" "${run%/*}"
+    make_folders "$lib/plugins" "${launcher%/*}" "$etc/plugins" "${run%/*}"
     $make_run
     install -d -m 0750 -o "$owner" -g "$group" "$logs"
     : >"$written.new"

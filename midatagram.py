@@ -1987,7 +1987,9 @@ class ConfigReader:
                 continue
             token = self.next()
             if token.kind != wanted.kind:
-                raise ConfigError(self.path, token.line, f'expected "{wanted.value}", found "{token.value}"; the form is {form}')
+                bare = (wanted.kind, token.kind) == ("string", "word")
+                found = f"{token.value}, which has no straight quotes" if bare else f'"{token.value}"'
+                raise ConfigError(self.path, token.line, f'expected "{wanted.value}", found {found}; the form is {form}')
             if token.kind == "string":
                 args.append(token.value)
         return args
@@ -2953,7 +2955,7 @@ def start_logging(setup: Setup, processes: Processes, options) -> None:
     to_stderr = settings.get("log_stderror", settings.get("stderror_enabled", foreground)) or options.debug and foreground
     syslog = None if to_stderr or not os.path.exists("/dev/log") else if_there("log_syslog")
     if setup.own["log_file"]:
-        handler = shared("log_file", setup.path, "for log_file, ").handler(setup.own["log_file"], options)
+        handler = shared("log_file", setup.path, "for log_file, ").handler(setup, options)
     else:
         handler = syslog.handler(settings, "/dev/log") if syslog else stderr_handler()
     filtered = settings.get("stderror_level_filter" if handler.on_stderr else "syslog_level_filter", 0)
@@ -3347,6 +3349,7 @@ class Setup(NamedTuple):
     notes: list[tuple[int, str]]  # (logging level, text) to log at the start
     listeners: list[Place]
     destinations: dict  # name -> function that makes a Tracer, of those that are traced to
+    lines: dict[str, list[Where]]  # parameter of midatagram -> its lines
 
     @property
     def most(self) -> int:
@@ -3385,7 +3388,7 @@ def shared(name: str, path: str = "", purpose: str = "") -> Any:
     """The namespace of a file among this script's own plug-ins, for what several of them share; ConfigError, in `path`."""
     file = find_plugin(name, [BESIDE])
     if file is None:
-        raise ConfigError(path, 0, f"{purpose}{name}.py is needed in {BESIDE}")
+        raise ConfigError(path or f'shared("{name}")', 0, f"{purpose}{name}.py is needed in {BESIDE}")
     return import_plugin(file)
 
 
@@ -3486,8 +3489,8 @@ class Loader:
             elif word == "mpath":
                 self.mpaths += [(folder, where) for folder in args]
             elif word == "passed":
-                hint = "" if args[0] in self.opensips["words"] else nearest(args[0], FORMS, 0.85)
-                self.pass_over(where, f"{args[0]}: passed over, it is not for midatagram", hint)
+                ours, hint = self.checks.other_statement(self, *args) if self.checks else ("", nearest(args[0], FORMS, 0.85))
+                self.pass_over(where, f"{args[0]}: passed over, it is not for midatagram{ours}", hint)
                 self.calls += args[1:]
             elif word == "stray":
                 self.note(where, f'stray "{args[0]}", passed over; nothing ends a statement but the next one')
@@ -3513,13 +3516,10 @@ class Loader:
             for line, text in module.notes:
                 self.note((module.path, line), text, logging.ERROR)
             return
-        names = [path.stem for folder in self.folders for suffix in SUFFIXES for path in pathlib.Path(folder).glob(f"*{suffix}")]
-        known = self.opensips["modules"]
-        hint = nearest(name, {*self.modules, *names, *known})
+        hint = self.checks.other_module(self, file, name) if self.checks else ""
         if not file.endswith(".so"):
             raise ConfigError(*where, f'no plug-in "{name}" in {", ".join(self.folders)}{hint}')
         self.passed.add(name)
-        hint = "" if name in known else hint or ("; OpenSIPS has no such module either" if known else "")
         self.pass_over(where, f"module {name} has no plug-in here, passed over", hint)
 
     def set_parameter(self, where: Where, pattern: str, name: str, value: Any) -> None:
@@ -3540,9 +3540,8 @@ class Loader:
 
     def set_in(self, module: Module, where: Where, name: str, value: Any) -> None:
         """Set a parameter of a module; a warning where that drops an earlier line."""
-        other = {self.mi: self.own, self.own: self.mi}.get(module)
-        if other and name not in module.params and name in other.params:
-            raise ConfigError(*where, f'{name} is a parameter of {other.name}: modparam("{other.name}", "{name}", ...)')
+        if self.checks:
+            self.checks.check_parameter(self, module, where, name)
         before = module.where(name), module.settings.get(name)
         with plugin_code(module.path, "converter of {} may raise ValueError only; for {}:{} it raised ".format(name, *where)):
             if advice := module.set(name, value, *where):
@@ -3563,14 +3562,14 @@ class Loader:
         mi, own = self.mi.settings, self.own.settings
         if mi["socket_name"] is None:
             raise ConfigError(self.path, 0, 'no socket: modparam("mi_datagram", "socket_name", "/run/midatagram/mi.sock") '
-                                            'or "udp:127.0.0.1:8080" is needed')
+                              'or "udp:127.0.0.1:8080" is needed' + (self.checks.misspelt(self) if self.checks else ""))
         release = None
         if own["imitate"] != "midatagram":
             release = shared("releases", self.path, "to imitate, ").RELEASES[own["imitate"]]
             release.set_defaults(self.modules)
         self.modules["core"].stats += self.core_stats(mi["children_count"])
         for module in self.modules.values():
-            module.db_url, module.calls = own["db_url"], self.calls
+            tagged(module, db_url=own["db_url"], db_url_at=self.own.where("db_url"), calls=self.calls, doubts=[])
             if "init" in module.hooks:
                 with plugin_code(module.path, "init: "):
                     module.hooks["init"](Context(module))
@@ -3590,7 +3589,7 @@ class Loader:
             shared("command_lists", self.path, "for lists of commands, ").settle(self, registry)
         if self.checks:
             self.checks.check_commands(self, registry)
-        return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations)
+        return Setup(self.path, registry, mi, own, self.globals, self.notes, self.places(), destinations, self.own.lines)
 
     def places(self) -> list[Place]:
         """The sockets to open, none twice; a warning for each that other machines can use. ConfigError."""
@@ -3630,7 +3629,8 @@ def logging_global(where: Where, word: str, value: Any) -> Any:
 
 
 class Place(NamedTuple):
-    """A socket to open: `spot` is a path or what bind() takes; mode and numeric owners are for UNIX sockets."""
+    """A socket to open: `spot` is a path or what bind() takes; mode and numeric owners are for UNIX sockets. `lines`: where the
+    configuration has it, and where its owner."""
 
     address: Address
     family: int
@@ -3638,6 +3638,7 @@ class Place(NamedTuple):
     mode: int
     uid: int
     gid: int
+    lines: tuple[Where, Where] = ("", 0), ("", 0)
 
 
 def place_of(listener: Listener, where: Where, mi: Module) -> Place:
@@ -3649,13 +3650,13 @@ def place_of(listener: Listener, where: Where, mi: Module) -> Place:
             for field, value in zip(("mode", "user", "group"), listener[1:4]))
         uid, primary = account_numbers(user, pwd.getpwnam, user_at, "unix_socket_user")
         gid = primary if group is None else account_numbers(group, grp.getgrnam, group_at, "unix_socket_group")[0]
-        return Place(address, socket.AF_UNIX, address.host, mode, uid, gid)
+        return Place(address, socket.AF_UNIX, address.host, mode, uid, gid, (where, group_at if user is None else user_at))
     try:
         addresses = original("socket", "getaddrinfo")(address.host, address.port, type=socket.SOCK_DGRAM)
     except (OSError, UnicodeError) as error:
         raise ConfigError(*where, f"no such host: {address.host} ({error})") from None
     family, _, _, _, spot = preferred(addresses)
-    return Place(address, family, spot, 0, -1, -1)
+    return Place(address, family, spot, 0, -1, -1, (where, where))
 
 
 def account_numbers(account: str | int | None, look_up: Callable, where: Where, param: str) -> tuple[int, int]:
@@ -4149,13 +4150,14 @@ def refusal(place: Place, error: OSError) -> StartError:
     what = {
         errno.EADDRINUSE: (EXIT_IN_USE, "is in use by another program; stop it or choose another"),
         errno.EACCES: (EXIT_PERMISSION, f"is not permitted to uid {os.geteuid()}; run as another user or choose another folder"),
-        errno.EPERM: (EXIT_PERMISSION, f"cannot be given to that owner by uid {os.geteuid()}; only root can"),
+        errno.EPERM: (EXIT_PERMISSION, f"cannot be given to that unix_socket_user or group by uid {os.geteuid()}; only root can"),
         errno.ENOENT: (EXIT_CANNOT_CREATE, f"has no folder; mend: mkdir -p {os.path.dirname(str(place.spot)) or '.'}"),
         errno.ENOTDIR: (EXIT_CANNOT_CREATE, "has a file where its folder should be"),
         errno.EADDRNOTAVAIL: (EXIT_CANNOT_CREATE, "is not an address of this machine"),
     }
     status, text = what.get(error.errno or 0, (EXIT_CANNOT_CREATE, "cannot be opened"))
-    return StartError(status, f"socket {place.address} {text} ({error.strerror})")
+    where = place.lines[error.errno == errno.EPERM]
+    return StartError(status, f"{ConfigError(*where, f'socket {place.address} {text} ({error.strerror})')}")
 
 
 def bind_unix(place: Place, sock: Any) -> tuple | None:
@@ -4888,7 +4890,7 @@ class Supervisor:
         self.troubles: dict[int, str] = {}  # by rank why its child cannot start
         self.alive_read, self.alive_write = os.pipe()  # closed with the attendant
         self.news_read, self.news_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # written for each signal, and by tell()
-        built_in = Setup("", Registry(built_in_modules()), {}, {}, {}, [], [], {})
+        built_in = Setup("", Registry(built_in_modules()), {}, {}, {}, [], [], {}, {})
         self.server = Server(built_in, self.counters, self.processes, self.store, self.pair, self.started_s)
 
     # The start.
@@ -4921,7 +4923,7 @@ class Supervisor:
         store.path, store.size_bytes = os.path.join(store.folder, "store.sqlite"), own["store_size"]
         locks = [self.folder_lock]
         if own["store_file"]:
-            locks.append(shared("store_file", self.current.setup.path, "for store_file, ").adopt(store, own["store_file"]))
+            locks.append(shared("store_file", self.current.setup.path, "for store_file, ").adopt(store, self.current.setup))
         self.current.ask("begin", (store.folder, store.path), locks)
 
     def run(self) -> int:
@@ -5414,7 +5416,8 @@ class Loading:
             return (EXIT_CONFIG, f"{type(error).__name__}: {error}"), None, (), ()
         self.server.attendant_pid = attendant.server.attendant_pid
         levels = [stat for module in setup.registry.modules for stat in module.stats if stat.read is None and not stat.resettable]
-        return ((), setup._replace(registry=Registry(()), destinations={}),
+        errors = [] if attendant.options.check else [text for level, text in setup.notes if level >= logging.ERROR]
+        return ((EXIT_CONFIG, errors[0]) if errors else (), setup._replace(registry=Registry(()), destinations={}),
                 [counters.column(stat.group, stat.name) for stat in levels], (counters.columns, counters.room, counters.blocks))
 
     def begin(self, folder: str, path: str, locks: list[int]) -> None:
@@ -5497,7 +5500,7 @@ def libc() -> Any:
 
 def hand_over(endpoint: Endpoint, place: Place) -> None:
     """Give the file of an open socket the mode and owner that its place has now."""
-    if endpoint.place != place:
+    if endpoint.place[:-1] != place[:-1]:
         try:
             endpoint.move(place)
         except OSError as error:
@@ -5689,6 +5692,12 @@ def start(options, starter: Any, given: dict, notify: Callable[..., None]) -> in
     """Load the configuration, open everything, then serve until a signal stops it; returns the exit status."""
     supervisor = Supervisor(options, starter, given, notify)
     setup = supervisor.load_first()
+    lacking = {"statistics of load and memory: %s has no figures": supervisor.figures,
+               "raise_event and other commands: %s has no _core_commands": "raise_event" in supervisor.server.registry.names}
+    texts = [f"no {text % BESIDE}.py, or others than root can write it" for text, there in lacking.items() if not there]
+    if "setproctitle" not in sys.modules:
+        texts.append(f"setproctitle is missing, processes have no titles; {PACKAGES}")
+    setup.notes.extend([(logging.WARNING, text) for text in texts])
     if options.check:
         return shared("checks", "-c", "to check a configuration, ").report(setup)
     pidfile = shared("pid_file", "-P", "for a pid file, ").PidFile(options.pidfile) if options.pidfile else None
@@ -5703,12 +5712,6 @@ def start(options, starter: Any, given: dict, notify: Callable[..., None]) -> in
             pidfile.write(f"{os.getpid()}")
         for note in setup.notes:
             log.log(*note)
-        lacking = {"statistics of load and memory: %s has no figures": supervisor.figures,
-                   "raise_event and other commands: %s has no _core_commands": "raise_event" in supervisor.server.registry.names}
-        for text in [text for text, there in lacking.items() if not there]:
-            log.warning(f"no {text}.py, or others than root can write it", BESIDE)
-        if "setproctitle" not in sys.modules:
-            log.warning("setproctitle is missing, processes have no titles; %s", PACKAGES)
         return supervisor.run()
     finally:
         supervisor.close()
@@ -5737,10 +5740,11 @@ def flush_standard_streams() -> None:
 
 def tool(name: str) -> Callable[[list[str]], int]:
     """main() of the plug-in that `midatagram.py NAME` runs; SystemExit for none, ConfigError."""
-    path = find_plugin(name, [BESIDE])
+    path = find_plugin(name, [BESIDE]) if "." not in name else None  # lab.cfg is a file, and not the tool lab
     run = getattr(import_plugin(path), "main", None) if path and path.endswith(".py") else None
     if run is None:
-        server_parser().error(f'there is no tool "{name}" in {BESIDE}')
+        checks = if_there("checks")
+        server_parser().error(f'there is no tool "{name}" in {BESIDE}{checks.other_than(name) if checks else ""}')
     return run
 
 

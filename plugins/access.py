@@ -6,6 +6,7 @@ import grp
 import logging
 import os
 import pwd
+import re
 import socket
 import struct
 from typing import Any, NamedTuple
@@ -32,6 +33,10 @@ def read_rule(value: Any) -> tuple:
         raise ValueError('takes commands and who may use them: "kill, log_level: 127.0.0.1, uid:root, gid:voip"')
     users, groups = (tuple(mi.account(item[4:]) for item in mi.words(who) if item.startswith(kind)) for kind in ("uid:", "gid:"))
     addresses = [item for item in mi.words(who) if not item.startswith(("uid:", "gid:"))]
+    for item in addresses:
+        if re.fullmatch(r"[a-z_][\w-]*", item):  # unlike an address, such as cafe::1
+            raise ValueError(f'takes networks, users and groups: "{item}" is no network; a user is written uid:{item}, a group '
+                             f"gid:{item}")
     return mi.patterns(commands), mi.networks(", ".join(addresses)) if addresses else (), users, groups
 
 

@@ -174,10 +174,14 @@ def wrapped(command: str, params: Any) -> Any:
 
 
 def json_argument(text: str):
-    """An argument as a JSON value: an array or object where it is written as one, else the text itself."""
+    """An argument as a JSON value: an array or object where it is written as one, else the text itself; ValueError for one
+    that is not written to its end."""
     if text.startswith(("[", "{")):
-        with contextlib.suppress(ValueError, RecursionError):
+        try:
             return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            if re.match(r'[\[{]\s*["\[{]', text):  # unlike [::1]:5060
+                raise ValueError(f"{text} is no JSON: {error}; a text that is meant as it is comes after --") from None
     return text
 
 

@@ -5,10 +5,14 @@ import builtins
 import collections
 import contextlib
 import dis
+import errno
 import inspect
 import itertools
 import logging
 import os
+import pathlib
+import socket
+import stat
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -33,6 +37,8 @@ def opensips_names() -> collections.defaultdict[str, frozenset]:
 def calls(script: list) -> Iterator[tuple]:
     """The calls in the tokens of a script whose first arguments are strings: the name, and these strings; of a socket the
     word and the rest."""
+    if script[0].value == "set" and len(script) > 1:  # as other programs have it; see other_statement()
+        yield "set", script[1].value
     if script[0].value in ("listen", "socket"):
         yield script[0].value, " ".join([token.value for token in script[2:]])
     for at, (name, paren) in enumerate(zip(script, script[1:]), 2):
@@ -46,6 +52,29 @@ def calls(script: list) -> Iterator[tuple]:
 ###############################################################################
 # Parameters
 ###############################################################################
+
+
+def other_statement(loader: mi.Loader, first: str, *calls: tuple) -> tuple[str, str]:
+    """What a statement that is passed over may be meant to be, by its first word and what calls() has of it: what to say, and a
+    hint that it is likely a mistake."""
+    name = calls[0][1] if calls and calls[0][0] == "set" else {"children": "children_count"}.get(first, first)
+    module = next((module.name for module in (loader.mi, loader.own) if name in module.params and name != "listen"), "")
+    ours = f'; for the server it is modparam("{module}", "{name}", VALUE)' if module else ""
+    if first in loader.opensips["words"] and first != "set":
+        return ours, ""
+    return "", ours or mi.nearest(first, mi.FORMS, 0.85)
+
+
+def check_parameter(loader: mi.Loader, module: mi.Module, where: mi.Where, name: str) -> None:
+    """ConfigError for a parameter that is one of the other of our two modules, or a global."""
+    others = {loader.mi: loader.own, loader.own: loader.mi}
+    if module not in others or name in module.params:
+        return
+    other = others[module]
+    if name in other.params:
+        raise mi.ConfigError(*where, f'{name} is a parameter of {other.name}: modparam("{other.name}", "{name}", ...)')
+    if name in mi.FORMS:
+        raise mi.ConfigError(*where, f"{name} is no parameter but a global, outside of modparam: {mi.FORMS[name]}")
 
 
 def note_parameter(loader: mi.Loader, module: mi.Module, where: tuple, name: str, value: Any, before: tuple) -> None:
@@ -83,6 +112,29 @@ ADVICE = {("mi_datagram", "socket_name"): odd_scheme, ("mi_datagram", "unix_sock
 DROPPED = {  # what a second line of these is for
     ("mi_datagram", "socket_name"): 'modparam("midatagram", "listen", ...) adds a socket',
     ("mi_datagram", "trace_destination"): "several destinations stand in one line, with commas between them"}
+
+
+def misspelt(loader: mi.Loader) -> str:
+    """The line that may be meant to name the socket, for a configuration without one; empty where there is none."""
+    wanted = 'did you mean "mi_datagram"', 'did you mean "modparam"'
+    return next((f"; {text}" for _, text in loader.notes if any(words in text for words in wanted)), "")
+
+
+def other_module(loader: mi.Loader, file: str, name: str) -> str:
+    """What else loadmodule may be meant to name where there is no plug-in: one in a folder that is not searched, or of another
+    name; empty for a module of OpenSIPS."""
+    known, near = loader.opensips["modules"], os.path.dirname(os.path.abspath(loader.path))
+    lost = mi.find_plugin(os.path.basename(file), [near, os.path.join(near, "plugins")])
+    if lost and lost != os.path.abspath(loader.path):
+        folder = os.path.dirname(lost)
+        return f'; {lost} is in no folder that is searched: -p {folder}, or mpath="{folder}/" before this line'
+    if name in known and file.endswith(".so"):
+        return ""
+    paths = [path for folder in loader.folders for suffix in mi.SUFFIXES for path in pathlib.Path(folder).glob(f"*{suffix}")]
+    hint = mi.nearest(name, {*loader.modules, *[path.stem for path in paths], *known})
+    if not known or not file.endswith(".so"):
+        return hint
+    return f"{hint or '; OpenSIPS has no such module either'}; searched: {', '.join(loader.folders)}"
 
 
 ###############################################################################
@@ -126,7 +178,10 @@ def returns_nothing(function: Any) -> bool:
 
 def note_failures(loader: mi.Loader, registry: mi.Registry) -> None:
     """Note what is going to fail: folders of mpath that are missing, unless they are OpenSIPS' own, and commands that wait
-    longer than they may."""
+    longer than they may; and what modules have doubts of."""
+    for module in loader.modules.values():
+        for where, text in vars(module)["doubts"]:
+            loader.note(where or loader.loaded[module.name], text)
     for folder, where in loader.mpaths:
         if not os.path.isdir(folder) and not loader.passed & (loader.opensips["modules"] or loader.passed):
             loader.note(where, f"mpath: there is no folder {folder}", logging.ERROR)
@@ -139,16 +194,64 @@ def note_failures(loader: mi.Loader, registry: mi.Registry) -> None:
 
 
 ###############################################################################
+# The command line
+###############################################################################
+
+
+def other_than(name: str) -> str:
+    """What to write in place of `midatagram.py NAME`, which is no tool: -f for a file, or the name of one of the tools."""
+    if "." in name or "/" in name or os.path.exists(name):
+        return f"; a configuration is read with -f: midatagram.py -f {name}"
+    tools = sorted(path.stem for path in pathlib.Path(mi.BESIDE).glob("[!_]*.py") if "\ndef main(argv" in path.read_text("utf-8"))
+    return f"; the tools are {', '.join(tools)}{mi.nearest(name, tools)}"
+
+
+###############################################################################
 # -c
 ###############################################################################
 
 
+def unwritable(setup: mi.Setup) -> Iterator[str]:
+    """What keeps a start from making the files that a configuration names, as far as can be seen without opening one."""
+    for place in [place for place in setup.listeners if place.family == socket.AF_UNIX]:
+        if why := why_no_socket(place.spot):
+            yield f"{mi.ConfigError(*place.lines[0], f'socket {place.spot} {why}')}"
+        elif os.geteuid() and place.uid not in (-1, os.geteuid()) and not os.path.exists(place.spot):
+            yield f"{mi.refusal(place, OSError(errno.EPERM, os.strerror(errno.EPERM)))}"
+    for name in ("log_file", "store_file"):
+        path = setup.own[name]
+        if why := path and (why_no_folder(path) or why_no_file(path)):
+            yield f"{mi.ConfigError(*setup.lines[name][-1], f'{name} {path} {why}')}"
+
+
+def why_no_socket(path: str) -> str:
+    """What keeps a UNIX socket from being bound, empty for nothing."""
+    if not os.path.lexists(path):
+        return why_no_folder(path)
+    is_socket = stat.S_ISSOCK(os.lstat(path).st_mode)
+    return "" if is_socket else "is something else, which is left as it is; remove it or choose another path"
+
+
+def why_no_file(path: str) -> str:
+    """What keeps a file from being opened for writing, empty for nothing."""
+    if os.path.isdir(path):
+        return "is a folder; name a file in it"
+    return "" if not os.path.exists(path) or os.access(path, os.W_OK) else f"cannot be opened for writing by uid {os.geteuid()}"
+
+
+def why_no_folder(path: str) -> str:
+    """What keeps a file that is not there yet from being made in its folder, empty for nothing."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        return f"has a file where its folder should be: {folder}" if os.path.exists(folder) \
+            else f"has no folder; mend: mkdir -p {folder}"
+    can_make = os.path.exists(path) or os.access(folder, os.W_OK | os.X_OK)
+    return "" if can_make else f"cannot be made: uid {os.geteuid()} may not write {folder}; choose another user or folder"
+
+
 def report(setup: Any) -> int:
     """Print what a check says of a configuration that could be loaded; returns the exit status. It makes no log file."""
-    path = setup.own["log_file"]
-    place = path if path and os.path.exists(path) else os.path.dirname(path or "") or "."
-    if path and (os.path.isdir(path) or not os.access(place, os.W_OK)):
-        setup.notes.append((logging.ERROR, f"log_file {path} cannot be opened for writing"))
+    setup.notes.extend([(logging.ERROR, text) for text in unwritable(setup)])
     for level, text in setup.notes:
         print(f"{logging.getLevelName(level)}: {text}")
     worst = max([level for level, _ in setup.notes], default=0)

@@ -687,7 +687,9 @@ def lab_seed(ctx, number):
 
 @mi.command(seconds=mi.integer(-(1 << 31), 1 << 31))
 def lab_clock(ctx, seconds):
-    """Move the lab's clock by SECONDS: expiries, and times in replies."""
+    """Move the lab's clock forward by SECONDS: expiries, and times in replies."""
+    if seconds < 0:
+        raise mi.Error(400, "seconds takes an integer of at least 0: the clock moves forward, and lab_reset sets it back")
     moved_s = int(ctx.store.change(canned.SETTINGS, "clock", lambda moved: str(int(moved or 0) + seconds)))
     ctx.store.move_clock(moved_s)
     return mi.Reply(nodes=[mi.Node("moved", moved_s)])
@@ -743,4 +745,4 @@ PARAMS = [
 
 def main(argv: list[str]) -> int:
     """`midatagram.py lab`: run a command beside a lab."""
-    return mi.import_plugin(str(pathlib.Path(__file__).with_name("lab_process.py"))).main(argv)
+    return mi.import_plugin(str(pathlib.Path(__file__).with_name("lab_process.py"))).run_beside(argv)

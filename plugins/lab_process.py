@@ -159,12 +159,17 @@ class Lab:
         assert reply.startswith("200 "), f"order {' '.join(commands)}: {reply}"
 
 
-def main(argv: list[str]) -> int:
+def run_beside(argv: list[str]) -> int:
     """`midatagram.py lab [-p DIR] [-f FILE] -- COMMAND...`: run a command beside a lab; returns its exit status."""
     options = parser().parse_args(argv)
     command = options.command[options.command[:1] == ["--"]:]
     if not command:
         parser().error("which COMMAND is to run?")
+    for folder in options.plugins:
+        if not os.path.isdir(folder):
+            raise mi.StartError(mi.EXIT_CONFIG, f"-p: there is no folder {folder}")
+    if options.file and not os.path.exists(options.file):
+        raise mi.StartError(mi.EXIT_CONFIG, f"{options.file}: no such file")
     try:
         with Lab(folders=options.plugins, file=options.file) as lab:
             environment = {**os.environ, "MI_SOCKET": lab.address, "MI_UDP": "{}:{}".format(*lab.udp)}

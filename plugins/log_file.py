@@ -44,13 +44,14 @@ def open_log(path: str) -> int:
         return open_to_append(path, os.O_RDWR)
 
 
-def handler(path: str, options: argparse.Namespace) -> mi.LogHandler:
-    """Logs to a file, opened as the user of -u, or by root where that user may not; StartError.
+def handler(setup: mi.Setup, options: argparse.Namespace) -> mi.LogHandler:
+    """Logs to the file of a configuration, opened as the user of -u, or by root where that user may not; StartError.
 
     One that root makes is the user's, so that it can be opened again.
     """
     user, gid = mi.shared("privileges", "log_file", "for the user of -u, ").account_of(options)
-    path, is_new = os.path.abspath(path), not os.path.lexists(path)
+    path = os.path.abspath(setup.own["log_file"])
+    is_new = not os.path.lexists(path)
     try:
         try:
             with acting_as(user, gid):
@@ -61,7 +62,9 @@ def handler(path: str, options: argparse.Namespace) -> mi.LogHandler:
                 os.fchown(descriptor, user.pw_uid, gid)
     except OSError as error:
         status = mi.EXIT_PERMISSION if isinstance(error, PermissionError) else mi.EXIT_CANNOT_CREATE
-        raise mi.StartError(status, f"log_file {path}: {error.strerror}") from None
+        mend = f"; mend: mkdir -p {os.path.dirname(path)}" if isinstance(error, FileNotFoundError) else ""
+        refusal = mi.ConfigError(*setup.lines["log_file"][-1], f"log_file {path}: {error.strerror}{mend}")
+        raise mi.StartError(status, f"{refusal}") from None
     return mi.LogHandler(functools.partial(os.write, descriptor), descriptor, reopen=functools.partial(reopen, path, descriptor))
 
 

@@ -600,23 +600,53 @@ def url_of(ctx: Any, own: str = "") -> str:
     return ctx.own.db_url or own or ctx.param("db_url")
 
 
+def line_of(ctx: Any, url: str) -> tuple[str, int]:
+    """The line of the configuration that names a database: midatagram's db_url, or one of the module."""
+    if ctx.own.db_url:
+        return ctx.own.db_url_at
+    for name, lines in ctx.own.lines.items():
+        value = ctx.own.settings[name]
+        values = value if ctx.own.params[name].repeat else [value]
+        for line, one in zip(lines[-len(values):], values):
+            if url in f"{one}":
+                return line
+    return ctx.own.where("db_url")
+
+
+FORM = "db_url takes text://DIRECTORY, with files as db_text has them, or sqlite://FILE"
+
+
 def check_tables(ctx: Any, *wanted: tuple[str, Table]) -> None:
     """Refuse to start with tables, each with its database, that cannot be read; for init()."""
     for url, table in wanted:
         try:
-            read_table(url, table) if can_read(url) else None
+            read_table(url, table) if can_read(url) else doubt(ctx, url, table)
         except TableError as error:
-            ctx.refuse("db_url", f"{error}")
+            missing = "" if os.path.exists(url.partition("://")[2]) else f'; {FORM}, not "{url}"'
+            raise mi.ConfigError(*line_of(ctx, url), f"{error}{missing}") from None
 
 
 def rows_of(ctx: Any, url: str, table: Table) -> list[Row]:
     """The rows of a table, none of a database that cannot be read here; TableError. For load(), and for commands that reload."""
     if can_read(url):
         return read_table(url, table, functools.partial(read_file_once, ctx) if reads_once(ctx) else None, in_turns)
-    if url:
-        ctx.log.warning("table %s of %s is taken as empty; midatagram's db_url, as text://DIRECTORY, names a dump of it",
-                        table.name, re.sub("//.*@", "//...@", url))
+    if not ctx.own.server:
+        doubt(ctx, url, table)
+    elif url and ctx.request.name:  # not in load(), before which it was said
+        ctx.log.warning("%s", empty(url, table))
     return []
+
+
+def empty(url: str, table: Table) -> str:
+    """The warning of a table that cannot be read here."""
+    shown = re.sub("//.*@", "//...@", url)
+    return f"table {table.name} of {shown} is taken as empty; midatagram's db_url, as text://DIRECTORY, names a dump of it"
+
+
+def doubt(ctx: Any, url: str, table: Table) -> None:
+    """Have that warning where the configuration names the database, once it is loaded; for init()."""
+    if url:
+        ctx.own.doubts.append((line_of(ctx, url), empty(url, table)))
 
 
 # The module db_text reads a file once, and again when dbt_reload asks for it.

@@ -15,7 +15,8 @@ def account_of(options: argparse.Namespace) -> tuple:
         user = pwd.getpwnam(options.user) if options.user else None
         return user, grp.getgrnam(options.group).gr_gid if options.group else user and user.pw_gid
     except KeyError as error:
-        raise mi.StartError(mi.EXIT_CONFIG, f"-u, -g: {error.args[0].replace('()', '')} on this system") from None
+        what = f'-u: no user "{options.user}"' if "getpwnam" in str(error) else f'-g: no group "{options.group}"'
+        raise mi.StartError(mi.EXIT_CONFIG, f"{what} on this system") from None
 
 
 def drop(options: argparse.Namespace) -> None:

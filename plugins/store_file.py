@@ -27,12 +27,16 @@ LOCK_S = 2.0  # for which the children of a run that was killed have time to end
 ###############################################################################
 
 
-def adopt(store: Any, path: str) -> int:
-    """Have the store in a file, with what is in it; returns a descriptor that locks it. StartError.
+def adopt(store: Any, setup: mi.Setup) -> int:
+    """Have the store in the file of a configuration, with what is in it; returns a descriptor that locks it. StartError."""
+    try:
+        return take_file(store, os.path.abspath(setup.own["store_file"]))
+    except mi.StartError as error:
+        raise mi.StartError(error.status, f"{mi.ConfigError(*setup.lines['store_file'][-1], str(error))}") from None
 
-    A file of something else is left alone. A damaged one gets another name, and a new one is made.
-    """
-    path = os.path.abspath(path)
+
+def take_file(store: Any, path: str) -> int:
+    """As adopt(). A file of something else is left alone. A damaged one gets another name, and a new one is made."""
     descriptor = open_locked(path)
     check_header(path, os.pread(descriptor, HEADER_BYTES, 0))
     store.path = path
@@ -45,7 +49,7 @@ def adopt(store: Any, path: str) -> int:
         log.error("%s is damaged (%s): it is %s now, and the store begins empty", path, error, aside)
         set_aside(path, aside)
         os.close(descriptor)
-        return adopt(store, path)
+        return take_file(store, path)
     return descriptor
 
 
@@ -62,7 +66,8 @@ def open_locked(path: str) -> int:
             os.close(mi.walk(path, mi.check_unshared))
     except OSError as error:
         status = mi.EXIT_PERMISSION if isinstance(error, PermissionError) else mi.EXIT_CANNOT_CREATE
-        raise refusal(status, path, f"{error.strerror} (uid {os.geteuid()})") from None
+        mend = f"; mend: mkdir -p {os.path.dirname(path)}" if isinstance(error, FileNotFoundError) else ""
+        raise refusal(status, path, f"{error.strerror} (uid {os.geteuid()}){mend}") from None
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
         raise refusal(mi.EXIT_PERMISSION, path, f"is not a file of uid {os.geteuid()}, who runs this")

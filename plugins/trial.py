@@ -2,12 +2,15 @@
 from __future__ import annotations
 
 import functools
+import logging
 import shutil
 import tempfile
 import time
 from typing import Any
 
 import midatagram as mi
+
+log = logging.getLogger("midatagram")
 
 
 class Trial:
@@ -25,6 +28,8 @@ class Trial:
                                   mi.shared("figures"))
         loader = mi.Loader("trial", list(folders), stats)
         setup = loader.load(mi.ConfigReader({"trial": text}.get, loader.calls_of).read("trial"))
+        for level, text in setup.notes:
+            log.log(level, "%s", text)  # of a module that is passed over, say
         self.folder = tempfile.mkdtemp(prefix="midatagram-")
         self.pair = mi.event_pair()
         store = mi.Store(self.folder, setup.own["store_size"])

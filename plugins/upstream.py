@@ -37,6 +37,7 @@ NAMES, FIGURES, LEVELS = behind.NAMES, behind.FIGURES, behind.LEVELS
 
 FORM = ('"[NAME]ADDRESS[;dialect=auto|text|jsonrpc][;timeout=MS][;inflight=N][;events=udp:IP:PORT][;senders=NETWORKS]'
         '[;folder=DIRECTORY]"')
+EXAMPLE = '"[main]/run/opensips/mi.sock"'
 DECLARATION = re.compile(r"\s*\[\s*([\w.-]+)\s*\]\s*([^;]+?)\s*((?:;[^;]*)*)")
 
 
@@ -120,6 +121,9 @@ def init(ctx):
     if ctx.param("record"):
         recording()
     names = [target.name for target in ctx.param("server")]
+    if not names:
+        text = f'module upstream forwards nothing without a server: modparam("upstream", "server", {EXAMPLE})'
+        ctx.own.doubts.append((None, text))
     for nth, target in enumerate(ctx.param("server")):
         if target.name in names[:nth]:
             ctx.refuse("server", f'server: there are two with the name "{target.name}"', nth)
@@ -150,10 +154,21 @@ def registered(ctx, registry):
         registry.names["which"] = registry.names["core:which"] = mi.Command(ctx.own, listing)
     registry.names_of = functools.partial(all_names, registry)
     midatagram = registry.modules_by_name["midatagram"]
+    refuse_own(ctx, [registry.modules_by_name["mi_datagram"].settings["socket_name"],
+                     *[listener.address for listener in midatagram.settings["listen"]]])
     for nth, listener in enumerate(midatagram.settings["listen"]):
         if listener.upstream and listener.upstream not in [target.name for target in targets]:
             path, line = midatagram.lines["listen"][nth]
             raise mi.ConfigError(path, line, f'listen: there is no server "{listener.upstream}"')
+
+
+def refuse_own(ctx: Any, places: list[mi.Address]) -> None:
+    """Refuse a server that is one of our own sockets, from which each request would come back; ConfigError."""
+    for nth, target in enumerate(ctx.param("server")):
+        with contextlib.suppress(OSError):  # a socket of an unknown host is refused by another line
+            if any(behind.is_same_socket(target.address, place) for place in places):
+                ctx.refuse("server", f"server: {target.address} is a socket of this gateway itself; name the socket of the "
+                                     f"server behind it: {EXAMPLE}", nth)
 
 
 def all_names(registry: Any, name: str) -> tuple:

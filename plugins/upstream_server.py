@@ -11,6 +11,7 @@ import contextlib
 import errno
 import functools
 import glob
+import ipaddress
 import itertools
 import os
 import re
@@ -160,6 +161,14 @@ def sockaddr_of(address: mi.Address) -> tuple:
         return socket.AF_UNIX, address.host
     family, _, _, _, place = mi.original("socket", "getaddrinfo")(address.host, address.port, type=socket.SOCK_DGRAM)[0]
     return family, place
+
+
+def is_same_socket(one: mi.Address, other: mi.Address) -> bool:
+    """Whether what is sent to one address comes to the other, which is served here; OSError for an unknown host."""
+    if one.port is None or other.port is None:
+        return one.port is other.port and os.path.realpath(one.host) == os.path.realpath(other.host)
+    host, own_host = (ipaddress.ip_address(sockaddr_of(address)[1][0].partition("%")[0]) for address in (one, other))
+    return one.port == other.port and (host == own_host or own_host.is_unspecified and (host.is_loopback or host.is_unspecified))
 
 
 def one_request(request: mi.Request) -> bytes:
@@ -432,7 +441,7 @@ class Upstream:
 
     def lose(self, asked: Asked, error: OSError) -> None:
         """A request cannot be sent, or nobody was there."""
-        self.change(f"is not reachable: {error.strerror or error}")
+        self.change(f"is not reachable: {self.target.address}: {error.strerror or error}")
         self.fail(asked, mi.Reply(UNREACHABLE, f"upstream {self.name} is not reachable"))
 
     def forget(self, slot: Slot) -> Asked | None:
@@ -473,7 +482,7 @@ class Upstream:
         self.level()
         self.count("timeouts", asked)
         if asked.ctx and (asked.sent_s >= self.replied_s or not asked.sent_s):
-            self.change(why)
+            self.change(f"{why}: {self.target.address}")
         self.fail(asked, mi.Reply(504, f"upstream {self.name} {why}"))
 
     def change(self, why: str | None) -> None:

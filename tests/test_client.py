@@ -16,7 +16,7 @@ import threading
 
 import pexpect
 import pytest
-from conftest import ROOT, SCRIPT, needs_root
+from conftest import ROOT, SCRIPT, needs_root, run
 
 import midatagram as mi
 
@@ -188,6 +188,14 @@ def test_json_error_is_printed_and_gives_status_1(server):
 ])
 def test_json_params(tmp_path, words, params):
     check_params(tmp_path, "f", words, params)
+
+
+@pytest.mark.parametrize("word", ['["core:"', 'statistics=["core:"', '{"a": 1,}', "[[1]"])
+def test_json_that_is_broken_is_not_sent(tmp_path, word):
+    done = run("call", "-s", tmp_path / "none", "--json", "f", word)
+    assert done.returncode == 2 and done.stderr.startswith(f"midatagram: {word.removeprefix('statistics=')} is no JSON: ")
+    assert done.stderr.endswith("; a text that is meant as it is comes after --\n")
+    assert run("call", "-s", tmp_path / "none", "--json", "f", "[::1]:5060", "--", word).returncode == 3
 
 
 @pytest.mark.parametrize("command, words, params", [
@@ -511,6 +519,21 @@ def test_a_plug_in_with_main_is_a_tool(tmp_path):
         assert done.stderr.endswith(f'error: there is no tool "{name}" in {tmp_path}/plugins\n')
     done = run_tool(script, "broken")
     assert done.returncode == 78 and done.stderr.startswith(f"midatagram: {tmp_path}/plugins/broken.py:1: syntax error")
+
+
+@pytest.mark.parametrize("name, wanted", [
+    ("lab.cfg", "a configuration is read with -f: midatagram.py -f lab.cfg"),
+    ("call.conf", "a configuration is read with -f: midatagram.py -f call.conf"),
+    ("/etc/opensips/opensips.cfg", "a configuration is read with -f: midatagram.py -f /etc/opensips/opensips.cfg"),
+    ("settings", "a configuration is read with -f: midatagram.py -f settings"),
+    ("callx", 'the tools are call, gateway, lab, record, verify; did you mean "call"?'),
+    ("hello", "the tools are call, gateway, lab, record, verify"),
+])
+def test_what_is_no_tool_gets_the_right_form(tmp_path, name, wanted):
+    """A file that is called as a tool, too."""
+    (tmp_path / "settings").write_text("")
+    done = subprocess.run([sys.executable, SCRIPT, name], capture_output=True, text=True, timeout=30, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.endswith(f'there is no tool "{name}" in {ROOT}/plugins; {wanted}\n')
 
 
 def test_a_lone_script_says_what_canned_replies_need(tmp_path):

@@ -68,6 +68,10 @@ def test_values(written, value):
     ('loadmodule "x', 1, "no closing"), ("/* never\nclosed", 1, "no closing */"), ("\n\nroute {\n {\n}", 3, "no closing"),
     ("log_level 3", 1, "the form is log_level=VALUE"), ("log_stderror=maybe", 1, "neither in quotes nor an integer"),
     ("}", 1, 'without its "{"'), ('loadmodule ("x.so")', 1, 'the form is loadmodule "NAME.so"'),
+    ('modparam("m", unix_socket_mode, 660)', 1, 'expected "PARAMETER", found unix_socket_mode, which has no straight quotes; the '
+                                                'form is modparam("MODULE", "PARAMETER", VALUE)'),
+    ('\nmodparam(\u201cm\u201d, \u201cp\u201d, 1)', 2, 'expected "MODULE", found m, which has no straight quotes'),
+    ("loadmodule tm.so", 1, 'expected "NAME.so", found tm, which has no straight quotes'),
     ('include_file "missing"', 1, "import_file would pass over"), ('include_file "main"', 1, "more than 10 deep"),
 ])
 def test_mistakes_name_line_and_form(text, line, wanted):
@@ -189,6 +193,21 @@ def test_no_socket_is_a_mistake(tmp_path):
     path.write_text("# nothing\n")
     done = run("-f", path)
     assert done.returncode == 78 and "no socket" in done.stderr
+
+
+@pytest.mark.parametrize("line, hint", [
+    ('modparam("mi_datagramm", "socket_name", "/run/x")',
+     'modparam for mi_datagramm, which has no plug-in here, passed over; did you mean "mi_datagram"?'),
+    ('modparm("mi_datagram", "socket_name", "/run/x")',
+     'modparm: passed over, it is not for midatagram; did you mean "modparam"?'),
+])
+def test_no_socket_for_a_misspelt_line_names_it(tmp_path, line, hint):
+    path = tmp_path / "odd.cfg"
+    path.write_text(f"log_levle=3\n{line}\n")
+    for arguments in ((), ("-c",)):
+        done = run("-f", path, *arguments)
+        assert done.returncode == 78 and done.stderr.startswith(f"midatagram: {path}: no socket: ")
+        assert done.stderr.endswith(f" is needed; {path}:2: {hint}\n")
 
 
 @pytest.mark.parametrize("options, owner", [
@@ -417,15 +436,52 @@ def test_what_opensips_has_gets_no_advice():
     ('loadmodule "mi_datagrm.so"', 'module mi_datagrm has no plug-in here, passed over; did you mean "mi_datagram"?'),
     ('loadmodule "dialg.so"', 'module dialg has no plug-in here, passed over; did you mean "dialog"?'),
     ('loadmodule "qqqqq.so"', "module qqqqq has no plug-in here, passed over; OpenSIPS has no such module either"),
+    ("children_count = 3", 'children_count: passed over, it is not for midatagram; for the server it is '
+                           'modparam("mi_datagram", "children_count", VALUE)'),
+    ("set children_count 3", 'set: passed over, it is not for midatagram; for the server it is '
+                             'modparam("mi_datagram", "children_count", VALUE)'),
+    ('allow_from = "::1"', 'allow_from: passed over, it is not for midatagram; for the server it is '
+                           'modparam("midatagram", "allow_from", VALUE)'),
     ("log_levl=3", 'log_levl: passed over, it is not for midatagram; did you mean "log_level"?'),
     ('modparam("mi_datagrm", "x", 1)',
      'modparam for mi_datagrm, which has no plug-in here, passed over; did you mean "mi_datagram"?'),
 ])
 def test_what_opensips_has_not_is_warned_of(line, wanted):
-    assert trial(line)[0] == [f"WARNING trial:1: {wanted}"]
+    searched = f"; searched: {ROOT}/plugins" if line.startswith("loadmodule") else ""
+    assert trial(line)[0] == [f"WARNING trial:1: {wanted}{searched}"]
+
+
+@pytest.mark.parametrize("place", ["mine.py", "mine.conf", "plugins/mine.py"])
+def test_a_plug_in_that_is_not_searched_for_is_named_with_the_cure(tmp_path, place):
+    """One beside the configuration, which is in none of the folders."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / place).write_text("[word]\nreply = w\n" if place.endswith("conf") else "import midatagram as mi\n")
+    path, folder = tmp_path / "my.cfg", (tmp_path / place).parent
+    path.write_text(f'loadmodule "mine.so"\nmodparam("mi_datagram", "socket_name", "{tmp_path}/mi.sock")\n')
+    done = run("-c", "-f", path)
+    assert done.returncode == 0 and done.stdout.startswith(
+        f"WARNING: {path}:1: module mine has no plug-in here, passed over; {tmp_path}/{place} is in no folder that is searched: "
+        f'-p {folder}, or mpath="{folder}/" before this line\n')
+    assert run("-c", "-f", path, "-p", folder).stdout == f"{path}: OK\n"
+    path.write_text(f'mpath="{folder}/"\n{path.read_text()}')
+    assert run("-c", "-f", path).stdout == f"{path}: OK\n"
+
+
+def test_the_children_of_opensips_are_not_ours():
+    """A server's own opensips.cfg may well have such a line: it is no mistake."""
+    with mi.Trial("children=4\nlisten=udp:127.0.0.1:5060") as it:
+        assert it.server.setup.notes == [
+            (logging.INFO, 'trial:1: children: passed over, it is not for midatagram; for the server it is '
+                           'modparam("mi_datagram", "children_count", VALUE)'),
+            (logging.INFO, "trial:2: listen: passed over, it is not for midatagram")]
 
 
 @pytest.mark.parametrize("lines, wanted", [
+    ('modparam("midatagram", "log_level", 9)', "log_level is no parameter but a global, outside of modparam: log_level=VALUE"),
+    ('modparam("mi_datagram", "log_facility", "x")', "log_facility is no parameter but a global, outside of modparam: log_facil"),
+    ('modparam("midatagram", "allow_command", "uptime: root")',
+     '"root" is no network; a user is written uid:root, a group gid:root'),
+    ('modparam("midatagram", "allow_command", "uptime: 10.0.0.0/33")', "takes networks with commas between them"),
     ('modparam("mi_datagram", "listen", "/x")', 'listen is a parameter of midatagram: modparam("midatagram", "listen", ...)'),
     ('modparam("midatagram", "children_count", 2)', 'children_count is a parameter of mi_datagram: modparam("mi_datagram", '),
     ('modparam("midatagram", "listen", "UDP:127.0.0.1:8080")', "listen is written udp:127.0.0.1:8080, not UDP:127.0.0.1:8080"),
@@ -445,7 +501,8 @@ def test_refused_with_the_right_form(lines, wanted):
 ])
 def test_a_second_line_that_drops_the_first(lines, wanted):
     assert [note for note in trial(lines)[0] if note.startswith(f"WARNING trial:2: {wanted}")]
-    assert not [note for note in trial(lines.replace("b\"", "a\""))[0] if note.startswith("WARNING trial:2")]
+    again = trial(lines.replace("b\"", "a\""))[0]
+    assert not [note for note in again if note.startswith("WARNING trial:2") and "drops that of" in note]
 
 
 @pytest.mark.parametrize("place", ["UDP:127.0.0.1:8080", "127.0.0.1:8080", "localhost:8080"])
@@ -499,10 +556,15 @@ CANNED = "[one]\nreply = '''\nA:: 1\n%s'''\n"
 
 
 @pytest.mark.parametrize("lines, canned, wanted", [
-    ('modparam("mi_datagram", "trace_destination", "nowhere")', "", 'no tracing destination "nowhere"'),
     ('mpath="/no/such/folder/"', "", "mpath: there is no folder /no/such/folder/"),
-    ('modparam("midatagram", "log_file", "/no/such/folder/log")', "", "log_file /no/such/folder/log cannot be opened"),
-    ('modparam("midatagram", "log_file", "/")', "", "log_file / cannot be opened"),
+    ('modparam("midatagram", "log_file", "/no/such/folder/log")', "", "lab.cfg:3: log_file /no/such/folder/log"),
+    ('modparam("midatagram", "log_file", "/")', "", "lab.cfg:3: log_file /"),
+    ('modparam("midatagram", "store_file", "/no/such/folder/s")', "", "lab.cfg:3: store_file /no/such/folder/s"),
+    ('modparam("midatagram", "store_file", "/")', "", "lab.cfg:3: store_file /"),
+    ('modparam("midatagram", "listen", "/no/such/folder/mi.sock")', "",
+     "lab.cfg:3: socket /no/such/folder/mi.sock has no folder; mend: mkdir -p /no/such/folder"),
+    ('modparam("midatagram", "listen", "/etc/passwd/mi.sock")', "",
+     "lab.cfg:3: socket /etc/passwd/mi.sock has a file where its folder should be"),
     ("", "[one]\ndelay = 20000\n", 'lab.conf:1: command "one" waits 20000 ms, but handler_timeout ends it after 10000'),
     ("", "[one]\n[[a]]\nreply = a\n[[b]]\narguments = x,\n", "lab.conf:4: b is never reached"),
     ("", "[one]\nreply = own\n[[a]]\ncode = 201\n", "lab.conf:1: one is never reached"),
@@ -517,6 +579,30 @@ def test_c_fails_for_what_would_not_work(tmp_path, lines, canned, wanted):
     path.write_text(f'modparam("mi_datagram", "socket_name", "{tmp_path}/mi.sock")\nloadmodule "lab.so"\n{lines}\n')
     done = run("-c", "-f", path, "-p", tmp_path)
     assert done.returncode == 78 and wanted in done.stdout + done.stderr, done.stdout + done.stderr
+    done = run("-f", path, "-p", tmp_path)  # a start fails for the same
+    assert done.returncode in (73, 77, 78) and done.stderr.startswith("midatagram: ") and done.stderr.count("\n") == 1
+    assert wanted in done.stderr and not (tmp_path / "mi.sock").exists()
+
+
+def test_c_warns_of_what_a_start_warns_of(start, tmp_path):
+    """A tracing destination that is not there ends no start; nor does a check without a package that a start goes without."""
+    (tmp_path / "setproctitle.py").write_text("raise ImportError\n")
+    environment = {"PYTHONPATH": str(tmp_path)}
+    lines = 'modparam("mi_datagram", "trace_destination", "nowhere")\nlog_levl=3\n'
+    server = start(lines, environment=environment)
+    done = run("-c", "-f", server.config_path, environment=environment)
+    warnings = [line.partition("WARNING: ")[2] for line in done.stdout.splitlines() if line.startswith("WARNING: ")]
+    assert done.returncode == 0 and len(warnings) == 3 == server.log.count("WARNING:"), done.stdout + server.log
+    assert all(warning in server.log for warning in warnings) and 'no tracing destination "nowhere"' in server.log
+    assert "setproctitle is missing" in done.stdout
+
+
+def test_a_reload_refuses_what_a_check_refuses(start):
+    server = start()
+    server.write('mpath="/no/such/folder"\n')
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_log(f"reload refused, the old configuration stays: {server.config_path}:2: mpath: there is no folder")
+    assert server.ask(b":uptime:\n").startswith(b"200 OK")
 
 
 def test_c_is_content_with_what_works(tmp_path):

@@ -202,7 +202,7 @@ def test_every_configuration_of_the_pages_is_good(block, tmp_path):
     for module in ("proto_hep", "lab", "upstream"):
         if f'modparam("{module}"' in block and f'loadmodule "{module}' not in block:
             block = f'loadmodule "{module}.so"\n{block}'
-    path.write_text(block.replace("/var/log/midatagram", str(tmp_path)))
+    path.write_text(re.sub("/(?:var/log|run)/midatagram", str(tmp_path), block))
     if "socket_name" not in block:
         path.write_text(f'modparam("mi_datagram", "socket_name", "/tmp/x.sock")\n{path.read_text()}')
     done = run("-c", "-f", path)

@@ -359,3 +359,10 @@ def test_the_names_of_40(tmp_path):
             assert rpc(trial, name, gw_id="gw1") == {"State": "Active"}
         assert rpc(trial, "drouting:number_routing", group_id=0, number="4930")["Matched Prefix"] == "4930"
         assert ask(trial, "drouting:gw_status", "gw1") == "200 OK\nState:: Active\n\n"
+
+
+def test_partitions_of_a_database_of_another_kind_are_warned_of():
+    with mi.Trial('loadmodule "drouting.so"\nmodparam("drouting", "use_partitions", 1)\n'
+                  'modparam("drouting", "db_partitions_url", "mysql://u:p@h/db")\n') as trial:
+        [(_, text)] = trial.server.setup.notes
+        assert text.startswith("trial:3: table dr_partitions of mysql://...@h/db is taken as empty; ")

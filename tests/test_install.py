@@ -113,6 +113,22 @@ def install_sh(*arguments, script=ROOT / "install.sh", status=0, **environment):
     return done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("arguments", [["system", "--prefix", ""], ["system", "--prefix="], ["uninstall", "--prefix", ""]])
+def test_an_empty_prefix_is_refused(tmp_path, arguments):
+    """Which a variable leaves that is not set: the current folder is not meant."""
+    done = subprocess.run(["sh", ROOT / "install.sh", *arguments], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (
+        1, "", "install.sh: --prefix needs a folder, and got an empty text: is a variable not set?\n")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_prefix_that_cannot_be_made_is_named_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    printed = install_sh("system", "--prefix", tmp_path / "file" / "x", status=1).splitlines()
+    assert re.fullmatch("install.sh: install: .*/file.*; give a --prefix DIR where .* may make folders", printed[-1])
+    assert not [line for line in printed[:-1] if "install:" in line]
+
+
 def all_in(folder):
     """The paths of all that is in a folder, with the text of files."""
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}

@@ -292,6 +292,9 @@ def test_what_is_wrong_is_said(lab, options, wrong, tmp_path):
     if "tmies" not in options:
         error = json.loads(lab.ask(rpc("lab_fault_add", options or None)))["error"]
         assert error["code"] == 400 and reply.startswith(f"400 {error['message']}\n")
+    else:
+        error = json.loads(lab.ask(rpc("lab_fault_add", options)))["error"]
+        assert (error["code"], reply) == (-32602, f"400 {error['data']}\n\n")
     line = ";".join(f"{name}={value}" for name, value in options.items())
     (tmp_path / "lab.cfg").write_text(f'loadmodule "lab.so"\nmodparam("lab", "fault", "{line}")\n')
     done = run("-c", "-f", tmp_path / "lab.cfg", "-s", tmp_path / "x.sock")
@@ -719,6 +722,18 @@ def test_two_runs_with_one_seed_are_equal(start):
     first.ask(text("lab_seed", "43"))
     add(first, command="pwd", action="garbage", probability=0.4)
     assert [first.ask(PWD) for _ in range(40)] != one[:40]
+
+
+def test_a_value_without_a_name_gets_the_names_of_the_options(lab):
+    reply = lab.ask(text("lab_fault_add", "drop")).decode()
+    assert reply.startswith('400 "drop" has no name; this takes command= argument= client= ') and " action= " in reply
+    error = json.loads(lab.ask(rpc("lab_fault_add", ["drop"])))["error"]
+    assert (error["code"], reply) == (-32602, f"400 {error['data']}\n\n")
+
+
+def test_the_clock_does_not_go_back(lab):
+    assert lab.ask(text("lab_clock", "-5")).startswith(b"400 seconds takes an integer of at least 0: the clock moves forward")
+    assert lab.ask(text("lab_clock", "0")) == b"200 OK\nmoved:: 0\n\n"
 
 
 def test_the_clock_moves_expiries_and_times(lab):

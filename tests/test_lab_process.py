@@ -214,7 +214,9 @@ def test_lab_says_what_is_wrong(tmp_path):
     done = lab(tmp_path, "--", "no-such-program")
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "no-such-program" in done.stderr
     done = lab(tmp_path, "-f", "none.conf", "--", "true")
-    assert done.returncode == 1 and "none.conf" in done.stderr
+    assert (done.returncode, done.stderr) == (78, "midatagram: none.conf: no such file\n")
+    done = lab(tmp_path, "-p", "none", "--", "true")
+    assert (done.returncode, done.stderr) == (78, "midatagram: -p: there is no folder none\n")
     assert leftovers(tmp_path) == []
 
 

@@ -530,6 +530,16 @@ def test_options_are_given_by_name_in_both_dialects(trial, text, params, expecte
     assert one.ask(b":dump:\n" + text) == mi.encode(mi.write_text(mi.Reply(nodes=mi.json_nodes(whole))))
 
 
+def test_a_trial_logs_what_a_start_warns_of(caplog):
+    with mi.Trial('loadmodule "helo.so"'):
+        assert 'trial:1: module helo has no plug-in here, passed over; did you mean "hello"?' in caplog.text
+
+
+def test_a_file_that_is_not_shared_is_named():
+    with pytest.raises(mi.ConfigError, match=r'^shared\("nope"\): nope.py is needed in .*plugins$'):
+        mi.shared("nope")
+
+
 @pytest.mark.parametrize("text, params, wrong", [
     (b"t\nlimit::10\n", {"table": "t", "limit": 10}, "400 limit takes an integer from 1 to 9"),
     (b"limit::7\n", {"limit": 7}, None),

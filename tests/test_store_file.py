@@ -222,7 +222,8 @@ def test_what_is_no_file_is_refused(tmp_path, make):
     status, why = refused(tmp_path, tmp_path / "file")
     assert status in (73, 77) and why.startswith(f"{tmp_path}/file: ")
     status, why = refused(tmp_path, tmp_path / "no" / "file")
-    assert (status, why) == (73, f"{tmp_path}/no/file: No such file or directory (uid {os.geteuid()})")
+    missing = f"No such file or directory (uid {os.geteuid()}); mend: mkdir -p {tmp_path}/no"
+    assert (status, why) == (73, f"{tmp_path}/no/file: {missing}")
 
 
 def test_root_uses_no_file_that_others_can_exchange(tmp_path):

@@ -225,3 +225,19 @@ def test_a_column_that_an_sqlite_file_lacks(tmp_path):
             made.execute("ALTER TABLE domain RENAME COLUMN domain TO domai")
         assert trial.ask(b":domain_reload:\n").startswith(b"500 ")
         assert trial.ask(b":domain_dump:\n").startswith(b"200 OK\na.example\n")
+
+
+@pytest.mark.parametrize("lines, line", [
+    ('loadmodule "dispatcher.so"\nmodparam("midatagram", "db_url", "{url}")', 2),
+    ('modparam("midatagram", "db_url", "{url}")\nloadmodule "usrloc.so"\nmodparam("usrloc", "db_mode", 1)', 1),
+    ('loadmodule "dispatcher.so"\n\nmodparam("dispatcher", "db_url", "{url}")', 3),
+    ('loadmodule "dispatcher.so"\nmodparam("dispatcher", "partition", "a: table_name = x")\n'
+     'modparam("dispatcher", "partition", "p: db_url = {url}")', 3),
+])
+@pytest.mark.parametrize("url, why", [("text:///no/such", "No such file or directory"), ("sqlite:///no/such.db", "no such file")])
+def test_a_database_that_is_not_there_is_named_by_the_line_that_names_it(lines, line, url, why):
+    with pytest.raises(mi.ConfigError) as caught:
+        mi.Trial(lines.replace("{url}", url))
+    assert (caught.value.path, caught.value.line) == ("trial", line) and why in caught.value.message
+    assert caught.value.message.endswith("; db_url takes text://DIRECTORY, with files as db_text has them, or sqlite://FILE, "
+                                         f'not "{url}"')

@@ -214,11 +214,12 @@ def test_more_requests_than_may_be_in_flight_wait_for_their_turn(start, puppet):
 @pytest.mark.parametrize("place", ["{folder}/none.sock", "{folder}/dead.sock", "udp:127.0.0.1:{port}"])
 def test_a_server_that_is_not_there(start, tmp_path, place):
     Puppet(tmp_path / "dead.sock").socket.close()
-    front = start(gateway_to(place.format(folder=tmp_path, port=free_port())))
+    address = place.format(folder=tmp_path, port=free_port())
+    front = start(gateway_to(address))
     for _ in range(3):
         assert front.ask(UPTIME) == TEXT_503
         assert json.loads(front.ask(asking("uptime"))) == error(503, "upstream main is not reachable")
-    assert front.log.count("upstream main is not reachable") == 1
+    assert front.log.count("upstream main is not reachable") == front.log.count(f"main is not reachable: {address}: ") == 1
     listing = front.ask(b":upstream_list:\n")
     assert b"state=down requests=6 replies=0 errors=6 timeouts=0" in listing
     front.client().send(b'{"jsonrpc": "2.0", "method": "uptime"}')
@@ -944,8 +945,28 @@ def test_what_is_wrong_is_named_with_its_line(line, message):
     assert str(raised.value).startswith("trial:3: ") and message in str(raised.value)
 
 
+@pytest.mark.parametrize("own, server", [
+    ("{folder}/mi.sock", "{folder}/mi.sock"), ("{folder}/mi.sock", "{folder}/./mi.sock"),
+    ("udp:127.0.0.1:8093", "udp:localhost:8093"), ("udp:*:8093", "udp:127.0.0.2:8093"), ("udp:[::1]:8093", "udp:[::1]:8093"),
+])
+@pytest.mark.parametrize("line", ['modparam("mi_datagram", "socket_name", "{}")', 'modparam("midatagram", "listen", "{}")'])
+def test_a_gateway_to_itself_is_refused(tmp_path, own, server, line):
+    """From which each request would come back."""
+    server = server.format(folder=tmp_path)
+    path = tmp_path / "gateway.cfg"
+    path.write_text(gateway_to("/run/other", server) + line.format(own.format(folder=tmp_path)) + "\n"
+                    + f'modparam("mi_datagram", "socket_name", "{tmp_path}/another.sock")\n' * ("listen" in line))
+    for arguments in ((), ("-c",)):
+        done = run("-f", path, *arguments)
+        assert done.returncode == 78 and done.stderr.startswith(f"midatagram: {path}:3: server: ")
+        assert "is a socket of this gateway itself; name the socket of the server behind it: " in done.stderr
+
+
 def test_without_a_server_it_changes_nothing():
-    with mi.Trial('loadmodule "upstream.so"\n') as front:
+    with mi.Trial('\nloadmodule "upstream.so"\n') as front:
+        assert [text for _, text in front.server.setup.notes] == [
+            'trial:2: module upstream forwards nothing without a server: modparam("upstream", "server", '
+            '"[main]/run/opensips/mi.sock")']
         assert front.ask(UPTIME).startswith(b"200 OK") and front.ask(b":nope:\n") == b"500 command not available\n"
         assert front.ask(b":upstream_list:\n") == b"200 OK\n\n" and b"\nps\n" in front.ask(b":which:\n")
 
@@ -977,6 +998,8 @@ def test_the_tool_needs_no_file(start, tmp_path):
         process.wait(5)
         process.stderr.close()
     assert run("gateway").returncode == 2
+    done = run("gateway", "--to", place, "-s", place)
+    assert done.returncode == 78 and done.stderr.startswith(f"midatagram: --to: server: {place} is a socket of this gateway")
     assert run("gateway", "--to", "udp:1", "-s", place).returncode == 78
 
 
@@ -1019,7 +1042,8 @@ def run_command(reader, command, printed):
 
 def test_the_configuration_of_the_page_is_good(tmp_path):
     blocks = [block for _, block in re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", PAGE)]
-    (tmp_path / "page.conf").write_text(next(block for block in blocks if '"route"' in block))
+    page = next(block for block in blocks if '"route"' in block)
+    (tmp_path / "page.conf").write_text(page.replace("/run/midatagram", str(tmp_path)))
     done = run("-c", "-f", tmp_path / "page.conf", "-s", tmp_path / "mi.sock")
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
