@@ -125,18 +125,18 @@ def shown_q(thousandths: int) -> str:
 
 HOST = r"(?:\[[^@\[\]]+\]|[^:;?@\[\]]+)"
 URI = re.compile(rf"(?:sips?|tel|urn:(?:nena:)?service):(?:[^:@\[][^@\[]*@{HOST}(?::(\d*))?(?:[;?].*)?|"
-                 rf"{HOST}(?::\d*)?(?:[;?][^@]*)?)", re.I | re.S)
+                 rf"{HOST}(?::(\d*))?|{HOST}(?::\d*)?[;?][^@]*)", re.I | re.S)
 
 
 def most_port(ctx: Any) -> float:
-    """The largest port of a URI with a user, to which 2.4 sets no limit."""
+    """The largest port of a URI, to which 2.4 sets no limit."""
     return math.inf if ctx.request.dialect == "text" else 65535
 
 
 def is_uri(text: str, most_port: float) -> bool:
-    """Whether OpenSIPS can read a text as a URI with a port of at most so much."""
+    """Whether OpenSIPS can read a text as a URI with a port of at most so much; without a user and with parameters, of any."""
     match = URI.fullmatch(text)
-    return match is not None and int(match[1][-9:] if match[1] else 0) <= most_port
+    return match is not None and int((match[1] or match[2] or "0")[-9:]) <= most_port
 
 
 ###############################################################################
