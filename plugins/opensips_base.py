@@ -329,13 +329,14 @@ def has_socket(ctx: Any, place: str) -> bool:
 
 
 def is_same(wanted: Any, line: Any) -> bool:
-    """Whether a socket is that of a line of the configuration, both as SOCKET matches them."""
+    """Whether a socket is that of a line of the configuration, both as SOCKET matches them; without a protocol or port any."""
     if line is None:
         return True
     (protocol, host, port), (own_protocol, own_host, own_port) = wanted.groups(), line.groups()
     default = {"tls": 5061, "ws": 80, "wss": 443}.get(own_protocol, 5060)
     is_address = re.fullmatch(r"[\d.]+|\[.*\]", own_host)
-    return (protocol or "udp", int(port or default)) == (own_protocol or "udp", int(own_port or default)) \
+    own = (own_protocol or "udp").lower(), int(own_port or default)
+    return ((protocol or own[0]).lower(), int(port or own[1])) == own \
         and (not is_address or host.lower() == own_host.lower())
 
 
