@@ -337,7 +337,7 @@ def is_same(wanted: Any, line: Any) -> bool:
     is_address = re.fullmatch(r"[\d.]+|\[.*\]", own_host)
     own = (own_protocol or "udp").lower(), int(own_port or default)
     return ((protocol or own[0]).lower(), int(port or own[1])) == own \
-        and (not is_address or host.lower() == own_host.lower())
+        and (host.lower() == own_host.lower() if is_address else not host.isdigit())
 
 
 def own_socket(ctx: Any, row: Row) -> str | None:
