@@ -256,10 +256,7 @@ def read_dialogs(ctx) -> None:
         if 0 < dialog.timeout <= now_s:
             ctx.count("expired_dialogs")
         else:
-            for name, value in dialog.profiles[::-1]:
-                if name not in profiles(ctx):  # the original makes those that the script lacks
-                    ctx.store.put(MADE, name, "1" if value else "")
-            dialog = dialog._replace(profiles=of_profiles(ctx, dialog.profiles))
+            dialog = dialog._replace(profiles=stored_profiles(ctx, dialog.profiles))
             ctx.store.put(SPACE, str(dialog.db_id), json.dumps(dialog))
 
 
@@ -302,6 +299,20 @@ def stored_pairs(text: str | None) -> list[tuple]:
             raise ValueError(f"has the number {value!r} in vars or profiles")
         pairs.append((name, int(value) if kind == ["2"] else value))
     return pairs[::-1]
+
+
+def stored_profiles(ctx, pairs: Iterable) -> tuple:
+    """The profiles of a row as a dialog has them. As the original does, this makes those that the script lacks, and leaves out
+    those whose names are more than letters and digits."""
+    declared, pairs = {*ctx.param("profiles_no_value"), *ctx.param("profiles_with_value")}, [*pairs]
+    for at, (name, value) in reversed([*enumerate(pairs)]):
+        bare = name.partition("/")[0]  # what stands behind it is where the profile is shared
+        if bare in declared:
+            pairs[at] = bare, value
+        elif name not in profiles(ctx) and name.isascii() and name.isalnum():
+            ctx.store.put(MADE, name, "1" if value else "")
+    known = profiles(ctx)
+    return of_profiles(ctx, [pair for pair in pairs if pair[0] in known])
 
 
 def child_init(ctx):

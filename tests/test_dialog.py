@@ -373,13 +373,22 @@ def test_a_row_in_a_state_that_is_none_is_a_dialog(tabled, state, shown):
 def test_a_row_makes_the_profiles_that_the_script_lacks(tabled):
     """With values if the first has one; they stay, and a value is none where the profile has none."""
     one = tabled(24, row_of(24, "r1", 4, "caller#al|mine#v|inbound#5|plain#|"),
-                 row_of(24, "r2", 4, "mine#|plain#q|caller#|"))
+                 row_of(24, "r2", 4, "mine#|mine/b#w|plain#q|caller#|o ne#x|gw/b#g|"))
     assert ask(one, "list_all_profiles") == "200 OK\ninbound:: 0\ncaller:: 1\ngw:: 1\nmine:: 1\nplain:: 0\n\n"
     assert profiles_of(one, "r1") == [{"plain": ""}, {"inbound": ""}, {"mine": "v"}, {"caller": "al"}]
     assert ask(one, "profile_get_values", "mine") == "200 OK\nvalue::  count=1\nvalue:: v count=1\n\n"
     assert ask(one, "profile_get_values", "plain") == "200 OK\nvalue:: WITHOUT VALUE count=2\n\n"
     assert ask(one, "profile_get_size", "mine", "v") == "200 OK\nprofile::  name=mine value=v count=1 shared=no replicated=no\n\n"
-    assert rpc(one, "profile_get_size", ["other"])["code"] == 404
+    assert profiles_of(one, "r2") == [{"gw": "g"}, {"caller": ""}, {"plain": ""}, {"mine": ""}]
+    assert rpc(one, "profile_get_size", ["o ne"])["code"] == rpc(one, "profile_get_size", ["mine/b"])["code"] == 404
+
+
+def test_a_restore_makes_profiles_too(tabled, tmp_path):
+    one = tabled(24)
+    assert "mine" not in ask(one, "list_all_profiles")
+    (tmp_path / "dialog").write_text("\n".join([COLUMNS[24], row_of(24, "r1", 4, "mine#v|"), ""]))
+    assert ask(one, "dlg_restore_db") == "200 OK\n\n"
+    assert ask(one, "list_all_profiles").endswith("\nmine:: 1\n\n")
 
 
 def test_flags_are_shown_from_the_one_that_came_last(tabled):
