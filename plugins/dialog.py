@@ -11,14 +11,14 @@ import json
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import midatagram as mi
 
 opensips = mi.shared("opensips_base")
 
-SPACE = "dialog"
+SPACE, MADE = "dialog", "dialog profiles"  # spaces of the store: dialogs, and profiles that only rows of the table name
 UNCONFIRMED, EARLY, CONFIRMED_NA, CONFIRMED, DELETED = range(1, 6)
 LEAST_BYTES, LEAST_VALUE = 300, 16  # of a dialog in a reply, of a value of a profile
 ENDED_S = 5.0  # for which a dialog that ended is listed
@@ -144,7 +144,7 @@ class Calls:
     def __init__(self):
         self.dialogs: dict[str, Dialog] = {}
         self.order: list[tuple] = []  # bucket, age and key of each
-        self.states = [0] * (DELETED + 1)  # how many are in each
+        self.states: collections.Counter = collections.Counter()  # how many are in each
         self.keys: dict[str, list[str]] = {}  # of each Call-ID
 
     def put(self, key: str, value: str | None) -> None:
@@ -248,33 +248,42 @@ def load(ctx):
 def read_dialogs(ctx) -> None:
     """Take those dialogs from the table that are not here yet, and have not ended meanwhile; TableError."""
     now_s = ctx.store.time_s()
-    table, ages = DIALOG.named(ctx, ctx.param("table_name")), itertools.count()
+    table, ages, flags = DIALOG.named(ctx, ctx.param("table_name")), itertools.count(), dict[str, int]()
     rows = opensips.rows_of(ctx, opensips.url_of(ctx), table)
-    for dialog in opensips.in_turns(opensips.good(ctx, rows, dialog_of, ctx, ages)):
+    for dialog in opensips.in_turns(opensips.good(ctx, rows, dialog_of, ctx, ages, flags)):
         if dialog.state == DELETED or str(dialog.db_id) in calls(ctx).dialogs:
             continue
         if 0 < dialog.timeout <= now_s:
             ctx.count("expired_dialogs")
         else:
+            dialog = dialog._replace(profiles=stored_profiles(ctx, dialog.profiles))
             ctx.store.put(SPACE, str(dialog.db_id), json.dumps(dialog))
 
 
-def dialog_of(row: dict, ctx: Any, ages: Iterator) -> Dialog:
-    """The dialog that a row of the table means; ValueError."""
-    if not UNCONFIRMED <= row["state"] <= DELETED or not 0 <= row["dlg_id"] < 2**63:
-        raise ValueError(f"has state {row['state']}, dlg_id {row['dlg_id']}")
+def bucket_of(ctx, callid: str) -> int:
+    """Where the table of dialogs has a Call-ID."""
+    return opensips.core_hash(mi.encode(callid)) & ctx.param("hash_size") - 1
+
+
+def dialog_of(row: dict, ctx: Any, ages: Iterator, known_flags: dict[str, int]) -> Dialog:
+    """The dialog that a row of the table means; known_flags: the names of flags, numbered as they came. ValueError."""
+    if row["state"] != DELETED and row["dlg_id"] >> 32 != bucket_of(ctx, row["callid"] or ""):
+        raise ValueError(f"has dlg_id {row['dlg_id']}, which with this hash_size is not of its callid")
     for place in (row["caller_sock"], row["callee_sock"]):
         if place and row["state"] != DELETED and not opensips.has_socket(ctx, place):
             raise ValueError(f"has the socket {place}, which is none of this server's")
     flags = row["script_flags"] or ""
     is_number = flags.isascii() and flags.isdigit()
+    names = dict.fromkeys([] if is_number else flags.split())
+    for name in names:
+        known_flags.setdefault(name, len(known_flags))
     texts: dict[str, Any] = {name: row[name] or "" for name in Dialog._fields
                              if name in row and name not in ("state", "timeout", "profiles")}
-    texts["caller_cseq"] = texts["callee_cseq"]  # the original shows it twice
-    return Dialog(**texts, db_id=row["dlg_id"], age=next(ages), state=row["state"], start=row["start_time"],
+    texts |= {"caller_cseq": texts["callee_cseq"], "callee_cseq": "0"}  # as the original has it after a start
+    return Dialog(**texts, db_id=row["dlg_id"], age=next(ages), state=row["state"] & 0xFFFFFFFF, start=row["start_time"],
                   timeout=row["timeout"], flags=opensips.uint(flags) if is_number else 0,
-                  flag_names="" if is_number else flags, values=tuple(stored_pairs(row["vars"])),
-                  profiles=tuple(stored_pairs(row["profiles"])), has_peer=False)
+                  flag_names=" ".join(sorted(names, key=known_flags.__getitem__, reverse=True)),
+                  values=tuple(stored_pairs(row["vars"])), profiles=tuple(stored_pairs(row["profiles"])), has_peer=False)
 
 
 def stored_pairs(text: str | None) -> list[tuple]:
@@ -288,8 +297,22 @@ def stored_pairs(text: str | None) -> list[tuple]:
         name, *kind, value = parts
         if kind == ["2"] and not re.fullmatch("-?[0-9]+", value):
             raise ValueError(f"has the number {value!r} in vars or profiles")
-        pairs.append((name, int(value) if kind == ["2"] else value or None))
+        pairs.append((name, int(value) if kind == ["2"] else value))
     return pairs[::-1]
+
+
+def stored_profiles(ctx, pairs: Iterable) -> tuple:
+    """The profiles of a row as a dialog has them. As the original does, this makes those that the script lacks, and leaves out
+    those whose names are more than letters and digits."""
+    declared, pairs = {*ctx.param("profiles_no_value"), *ctx.param("profiles_with_value")}, [*pairs]
+    for at, (name, value) in reversed([*enumerate(pairs)]):
+        bare = name.partition("/")[0]  # what stands behind it is where the profile is shared
+        if bare in declared:
+            pairs[at] = bare, value
+        elif name not in profiles(ctx) and name.isascii() and name.isalnum():
+            ctx.store.put(MADE, name, "1" if value else "")
+    known = profiles(ctx)
+    return of_profiles(ctx, [pair for pair in pairs if pair[0] in known])
 
 
 def child_init(ctx):
@@ -377,25 +400,29 @@ def dlg_end_dlg(ctx, dialog_id, extra_hdrs=None):
     if dialog_id is None and not is_json:
         raise mi.Error(400, "Bad parameter")
     name = opensips.text(ctx, "dialog_id", dialog_id)
-    dialog = by_id(ctx, name, is_json) or calls(ctx).find(name)
+    dialog = by_name(ctx, name, is_json)
     if dialog is None or dialog.state == DELETED:
         raise mi.Error(404, "Requested Dialog not found")
-    if dialog.state < CONFIRMED_NA or not end(ctx, dialog):
+    if not end(ctx, dialog):
         raise mi.Error(500, "Operation failed")
     return mi.Reply()
 
 
-def by_id(ctx, name: str, is_json: bool) -> Dialog | None:
-    """The dialog of an ID: a decimal number in 2.4, two reversed hexadecimal ones in 3.4."""
-    if not is_json:
-        return calls(ctx).dialogs.get(str(int(name) % 2**64)) if re.fullmatch("[0-9]{1,30}", name) else None
-    match = re.fullmatch(r"([0-9a-f]{1,8})\.([0-9a-f]{1,8})", name)
-    return calls(ctx).dialogs.get(str((int(match[1][::-1], 16) << 32) + int(match[2][::-1], 16))) if match else None
+def by_name(ctx, name: str, is_json: bool) -> Dialog | None:
+    """The dialog of an ID or a Call-ID. An ID is two reversed hexadecimal numbers in 3.4, a decimal one in 2.4, where a number is
+    no Call-ID."""
+    match = re.fullmatch(r"([0-9a-f]{1,8})\.([0-9a-f]{1,8})" if is_json else r"\s*\+?0*([0-9]+)", name)
+    key = match and (str((int(match[1][::-1], 16) << 32) + int(match[2][::-1], 16)) if is_json else match[1])
+    one = calls(ctx).dialogs.get(key) if key else None
+    if one is None and (is_json or not key):
+        one = calls(ctx).find(name)
+        return one if one and one.state <= CONFIRMED else None
+    return one
 
 
 def end(ctx, dialog: Dialog) -> bool:
-    """End a dialog; returns whether the BYEs could be sent."""
-    return change_state(ctx, dialog.db_id, DELETED) and dialog.has_peer
+    """End a dialog that was answered; returns whether it was and the BYEs could be sent."""
+    return dialog.state in (CONFIRMED_NA, CONFIRMED) and change_state(ctx, dialog.db_id, DELETED) and dialog.has_peer
 
 
 @opensips.command
@@ -404,7 +431,7 @@ def dlg_push_var(ctx, dlg_val_name, dlg_val_value, DID):
     name, value = opensips.text(ctx, "dlg_val_name", dlg_val_name), opensips.text(ctx, "dlg_val_value", dlg_val_value)
     is_json = ctx.request.dialect == "jsonrpc"
     for one in mi.json_array(DID, "DID") if is_json else [DID or ""]:
-        dialog = by_id(ctx, one, is_json) or calls(ctx).find(one)
+        dialog = by_name(ctx, one, is_json)
         if dialog:
             def step(text: str | None) -> str | None:
                 if text is None:
@@ -422,11 +449,12 @@ def dlg_send_sequential(ctx, callid, mode=None, method=None, body=None, headers=
     """Send a request within a dialog; it is answered 200."""
     texts = {name: opensips.if_text(ctx, name, value) for name, value in (("mode", mode), ("method", method), ("body", body))}
     given = {name: text for name, text in texts.items() if text is not None}
-    if not re.fullmatch("(?:challenge(?:,(?:caller|callee))?|caller|callee)", given.get("mode", "caller")):
+    if not re.fullmatch("(challenge|(challenge.)?(caller|callee))", given.get("mode", "caller"), re.I | re.S):
         raise mi.Error(400, "Invalid mode")
-    if not re.fullmatch("none|inbound|outbound|custom:[^:]+:.*", given.get("body", "none"), re.S):
+    if not re.fullmatch("none|inbound|outbound|custom.{4,}", given.get("body", "none"), re.I | re.S):
         raise mi.Error(400, "Invalid body mode")
-    if given.get("mode", "").startswith("challenge") and given.get("method", "INVITE") != "INVITE":
+    challenges = given.get("mode", "").lower().startswith("challenge")
+    if challenges and given.get("method", "INVITE").upper() not in ("INVITE", "UPDATE"):
         raise mi.Error(406, "Not Acceptable")
     if calls(ctx).find(opensips.text(ctx, "callid", callid)) is None:
         raise mi.Error(404, "Dialog Not Found")
@@ -483,9 +511,28 @@ def dlg_list_sharing_tags(ctx):
 
 def profiles(ctx) -> dict[str, bool]:
     """The profiles, and whether they have values; those of load_balancer are its own."""
-    own = {**dict.fromkeys(ctx.param("profiles_no_value"), False), **dict.fromkeys(ctx.param("profiles_with_value"), True)}
+    known = {**dict.fromkeys(ctx.param("profiles_no_value"), False), **dict.fromkeys(ctx.param("profiles_with_value"), True)}
     other = ctx.server.registry.modules_by_name.get("load_balancer")
-    return {**own, **dict.fromkeys(other.namespace.profiles(opensips.context_of(ctx, "load_balancer")), True)} if other else own
+    if other:
+        known |= dict.fromkeys(other.namespace.profiles(opensips.context_of(ctx, "load_balancer")), True)
+    return {**known, **ctx.view(MADE, take_profile), **known}
+
+
+def take_profile(view: dict, name: str, value: str | None) -> None:
+    """Keep in a view whether a profile has values."""
+    view.pop(name, None)
+    if value is not None:
+        view[name] = bool(value)
+
+
+def of_profiles(ctx, pairs: Iterable) -> tuple:
+    """Names of profiles, each with the value that is given for it, as a dialog has them: a text where the profile has values,
+    else None; mi.Error if there is no such profile."""
+    known = profiles(ctx)
+    for name, _ in pairs:
+        if name not in known:
+            raise mi.Error(404, "Profile not found")
+    return tuple((name, value or "" if known[name] else None) for name, value in pairs)
 
 
 def asked_profile(ctx, profile: Any, value: Any) -> tuple[str, str | None]:
@@ -505,9 +552,14 @@ def asked_profile(ctx, profile: Any, value: Any) -> tuple[str, str | None]:
 
 
 def in_profile(ctx, name: str, wanted: str | None) -> list[Dialog]:
-    """The dialogs that are in a profile, with a value or with any."""
+    """The dialogs that are in a profile, with a value or with any, each as often as it is."""
     return [dialog for dialog in calls(ctx).listed() if dialog.state != DELETED
             for other, value in dialog.profiles if other == name and wanted in (None, value or "")]
+
+
+def once(dialogs: list[Dialog]) -> list[Dialog]:
+    """Dialogs, each once."""
+    return [*{dialog.db_id: dialog for dialog in dialogs}.values()]
 
 
 def profile_sizes(ctx) -> collections.Counter:
@@ -543,7 +595,7 @@ def profile_get_values(ctx, profile, value=None):
 @opensips.command
 def profile_list_dlgs(ctx, profile, value=None):
     """Show the dialogs that are in a profile."""
-    dialogs = in_profile(ctx, *asked_profile(ctx, profile, value))
+    dialogs = once(in_profile(ctx, *asked_profile(ctx, profile, value)))
     opensips.check_size(ctx, len(dialogs), LEAST_BYTES)
     shown = [dialog.shown(ctx.request.dialect == "jsonrpc", False) for dialog in opensips.in_turns(dialogs)]
     return dialogs_reply(ctx, {"Dialogs": shown}, dialogs)
@@ -551,10 +603,12 @@ def profile_list_dlgs(ctx, profile, value=None):
 
 @opensips.command
 def profile_end_dlgs(ctx, profile, value=None):
-    """End the dialogs that are in a profile."""
-    for dialog in opensips.in_turns(in_profile(ctx, *asked_profile(ctx, profile, value))):
-        if dialog.state >= CONFIRMED_NA:
-            end(ctx, dialog)
+    """End the dialogs that are in a profile; 2.4 gives up at the first that cannot be ended."""
+    dialogs = once(in_profile(ctx, *asked_profile(ctx, profile, value)))
+    dialogs.sort(key=lambda dialog: (dialog.db_id >> 32, -dialog.age))  # of a bucket the newest first
+    for dialog in opensips.in_turns(dialogs):
+        if not end(ctx, dialog) and ctx.request.dialect == "text":
+            raise mi.Error(400, "Dialog internal error")
     return mi.Reply()
 
 
@@ -567,7 +621,7 @@ def with_profiles(ctx, dlg_id: Any, profile: Any, how: Callable[[str, bool, list
     wanted, name = opensips.text(ctx, "dlg_id", dlg_id), opensips.text(ctx, "profile", profile)
     if name not in profiles(ctx):
         raise mi.Error(400, "Bad param")
-    dialog = by_id(ctx, wanted, is_json) or calls(ctx).find(wanted)
+    dialog = by_name(ctx, wanted, is_json)
 
     def step(text: str | None) -> str:
         old = Dialog(*json.loads(text)) if text else None
@@ -629,15 +683,14 @@ def list_all_profiles(ctx):
 def call(ctx, callid: str, from_uri: str, to_uri: str, state: int = CONFIRMED, from_tag: str = "", to_tag: str = "",
          socket: str = "udp:127.0.0.1:5060", timeout: int = 0, values: tuple = (), profiles: tuple = (), **fields: Any) -> None:
     """Begin a call and take it to a state, through those before it. ctx: of any module; fields: caller_contact,
-    callee_contact; values and profiles: (name, value or None), the first first."""
+    callee_contact; values and profiles: (name, value, empty if none is given), the first first. mi.Error."""
     own = opensips.context_of(ctx, "dialog")
-    entry = opensips.core_hash(mi.encode(callid)) & own.param("hash_size") - 1
-    db_id = (entry << 32) + random.getrandbits(31)
+    db_id = (bucket_of(own, callid) << 32) + random.getrandbits(31)
     contacts = {"caller_contact": from_uri, "callee_contact": to_uri, **fields}
     dialog = Dialog(db_id, time.time_ns(), callid, from_uri, to_uri, from_tag or f"{random.getrandbits(32):08x}",
                     to_tag or f"{random.getrandbits(32):08x}", caller_sock=socket, callee_sock=socket, lasts_s=timeout,
-                    values=tuple(values)[::-1], profiles=tuple(profiles)[::-1], **contacts)
-    change_state(own, db_id, *([DELETED] if state == DELETED else range(EARLY, state + 1)), first=dialog)
+                    values=tuple(values)[::-1], profiles=of_profiles(own, tuple(profiles)[::-1]), **contacts)
+    change_state(own, db_id, *range(EARLY, state + 1), first=dialog)
     own.count("processed_dialogs")
 
 

@@ -40,9 +40,9 @@ def lab_register(ctx, table, aor, contact, *, expires=None, q=None, callid=None,
 
 
 def pairs(value) -> tuple:
-    """Converter: `name=value, name` to names and values, None where there is none."""
-    items = [item.strip().partition("=") for item in mi.string(value).split(",") if item.strip()]
-    return tuple((name.strip(), text.strip() if sign else None) for name, sign, text in items)
+    """Converter: `name=value, name` to names and values, empty where there is none."""
+    items = [item.partition("=") for item in mi.string(value).split(",") if item.strip()]
+    return tuple((name.strip(), text.strip()) for name, _, text in items)
 
 
 @mi.command(state=mi.integer(1, 5), timeout=mi.integer(1, 2**31 - 1), profiles=pairs, values=pairs, also="lab:call")

@@ -29,7 +29,8 @@ EVENTS = [mi.Event("E_LOAD_BALANCER_STATUS", "a destination is enabled or disabl
 
 
 class Destination(NamedTuple):
-    """A destination as the store has it; resources: pairs of a name and a size; resized: those of them that lb_resize changed."""
+    """A destination as the store has it; resources: pairs of a name and a size; resized: those that lb_resize changed, each the
+    first of its name."""
 
     number: int
     group: int
@@ -54,9 +55,9 @@ class Destination(NamedTuple):
     def shown(self, loads: dict) -> dict:
         """The destination as 3.4 lists it; loads: by profile and value."""
         sizes, place = dict(self.resized), f"{self.number:X}"
-        resources = [{"name": name, "max": sizes.get(name, size), "load": loads.get((f"lbX{name}", place), 0)}
+        resources = [{"name": name, "max": sizes.pop(name, size), "load": loads.get((f"lbX{name}", place), 0)}
                      for name, size in self.resources]
-        return {"uri": self.uri, "id": self.number, "group": self.group, "enabled": "yes" if self.enabled else "no",
+        return {"uri": self.uri, "id": self.number, "group": self.group & 0xFFFFFFFF, "enabled": "yes" if self.enabled else "no",
                 "auto-reenable": "on" if self.enabled else "off", "Resources": resources,
                 **({"attrs": self.attrs} if self.attrs else {})}
 
@@ -98,7 +99,8 @@ def destination(row: dict, ctx: Any) -> Destination:
     """The destination of a row; ValueError."""
     if not re.fullmatch(r"sips?:(?:[^@]*@)?[^@:;?]+.*", row["dst_uri"] or "", re.I | re.S):
         raise ValueError(f"has the URI {row['dst_uri']!r}")
-    return Destination(row["id"], row["group_id"], row["dst_uri"], resources(ctx, row["resources"] or ""), row.get("attrs") or "")
+    return Destination(row["id"] & 0xFFFFFFFF, row["group_id"], row["dst_uri"], resources(ctx, row["resources"] or ""),
+                       row.get("attrs") or "")
 
 
 def place(ctx) -> tuple:
@@ -157,7 +159,7 @@ def lb_list(ctx):
 @opensips.command
 def lb_resize(ctx, destination_id, res_name, new_capacity):
     """Give a resource of a destination another size."""
-    number, name = opensips.number(ctx, "destination_id", destination_id), opensips.text(ctx, "res_name", res_name)
+    number, name = opensips.number(ctx, "destination_id", destination_id) & 0xFFFFFFFF, opensips.text(ctx, "res_name", res_name)
     size = opensips.number(ctx, "new_capacity", new_capacity) & 0xFFFFFFFF
 
     def resized(one: Destination) -> Destination:
@@ -172,7 +174,7 @@ def lb_resize(ctx, destination_id, res_name, new_capacity):
 @opensips.command
 def lb_status(ctx, destination_id, new_status=...):
     """Show whether a destination is enabled, or disable (0) or enable it."""
-    number = opensips.number(ctx, "destination_id", destination_id)
+    number = opensips.number(ctx, "destination_id", destination_id) & 0xFFFFFFFF
     if ctx.request.dialect == "text" and len(ctx.request.values) > 2:
         raise mi.WRONG_COUNT
     is_set = len(ctx.request.values) > 1 if ctx.request.dialect == "text" else new_status is not ...

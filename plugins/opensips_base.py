@@ -125,18 +125,18 @@ def shown_q(thousandths: int) -> str:
 
 HOST = r"(?:\[[^@\[\]]+\]|[^:;?@\[\]]+)"
 URI = re.compile(rf"(?:sips?|tel|urn:(?:nena:)?service):(?:[^:@\[][^@\[]*@{HOST}(?::(\d*))?(?:[;?].*)?|"
-                 rf"{HOST}(?::\d*)?(?:[;?][^@]*)?)", re.I | re.S)
+                 rf"{HOST}(?::(\d*))?|{HOST}(?::\d*)?[;?][^@]*)", re.I | re.S)
 
 
 def most_port(ctx: Any) -> float:
-    """The largest port of a URI with a user, to which 2.4 sets no limit."""
+    """The largest port of a URI, to which 2.4 sets no limit."""
     return math.inf if ctx.request.dialect == "text" else 65535
 
 
 def is_uri(text: str, most_port: float) -> bool:
-    """Whether OpenSIPS can read a text as a URI with a port of at most so much."""
+    """Whether OpenSIPS can read a text as a URI with a port of at most so much; without a user and with parameters, of any."""
     match = URI.fullmatch(text)
-    return match is not None and int(match[1][-9:] if match[1] else 0) <= most_port
+    return match is not None and int((match[1] or match[2] or "0")[-9:]) <= most_port
 
 
 ###############################################################################
@@ -343,14 +343,15 @@ def has_socket(ctx: Any, place: str) -> bool:
 
 
 def is_same(wanted: Any, line: Any) -> bool:
-    """Whether a socket is that of a line of the configuration, both as SOCKET matches them."""
+    """Whether a socket is that of a line of the configuration, both as SOCKET matches them; without a protocol or port any."""
     if line is None:
         return True
     (protocol, host, port), (own_protocol, own_host, own_port) = wanted.groups(), line.groups()
     default = {"tls": 5061, "ws": 80, "wss": 443}.get(own_protocol, 5060)
     is_address = re.fullmatch(r"[\d.]+|\[.*\]", own_host)
-    return (protocol or "udp", int(port or default)) == (own_protocol or "udp", int(own_port or default)) \
-        and (not is_address or host.lower() == own_host.lower())
+    own = (own_protocol or "udp").lower(), int(own_port or default)
+    return ((protocol or own[0]).lower(), int(port or own[1])) == own \
+        and (host.lower() == own_host.lower() if is_address else not host.isdigit())
 
 
 def own_socket(ctx: Any, row: Row) -> str | None:

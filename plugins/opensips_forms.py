@@ -558,7 +558,8 @@ FORMS: dict[str, Form] = {
     "t_hash": Form(None),
     "t_reply": Form("code reason trans_id to_tag new_headers [body]", tuple(f"code reason trans_id to_tag {more}" for more in (
         "", "new_headers", "body", "new_headers body")), "code", named=True, errors={
-            f"Invalid {part} in trans_id": (400, f"Invalid {part} in old trans_id") for part in ("index", "label")},
+            "Invalid label": (400, "Invalid label in trans_id"),  # of 3.4's own form of an ID
+            **{f"Invalid {part} in trans_id": (400, f"Invalid {part} in old trans_id") for part in ("index", "label")}},
                     first="new_headers body"),
 }
 # The attributes that an event has in 2.4, all of those that it has in 3.4.

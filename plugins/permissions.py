@@ -21,6 +21,7 @@ ADDRESS = opensips.table("address", [5], "grp# ip mask# port# proto pattern? con
 PROTOCOLS = ("any", "udp", "tcp", "tls", "sctp", "ws", "wss", "ipsec", "bin", "bins", "hep_udp", "hep_tcp", "hep_tls", "smpp",
              "msrp", "msrps")
 BUCKETS = 128
+NOT_READ = {"text": mi.Error(400, "Trusted table reload failed"), "jsonrpc": mi.Error(500, "Failed to reolad")}  # so written
 LEAST_BYTES = 60  # of a destination in a reply
 MOST_NAME, MOST_URI = 127, 1024  # bytes, of the name of a rule file and of a URI
 
@@ -56,18 +57,22 @@ def listed(ctx, rows: list) -> dict[str, list]:
     found: dict[str, list] = {"addresses": [], "subnets": []}
     for row in opensips.in_turns(rows):
         try:
-            network = ipaddress.ip_network((row["ip"] or "", row["mask"]), strict=False)
+            network = network_of(row["ip"] or "", row["mask"])
         except ValueError:
             ctx.log.warning("%s: address %s with mask %s is none, passed over", row.where, row["ip"], row["mask"])
             continue
-        if row["proto"] not in PROTOCOLS:
+        protocol = (row["proto"] or "any").lower()
+        if protocol not in PROTOCOLS:
             ctx.log.warning("%s: address %s has the protocol %s, which is none, passed over", row.where, row["ip"], row["proto"])
+            continue
+        if row["grp"] & 2**31:
+            ctx.log.warning("%s: address %s has the group %d, passed over", row.where, row["ip"], row["grp"])
             continue
         full = row["mask"] == network.max_prefixlen
         bucket = opensips.core_hash(network.network_address.packed) % BUCKETS
         found["addresses" if full else "subnets"].append((bucket, {
             "grp": row["grp"], "ip": shown(network.network_address), "mask": f"{row['mask']}" if full else shown(network.netmask),
-            "port": row["port"], "proto": row["proto"], "pattern": row["pattern"] or "",
+            "port": row["port"] & 0xFFFFFFFF, "proto": protocol, "pattern": row["pattern"] or "",
             "context_info": row["context_info"] or ""}))
     addresses = found["addresses"]
     if ctx.server.setup.own["imitate"] != "4.0":  # which has them in another structure
@@ -75,6 +80,13 @@ def listed(ctx, rows: list) -> dict[str, list]:
         addresses = sorted(newest_first, key=lambda pair: pair[0])
     return {"addresses": [item for _, item in addresses],
             "subnets": sorted([item for _, item in found["subnets"]], key=lambda item: item["grp"])}
+
+
+def network_of(ip: str, mask: int) -> Any:
+    """The network of a row; ValueError, also for an IPv6 address that ends as one of IPv4."""
+    if ":" in ip and "." in ip:
+        raise ValueError(ip)
+    return ipaddress.ip_network((ip, mask), strict=False)
 
 
 def shown(address: Any) -> str:
@@ -216,15 +228,16 @@ def take_rules(view: dict, key: str, value: str | None) -> None:
 @opensips.command(timed=False)
 def address_reload(ctx, partition=None):
     """Read the tables of all partitions again, or of one."""
-    names = [*partitions(ctx)] if partition is None and not ctx.request.values else [opensips.text(ctx, "partition", partition)]
-    for name in names:
+    reads_all = partition is None and not ctx.request.values
+    for name in partitions(ctx) if reads_all else [opensips.text(ctx, "partition", partition)]:
         if name not in partitions(ctx):
             raise mi.Error(400, "Trusted table reload failed")
         try:
             read_partition(ctx, name)
         except opensips.TableError as error:
             ctx.log.error("address_reload: %s", error)
-            raise mi.Error(400, f"failed to reload partition  {name}!") from None
+            of_all = mi.Error(400, f"failed to reload partition  {name}!")
+            raise (of_all if reads_all else NOT_READ[ctx.request.dialect]) from None
     return mi.Reply()
 
 

@@ -86,11 +86,12 @@ def rl_reset_pipe(ctx, pipe):
 
 
 def pid_part(text: str) -> int:
-    """A parameter of rl_set_pid as the original reads it: a C number, cut to its integer; mi.Error."""
+    """A parameter of rl_set_pid as the original reads it: a C number, cut to an integer, or the least if it is none; mi.Error."""
     if not 0 < len(text) <= LONGEST:
         raise mi.BAD_PARAMETER
-    match = re.match(r"[ \t]*([+-]?(?:0x[\da-f]+|(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?))", text, re.I | re.A)
-    return int(float.fromhex(match[1]) if "x" in match[1].lower() else float(match[1])) if match else 0
+    match = re.match(r"[ \t]*([+-]?(?:0x[\da-f]+|inf|nan|(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?))", text, re.I | re.A)
+    number = (float.fromhex(match[1]) if "x" in match[1].lower() else float(match[1])) if match else 0
+    return int(number) if abs(number) < 2**31 else -2**31
 
 
 @opensips.command

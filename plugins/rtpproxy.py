@@ -91,8 +91,8 @@ def declared(ctx) -> list[tuple]:
     """The numbers of sets, and the URLs and weights of each line or row; TableError."""
     if not ctx.param("db_url"):
         return [(ctx.param("default_set") if number is None else number, nodes) for number, nodes in ctx.param("rtpproxy_sock")]
-    rows = sorted(opensips.rows_of(ctx, *place(ctx)), key=lambda row: row["set_id"])
-    return [(row["set_id"], nodes_of(row["rtpproxy_sock"] or "")) for row in rows]
+    return [(ctx.param("default_set") if row["set_id"] < 0 else row["set_id"], nodes_of(row["rtpproxy_sock"] or ""))
+            for row in opensips.rows_of(ctx, *place(ctx))]
 
 
 def read_proxies(ctx, keeps: bool) -> None:

@@ -12,6 +12,13 @@ STATS = tracer.STATS
 load = tracer.load
 
 
+def registered(ctx, registry):
+    """Have the commands of 3.4, too."""
+    tracer.share_name(registry, "sip_trace", "trace")
+    for function in (tracer.trace_start, tracer.trace_stop):
+        registry.names.setdefault(function.mi_command.name, mi.Command(ctx.own, function))
+
+
 @opensips.command(bind=tracer.no_values, also="siptrace:sip_trace")
 def sip_trace(ctx, id=..., mode=...):
     """Show where SIP is traced to, or switch tracing or that of an ID on or off."""

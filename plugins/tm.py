@@ -171,7 +171,7 @@ def checked_headers(method: str, text: str, has_body: bool) -> dict[str, str]:
     headers = {name: value for name, value, _ in reversed(read_headers(text))}
     if not NAME_ADDR.fullmatch(headers.get("to", "sip:a")) or not re.fullmatch(r"\S+\s+\S+", headers.get("cseq", "1 A")):
         raise mi.Error(400, "Bad headers")
-    number, cseq_method = headers.get("cseq", f"1 {method}").split()
+    number, cseq_method = headers["cseq"].split() if "cseq" in headers else ("1", method)
     faults = {
         "Content-Type missing": has_body and "content-type" not in headers,
         "Content-Length disallowed": has_body and "content-length" in headers,
@@ -184,7 +184,7 @@ def checked_headers(method: str, text: str, has_body: bool) -> dict[str, str]:
     return headers
 
 
-SOCKET = re.compile(r"(?:(udp|tcp|tls|sctp|wss?):)?(\[[0-9a-f:.]+\]|\*|[\w.-]+)(?::(\d{1,5}))?", re.I)
+SOCKET = re.compile(r"(?:(udp|tcp|tls|sctp|wss?):)?(\[[0-9a-f:.]+\]|[^\s:[\]]*)(?::(\d+))?", re.I | re.A)
 
 
 def sockets_of(ctx) -> list[tuple]:
@@ -195,14 +195,19 @@ def sockets_of(ctx) -> list[tuple]:
 
 
 def local_socket(ctx, text: str) -> tuple:
-    """The socket that a text names, or the first for none; mi.Error if there is none of these."""
-    match = SOCKET.fullmatch(text)
+    """The socket that a text names, or the first for none; mi.Error if there is none of these. In 2.4 a text without a protocol
+    means UDP, one without a port the usual one; in 3.4 any."""
+    match, is_text = SOCKET.fullmatch(text), ctx.request.dialect == "text"
     if text and not match:
-        raise mi.Error(404, "Invalid local socket")
-    wanted = match.groups() if match else (None, None, None)
-    ours = wanted[0] or "udp", wanted[1] or "127.0.0.1", wanted[2] or "5060"  # where the configuration has none
+        raise mi.Error(404, "Invalid local socket" if is_text else "Local socket not found")
+    protocol, host, port = match.groups() if match and text else (None, None, None)
+    number = opensips.uint(port) % 2**16 if port else 0
+    if text and is_text:
+        protocol, number = protocol or "udp", number or (5061 if (protocol or "").lower() == "tls" else 5060)
+    wanted = protocol, host, f"{number or ''}"
+    ours = protocol or "udp", host or "127.0.0.1", wanted[2] or "5060"  # where the configuration has none
     for one in sockets_of(ctx) or [ours]:
-        if all(part is None or part.lower() == mine.lower() for part, mine in zip(wanted, one)):
+        if all(not part or part.lower() == mine.lower() for part, mine in zip(wanted, one)):
             return one
     raise mi.Error(404, "Local socket not found")
 
@@ -518,10 +523,11 @@ def transaction_key(ctx, trans_id) -> str:
     """The key of the transaction that `INDEX:LABEL` names, or in 3.4 `LABEL.INDEX` in reversed hexadecimal; mi.Error."""
     index, colon, label = opensips.text(ctx, "trans_id", trans_id).partition(":")
     if not colon and "." in index and ctx.request.dialect == "jsonrpc":
-        reversed_hex = re.fullmatch(r"([0-9a-fA-F]*)\.([0-9a-fA-F]*)", index)
-        if not reversed_hex:
-            raise mi.Error(400, "Invalid label in trans_id")
-        index, label = (str(int(part[::-1] or "0", 16)) for part in reversed_hex.groups()[::-1])
+        halves = index.partition(".")[::2]
+        for half, problem in zip(halves, ("Invalid label", "Invalid label in trans_id")):
+            if not re.fullmatch("[0-9a-fA-F]*", half):
+                raise mi.Error(400, problem)
+        index, label = (str(int(half[::-1] or "0", 16)) for half in halves[::-1])
     elif not colon:
         raise mi.Error(400, "Invalid trans_id")
     for part, text in (("index", index), ("label", label)):

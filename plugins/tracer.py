@@ -83,17 +83,17 @@ def load(ctx):
 
 
 class State(NamedTuple):
-    """What commands said: whether tracing is on, which ids are off, and dynamic destinations, in the order of lists."""
+    """What commands said: whether tracing is on, whether ids are, and dynamic destinations, in the order of lists."""
 
     on: bool
-    off: list
+    ids: dict
     dynamic: list
 
 
 def read_state(ctx, value: str | None) -> State:
     """The state of a value of the store, or the one at the start."""
-    on, off, dynamic = json.loads(value) if value else (bool(ctx.param("trace_on")), [], [])
-    return State(on, off, [Destination(*row) for row in dynamic])
+    on, ids, dynamic = json.loads(value) if value else (bool(ctx.param("trace_on")), {}, [])
+    return State(on, dict(ids), [Destination(*row) for row in dynamic])
 
 
 def take_in(view: dict, key: str, value: str | None) -> None:
@@ -133,6 +133,24 @@ def collectors(ctx) -> dict[str, str]:
 ###############################################################################
 
 
+def registered(ctx, registry):
+    """Have the command of 2.4, too."""
+    share_name(registry, "trace", "sip_trace")
+
+
+def share_name(registry: Any, name: str, other: str) -> None:
+    """Have a command under the name of another, if that is not there."""
+    command, names_of = registry.names.get(name), registry.names_of
+
+    def all_names(asked: str) -> tuple:
+        names = names_of(asked)
+        return (*names, other) if name in names and other not in names else names
+
+    if command and other not in registry.names:
+        registry.names[other] = registry.known[other] = command
+        registry.names_of = all_names
+
+
 def is_on(mode: str) -> bool | None:
     """Whether a mode means on, in any case; None for what is neither on nor off."""
     return {"on": True, "off": False}.get(mode.lower())
@@ -140,8 +158,9 @@ def is_on(mode: str) -> bool | None:
 
 def show(ctx, name: str | None) -> mi.Reply:
     """The reply with all destinations, or those of an id; mi.Error."""
-    state, places = state_of(ctx), collectors(ctx)
-    fixed = [one.shown("off" if one.name in state.off else "on", places) for one in declared(ctx) if name in (None, one.name)]
+    state, places, at_start = state_of(ctx), collectors(ctx), bool(ctx.param("trace_on"))
+    fixed = [one.shown("on" if state.ids.get(one.name, at_start) else "off", places) for one in declared(ctx)
+             if name in (None, one.name)]
     dynamic = [one.shown("dynamic", {}) for one in state.dynamic if name in (None, one.name)]
     if name is None:
         value = {"global": "on" if state.on else "off", "trace destinations": fixed + dynamic}
@@ -157,7 +176,7 @@ def switch(ctx, name: str | None, on: bool) -> mi.Reply:
     if name is None:
         change(ctx, lambda state: state._replace(on=on))
     elif name in [one.name for one in declared(ctx)]:
-        change(ctx, lambda state: state._replace(off=[*({*state.off} - {name} if on else {*state.off, name})]))
+        change(ctx, lambda state: state._replace(ids={**state.ids, name: on}))
     else:
         raise mi.Error(400, "Bad parameter value" if ctx.request.dialect == "jsonrpc" else "Bad parameter")
     return mi.Reply()

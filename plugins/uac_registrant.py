@@ -4,6 +4,7 @@ The table is read at the start and by reg_reload. No REGISTER is sent: what woul
 """
 from __future__ import annotations
 
+import collections
 import re
 import time
 from collections.abc import Callable
@@ -16,8 +17,8 @@ opensips = mi.shared("opensips_base")
 LEAST_BYTES = 150  # of a record in a reply
 STATES = [f"{word}_STATE" for word in (
     "NOT_REGISTERED", "REGISTERING", "AUTHENTICATING", "REGISTERED", "REGISTER_TIMEOUT", "INTERNAL_ERROR", "WRONG_CREDENTIALS",
-    "REGISTRAR_ERROR", "UNREGISTERING")]
-NOT_REGISTERED, REGISTERING, AUTHENTICATING, REGISTERED, *_, UNREGISTERING = STATES
+    "REGISTRAR_ERROR", "UNREGISTERING", "AUTHENTICATING_UNREGISTER")]
+NOT_REGISTERED, REGISTERING, AUTHENTICATING, REGISTERED, *_, UNREGISTERING, AUTHENTICATING_UNREGISTER = STATES
 TABLE = opensips.table("registrant", [1, 2, 3], """registrar proxy? aor third_party_registrant? binding_URI binding_params?
     expiry#? forced_socket? cluster_shtag?@2 state#@3""", "%s_column")
 
@@ -34,7 +35,8 @@ PARAMS = [
 
 
 class Record(NamedTuple):
-    """A registration as the store has it; expires: seconds; sent and timeout: seconds since the epoch."""
+    """A registration as the store has it; expires: seconds; sent and timeout: seconds since the epoch; nth: how many of the same
+    AOR, contact and registrar stand before it."""
 
     aor: str
     binding: str
@@ -49,11 +51,12 @@ class Record(NamedTuple):
     state: str = NOT_REGISTERED
     sent: int = 0
     timeout: int = 0
+    nth: int = 0
 
     @property
     def key(self) -> str:
         """What tells it from others."""
-        return key_of(self.aor, self.binding, self.registrar)
+        return key_of(self.aor, self.binding, self.registrar) + "\0" * self.nth
 
     def shown(self, with_socket: bool) -> dict:
         """The record as 3.4 shows it, and 4.0 with its socket."""
@@ -91,9 +94,9 @@ def records(ctx) -> list[Record]:
 def moved(ctx, one: Record, state: str) -> Record:
     """A record in another state, with the moments that go with it."""
     now_s = int(ctx.store.time_s())
-    sent = now_s if state in (REGISTERING, AUTHENTICATING) or not one.sent and state == REGISTERED else one.sent
+    is_sent = state in (REGISTERING, AUTHENTICATING, AUTHENTICATING_UNREGISTER) or not one.sent and state == REGISTERED
     ends_s = {REGISTERED: now_s + one.expires - ctx.param("timer_interval"), NOT_REGISTERED: 0}
-    return one._replace(state=state, sent=sent, timeout=ends_s.get(state, one.timeout))
+    return one._replace(state=state, sent=now_s if is_sent else one.sent, timeout=ends_s.get(state, one.timeout))
 
 
 def move(ctx, aor: str, state: str) -> None:
@@ -127,6 +130,8 @@ def record(row: dict, ctx: Any) -> Record:
             raise ValueError(f"has the {name} {row[name]!r}")
     if (row["expiry"] or 0) <= ctx.param("timer_interval"):
         raise ValueError(f"has an expiry of {row['expiry']} seconds, which must be more than timer_interval")
+    if row["forced_socket"] and not opensips.has_socket(ctx, row["forced_socket"]):
+        raise ValueError(f"has the socket {row['forced_socket']}, which is none of this server's")
     return Record(row["aor"], row["binding_URI"], row["registrar"], row["expiry"], not row.get("state"),
                   row["binding_params"] or "", row["third_party_registrant"] or "", row["forced_socket"] or "",
                   row["proxy"] or "", row.get("cluster_shtag") or "")
@@ -146,7 +151,10 @@ def read_table(ctx, key: str | None = None, *, keeps_states: bool = False) -> bo
     url, table = place(ctx)
     rows = [row for row in opensips.rows_of(ctx, url, table)
             if key in (None, key_of(row["aor"], row["binding_URI"], row["registrar"]))]
-    made = opensips.good(ctx, rows, record, ctx)
+    made, counts = [], collections.Counter[str]()
+    for one in opensips.good(ctx, rows[:1] if key else rows, record, ctx):
+        made.append(one._replace(nth=counts[one.key]))
+        counts[one.key] += 1
 
     def merged(old: Any, each: Callable) -> tuple:
         before = {one.key: one for one in old.ones} if old else {}

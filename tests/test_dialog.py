@@ -59,14 +59,14 @@ def shown(trial, callid="c1"):
 
 @pytest.mark.parametrize("state, counted", [
     (1, {"processed": 1}), (2, {"processed": 1, "early": 1}), (3, {"processed": 1, "active": 1}),
-    (4, {"processed": 1, "active": 1}), (5, {"processed": 1, "failed": 1})])
+    (4, {"processed": 1, "active": 1}), (5, {"processed": 1})])
 def test_a_call_goes_through_the_states_and_is_counted(trial, state, counted):
     one = trial()
     call(one, "c1", f"state::{state}")
     assert statistics(one) == counted
     listed = rpc(one, "dlg_list")["Dialogs"][0]
     assert listed["state"] == state
-    assert ("datestart" in listed) == ("dateout" in listed) == (state in (3, 4))
+    assert ("datestart" in listed, "dateout" in listed) == (state in (3, 4, 5), state in (3, 4))
 
 
 def test_states_move_on_and_never_back(trial):
@@ -214,6 +214,16 @@ def test_a_call_without_values_has_an_empty_context(trial):
     ({"callid": "c1", "body": "x"}, {"code": 400, "message": "Invalid body mode"}),
     ({"callid": "c1", "mode": "challenge", "method": "INFO"}, {"code": 406, "message": "Not Acceptable"}),
     ({"callid": "zz"}, {"code": 404, "message": "Dialog Not Found"}),
+    *[({"callid": "c1", "mode": mode}, {"Code": 200, "Reason": "OK"}) for mode in (
+        "CALLER", "CHALLENGE", "Challenge;callee", "challengexcaller")],
+    *[({"callid": "c1", "mode": mode}, {"code": 400, "message": "Invalid mode"}) for mode in ("challenge,", "callers", "")],
+    *[({"callid": "zz", "body": body}, {"code": 404, "message": "Dialog Not Found"}) for body in (
+        "NONE", "Inbound", "Custom:a:b", "custom:ab:", "customxabc:d", "custom:abcdefg", "custom:::::")],
+    *[({"callid": "zz", "body": body}, {"code": 400, "message": "Invalid body mode"}) for body in (
+        "custom:a:", "CUSTOM", "noneX", "")],
+    *[({"callid": "zz", "mode": "challenge", "method": method}, {"code": 404, "message": "Dialog Not Found"})
+      for method in ("invite", "UPDATE", "update")],
+    ({"callid": "zz", "mode": "challenge", "method": ""}, {"code": 406, "message": "Not Acceptable"}),
     (["c1"], {"code": -32602, "message": "Invalid params", "data": "Command only supports named parameters"})])
 def test_dlg_send_sequential(trial, params, wanted):
     one = trial()
@@ -237,6 +247,9 @@ def test_children_share_dialogs_which_survive_a_reload_and_expire(start):
     wait_for(lambda: server.statistic("expired_dialogs") == 1, 5, "the dialog to expire")
     events = [listener.receive() for _ in range(4)]
     assert events[-1].endswith(b"old_state::4\nnew_state::5\n\n")
+    assert server.ask(lab("lab_call", "over", "sip:a@a", "sip:b@b", "state::5")) == b"200 OK\n\n"
+    states = [re.findall(rb"_state::(\d)", listener.receive()) for _ in range(4)]
+    assert states == [[b"1", b"2"], [b"2", b"3"], [b"3", b"4"], [b"4", b"5"]]
 
 
 ###############################################################################
@@ -299,13 +312,14 @@ def test_dialogs_from_a_table_as_recorded(start, tmp_path, version):
 
 def test_what_a_column_of_values_may_hold():
     module = mi.load_plugin(str(opensips.__file__).replace("opensips_base.py", "dialog.py")).namespace
-    assert module.stored_pairs(r"a#1|b#|c\#d#x\|y\\|") == [("c#d", "x|y\\"), ("b", None), ("a", "1")]
+    assert module.stored_pairs(r"a#1|b#|c\#d#x\|y\\|") == [("c#d", "x|y\\"), ("b", ""), ("a", "1")]
     assert module.stored_pairs("a#1#t|n#2#42|m#2#-1|") == [("m", -1), ("n", 42), ("a", "t")]
     assert module.stored_pairs(None) == module.stored_pairs("") == []
 
 
 @pytest.mark.parametrize("old, new", [
-    (":4:", ":9:"), (":4:", ":-7:"), ("caller#alice|inbound#|", "caller|"), ("n#2#42|", "n#2#x|"), ("7876970020964:", "-1:")])
+    ("caller#alice|inbound#|", "caller|"), ("n#2#42|", "n#2#x|"), ("7876970020964:", "-1:"),
+    ("7876970020964:", "7881264988260:")])
 def test_a_row_that_is_no_dialog_is_left_out(tmp_path, old, new, caplog):
     """And the others are shown."""
     lines = LINES + table(tmp_path, 34)
@@ -314,6 +328,112 @@ def test_a_row_that_is_no_dialog_is_left_out(tmp_path, old, new, caplog):
     with mi.Trial(lines) as one:
         assert [item["callid"] for item in rpc(one, "dlg_list")["Dialogs"]] == ["db-3@x"]
     assert f"{path}:2: the row is left out: it has " in caplog.text
+
+
+def row_of(version, callid, state=4, profiles="", flags="5"):
+    """A row of the table, whose Cseqs are 1 and 7."""
+    number, now_s = ((opensips.core_hash(callid.encode()) & 4095) << 32) + 101, int(time.time())
+    fields = [number, callid, "sip:a@x", "ft", "sip:b@x", "tt", "", "", 1, 7, 0, 0, "", "<sip:rr;lr>", "sip:a@y", "sip:b@y",
+              "udp:127.0.0.1:5170", "udp:127.0.0.1:5170", state, now_s, now_s + 600, "", profiles, flags, 0, 0,
+              *([] if version == 24 else ["", "", ""])]
+    return ":".join(f"{field}".replace(":", "\\:") for field in fields)
+
+
+@pytest.fixture
+def tabled(trial, tmp_path):
+    """A trial with rows in the table: tabled(version, rows)."""
+    def make(version, *rows):
+        lines = table(tmp_path, version)
+        (tmp_path / "dialog").write_text("\n".join([COLUMNS[version], *rows, ""]))
+        return trial(lines)
+
+    return make
+
+
+def test_a_dialog_of_the_table_has_the_cseqs_of_the_original(tabled):
+    one = tabled(24, row_of(24, "r1"))
+    assert "\tcallee_cseq:: 0\n" in ask(one, "dlg_list") and "\tcaller_cseq:: 7\n" in ask(one, "dlg_list")
+    shown = rpc(one, "dlg_list")["Dialogs"][0]
+    assert (shown["callee_cseq"], shown["CALLEES"][0]["caller_cseq"]) == ("0", "7")
+
+
+@pytest.mark.parametrize("state, shown", [(6, 6), (-7, 4294967289)])
+def test_a_row_in_a_state_that_is_none_is_a_dialog(tabled, state, shown):
+    """It is in no counter, and cannot be ended."""
+    one = tabled(24, row_of(24, "r1", state, "caller#x|"))
+    assert f"\tstate:: {shown}\n" in ask(one, "dlg_list", "r1")
+    assert statistics(one) == {}
+    assert ask(one, "dlg_end_dlg", "r1") == "404 Requested Dialog not found\n\n"
+    assert ask(one, "dlg_end_dlg", rpc(one, "dlg_list")["Dialogs"][0]["db_id"]) == "500 Operation failed\n\n"
+    assert ask(one, "profile_end_dlgs", "caller") == "400 Dialog internal error\n\n"
+    assert rpc(one, "profile_end_dlgs", ["caller"]) == "OK"
+    assert f"\tstate:: {shown}\n" in ask(one, "dlg_list")
+
+
+def test_a_row_makes_the_profiles_that_the_script_lacks(tabled):
+    """With values if the first has one; they stay, and a value is none where the profile has none."""
+    one = tabled(24, row_of(24, "r1", 4, "caller#al|mine#v|inbound#5|plain#|"),
+                 row_of(24, "r2", 4, "mine#|mine/b#w|plain#q|caller#|o ne#x|gw/b#g|"))
+    assert ask(one, "list_all_profiles") == "200 OK\ninbound:: 0\ncaller:: 1\ngw:: 1\nmine:: 1\nplain:: 0\n\n"
+    assert profiles_of(one, "r1") == [{"plain": ""}, {"inbound": ""}, {"mine": "v"}, {"caller": "al"}]
+    assert ask(one, "profile_get_values", "mine") == "200 OK\nvalue::  count=1\nvalue:: v count=1\n\n"
+    assert ask(one, "profile_get_values", "plain") == "200 OK\nvalue:: WITHOUT VALUE count=2\n\n"
+    assert ask(one, "profile_get_size", "mine", "v") == "200 OK\nprofile::  name=mine value=v count=1 shared=no replicated=no\n\n"
+    assert profiles_of(one, "r2") == [{"gw": "g"}, {"caller": ""}, {"plain": ""}, {"mine": ""}]
+    assert rpc(one, "profile_get_size", ["o ne"])["code"] == rpc(one, "profile_get_size", ["mine/b"])["code"] == 404
+
+
+def test_a_restore_makes_profiles_too(tabled, tmp_path):
+    one = tabled(24)
+    assert "mine" not in ask(one, "list_all_profiles")
+    (tmp_path / "dialog").write_text("\n".join([COLUMNS[24], row_of(24, "r1", 4, "mine#v|"), ""]))
+    assert ask(one, "dlg_restore_db") == "200 OK\n\n"
+    assert ask(one, "list_all_profiles").endswith("\nmine:: 1\n\n")
+
+
+def test_flags_are_shown_from_the_one_that_came_last(tabled):
+    one = tabled(34, row_of(34, "r1", flags="F1 F2"), row_of(34, "r2", flags="F3 F2 F1"), row_of(34, "r3", flags=""))
+    assert {row["callid"]: row["user_flags"] for row in rpc(one, "dlg_list")["Dialogs"]} == {
+        "r1": "F2 F1", "r2": "F3 F2 F1", "r3": ""}
+
+
+def test_2_4_ends_dialogs_of_a_profile_up_to_one_that_cannot_be_ended(trial):
+    """In the order of buckets; 3.4 ends all others."""
+    callids = sorted(("c1", "c2", "c3"), key=lambda callid: opensips.core_hash(callid.encode()) & 4095)
+    one = trial()
+    for callid, state in zip(callids, (4, 2, 4)):
+        call(one, callid, f"state::{state}", "profiles::caller=x")
+    assert ask(one, "profile_end_dlgs", "caller") == "400 Dialog internal error\n\n"
+    assert [row["state"] for row in rpc(one, "dlg_list")["Dialogs"]] == [5, 2, 4]
+    assert rpc(one, "profile_end_dlgs", ["caller"]) == "OK"
+    assert [row["state"] for row in rpc(one, "dlg_list")["Dialogs"]] == [5, 2, 5]
+
+
+def test_digits_alone_are_an_id_in_2_4(trial):
+    one = trial()
+    call(one, "12345")
+    for name in ("12345", " 12345", "+012345", "9" * 5000):
+        assert ask(one, "dlg_end_dlg", name) == "404 Requested Dialog not found\n\n"
+    assert ask(one, "dlg_end_dlg", " +00" + rpc(one, "dlg_list")["Dialogs"][0]["db_id"]) == "200 OK\n\n"
+    call(one, "6789")
+    assert rpc(one, "dlg_end_dlg", ["6789"]) == "OK"
+
+
+def test_a_dialog_that_is_twice_in_a_profile_is_listed_once(trial):
+    one = trial()
+    call(one, "c1", "profiles::caller=a, caller=b")
+    assert len(rpc(one, "profile_list_dlgs", ["caller"])["Dialogs"]) == 1
+    assert rpc(one, "profile_get_size", ["caller"])["Profile"]["count"] == 2
+
+
+def test_a_call_has_values_and_profiles_as_they_are_declared(trial):
+    one = trial()
+    call(one, "c1", "values::v=1=2, w", "profiles::inbound=5, caller")
+    assert shown(one)["context"] == {"values": [{"w": ""}, {"v": "1=2"}], "profiles": [{"caller": ""}, {"inbound": ""}]}
+    assert "\t\t\tw:: \n\t\t\tv:: 1=2\n" in ask(one, "dlg_list_ctx")
+    assert rpc(one, "profile_get_size", ["caller", ""])["Profile"]["count"] == 1
+    assert ask(one, "lab_call", "c2", "sip:a", "sip:b", "profiles::inbound, nosuch=3") == "404 Profile not found\n\n"
+    assert statistics(one) == {"processed": 1, "active": 1}
 
 
 def test_a_list_from_an_index_below_0_is_empty(trial):

@@ -63,6 +63,9 @@ def test_pid_is_read_as_c_reads_numbers_and_cut(trial):
     assert ask(trial, "rl_get_pid") == "200 OK\nPID::  ki=-25.000 kp=0.000 kd=0.000\n\n"
     for words, wanted in ((("2.75", "-1.5", "1e2"), "ki=2.000 kp=-1.000 kd=100.000"),
                           ((".9", "x1", " 7x"), "ki=0.000 kp=0.000 kd=7.000"),
+                          (("nan", "-inf", "1e99"), "ki=-2147483648.000 kp=-2147483648.000 kd=-2147483648.000"),
+                          (("infi", "0x1p", "9e9"), "ki=-2147483648.000 kp=1.000 kd=-2147483648.000"),
+                          (("1e9", "-1e9", "1e+"), "ki=1000000000.000 kp=-1000000000.000 kd=1.000"),
                           (("1", "2", "3", "more"), "ki=1.000 kp=2.000 kd=3.000")):
         assert ask(trial, "rl_set_pid", *words) == "200 OK\n\n"
         assert ask(trial, "rl_get_pid") == f"200 OK\nPID::  {wanted}\n\n"

@@ -170,6 +170,25 @@ def test_a_row_that_is_no_good_is_left_out_with_a_line_in_the_log(caplog, tmp_pa
     assert f"/load_balancer:2: the row is left out: it {wrong}" in caplog.text
 
 
+def test_numbers_below_0_are_shown_without_a_sign(tmp_path):
+    """And a destination is known by its number as it is shown, in 3.4 as well with its sign."""
+    with mi.Trial(lines(table(tmp_path, "-5:-1:sip\\:127.0.0.1\\:5171:pstn=10:"))) as trial:
+        assert ask(trial, "lb_list").startswith("200 OK\nDestination:: sip:127.0.0.1:5171 id=4294967291 group=4294967295 ")
+        listed = rpc(trial, "lb_list")["Destinations"][0]
+        assert (listed["id"], listed["group"]) == (4294967291, 4294967295)
+        assert ask(trial, "lb_status", "4294967291") == "200 OK\nenable:: yes\n\n"
+        assert ask(trial, "lb_status", "-5") == "400 Bad parameter\n\n"
+        for number in (-5, "-5", "4294967291"):  # a number is cut to 32 bits with a sign
+            assert rpc(trial, "lb_status", destination_id=number) == {"enable": "yes"}
+            assert rpc(trial, "lb_resize", destination_id=number, res_name="pstn", new_capacity=9) == "OK"
+
+
+def test_the_first_resource_of_a_name_gets_another_size(tmp_path):
+    with mi.Trial(lines(table(tmp_path, "1:1:sip\\:127.0.0.1\\:5171:pstn=10;voip=5;pstn=7:"))) as trial:
+        assert ask(trial, "lb_resize", "1", "pstn", "9") == "200 OK\n\n"
+        assert re.findall(r"(\w+) max=(\d+)", ask(trial, "lb_list")) == [("pstn", "9"), ("voip", "5"), ("pstn", "7")]
+
+
 def test_a_resource_on_a_freeswitch_server_is_alone(tmp_path):
     url = table(tmp_path, "1:1:sip\\:b:a=1;f=fs\\://h;c=3:")
     with mi.Trial(lines(url, 'modparam("load_balancer", "fetch_freeswitch_stats", 1)',

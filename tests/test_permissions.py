@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 from test_modules import FOLDER, differs, rows_of
@@ -105,6 +106,32 @@ def test_addresses_and_subnets(tmp_path, caplog):
             (0, "0:0:0:0:0:0:0:0", "0:0:0:0:0:0:0:0", ""), (0, "10.0.0.0", "255.0.0.0", "p:1"),
             (9, "10.1.0.0", "255.255.0.0", "")]
     assert caplog.text.count("passed over") == 3
+
+
+def test_rows_as_real_servers_took_them(tmp_path, caplog):
+    """A protocol in any case, listed in small letters; a group below 0 and an IPv6 address with dots are none."""
+    rows = ("1:1:127.0.0.1:32:5060:UDP::", "2:1:192.0.2.7:32:0:ANY::", "3:1:10.1.0.0:16:-5:Tcp::", "4:-1:10.2.0.1:32:0:udp::",
+            "5:1:\\:\\:ffff\\:1.2.3.4:128:0:udp::", "6:2:1.2.3.4:32:-5:None::", "7:2147483648:1.2.3.5:32:0:udp::",
+            "8:1:1.2.3.6:32:99999:sctp::", "10:3:1.2.3.9:32:0:HEP_udp::", "13:3:2001\\:db8\\:\\::128:0:WSS::")
+    with mi.Trial(lines(tables(tmp_path, {"address": rows, "domain": ()}))) as trial:
+        assert [re.findall(r"(?:ip|port|proto)=(\S+)", line) for line in ask(trial, "address_dump").split("\n")[2:-2]] == [
+            ["2001:DB8:0:0:0:0:0:0", "0", "wss"], ["1.2.3.6", "99999", "sctp"], ["1.2.3.9", "0", "hep_udp"],
+            ["127.0.0.1", "5060", "udp"], ["192.0.2.7", "0", "any"]]
+        assert "ip=10.1.0.0 mask=255.255.0.0 port=4294967291 proto=tcp " in ask(trial, "subnet_dump")
+        assert ask_json(trial, "subnet_dump")["Partitions"][0]["Destinations"][0]["port"] == 4294967291
+    assert caplog.text.count("passed over") == 4
+
+
+def test_a_table_that_cannot_be_read_again(tmp_path):
+    """2.4 says which partition it is where all are read."""
+    with mi.Trial(lines(tables(tmp_path, MANY), db_text=False)) as trial:
+        (tmp_path / "address").write_text("x\n")
+        assert ask(trial, "address_reload") == "400 failed to reload partition  default!\n\n"
+        assert ask(trial, "address_reload", "default") == "400 Trusted table reload failed\n\n"
+        assert ask(trial, "address_reload", "none") == "400 Trusted table reload failed\n\n"
+        assert ask_json(trial, "address_reload") == {"code": 400, "message": "failed to reload partition  default!"}
+        assert ask_json(trial, "address_reload", ["default"]) == {"code": 500, "message": "Failed to reolad"}
+        assert ask_json(trial, "address_reload", ["none"]) == {"code": 400, "message": "Trusted table reload failed"}
 
 
 def test_a_bucket_has_the_newest_first(tmp_path):

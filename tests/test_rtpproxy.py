@@ -109,7 +109,7 @@ def table(folder, *rows):
 def test_proxies_of_a_table_stand_in_for_those_of_the_lines(tmp_path):
     url = table(tmp_path, "1:udp\\:x=3:2", "2:udp\\:y udp\\:z:1")
     with mi.Trial(lines("1 == udp:a", db_url=url)) as trial:
-        assert shown(trial) == {1: [("udp:y", 0, 1, 1), ("udp:z", 1, 1, 1)], 2: [("udp:x", 2, 1, 3)]}
+        assert shown(trial) == {2: [("udp:x", 0, 1, 3)], 1: [("udp:y", 1, 1, 1), ("udp:z", 2, 1, 1)]}
         ask(trial, "rtpproxy_enable", "udp:x", "1")
         table(tmp_path, "1:udp\\:x=3:2")
         assert ask(trial, "rtpproxy_reload") == "200 OK\n\n"
@@ -120,6 +120,15 @@ def test_proxies_of_a_table_stand_in_for_those_of_the_lines(tmp_path):
         assert shown(trial) == {2: [("udp:x", 0, 1, 3)]}
     with pytest.raises(mi.ConfigError, match="rtpproxy_sockets:2: set_id is 'y'"):
         mi.Trial(lines(db_url=url))
+
+
+def test_sets_of_a_table_stand_in_the_order_of_its_rows(tmp_path):
+    """And a set below 0 means default_set."""
+    rows = (f"{number}:udp\\:127.0.0.1\\:780{number}:{set_id}" for number, set_id in enumerate((5, 2, 5, -1, 0), 1))
+    with mi.Trial(lines(db_url=table(tmp_path, *rows))) as trial:
+        assert [*shown(trial).items()] == [
+            (number, [(f"udp:127.0.0.1:780{at + 1}", at, 1, 1) for at in places]) for number, places in (
+                (5, (0, 2)), (2, (1,)), (0, (3, 4)))]
 
 
 def test_pinging_is_refused_unless_there_is_an_interval():

@@ -167,8 +167,9 @@ def test_the_recorded_invite_rings_until_it_is_cancelled(start):
 FAULTS = [  # what is different about a request -> the reply in text, and in JSON
     ({"uri": "zz"}, "400 Invalid RURI", "400 Invalid ruri"), ({"uri": "<sip:a@b>"}, "400 Invalid RURI", "400 Invalid ruri"),
     ({"next_hop": "zz"}, "400 Invalid NEXTHOP", "400 Invalid next_hop"),
-    ({"next_hop": "x::"}, "400 Invalid NEXTHOP", None), ({"socket": "udp:1.2.3.4:x"}, "404 Invalid local socket", "same"),
-    ({"socket": "zz:1.2.3.4:5"}, "404 Invalid local socket", "same"), ({"socket": "x::"}, "404 Invalid local socket", None),
+    ({"next_hop": "x::"}, "400 Invalid NEXTHOP", None), ({"socket": "x::"}, "404 Invalid local socket", None),
+    *[({"socket": socket}, "404 Invalid local socket", "404 Local socket not found") for socket in (
+        "udp:1.2.3.4:x", "foo:1.1.1.1:5", "udp:127.0.0.1:", "x:y:z:1")],
     ({"more": "garbage"}, "400 Bad headers", "same"), ({"more": "CSeq: 5\r\n"}, "400 Bad headers", "same"),
     ({"body": ("x",)}, "400 Content-Type missing", "same"),
     ({"body": ("x",), "more": "c: text/plain\r\nContent-Length: 1\r\n"}, "400 Content-Length disallowed", "same"),
@@ -196,6 +197,26 @@ def test_headers_that_a_request_needs(refusing, headers, wanted):
     assert refusing.ask(text("t_uac_dlg", "OPTIONS", URI, ".", ".", headers)).decode() == f"{wanted}\n\n"
 
 
+@pytest.mark.parametrize("method", ["A B", "", "A:B"])
+def test_a_method_may_be_anything(refusing, method):
+    for headers, fault in (("From: <sip:a@b>\r\n", "To missing"), (JSON_HEADERS + "CSeq: 5 A\r\n", "CSeq method mismatch")):
+        assert rpc(refusing, "t_uac_dlg", method=method, ruri=URI, headers=headers) == {"code": 400, "message": fault}
+        if method:
+            request = text("t_uac_dlg", method, URI, ".", ".", f'"{headers}"')
+            assert refusing.ask(request).decode() == f"400 {fault}\n\n"
+
+
+@pytest.mark.parametrize("uri, is_good", [
+    ("sip:h:99999", False), ("sip:1.1.1.1:65536", False), ("sip:1.1.1.1:65535", True), ("sip:[::1]:99999", False),
+    ("sip:h:9999999999", False), ("sip:a@h:99999;x", False), ("sip:h:99999;x=y", True), ("sips:h:99999?a=b", True)])
+def test_ports_of_uris(refusing, uri, is_good):
+    """2.4 takes any; 3.4 looks at none before parameters if there is no user."""
+    for name, word in (("ruri", "ruri"), ("next_hop", "next_hop")):
+        reply = rpc(refusing, "t_uac_dlg", **{"method": "OPTIONS", "ruri": URI, "headers": "", name: uri})
+        assert reply == {"code": 400, "message": "To missing" if is_good else f"Invalid {word}"}
+    assert refusing.ask(text("t_uac_dlg", "OPTIONS", f'"{uri}"', f'"{uri}"', ".", ".")) == b"400 To missing\n\n"
+
+
 @pytest.mark.parametrize("name, value", [("method", 1.5), ("next_hop", None), ("body", True), ("socket", [])])
 def test_types_of_json(refusing, name, value):
     params = {"method": "OPTIONS", "ruri": URI, "headers": JSON_HEADERS, name: value}
@@ -206,8 +227,12 @@ def test_types_of_json(refusing, name, value):
 
 
 @pytest.mark.parametrize("lines, good, bad", [
-    ("listen=udp:10.0.0.1:5060\nlisten=tcp:10.0.0.1:5070 as 192.0.2.9:5070\n", ("udp:10.0.0.1:5060", "10.0.0.1", "tcp:10.0.0.1"),
-     ("udp:10.0.0.1:5061", "tcp:10.0.0.1:5060", "10.0.0.2", "tls:10.0.0.1")),
+    ("listen=udp:10.0.0.1:5060\nlisten=tcp:10.0.0.1:5070 as 192.0.2.9:5070\n",
+     ("udp:10.0.0.1:5060", "10.0.0.1", "10.0.0.1:70596", ":5060", "UDP:10.0.0.1"),
+     ("udp:10.0.0.1:5061", "tcp:10.0.0.1:5060", "10.0.0.2", "tls:10.0.0.1", "tcp:10.0.0.1", "10.0.0.1:5070",
+      "10.0.0.1:" + "9" * 5000)),
+    ("listen=udp:10.0.0.1:5170\nlisten=tls:10.0.0.1:5061\n", ("tls:10.0.0.1", ":5170"),
+     ("udp:10.0.0.1", "10.0.0.1", "tcp:10.0.0.1")),
     ("socket=udp:[::1]:5060 use_workers 4\nsocket=hep_udp:10.0.0.7:9060\n", ('"udp:[::1]:5060"', '"[::1]"'), ("10.0.0.7",)),
     ("", ("udp:10.0.0.1:5060", "10.9.9.9", "tls:h:1"), ())])
 def test_local_sockets_are_those_of_the_configuration(lines, good, bad):
@@ -217,6 +242,18 @@ def test_local_sockets_are_those_of_the_configuration(lines, good, bad):
             assert b"Status:: 200 OK" in trial.ask(uac(socket=socket)), socket
         for socket in bad:
             assert trial.ask(uac(socket=socket)) == b"404 Local socket not found\n\n", socket
+
+
+def test_a_local_socket_of_3_4_is_any_that_fits():
+    with mi.Trial(f"{LINES}listen=tcp:10.0.0.1:5070\nlisten=udp:10.0.0.1:5170\n") as trial:
+        trial.ask(text("lab_answer", "*", "*", "200"))
+        for socket, via in (("tcp:10.0.0.1", "TCP 10.0.0.1:5070"), ("10.0.0.1", "TCP 10.0.0.1:5070"), ("", "TCP 10.0.0.1:5070"),
+                            (":5170", "UDP 10.0.0.1:5170"), ("udp:10.0.0.1:70706", "UDP 10.0.0.1:5170")):
+            reply = rpc(trial, "t_uac_dlg", method="OPTIONS", ruri=URI, headers=JSON_HEADERS, socket=socket)
+            assert reply["Message"].startswith(f"Via: SIP/2.0/{via};"), socket
+        for socket in ("*", "tls:10.0.0.1", "udp::5", "10.0.0.1:99999"):
+            assert rpc(trial, "t_uac_dlg", method="OPTIONS", ruri=URI, headers=JSON_HEADERS, socket=socket) == {
+                "code": 404, "message": "Local socket not found"}
 
 
 def test_what_a_request_lacks_is_made():
@@ -405,6 +442,10 @@ def test_a_reply_that_comes_later_is_traced(start, tmp_path):
     (("200", "OK", "x:1", "t", "."), "400 Invalid index in trans_id", "400 Invalid index in old trans_id"),
     (("200", "OK", "1:", "t", "."), "400 Invalid label in trans_id", "400 Invalid label in old trans_id"),
     (("200", "OK", "1:1:1", "t", "."), "400 Invalid label in trans_id", "400 Invalid label in old trans_id"),
+    *[(("200", "OK", number, "t", "."), "400 Invalid trans_id", wanted) for number, wanted in (
+        ("x.1", "400 Invalid label in trans_id"), ("G.G", "400 Invalid label in trans_id"),
+        ("1.x", "400 Invalid label in old trans_id"), ("1.2.3", "400 Invalid label in old trans_id"),
+        (".", "404 Transaction not found"), ("1.12345678901", "404 Transaction not found"))],
     (("200", "OK", "1:1", "t", "."), "404 Transaction not found", "same")])
 def test_what_t_reply_refuses(refusing, words, wanted, in_json):
     assert refusing.ask(text("t_reply", *words)).decode() == f"{wanted}\n\n"

@@ -48,13 +48,42 @@ def test_the_same_questions_to_both_versions(dialect, module):
 def test_a_command_of_24_in_text():
     """One value is a mode or an id, two are both."""
     with mi.Trial(lines("siptrace", on=0)) as trial:
-        assert ask(trial, "sip_trace").startswith("200 OK\nglobal:: off\ntid::  type=HEP uri=127.0.0.1:9160 state=on\n")
-        assert ask(trial, "sip_trace", "oN") == "200 OK\n\n"
+        assert ask(trial, "sip_trace").startswith("200 OK\nglobal:: off\ntid::  type=HEP uri=127.0.0.1:9160 state=off\n")
+        assert ask(trial, "sip_trace", "tid2", "ON") == "200 OK\n\n"
+        assert ask(trial, "sip_trace", "tid2") == "200 OK\ntid2::  type=SIP uri=127.0.0.1:5171 state=on\n\n"
         assert ask(trial, "sip_trace", "tid2", "OFF") == "200 OK\n\n"
         assert ask(trial, "sip_trace", "tid2") == "200 OK\ntid2::  type=SIP uri=127.0.0.1:5171 state=off\n\n"
-        assert "global:: on\n" in ask(trial, "sip_trace")
         for words in (("x::",), ("no", "on"), ("tid", "x"), ("tid", "on", "x"), ("TID",)):
             assert ask(trial, "sip_trace", *words) == "400 Bad parameter\n\n"
+
+
+@pytest.mark.parametrize("on, state", [(0, "off"), (1, "on")])
+def test_ids_are_at_first_as_tracing_is_at_the_start(on, state):
+    """And stay so when all of it is switched."""
+    with mi.Trial(lines(on=on)) as trial:
+        for mode in ("on", "off"):
+            assert rpc(trial, "trace", mode=mode) == "OK"
+            assert rpc(trial, "trace")["global"] == mode
+            assert {one for _, one in states(trial)} == {state}
+        assert rpc(trial, "trace", id="tid2", mode="off" if on else "on") == "OK"
+        assert [one == state for _, one in states(trial)] == [True, True, False]
+
+
+@pytest.mark.parametrize("module", ["tracer", "siptrace"])
+def test_either_module_answers_in_both_dialects(module):
+    """Under the names that clients of 2.4 and of 3.4 know, which are one command where a list names one of them."""
+    with mi.Trial(lines(module)) as trial:
+        assert ask(trial, "sip_trace", "tid2") == "200 OK\ntid2::  type=SIP uri=127.0.0.1:5171 state=on\n\n"
+        assert ask(trial, "sip_trace", "tid2", "off") == "200 OK\n\n"
+        assert rpc(trial, "trace", id="tid2")["trace destinations"][0]["state"] == "off"
+        assert rpc(trial, "trace_start", id="d1", uri="sip:h") == rpc(trial, "trace_stop", id="d1") == "OK"
+        names = trial.server.registry.names_of
+        assert {*names("trace")} == {*names("sip_trace")} >= {"trace", "sip_trace"} and names("pwd") == ("pwd", "core:pwd")
+
+
+def test_both_modules_are_loaded_together():
+    with mi.Trial(lines("siptrace") + lines("tracer", "[other]uri=sip:h", hep="")) as trial:
+        assert "other" in ask(trial, "trace") and "other" not in ask(trial, "sip_trace")
 
 
 def test_errors_of_34():

@@ -86,7 +86,8 @@ def test_disabled_and_enabled_again(tmp_path):
 
 @pytest.mark.parametrize("word, wanted", [
     ("registered", "REGISTERED"), ("REGISTER_TIMEOUT_STATE", "REGISTER_TIMEOUT"), ("wrong_credentials", "WRONG_CREDENTIALS"),
-    ("Registrar_Error", "REGISTRAR_ERROR"), ("authenticating", "AUTHENTICATING"), ("not_registered", "NOT_REGISTERED")])
+    ("Registrar_Error", "REGISTRAR_ERROR"), ("authenticating", "AUTHENTICATING"), ("not_registered", "NOT_REGISTERED"),
+    ("authenticating_unregister", "AUTHENTICATING_UNREGISTER")])
 def test_a_lab_command_says_what_came_of_a_register(tmp_path, word, wanted):
     with mi.Trial(lines(table(tmp_path, ONE))) as trial:
         assert rpc(trial, "lab_registrant", aor=KEY["aor"], state=word) == "OK"
@@ -149,6 +150,35 @@ def test_a_row_that_is_no_good_is_left_out_with_a_line_in_the_log(caplog, tmp_pa
         listed = rpc(trial, "reg_list")["Records"]
     assert [(one["AOR"], one["shtag"], one["cluster_id"]) for one in listed] == [("sip:reg2@example.com", "vip", 3)]
     assert f"/registrant:2: the row is left out: it {wrong}" in caplog.text
+
+
+def test_a_row_with_the_socket_of_another_server_is_left_out(caplog, tmp_path):
+    """A socket without a protocol or a port means any."""
+    sockets = ("", "udp:10.9.9.9:5170", "udp:127.0.0.1:5170", "UDP:127.0.0.1", "127.0.0.1:5170", "zz:1:2", "tls:127.0.0.1:5170")
+    rows = [{**ONE, "aor": f"sip:{number}@h", "forced_socket": socket} for number, socket in enumerate(sockets)]
+    with mi.Trial(lines(table(tmp_path, *rows), "listen=udp:127.0.0.1:5170")) as trial:
+        assert sorted(one["AOR"] for one in rpc(trial, "reg_list")["Records"]) == ["sip:0@h", "sip:2@h", "sip:3@h", "sip:4@h"]
+    assert "/registrant:3: the row is left out: it has the socket udp:10.9.9.9:5170, which is none of" in caplog.text
+    assert caplog.text.count("the row is left out") == 3
+
+
+def test_records_of_the_same_aor_contact_and_registrar_are_all_listed(tmp_path):
+    """Commands mean the first."""
+    with mi.Trial(lines(table(tmp_path, ONE, {**ONE, "expiry": 3700}, TWO))) as trial:
+        def listed():
+            return [(one["expires"], one["enabled"]) for one in rpc(trial, "reg_list")["Records"] if one["AOR"] == ONE["aor"]]
+
+        assert listed() == [(3600, "yes"), (3700, "yes")]
+        assert rpc(trial, "reg_disable", **KEY) == "OK"
+        assert listed() == [(3600, "no"), (3700, "yes")]
+        assert rpc(trial, "reg_list", **KEY)["Registrant"]["expires"] == 3600
+        table(tmp_path, {**ONE, "expiry": 3601}, {**ONE, "expiry": 3701}, TWO)
+        assert rpc(trial, "reg_reload", **KEY) == "OK"
+        assert listed() == [(3601, "yes"), (3700, "yes")]
+        assert rpc(trial, "reg_reload") == "OK"
+        assert listed() == [(3601, "yes"), (3701, "yes")]
+        assert rpc(trial, "lab_registrant", aor=ONE["aor"], state="registered") == "OK"
+        assert ask(trial, "reg_list").count("state:: REGISTERED_STATE") == 2
 
 
 def test_a_table_that_cannot_be_read_leaves_what_there_is(start, tmp_path):
