@@ -88,6 +88,7 @@ __all__ = [  # what plug-ins may use
     # what _core_commands.py, store_file.py, checks.py and loading.py are made of
     "INTERNAL", "STATISTICS", "NO_STATISTICS", "within_limit", "c_integer", "has_ended", "Events", "SLICE_ROWS", "give_way",
     "ROW_BYTES", "SPACES", "NEWEST", "DONE", "USED", "NAMES_FILE", "Registry", "Setup", "PLUGIN_PREFIX",
+    "Where", "FORMS", "BESIDE", "SUFFIXES", "find_plugin", "refusal",
 ]
 
 ###############################################################################
@@ -5416,8 +5417,7 @@ class Loading:
             return (EXIT_CONFIG, f"{type(error).__name__}: {error}"), None, (), ()
         self.server.attendant_pid = attendant.server.attendant_pid
         levels = [stat for module in setup.registry.modules for stat in module.stats if stat.read is None and not stat.resettable]
-        errors = [] if attendant.options.check else [text for level, text in setup.notes if level >= logging.ERROR]
-        return ((EXIT_CONFIG, errors[0]) if errors else (), setup._replace(registry=Registry(()), destinations={}),
+        return ((), setup._replace(registry=Registry(()), destinations={}),
                 [counters.column(stat.group, stat.name) for stat in levels], (counters.columns, counters.room, counters.blocks))
 
     def begin(self, folder: str, path: str, locks: list[int]) -> None:

@@ -382,8 +382,8 @@ def doubts(section: Any, text: str) -> Iterator[tuple[int, str]]:
                 yield (mi.line_of(text, line) or mi.line_of(text, "reply"),
                        f"{case.name}: a line of the reply is indented with blanks; each level takes one TAB")
     for nth, late in enumerate(cases):
-        if any(patterns_of(case) in (None, patterns_of(late)) and not any(case[key] for key in When._fields)
-               for case in cases[:nth]):
+        if any(patterns_of(case) in (None, patterns_of(late)) and case["dialect"] in (None, late["dialect"])
+               and not any(case[key] for key in When._fields) for case in cases[:nth]):
             line = mi.line_of(text, f"[[{late.name}") or mi.line_of(text, f"[{late.name}]")
             yield line, f"{late.name} is never reached: an earlier case fits all that it fits"
 

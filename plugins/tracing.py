@@ -64,7 +64,7 @@ def wanted(loader: mi.Loader) -> dict[str, Callable]:
         if name not in makers:
             hint = mi.nearest(name, makers) or ", is its module loaded?"
             text = f'no tracing destination "{name}"{hint}; commands are not traced to it'
-            loader.note(module.where("trace_destination"), text)
+            loader.note(module.where("trace_destination"), text, logging.ERROR)
     return {name: maker for name in names if (maker := makers.get(name))}
 
 

@@ -37,7 +37,7 @@ NAMES, FIGURES, LEVELS = behind.NAMES, behind.FIGURES, behind.LEVELS
 
 FORM = ('"[NAME]ADDRESS[;dialect=auto|text|jsonrpc][;timeout=MS][;inflight=N][;events=udp:IP:PORT][;senders=NETWORKS]'
         '[;folder=DIRECTORY]"')
-EXAMPLE = '"[main]/run/opensips/mi.sock"'
+EXAMPLE = '"[main]/run/opensips/socket"'
 DECLARATION = re.compile(r"\s*\[\s*([\w.-]+)\s*\]\s*([^;]+?)\s*((?:;[^;]*)*)")
 
 

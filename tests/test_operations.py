@@ -524,7 +524,7 @@ def test_a_check_tells_what_is_odd(tmp_path):
                                 'modparam("mi_datagram", "trace_destination", "hep_dest")\n'
                                 'modparam("midatagram", "listen", "udp:0.0.0.0:8091")\n')
     done = run("-c", "-f", tmp_path / "c")
-    assert done.returncode == 0 and done.stdout.endswith("c: OK, with the warnings above\n")
+    assert done.returncode == 78 and done.stdout.endswith("c: see the errors above\n")
     for text in ('did you mean "log_level"?', 'did you mean "modparam"?', "can be reached from other machines",
                  'no tracing destination "hep_dest", is its module loaded?'):
         assert text in done.stdout

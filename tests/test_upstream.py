@@ -966,7 +966,7 @@ def test_without_a_server_it_changes_nothing():
     with mi.Trial('\nloadmodule "upstream.so"\n') as front:
         assert [text for _, text in front.server.setup.notes] == [
             'trial:2: module upstream forwards nothing without a server: modparam("upstream", "server", '
-            '"[main]/run/opensips/mi.sock")']
+            '"[main]/run/opensips/socket")']
         assert front.ask(UPTIME).startswith(b"200 OK") and front.ask(b":nope:\n") == b"500 command not available\n"
         assert front.ask(b":upstream_list:\n") == b"200 OK\n\n" and b"\nps\n" in front.ask(b":which:\n")
 
