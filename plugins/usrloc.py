@@ -10,7 +10,7 @@ import itertools
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any, NamedTuple
 
 import midatagram as mi
@@ -278,30 +278,64 @@ def bucket_of(ctx, aor: str) -> int:
     return opensips.core_hash(mi.encode(aor)) & 2**ctx.param("hash_size") - 1
 
 
-def put_contact(ctx, record: Record, aor: str, contact: Contact, happened: list) -> None:
-    """Add a contact to a record, or update the one that it matches; mi.Error if it is no URI."""
-    synced = db_mode(ctx) == 1
-    for at, old in enumerate(record.contacts):
-        if old.uri == contact.uri and (not ctx.param("matching_mode") or old.callid == contact.callid):
-            state = SYNC if synced else DIRTY if old.state == SYNC else old.state
-            record.contacts[at] = contact._replace(contact_id=old.contact_id, state=state)
-            happened.append(("CONTACT_UPDATE", record.contacts[at]))
-            return
+def place_of(record: Record, uri: str, callid: str | None = None) -> int | None:
+    """The place of the first contact with a URI, and with a Call-ID if there is one, that is not removed yet."""
+    for at, one in enumerate(record.contacts):
+        if one.uri == uri and callid in (None, one.callid) and one.expires != DELETED:
+            return at
+    return None
+
+
+def callid_to_match(ctx, callid: str) -> str | None:
+    """The Call-ID that identifies the contact of a REGISTER beside its URI, if matching_mode has it so."""
+    return callid if ctx.param("matching_mode") else None
+
+
+def put_contact(ctx, record: Record, aor: str, contact: Contact, happened: list, by_mi: bool) -> None:
+    """Add a contact to a record, or update the one that it matches, whose Cseq stays if MI does it."""
+    at = place_of(record, contact.uri, None if by_mi else callid_to_match(ctx, contact.callid))
+    if at is not None:
+        contact = contact._replace(cseq=record.contacts[at].cseq) if by_mi else contact
+        happened.append(("CONTACT_UPDATE", update_contact(ctx, record, at, contact)))
+        return
     if not opensips.is_uri(contact.uri, opensips.most_port(ctx)):
         return
     first = opensips.core_hash(mi.encode(aor)) & 0xFFFF
     contact = contact._replace(contact_id=(first << 46) + (record.label << 14) + record.following,
-                               state=SYNC if synced else NEW)
+                               state=SYNC if db_mode(ctx) == 1 else NEW)
     record.following = record.following + 1 & 0x3FFF
-    places = [at for at, other in enumerate(record.contacts) if other.q < contact.q or ctx.param("desc_time_order")]
-    record.contacts.insert(places[0] if places else len(record.contacts), contact)
+    places = (at for at, other in enumerate(record.contacts) if other.q < contact.q or ctx.param("desc_time_order"))
+    record.contacts.insert(next(places, len(record.contacts)), contact)
     happened.append(("CONTACT_INSERT", contact))
 
 
-def drop_contacts(record: Record, happened: list, dropped: Any) -> None:
-    """Remove the contacts for which dropped(contact) is true."""
-    happened += [("CONTACT_DELETE", contact) for contact in record.contacts if dropped(contact)]
-    record.contacts = [contact for contact in record.contacts if not dropped(contact)]
+def update_contact(ctx, record: Record, at: int, contact: Contact) -> Contact:
+    """Put a contact in the place of another. If it does not stand right there by its q, it goes before the first whose q is not
+    smaller: the original looks from the wrong end."""
+    contacts, old = record.contacts, record.contacts[at]
+    state = SYNC if db_mode(ctx) == 1 else DIRTY if old.state == SYNC else old.state
+    contacts[at] = contact = contact._replace(contact_id=old.contact_id, state=state, sip_instance=old.sip_instance,
+                                              latency=old.latency, kv_store=old.kv_store)
+    if ctx.param("desc_time_order"):
+        contacts.insert(0, contacts.pop(at))
+    elif at and contacts[at - 1].q < contact.q or at + 1 < len(contacts) and contacts[at + 1].q > contact.q:
+        del contacts[at]
+        contacts.insert(next((to for to, one in enumerate(contacts) if one.q >= contact.q), len(contacts)), contact)
+    return contact
+
+
+def remove_contacts(ctx, record: Record, happened: list, places: Container[int | None]) -> None:
+    """Remove the contacts in these places. With write-back one in the table stays, as deleted, until the timer has removed it
+    there."""
+    kept, writes_back = [], db_mode(ctx) == 2
+    for at, one in enumerate(record.contacts):
+        if at not in places:
+            kept.append(one)
+        elif writes_back and one.state != NEW:
+            kept.append(one._replace(expires=DELETED))
+        else:
+            happened.append(("CONTACT_DELETE", one))
+    record.contacts = kept
 
 
 ###############################################################################
@@ -371,9 +405,9 @@ def expire(ctx):
     now_s, writes_back = ctx.store.time_s(), db_mode(ctx) == 2
 
     def alter(record: Record, happened: list) -> None:
-        drop_contacts(record, happened, lambda contact: not contact.is_valid(now_s))
-        if writes_back:
-            record.contacts = [contact._replace(state=SYNC) for contact in record.contacts]
+        happened += [("CONTACT_DELETE", contact) for contact in record.contacts if not contact.is_valid(now_s)]
+        record.contacts = [contact._replace(state=SYNC) if writes_back else contact
+                           for contact in record.contacts if contact.is_valid(now_s)]
 
     for table, domain in [*ctx.view(SPACE, take_in).items()]:
         for aor, record in opensips.in_turns([*domain.records.items()]):
@@ -421,7 +455,7 @@ def record_of(ctx, table: str, aor: str) -> Record:
 def ul_rm(ctx, table_name, aor):
     """Remove an AOR with all its contacts."""
     table, aor = checked(ctx, table_name, aor)
-    edit(ctx, table, aor, lambda record, happened: drop_contacts(record, happened, lambda contact: True))
+    edit(ctx, table, aor, lambda record, happened: remove_contacts(ctx, record, happened, range(len(record.contacts))))
     return mi.Reply()
 
 
@@ -433,9 +467,10 @@ def ul_rm_contact(ctx, table_name, aor, contact):
     record_of(ctx, table, aor)
 
     def alter(record: Record, happened: list) -> None:
-        drop_contacts(record, happened, lambda other: other.uri == contact)
-        if not happened:
+        at = place_of(record, contact)
+        if at is None:
             raise mi.Error(404, "Contact not found")
+        remove_contacts(ctx, record, happened, (at,))
 
     edit(ctx, table, aor, alter)
     return mi.Reply()
@@ -504,18 +539,18 @@ def ul_add(ctx, table_name, aor, contact, expires, q, flags, cflags, methods):
     numbers = [opensips.number(ctx, name, value) for name, value in (("flags", flags), ("cflags", cflags), ("methods", methods))]
     added = Contact(uri, 0, after_s and int(ctx.store.time_s()) + after_s, q,
                     flags=numbers[0], cflags=numbers[1], methods=numbers[2])
-    if not put(ctx, table, aor, added):
+    if not put(ctx, table, aor, added, by_mi=True):
         raise mi.Error(500, "Server Internal Error")
     return mi.Reply()
 
 
-def put(ctx, table: str, aor: str, contact: Contact) -> bool:
+def put(ctx, table: str, aor: str, contact: Contact, by_mi: bool = False) -> bool:
     """Add a contact to an AOR or update it; returns whether it is one."""
     done: list = []
 
     def alter(record: Record, happened: list) -> None:
         before = len(happened)
-        put_contact(ctx, record, aor, contact, happened)
+        put_contact(ctx, record, aor, contact, happened, by_mi)
         done[:] = happened[before:]
 
     edit(ctx, table, aor, alter, creates=True)
@@ -578,29 +613,32 @@ def register(ctx, table: str, aor: str, contact: str, expires: int | None = None
     """
     own, registrar = opensips.context_of(ctx, "usrloc"), opensips.context_of(ctx, "registrar")
     table, aor = checked_lab(own, table, re.sub("^sips?:", "", aor))
-    has_room = True
+    has_room, fields = True, {"callid": "lab", "user_agent": None, **fields}
+    callid = callid_to_match(own, fields["callid"])
     if registrar:
         rules = ctx.module("registrar")
         aor, expires, q = rules.settled(registrar, aor, expires, q)
-        has_room = rules.has_room(registrar, len(uris_of(own, table, aor) - {contact}))
+        has_room = rules.has_room(registrar, count_others(own, table, aor, contact, callid))
     expires, q = 3600 if expires is None else expires, UNSET_Q if q is None else q
     if expires and not opensips.is_uri(contact, opensips.most_port(ctx)):
         refuse(registrar, mi.Error(400, "Contact is no URI"))
     if expires and not has_room:
         refuse(registrar, mi.Error(503, "Service Unavailable"))
     if expires:
-        put(own, table, aor, Contact(contact, 0, int(ctx.store.time_s()) + expires, q,
-                                     **{"callid": "lab", "user_agent": None, **fields}))
+        put(own, table, aor, Contact(contact, 0, int(ctx.store.time_s()) + expires, q, **fields))
     else:
-        edit(own, table, aor, lambda record, happened: drop_contacts(record, happened, lambda one: contact in (one.uri, "*")))
+        edit(own, table, aor, lambda record, happened: remove_contacts(
+            own, record, happened, range(len(record.contacts)) if contact == "*" else (place_of(record, contact, callid),)))
     if registrar:
         registrar.count("accepted_regs")
 
 
-def uris_of(ctx, table: str, aor: str) -> set[str]:
-    """The contacts that an AOR has."""
-    domain = ctx.view(SPACE, take_in).get(table) or Domain()
-    return {contact.uri for contact in domain.records[aor].contacts} if aor in domain.records else set()
+def count_others(ctx, table: str, aor: str, contact: str, callid: str | None) -> int:
+    """How many valid contacts an AOR has besides one."""
+    domain, now_s = ctx.view(SPACE, take_in).get(table) or Domain(), ctx.store.time_s()
+    record = domain.records.get(aor) or Record()
+    same = place_of(record, contact, callid)
+    return sum(one.is_valid(now_s) for at, one in enumerate(record.contacts) if at != same)
 
 
 def refuse(registrar: Any, error: mi.Error) -> None:
