@@ -10,6 +10,7 @@ import itertools
 import json
 import random
 import re
+import urllib.parse
 from collections.abc import Container, Iterator
 from typing import Any, NamedTuple
 
@@ -612,7 +613,7 @@ def register(ctx, table: str, aor: str, contact: str, expires: int | None = None
     mi.Error if it is refused.
     """
     own, registrar = opensips.context_of(ctx, "usrloc"), opensips.context_of(ctx, "registrar")
-    table, aor = checked_lab(own, table, re.sub("^sips?:", "", aor))
+    table, aor = checked_lab(own, table, aor_in(aor))
     has_room, fields = True, {"callid": "lab", "user_agent": None, **fields}
     callid = callid_to_match(own, fields["callid"])
     if registrar:
@@ -631,6 +632,15 @@ def register(ctx, table: str, aor: str, contact: str, expires: int | None = None
             own, record, happened, range(len(record.contacts)) if contact == "*" else (place_of(record, contact, callid),)))
     if registrar:
         registrar.count("accepted_regs")
+
+
+def aor_in(text: str) -> str:
+    """The AOR that a URI means, user@host, or a text that is none as it is."""
+    match = re.fullmatch(r"sips?:(?:([^@:]*)(?::[^@]*)?@)?(\[[^\]]*\]|[^:;?]*).*", text, re.I | re.S)
+    if not match:
+        return text
+    user = urllib.parse.unquote(match[1] or "", errors="surrogateescape")
+    return f"{user}@{match[2].lower()}" if user else match[2].lower()
 
 
 def count_others(ctx, table: str, aor: str, contact: str, callid: str | None) -> int:

@@ -347,13 +347,13 @@ def test_as_recorded(start, tmp_path, group, version, dialect, port):
     """The replies and the events, with the parameters and the rows of the table that the recording server had."""
     head, *rows = [row for row in rows_of(f"usrloc{version}.jsonl") if row["id"].startswith(f"{group}-")]
     url = with_table(tmp_path, *head["location"])
-    server = start(f'{LINES}modparam("usrloc", "db_url", "{url}")\n' + "\n".join([*head["lines"], ""]))
+    lines = [f"socket=udp:127.0.0.1:{port}", LINES, f'modparam("usrloc", "db_url", "{url}")', *head["lines"], ""]
+    server = start("\n".join(lines))
     listener = subscribed(server, dialect, "E_UL_AOR_INSERT", "E_UL_AOR_DELETE", "E_UL_CONTACT_INSERT", "E_UL_CONTACT_UPDATE",
                           "E_UL_CONTACT_DELETE")
     client = server.client()
     for row in rows:
-        given = {**row.get("lab", {}), "socket": f"udp:127.0.0.1:{port}"}
-        reply = client.ask(row["request"] or lab_register(dialect, given))
+        reply = client.ask(row["request"] or lab_register(dialect, row["lab"]))
         assert b"OK" in reply if row["reply"] is None else differs(row, reply) is None, (row, reply)
         for event in row["events"]:
             assert moment_free(listener.receive()) == moment_free(event.encode())
@@ -380,6 +380,32 @@ def test_lab_register_leaves_what_a_register_does(trial):
                     "sip_instance::<urn:uuid:00000000-0000-1000-8000-000A95A0E128>\n") == "200 OK\n\n"
     free = re.compile(r"(ContactID|Expires):: \d+")
     assert free.sub("", ask(one, ":ul_show_contact:\nlocation\nnatty\n")) == free.sub("", row["text_reply"])
+
+
+@pytest.mark.parametrize("given, with_domain, without", [
+    ("sip:A%20b@D:5060;x=y", "A b@d", "A b"), ("SIPS:al:secret@[2001:DB8::1]:5061?h=v", "al@[2001:db8::1]", "al"),
+    ("sip:a;b?c@h", "a;b?c@h", "a;b?c"), ("Al@D:5060", "Al@D:5060", "Al")])
+def test_lab_register_takes_the_aor_from_a_uri(trial, given, with_domain, without):
+    for use_domain, aor in ((1, with_domain), (0, without)):
+        one = trial(use_domain=use_domain)
+        assert rpc(one, "lab_register", ["location", given, "sip:1@h"]) == "OK"
+        assert f"\tAOR:: {aor}\n" in ask(one, ":ul_dump:\nbrief\n")
+
+
+@pytest.mark.parametrize("lines, socket", [
+    ("", None), ("listen=*:5060\nsocket=udp:eth0:5060\nlisten=hep_udp:127.0.0.1:9060", None),
+    ("listen=udp:127.0.0.1:5170\nlisten=tcp:127.0.0.1:5171", "udp:127.0.0.1:5170"), ("listen=192.0.2.1", "udp:192.0.2.1:5060"),
+    ("socket=hep_udp:127.0.0.1:9060\nsocket=tls:[::1] use_workers 2", "tls:[::1]:5061"),
+    ("listen=wss:192.0.2.1", "wss:192.0.2.1:443")])
+def test_contacts_and_calls_have_the_first_socket_of_the_server(trial, lines, socket):
+    """Unless another is given."""
+    one = trial(f'{lines}\nloadmodule "dialog.so"\n')
+    for aor, given in (("a", {}), ("b", {"socket": "udp:h:1"}), ("c", {"socket": ""})):
+        assert rpc(one, "lab_register", {"table": "location", "aor": aor, "contact": "sip:x@h", **given}) == "OK"
+        assert rpc(one, "lab_call", {"callid": aor, "from_uri": "sip:x@h", "to_uri": "sip:y@h", **given}) == "OK"
+    assert [contacts(one, aor)[0].get("Socket") for aor in "abc"] == [socket, "udp:h:1", None]
+    sockets = [rpc(one, "dlg_list", {"callid": aor})["Dialog"]["caller_bind_addr"] for aor in "ab"]
+    assert sockets == [socket or "udp:127.0.0.1:5060", "udp:h:1"]
 
 
 def test_lab_register_takes_options_by_name_in_jsonrpc(trial):
