@@ -342,7 +342,7 @@ def lab_register(dialect, given):
 
 
 @pytest.mark.parametrize("version, dialect, port", [("24", "text", 5170), ("34", "jsonrpc", 5480)])
-@pytest.mark.parametrize("group", ["back", "order", "newest", "matching", "kept"])
+@pytest.mark.parametrize("group", ["back", "order", "newest", "matching", "kept", "min", "minmax", "max", "least"])
 def test_as_recorded(start, tmp_path, group, version, dialect, port):
     """The replies and the events, with the parameters and the rows of the table that the recording server had."""
     head, *rows = [row for row in rows_of(f"usrloc{version}.jsonl") if row["id"].startswith(f"{group}-")]
