@@ -119,8 +119,8 @@ def q_value(value: str) -> int:
 
 
 def shown_q(thousandths: int) -> str:
-    """A q as it is printed: the shortest form, nothing for one that is not set."""
-    return "" if thousandths < 0 else f"{thousandths / 1000:.3f}".rstrip("0").rstrip(".")
+    """A q as it is printed: the shortest form, from 0 to 1, nothing for one that is not set."""
+    return "" if thousandths == -1 else f"{min(max(thousandths, 0), 1000) / 1000:.3f}".rstrip("0").rstrip(".")
 
 
 HOST = r"(?:\[[^@\[\]]+\]|[^:;?@\[\]]+)"

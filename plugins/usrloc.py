@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import json
+import math
 import random
 import re
 import urllib.parse
@@ -25,6 +26,7 @@ NEW, SYNC, DIRTY = "CS_NEW", "CS_SYNC", "CS_DIRTY"
 LOCATION = opensips.table("location", [1013], """contact_id## username=user_column domain? contact received? path? expires#
     q~ callid cseq# flags# cflags? user_agent socket? methods#? sip_instance? kv_store? attr?""", "%s_column")
 TABLE_CALLS = ("save", "lookup", "remove", "registered", "is_registered", "is_contact_registered", "is_ip_registered")
+FLAG_CALLS = ("setbflag", "resetbflag", "isbflagset")
 PRESETS = {"single-instance-sql-write-through": 1, "single-instance-sql-write-back": 2, "sql-only-cluster": 3}
 
 
@@ -40,7 +42,7 @@ def hash_bits(value) -> int:
 
 PARAMS = [
     mi.Param("tables", ("location",), table_names,
-             "tables of contacts, semicolon-separated; unless set, those that the script uses"),
+             "tables of contacts, semicolon-separated; unless set, those that the script uses; ul_dump shows the last first"),
     mi.Param("use_domain", None, mi.boolean, "whether an AOR has a domain; default: yes with imitate 4.0, else no"),
     mi.Param("hash_size", 9, hash_bits, "the number of buckets of the table as a power of two: 9 is 512"),
     mi.Param("timer_interval", 60, mi.integer(1), "how often contacts that expired are removed, seconds"),
@@ -49,18 +51,21 @@ PARAMS = [
     mi.Param("db_mode", 0, mi.integer(0, 3), "0: no table; 1: write-through; 2: write-back; the table is read, never written"),
     mi.Param("working_mode_preset", "", mi.string, "preset in place of db_mode: single-instance-sql-write-through, ..."),
     mi.Param("db_url", "", mi.string, "database with the tables: text://DIRECTORY or sqlite://FILE"),
+    mi.Param("nat_bflag", "", mi.string, "a branch flag that contacts of the table may have, as those that the script names"),
+    mi.Param("mi_dump_kv_store", False, mi.boolean, "whether a contact from the table shows its KV-Store"),
     *opensips.columns(LOCATION),
     *opensips.without_effect("""accept_replicated_contacts cachedb_url cluster_mode contact_refresh_timer contactid_column
         cseq_delay ha_cluster ha_shtag latency_event_min_us latency_event_min_us_delta location_cluster max_contact_delete
-        mi_dump_kv_store nat_bflag pinging_mode regen_broken_contactid repl_auth_check replicate_contacts_to
-        restart_persistency shared_pinging skip_replicated_db_ops sql_write_mode"""),
+        pinging_mode regen_broken_contactid repl_auth_check replicate_contacts_to restart_persistency shared_pinging
+        skip_replicated_db_ops sql_write_mode"""),
 ]
 EVENTS = [
     mi.Event("E_UL_AOR_INSERT", "an AOR has its first contact"),
     mi.Event("E_UL_AOR_DELETE", "an AOR has no contact any more"),
     mi.Event("E_UL_CONTACT_INSERT", "a contact is new"),
-    mi.Event("E_UL_CONTACT_DELETE", "a contact is removed, or expired"),
     mi.Event("E_UL_CONTACT_UPDATE", "a contact is registered again"),
+    mi.Event("E_UL_CONTACT_DELETE", "a contact is removed, or expired"),
+    mi.Event("E_UL_CONTACT_REFRESH", "never raised here"),
     mi.Event("E_UL_LATENCY_UPDATE", "never raised here"),
 ]
 
@@ -367,26 +372,53 @@ def load(ctx):
         return
     for name in ctx.param("tables"):
         records: dict[str, Record] = {}
-        for row in opensips.rows_of(ctx, opensips.url_of(ctx), LOCATION.named(ctx, name)):
-            aor = f'{row["username"]}@{row["domain"] or ""}' if uses_domain(ctx) else row["username"] or ""
-            row["socket"] = opensips.own_socket(ctx, row)
-            records.setdefault(aor, Record()).contacts.append(contact_of(row))
+        rows = opensips.rows_of(ctx, opensips.url_of(ctx), LOCATION.named(ctx, name))
+        for aor, contact in opensips.good(ctx, rows, contact_of, ctx, branch_flags(ctx)):
+            records.setdefault(aor, Record()).contacts.append(contact)
         for aor, record in records.items():
-            record.contacts.sort(key=lambda contact: -contact.q)
-            record.label = record.contacts[0].contact_id >> 14 & 0xFFFFFFFF
+            record.label = record.contacts[-1].contact_id >> 14 & 0xFFFFFFFF
             record.following = max(contact.contact_id for contact in record.contacts) + 1 & 0x3FFF
+            if ctx.param("desc_time_order"):
+                record.contacts.reverse()
+            else:
+                record.contacts.sort(key=lambda contact: -contact.q)
             ctx.store.put(SPACE, f"{name}\n{aor}", record.value() or "")
 
 
-def contact_of(row: dict) -> Contact:
-    """The contact that a row of the table means."""
+def branch_flags(ctx) -> dict[str, int]:
+    """The branch flags that the configuration has, with their bits; the original knows no others."""
+    names = [ctx.param("nat_bflag"), *[texts[0] for function, *texts in ctx.own.calls if function in FLAG_CALLS]]
+    return {name: 1 << bit for bit, name in enumerate(dict.fromkeys(filter(None, names)))}
+
+
+def contact_of(row: Any, ctx, known: dict[str, int]) -> tuple[str, Contact]:
+    """The AOR and the contact that a row of the table means; ValueError for one that the original leaves out."""
+    socket, has_domain = opensips.own_socket(ctx, row), uses_domain(ctx)
     row = {name: opensips.c_text(value) for name, value in row.items()}
-    q = UNSET_Q if row["q"] is None or row["q"] < 0 else round(row["q"] * 1000)
-    names = row["cflags"] or ""
-    return Contact(row["contact"] or "", row["contact_id"], row["expires"], q, row["callid"] or "", row["cseq"],
-                   row["user_agent"], row["received"], row["path"], SYNC, row["flags"], opensips.flag_bits(names), names,
-                   row["socket"], ALL_METHODS if row["methods"] is None else row["methods"], row["attr"],
-                   row["sip_instance"], 0, row["kv_store"])
+    for name in ("username", "contact", "callid", *(["domain"] if has_domain else [])):
+        if not row[name]:
+            raise ValueError(f"has no {name}")
+    aor = f"{row['username']}@{row['domain']}" if has_domain else row["username"]
+    if row["contact_id"] >> 46 & 0xFFFF != opensips.core_hash(mi.encode(aor)) & 0xFFFF:
+        raise ValueError(f"has the contact_id {row['contact_id']}, which is none of {aor!r:.60}")
+    if not opensips.is_uri(row["contact"], math.inf):
+        raise ValueError(f"has the contact {row['contact']!r:.60}, which is no URI")
+    named = [name for name in reversed(known) if name in (row["cflags"] or "").split(" ")]
+    return aor, Contact(row["contact"], row["contact_id"], row["expires"], UNSET_Q if row["q"] == -1 else int(row["q"] * 1000),
+                        row["callid"], row["cseq"], row["user_agent"], row["received"], row["path"], SYNC, row["flags"],
+                        sum(map(known.__getitem__, named)), " ".join(named), socket,
+                        ALL_METHODS if row["methods"] is None else row["methods"], row["attr"], row["sip_instance"], 0,
+                        kv_text(row["kv_store"]) if ctx.param("mi_dump_kv_store") else None)
+
+
+def kv_text(column: str | None) -> str | None:
+    """What is shown of a column kv_store: its texts and whole numbers by name; None for nothing."""
+    try:
+        values = json.loads(column or "{}")
+    except ValueError:
+        return None
+    shown = {name: value for name, value in values.items() if type(value) in (str, int)} if isinstance(values, dict) else {}
+    return mi.json_text(dict(sorted(shown.items()))) if shown else None
 
 
 def child_init(ctx):
@@ -483,7 +515,7 @@ def ul_dump(ctx, brief=None):
     is_json = ctx.request.dialect == "jsonrpc"
     brief = brief is not None and (bool(mi.json_int(brief, "brief")) if is_json else brief.lower() == "brief")
     view, now_s, size = ctx.view(SPACE, take_in), ctx.store.time_s(), 2**ctx.param("hash_size")
-    domains = [(name, view.get(name) or Domain()) for name in ctx.param("tables")]
+    domains = [(name, view.get(name) or Domain()) for name in reversed(ctx.param("tables"))]
     timed = not brief and any(record.timed for _, domain in domains for record in domain.records.values())
     reply = mi.Reply(depends=(SPACE,), until_s=next_second(ctx, now_s) if timed else None)
     if is_json:

@@ -165,13 +165,13 @@ def test_a_percent_sign_in_a_contact_is_one(trial):
 
 
 def test_further_tables_have_statistics_of_their_own(trial):
-    one = trial(tables="location;aliases")
+    one = trial(tables="aliases;location")
     assert ask(one, ":ul_add:\naliases\nalice\nsip:a\n0\n0.5\n0\n0\n0\n1\n") == "200 OK\n\n"
     assert ask(one, ":ul_dump:\nbrief\n") == (
         "200 OK\nDomain:: location hash_size=512\nDomain:: aliases hash_size=512\n\tAOR:: alice\n\n")
     names = re.findall(r"usrloc:(\S+):: (\d)", ask(one, ":get_statistics:\nusrloc:\n"))
-    assert names == [("registered_users", "1"), ("location-users", "0"), ("location-contacts", "0"), ("location-expires", "0"),
-                     ("aliases-users", "1"), ("aliases-contacts", "1"), ("aliases-expires", "0")]
+    assert names == [("registered_users", "1"), ("aliases-users", "1"), ("aliases-contacts", "1"), ("aliases-expires", "0"),
+                     ("location-users", "0"), ("location-contacts", "0"), ("location-expires", "0")]
 
 
 def test_statistics_that_count_what_there_is_are_not_reset(trial):
@@ -191,8 +191,16 @@ def test_a_wrong_parameter_ends_the_start(line, message):
         mi.Trial(f'loadmodule "usrloc.so"\nmodparam("usrloc", {line})')
 
 
+def test_events_are_listed_in_the_order_of_the_original(trial):
+    one = trial()
+    listed = [event["name"] for event in rpc(one, "events_list")["Events"] if event["name"].startswith("E_UL_")]
+    assert listed == ["E_UL_AOR_INSERT", "E_UL_AOR_DELETE", "E_UL_CONTACT_INSERT", "E_UL_CONTACT_UPDATE", "E_UL_CONTACT_DELETE",
+                      "E_UL_CONTACT_REFRESH", "E_UL_LATENCY_UPDATE"]
+    assert rpc(one, "event_subscribe", ["E_UL_CONTACT_REFRESH", "udp:127.0.0.1:9"]) == "OK"
+
+
 def test_parameters_without_effect_are_accepted(trial):
-    assert rpc(trial(nat_bflag="NAT", cluster_mode="none", latency_event_min_us=5), "ul_flush") == "OK"
+    assert rpc(trial(cluster_mode="none", latency_event_min_us=5), "ul_flush") == "OK"
 
 
 ###############################################################################
@@ -243,7 +251,11 @@ def test_the_timer_removes_what_expired(start):
 LOCATION = """contact_id(long) username(string) domain(string,null) contact(string) received(string,null) path(string,null)
 expires(int) q(double) callid(string) cseq(int) last_modified(time) flags(int) cflags(string,null) user_agent(string)
 socket(string,null) methods(int,null) sip_instance(string,null) kv_store(string,null) attr(string,null)""".replace("\n", " ")
-FIRST = (63453 << 46) + (5 << 14) + 100
+
+
+def contact_id(aor, label=5, number=100):
+    """A ContactID of an AOR."""
+    return ((opensips.core_hash(aor.encode()) & 0xFFFF) << 46) + (label << 14) + number
 
 
 def with_table(tmp_path, *rows, version=1013):
@@ -253,16 +265,17 @@ def with_table(tmp_path, *rows, version=1013):
     return f"text://{tmp_path}"
 
 
-ROWS = (f"{FIRST}:alice:example.com:sip\\:a@10.0.0.1:::0:-1:cid:7:0:3:NAT:agent:udp\\:127.0.0.1\\:5060:::kv:at",
+FIRST = contact_id("alice")
+ROWS = (f"{FIRST}:alice:example.com:sip\\:a@10.0.0.1:::0:-1:cid:7:0:3:NAT:agent:udp\\:127.0.0.1\\:5060:::{{\"k\"\\:1}}:at",
         f"{FIRST + 1}:alice:example.com:sip\\:b@10.0.0.1:sip\\:r:<sip\\:p>:2000000000:0.5:cid2:8:0:0::agent::31:urn\\:x::")
 
 
 def test_contacts_come_from_a_table(trial, tmp_path):
-    one = trial(db_mode=1, db_url=with_table(tmp_path, *ROWS))
+    one = trial(db_mode=1, nat_bflag="NAT", mi_dump_kv_store=1, db_url=with_table(tmp_path, *ROWS))
     second, first = contacts(one)
     assert first == {"Contact": "sip:a@10.0.0.1", "ContactID": str(FIRST), "Expires": "permanent", "Q": "", "Callid": "cid",
                      "Cseq": 7, "User-agent": "agent", "State": "CS_SYNC", "Flags": 3, "Cflags": "NAT",
-                     "Socket": "udp:127.0.0.1:5060", "Methods": 4294967295, "Attr": "at", "KV-Store": "kv"}
+                     "Socket": "udp:127.0.0.1:5060", "Methods": 4294967295, "Attr": "at", "KV-Store": '{"k":1}'}
     assert (second["Received"], second["Path"], second["SIP_instance"], second["Methods"], second["Q"]) == (
         "sip:r", "<sip:p>", "urn:x", 31, "0.5")
     ask(one, ADD.format("alice", "c", 0))
@@ -271,8 +284,44 @@ def test_contacts_come_from_a_table(trial, tmp_path):
 
 
 def test_with_use_domain_the_domain_is_in_the_aor(trial, tmp_path):
-    one = trial(db_mode=1, use_domain=1, db_url=with_table(tmp_path, *ROWS))
+    rows = [re.sub(r"^\d+", f"{contact_id('alice@example.com', number=number)}", row) for number, row in enumerate(ROWS)]
+    one = trial(db_mode=1, use_domain=1, db_url=with_table(tmp_path, *rows))
     assert len(contacts(one, "alice@example.com")) == 2
+
+
+LEFT_OUT = [  # in a row, what stands for it, and why that leaves the row out
+    ("sip\\:a@10.0.0.1", "a@10.0.0.1", "has the contact 'a@10.0.0.1', which is no URI"),
+    ("sip\\:a@10.0.0.1", r"\0", "has no contact"),
+    (f"{FIRST}", f"{FIRST + (1 << 46)}", f"has the contact_id {FIRST + (1 << 46)}, which is none of 'alice'"),
+    (":alice:", r":\0x:", "has no username"), (":cid:", r":\0:", "has no callid")]
+
+
+@pytest.mark.parametrize("use_domain, wrong", [(0, LEFT_OUT), (1, [("example.com", "", "has no domain")])])
+def test_rows_that_the_original_leaves_out_are_logged(start, tmp_path, use_domain, wrong):
+    url = with_table(tmp_path, *[ROWS[0].replace(old, new) for old, new, _ in wrong])
+    server = start(f'{LINES}modparam("usrloc", "db_mode", 1)\nmodparam("usrloc", "db_url", "{url}")\n'
+                   f'modparam("usrloc", "use_domain", {use_domain})\n')
+    for number, (_, _, why) in enumerate(wrong, 2):
+        server.wait_log(f"location:{number}: the row is left out: it {why}")
+    assert server.ask(b":ul_dump:\n") == b"200 OK\nDomain:: location hash_size=512\n\n"
+
+
+@pytest.mark.parametrize("column, shown", [
+    ('{"b":"x\\"y","a":-7,"c":[1]}', '{"a":-7,"b":"x\\"y"}'), ("{}", None), ("[1]", None), ("kv", None), ("", None)])
+def test_the_kv_store_of_a_row_is_shown_if_wanted(trial, tmp_path, column, shown):
+    field = column.replace("\\", "\\\\").replace(":", "\\:")
+    url = with_table(tmp_path, ROWS[0].replace('{"k"\\:1}', field))
+    assert contacts(trial(db_mode=1, mi_dump_kv_store=1, db_url=url))[0].get("KV-Store") == shown
+    assert "KV-Store" not in contacts(trial(db_mode=1, db_url=url))[0]
+
+
+@pytest.mark.parametrize("lines, shown", [
+    ("", ""), ('modparam("usrloc", "nat_bflag", "NAT")', "NAT"),
+    ('route { resetbflag("NAT"); }', "NAT"),
+    ("route { if (isbflagset(1, NAT)) exit; }", "NAT"), ('route { setbflag("NAT", 1); }', "NAT"), ("route { setbflag(N); }", "")])
+def test_the_flags_of_a_row_are_those_that_the_configuration_has(trial, tmp_path, lines, shown):
+    one = trial(f"{lines}\n", db_mode=1, db_url=with_table(tmp_path, *ROWS))
+    assert contacts(one)[1]["Cflags"] == shown
 
 
 def test_written_back_contacts_are_in_the_table_after_a_flush(trial, tmp_path):
@@ -342,7 +391,8 @@ def lab_register(dialect, given):
 
 
 @pytest.mark.parametrize("version, dialect, port", [("24", "text", 5170), ("34", "jsonrpc", 5480)])
-@pytest.mark.parametrize("group", ["back", "order", "newest", "matching", "kept", "min", "minmax", "max", "least"])
+@pytest.mark.parametrize("group", ["back", "order", "newest", "matching", "kept", "min", "minmax", "max", "least", "loaded",
+                                   "newestloaded", "kvstore", "flags", "domains", "tables"])
 def test_as_recorded(start, tmp_path, group, version, dialect, port):
     """The replies and the events, with the parameters and the rows of the table that the recording server had."""
     head, *rows = [row for row in rows_of(f"usrloc{version}.jsonl") if row["id"].startswith(f"{group}-")]
@@ -480,11 +530,11 @@ def test_a_socket_of_a_row_is_shown_if_the_server_has_it(tmp_path):
 
 @pytest.mark.parametrize("route, tables", [
     ("", ["location"]), ('route { save("location"); }', ["location"]),
-    ('modparam("usrloc", "tables", "a; b")\nroute { save("c"); }', ["a", "b"]),
+    ('modparam("usrloc", "tables", "a; b")\nroute { save("c"); }', ["b", "a"]),
     ('route { if (is_method("REGISTER")) { save("users", "c1"); } lookup("aliases"); lookup("users"); save($var(x)); }',
-     ["users", "aliases"])])
+     ["aliases", "users"])])
 def test_tables_are_those_that_the_script_uses(route, tables):
-    """Unless they are set."""
+    """Unless they are set. A dump has the last first."""
     with mi.Trial(f'loadmodule "usrloc.so"\n{route}') as one:
         assert [domain["name"] for domain in rpc(one, "ul_dump")["Domains"]] == tables
         assert f"usrloc:{tables[-1]}-contacts:: 0" in ask(one, ":get_statistics:\nusrloc:\n")
