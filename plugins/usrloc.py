@@ -301,8 +301,7 @@ def put_contact(ctx, record: Record, aor: str, contact: Contact, happened: list,
     """Add a contact to a record, or update the one that it matches, whose Cseq stays if MI does it."""
     at = place_of(record, contact.uri, None if by_mi else callid_to_match(ctx, contact.callid))
     if at is not None:
-        contact = contact._replace(cseq=record.contacts[at].cseq) if by_mi else contact
-        happened.append(("CONTACT_UPDATE", update_contact(ctx, record, at, contact)))
+        happened.append(("CONTACT_UPDATE", update_contact(ctx, record, at, contact, by_mi)))
         return
     if not opensips.is_uri(contact.uri, opensips.most_port(ctx)):
         return
@@ -315,13 +314,14 @@ def put_contact(ctx, record: Record, aor: str, contact: Contact, happened: list,
     happened.append(("CONTACT_INSERT", contact))
 
 
-def update_contact(ctx, record: Record, at: int, contact: Contact) -> Contact:
+def update_contact(ctx, record: Record, at: int, contact: Contact, by_mi: bool) -> Contact:
     """Put a contact in the place of another. If it does not stand right there by its q, it goes before the first whose q is not
     smaller: the original looks from the wrong end."""
     contacts, old = record.contacts, record.contacts[at]
     state = SYNC if db_mode(ctx) == 1 else DIRTY if old.state == SYNC else old.state
-    contacts[at] = contact = contact._replace(contact_id=old.contact_id, state=state, sip_instance=old.sip_instance,
-                                              latency=old.latency, kv_store=old.kv_store)
+    contacts[at] = contact = contact._replace(
+        contact_id=old.contact_id, state=state, cseq=old.cseq if by_mi else contact.cseq, sip_instance=old.sip_instance,
+        latency=old.latency, kv_store=old.kv_store)
     if ctx.param("desc_time_order"):
         contacts.insert(0, contacts.pop(at))
     elif at and contacts[at - 1].q < contact.q or at + 1 < len(contacts) and contacts[at + 1].q > contact.q:
