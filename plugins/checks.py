@@ -7,7 +7,6 @@ import contextlib
 import dis
 import errno
 import inspect
-import itertools
 import logging
 import os
 import pathlib
@@ -35,16 +34,17 @@ def opensips_names() -> collections.defaultdict[str, frozenset]:
 
 
 def calls(script: list) -> Iterator[tuple]:
-    """The calls in the tokens of a script whose first arguments are strings: the name, and these strings; of a socket the
-    word and the rest."""
+    """The calls in the tokens of a script whose first arguments are strings: the name, and these strings, or flags, which 2.4 has
+    without quotes; of a socket the word and the rest."""
     if script[0].value == "set" and len(script) > 1:  # as other programs have it; see other_statement()
         yield "set", script[1].value
     if script[0].value in ("listen", "socket"):
         yield script[0].value, " ".join([token.value for token in script[2:]])
     for at, (name, paren) in enumerate(zip(script, script[1:]), 2):
         if (name.kind, paren.kind) == ("word", "("):
-            arguments = itertools.takewhile(lambda token: token.kind in ("string", ","), script[at:at + 20])
-            texts = [token.value for token in arguments if token.kind == "string"]
+            kinds = ("string", ",", "word", "number") if name.value.endswith(("setbflag", "isbflagset")) else ("string", ",")
+            end = next((to for to, token in enumerate(script[at:at + 20], at) if token.kind not in kinds), at + 20)
+            texts = [token.value for token in script[at:end] if token.kind in ("string", "word")]
             if texts:
                 yield (name.value, *texts)
 

@@ -34,7 +34,8 @@ def lab_register(ctx, table, aor, contact, *, expires=None, q=None, callid=None,
     """Register a CONTACT for an AOR in a TABLE as a REGISTER would."""
     given = {"expires": expires, "q": q, "callid": callid, "cseq": cseq, "user_agent": user_agent, "received": received,
              "path": path, "socket": socket, "flags": flags, "methods": methods, "attr": attr, "sip_instance": sip_instance}
-    fields = {name: opensips.c_text(value) for name, value in given.items() if value is not None}
+    fields = {**opensips.first_socket(ctx),
+              **{name: opensips.c_text(value) for name, value in given.items() if value is not None}}
     functions(ctx, "usrloc").register(ctx, table, opensips.c_text(aor), opensips.c_text(contact), **fields, **(cflags or {}))
     return mi.Reply()
 
@@ -51,7 +52,7 @@ def lab_call(ctx, callid, from_uri, to_uri, *, from_tag=None, to_tag=None, state
     """Begin a call and take it to STATE: 1 unconfirmed, 2 early, 3 answered, 4 confirmed (the default), 5 ended."""
     given = {"from_tag": from_tag, "to_tag": to_tag, "state": state, "socket": socket, "caller_contact": caller_contact,
              "callee_contact": callee_contact, "timeout": timeout, "profiles": profiles, "values": values}
-    fields = {name: value for name, value in given.items() if value is not None}
+    fields = {**opensips.first_socket(ctx), **{name: value for name, value in given.items() if value is not None}}
     functions(ctx, "dialog").call(ctx, callid, from_uri, to_uri, **fields)
     return mi.Reply()
 

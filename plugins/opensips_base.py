@@ -119,8 +119,8 @@ def q_value(value: str) -> int:
 
 
 def shown_q(thousandths: int) -> str:
-    """A q as it is printed: the shortest form, nothing for one that is not set."""
-    return "" if thousandths < 0 else f"{thousandths / 1000:.3f}".rstrip("0").rstrip(".")
+    """A q as it is printed: the shortest form, from 0 to 1, nothing for one that is not set."""
+    return "" if thousandths == -1 else f"{min(max(thousandths, 0), 1000) / 1000:.3f}".rstrip("0").rstrip(".")
 
 
 HOST = r"(?:\[[^@\[\]]+\]|[^:;?@\[\]]+)"
@@ -332,14 +332,28 @@ def partition_line(value: Any) -> tuple[str, dict]:
 # The routing script's `listen=` and `socket=` lines say which ones the server has; without any it has all.
 
 SOCKET = re.compile(r"(?:(\w+):)?(\*|\[[^\]]*\]|[^:\[\]*]+)(?::(\d+))?")
+ADDRESS = r"[\d.]+|\[.*\]"
+PORTS = {"udp": 5060, "tcp": 5060, "sctp": 5060, "tls": 5061, "ws": 80, "wss": 443}  # of the protocols of SIP, without a port
+
+
+def socket_lines(ctx: Any) -> list:
+    """What these lines name, as SOCKET matches it, None for what it does not match."""
+    return [SOCKET.match(re.sub(r"\s*([:[\]])\s*", r"\1", rest).split(" ")[0]) for word, rest, *_ in ctx.own.calls
+            if word in ("listen", "socket")]
 
 
 def has_socket(ctx: Any, place: str) -> bool:
     """Whether the server has a socket, PROTOCOL:ADDRESS:PORT; where a line does not tell the address, it may be any."""
-    lines = [re.sub(r"\s*([:[\]])\s*", r"\1", rest).split(" ")[0] for word, rest, *_ in ctx.own.calls
-             if word in ("listen", "socket")]
-    wanted = SOCKET.fullmatch(place)
-    return not lines or bool(wanted) and any(is_same(wanted, SOCKET.match(line)) for line in lines)
+    lines, wanted = socket_lines(ctx), SOCKET.fullmatch(place)
+    return not lines or bool(wanted) and any(is_same(wanted, line) for line in lines)
+
+
+def first_socket(ctx: Any) -> dict[str, str]:
+    """The first socket for SIP whose address a line tells, as {"socket": PROTOCOL:ADDRESS:PORT}, {} without one."""
+    for protocol, host, port in [line.groups() for line in socket_lines(ctx) if line]:
+        if (protocol or "udp") in PORTS and re.fullmatch(ADDRESS, host):
+            return {"socket": f"{protocol or 'udp'}:{host}:{port or PORTS[protocol or 'udp']}"}
+    return {}
 
 
 def is_same(wanted: Any, line: Any) -> bool:
@@ -347,8 +361,7 @@ def is_same(wanted: Any, line: Any) -> bool:
     if line is None:
         return True
     (protocol, host, port), (own_protocol, own_host, own_port) = wanted.groups(), line.groups()
-    default = {"tls": 5061, "ws": 80, "wss": 443}.get(own_protocol, 5060)
-    is_address = re.fullmatch(r"[\d.]+|\[.*\]", own_host)
+    default, is_address = PORTS.get(own_protocol, 5060), re.fullmatch(ADDRESS, own_host)
     own = (own_protocol or "udp").lower(), int(own_port or default)
     return ((protocol or own[0]).lower(), int(port or own[1])) == own \
         and (host.lower() == own_host.lower() if is_address else not host.isdigit())

@@ -4,6 +4,8 @@ What a REGISTER would leave is done by usrloc's register().
 """
 from __future__ import annotations
 
+import functools
+
 import midatagram as mi
 
 opensips = mi.shared("opensips_base")
@@ -29,10 +31,20 @@ PARAMS = [
 ]
 
 
-def settings(ctx):
+def lifetimes(ctx, dialect: str) -> tuple[int, int, int]:
+    """The default, the shortest and the longest lifetime of a contact, 0 for any: 3.4 makes them fit one another."""
+    default, least, most = ctx.param("default_expires"), ctx.param("min_expires"), ctx.param("max_expires")
+    if dialect == "jsonrpc":
+        most = most and max(most, least)
+        default = max(default, least)
+        default = min(default, most or default)
+    return default, least, most
+
+
+def settings(ctx, dialect: str = "text") -> dict[str, int]:
     """The statistics that show parameters."""
-    return {"max_expires": ctx.param("max_expires"), "max_contacts": ctx.param("max_contacts"),
-            "default_expire": ctx.param("default_expires")}
+    default, _, most = lifetimes(ctx, dialect)
+    return {"max_expires": most, "max_contacts": ctx.param("max_contacts"), "default_expire": default}
 
 
 STATS = [
@@ -45,13 +57,20 @@ STATS = [
 ]
 
 
+def init(ctx):
+    """Have the statistics that show parameters once for each dialect."""
+    reads = {dialect: functools.partial(settings, ctx, dialect) for dialect in ("text", "jsonrpc")}
+    ctx.own.stats[:] = [one for stat in ctx.own.stats for one in (
+        [stat._replace(dialect=dialect, read=read) for dialect, read in reads.items()] if stat.read else [stat])]
+
+
 def expiry(ctx, expires: int | None) -> int:
     """How long a contact lasts that asks for `expires` seconds, 0 to be removed; None: it does not say."""
-    wanted = ctx.param("default_expires") if expires is None else expires
-    if not wanted:
+    default, least, most = lifetimes(ctx, ctx.request.dialect)
+    if expires == 0:
         return 0
-    longest = ctx.param("max_expires") or wanted
-    return min(max(wanted, ctx.param("min_expires")), longest)
+    wanted = max(default if expires is None else expires, least)
+    return min(wanted, most) if most else wanted
 
 
 def settled(ctx, aor: str, expires: int | None, q: int | None) -> tuple[str, int, int]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import bisect
 import itertools
 import json
+import math
 import random
 import re
-from collections.abc import Iterator
+import urllib.parse
+from collections.abc import Container, Iterator
 from typing import Any, NamedTuple
 
 import midatagram as mi
@@ -24,6 +26,7 @@ NEW, SYNC, DIRTY = "CS_NEW", "CS_SYNC", "CS_DIRTY"
 LOCATION = opensips.table("location", [1013], """contact_id## username=user_column domain? contact received? path? expires#
     q~ callid cseq# flags# cflags? user_agent socket? methods#? sip_instance? kv_store? attr?""", "%s_column")
 TABLE_CALLS = ("save", "lookup", "remove", "registered", "is_registered", "is_contact_registered", "is_ip_registered")
+FLAG_CALLS = ("setbflag", "resetbflag", "isbflagset")
 PRESETS = {"single-instance-sql-write-through": 1, "single-instance-sql-write-back": 2, "sql-only-cluster": 3}
 
 
@@ -39,7 +42,7 @@ def hash_bits(value) -> int:
 
 PARAMS = [
     mi.Param("tables", ("location",), table_names,
-             "tables of contacts, semicolon-separated; unless set, those that the script uses"),
+             "tables of contacts, semicolon-separated; unless set, those that the script uses; ul_dump shows the last first"),
     mi.Param("use_domain", None, mi.boolean, "whether an AOR has a domain; default: yes with imitate 4.0, else no"),
     mi.Param("hash_size", 9, hash_bits, "the number of buckets of the table as a power of two: 9 is 512"),
     mi.Param("timer_interval", 60, mi.integer(1), "how often contacts that expired are removed, seconds"),
@@ -48,18 +51,21 @@ PARAMS = [
     mi.Param("db_mode", 0, mi.integer(0, 3), "0: no table; 1: write-through; 2: write-back; the table is read, never written"),
     mi.Param("working_mode_preset", "", mi.string, "preset in place of db_mode: single-instance-sql-write-through, ..."),
     mi.Param("db_url", "", mi.string, "database with the tables: text://DIRECTORY or sqlite://FILE"),
+    mi.Param("nat_bflag", "", mi.string, "a branch flag that contacts of the table may have, as those that the script names"),
+    mi.Param("mi_dump_kv_store", False, mi.boolean, "whether a contact from the table shows its KV-Store"),
     *opensips.columns(LOCATION),
     *opensips.without_effect("""accept_replicated_contacts cachedb_url cluster_mode contact_refresh_timer contactid_column
         cseq_delay ha_cluster ha_shtag latency_event_min_us latency_event_min_us_delta location_cluster max_contact_delete
-        mi_dump_kv_store nat_bflag pinging_mode regen_broken_contactid repl_auth_check replicate_contacts_to
-        restart_persistency shared_pinging skip_replicated_db_ops sql_write_mode"""),
+        pinging_mode regen_broken_contactid repl_auth_check replicate_contacts_to restart_persistency shared_pinging
+        skip_replicated_db_ops sql_write_mode"""),
 ]
 EVENTS = [
     mi.Event("E_UL_AOR_INSERT", "an AOR has its first contact"),
     mi.Event("E_UL_AOR_DELETE", "an AOR has no contact any more"),
     mi.Event("E_UL_CONTACT_INSERT", "a contact is new"),
-    mi.Event("E_UL_CONTACT_DELETE", "a contact is removed, or expired"),
     mi.Event("E_UL_CONTACT_UPDATE", "a contact is registered again"),
+    mi.Event("E_UL_CONTACT_DELETE", "a contact is removed, or expired"),
+    mi.Event("E_UL_CONTACT_REFRESH", "never raised here"),
     mi.Event("E_UL_LATENCY_UPDATE", "never raised here"),
 ]
 
@@ -278,30 +284,64 @@ def bucket_of(ctx, aor: str) -> int:
     return opensips.core_hash(mi.encode(aor)) & 2**ctx.param("hash_size") - 1
 
 
-def put_contact(ctx, record: Record, aor: str, contact: Contact, happened: list) -> None:
-    """Add a contact to a record, or update the one that it matches; mi.Error if it is no URI."""
-    synced = db_mode(ctx) == 1
-    for at, old in enumerate(record.contacts):
-        if old.uri == contact.uri and (not ctx.param("matching_mode") or old.callid == contact.callid):
-            state = SYNC if synced else DIRTY if old.state == SYNC else old.state
-            record.contacts[at] = contact._replace(contact_id=old.contact_id, state=state)
-            happened.append(("CONTACT_UPDATE", record.contacts[at]))
-            return
+def place_of(record: Record, uri: str, callid: str | None = None) -> int | None:
+    """The place of the first contact with a URI, and with a Call-ID if there is one, that is not removed yet."""
+    for at, one in enumerate(record.contacts):
+        if one.uri == uri and callid in (None, one.callid) and one.expires != DELETED:
+            return at
+    return None
+
+
+def callid_to_match(ctx, callid: str) -> str | None:
+    """The Call-ID that identifies the contact of a REGISTER beside its URI, if matching_mode has it so."""
+    return callid if ctx.param("matching_mode") else None
+
+
+def put_contact(ctx, record: Record, aor: str, contact: Contact, happened: list, by_mi: bool) -> None:
+    """Add a contact to a record, or update the one that it matches, whose Cseq stays if MI does it."""
+    at = place_of(record, contact.uri, None if by_mi else callid_to_match(ctx, contact.callid))
+    if at is not None:
+        happened.append(("CONTACT_UPDATE", update_contact(ctx, record, at, contact, by_mi)))
+        return
     if not opensips.is_uri(contact.uri, opensips.most_port(ctx)):
         return
     first = opensips.core_hash(mi.encode(aor)) & 0xFFFF
     contact = contact._replace(contact_id=(first << 46) + (record.label << 14) + record.following,
-                               state=SYNC if synced else NEW)
+                               state=SYNC if db_mode(ctx) == 1 else NEW)
     record.following = record.following + 1 & 0x3FFF
-    places = [at for at, other in enumerate(record.contacts) if other.q < contact.q or ctx.param("desc_time_order")]
-    record.contacts.insert(places[0] if places else len(record.contacts), contact)
+    places = (at for at, other in enumerate(record.contacts) if other.q < contact.q or ctx.param("desc_time_order"))
+    record.contacts.insert(next(places, len(record.contacts)), contact)
     happened.append(("CONTACT_INSERT", contact))
 
 
-def drop_contacts(record: Record, happened: list, dropped: Any) -> None:
-    """Remove the contacts for which dropped(contact) is true."""
-    happened += [("CONTACT_DELETE", contact) for contact in record.contacts if dropped(contact)]
-    record.contacts = [contact for contact in record.contacts if not dropped(contact)]
+def update_contact(ctx, record: Record, at: int, contact: Contact, by_mi: bool) -> Contact:
+    """Put a contact in the place of another. If it does not stand right there by its q, it goes before the first whose q is not
+    smaller: the original looks from the wrong end."""
+    contacts, old = record.contacts, record.contacts[at]
+    state = SYNC if db_mode(ctx) == 1 else DIRTY if old.state == SYNC else old.state
+    contacts[at] = contact = contact._replace(
+        contact_id=old.contact_id, state=state, cseq=old.cseq if by_mi else contact.cseq, sip_instance=old.sip_instance,
+        latency=old.latency, kv_store=old.kv_store)
+    if ctx.param("desc_time_order"):
+        contacts.insert(0, contacts.pop(at))
+    elif at and contacts[at - 1].q < contact.q or at + 1 < len(contacts) and contacts[at + 1].q > contact.q:
+        del contacts[at]
+        contacts.insert(next((to for to, one in enumerate(contacts) if one.q >= contact.q), len(contacts)), contact)
+    return contact
+
+
+def remove_contacts(ctx, record: Record, happened: list, places: Container[int | None]) -> None:
+    """Remove the contacts in these places. With write-back one in the table stays, as deleted, until the timer has removed it
+    there."""
+    kept, writes_back = [], db_mode(ctx) == 2
+    for at, one in enumerate(record.contacts):
+        if at not in places:
+            kept.append(one)
+        elif writes_back and one.state != NEW:
+            kept.append(one._replace(expires=DELETED))
+        else:
+            happened.append(("CONTACT_DELETE", one))
+    record.contacts = kept
 
 
 ###############################################################################
@@ -332,26 +372,53 @@ def load(ctx):
         return
     for name in ctx.param("tables"):
         records: dict[str, Record] = {}
-        for row in opensips.rows_of(ctx, opensips.url_of(ctx), LOCATION.named(ctx, name)):
-            aor = f'{row["username"]}@{row["domain"] or ""}' if uses_domain(ctx) else row["username"] or ""
-            row["socket"] = opensips.own_socket(ctx, row)
-            records.setdefault(aor, Record()).contacts.append(contact_of(row))
+        rows = opensips.rows_of(ctx, opensips.url_of(ctx), LOCATION.named(ctx, name))
+        for aor, contact in opensips.good(ctx, rows, contact_of, ctx, branch_flags(ctx)):
+            records.setdefault(aor, Record()).contacts.append(contact)
         for aor, record in records.items():
-            record.contacts.sort(key=lambda contact: -contact.q)
-            record.label = record.contacts[0].contact_id >> 14 & 0xFFFFFFFF
+            record.label = record.contacts[-1].contact_id >> 14 & 0xFFFFFFFF
             record.following = max(contact.contact_id for contact in record.contacts) + 1 & 0x3FFF
+            if ctx.param("desc_time_order"):
+                record.contacts.reverse()
+            else:
+                record.contacts.sort(key=lambda contact: -contact.q)
             ctx.store.put(SPACE, f"{name}\n{aor}", record.value() or "")
 
 
-def contact_of(row: dict) -> Contact:
-    """The contact that a row of the table means."""
+def branch_flags(ctx) -> dict[str, int]:
+    """The branch flags that the configuration has, with their bits; the original knows no others."""
+    names = [ctx.param("nat_bflag"), *[texts[0] for function, *texts in ctx.own.calls if function in FLAG_CALLS]]
+    return {name: 1 << bit for bit, name in enumerate(dict.fromkeys(filter(None, names)))}
+
+
+def contact_of(row: Any, ctx, known: dict[str, int]) -> tuple[str, Contact]:
+    """The AOR and the contact that a row of the table means; ValueError for one that the original leaves out."""
+    socket, has_domain = opensips.own_socket(ctx, row), uses_domain(ctx)
     row = {name: opensips.c_text(value) for name, value in row.items()}
-    q = UNSET_Q if row["q"] is None or row["q"] < 0 else round(row["q"] * 1000)
-    names = row["cflags"] or ""
-    return Contact(row["contact"] or "", row["contact_id"], row["expires"], q, row["callid"] or "", row["cseq"],
-                   row["user_agent"], row["received"], row["path"], SYNC, row["flags"], opensips.flag_bits(names), names,
-                   row["socket"], ALL_METHODS if row["methods"] is None else row["methods"], row["attr"],
-                   row["sip_instance"], 0, row["kv_store"])
+    for name in ("username", "contact", "callid", *(["domain"] if has_domain else [])):
+        if not row[name]:
+            raise ValueError(f"has no {name}")
+    aor = f"{row['username']}@{row['domain']}" if has_domain else row["username"]
+    if row["contact_id"] >> 46 & 0xFFFF != opensips.core_hash(mi.encode(aor)) & 0xFFFF:
+        raise ValueError(f"has the contact_id {row['contact_id']}, which is none of {aor!r:.60}")
+    if not opensips.is_uri(row["contact"], math.inf):
+        raise ValueError(f"has the contact {row['contact']!r:.60}, which is no URI")
+    named = [name for name in reversed(known) if name in (row["cflags"] or "").split(" ")]
+    return aor, Contact(row["contact"], row["contact_id"], row["expires"], UNSET_Q if row["q"] == -1 else int(row["q"] * 1000),
+                        row["callid"], row["cseq"], row["user_agent"], row["received"], row["path"], SYNC, row["flags"],
+                        sum(map(known.__getitem__, named)), " ".join(named), socket,
+                        ALL_METHODS if row["methods"] is None else row["methods"], row["attr"], row["sip_instance"], 0,
+                        kv_text(row["kv_store"]) if ctx.param("mi_dump_kv_store") else None)
+
+
+def kv_text(column: str | None) -> str | None:
+    """What is shown of a column kv_store: its texts and whole numbers by name; None for nothing."""
+    try:
+        values = json.loads(column or "{}")
+    except ValueError:
+        return None
+    shown = {name: value for name, value in values.items() if type(value) in (str, int)} if isinstance(values, dict) else {}
+    return mi.json_text(dict(sorted(shown.items()))) if shown else None
 
 
 def child_init(ctx):
@@ -371,9 +438,9 @@ def expire(ctx):
     now_s, writes_back = ctx.store.time_s(), db_mode(ctx) == 2
 
     def alter(record: Record, happened: list) -> None:
-        drop_contacts(record, happened, lambda contact: not contact.is_valid(now_s))
-        if writes_back:
-            record.contacts = [contact._replace(state=SYNC) for contact in record.contacts]
+        happened += [("CONTACT_DELETE", contact) for contact in record.contacts if not contact.is_valid(now_s)]
+        record.contacts = [contact._replace(state=SYNC) if writes_back else contact
+                           for contact in record.contacts if contact.is_valid(now_s)]
 
     for table, domain in [*ctx.view(SPACE, take_in).items()]:
         for aor, record in opensips.in_turns([*domain.records.items()]):
@@ -421,7 +488,7 @@ def record_of(ctx, table: str, aor: str) -> Record:
 def ul_rm(ctx, table_name, aor):
     """Remove an AOR with all its contacts."""
     table, aor = checked(ctx, table_name, aor)
-    edit(ctx, table, aor, lambda record, happened: drop_contacts(record, happened, lambda contact: True))
+    edit(ctx, table, aor, lambda record, happened: remove_contacts(ctx, record, happened, range(len(record.contacts))))
     return mi.Reply()
 
 
@@ -433,9 +500,10 @@ def ul_rm_contact(ctx, table_name, aor, contact):
     record_of(ctx, table, aor)
 
     def alter(record: Record, happened: list) -> None:
-        drop_contacts(record, happened, lambda other: other.uri == contact)
-        if not happened:
+        at = place_of(record, contact)
+        if at is None:
             raise mi.Error(404, "Contact not found")
+        remove_contacts(ctx, record, happened, (at,))
 
     edit(ctx, table, aor, alter)
     return mi.Reply()
@@ -447,7 +515,7 @@ def ul_dump(ctx, brief=None):
     is_json = ctx.request.dialect == "jsonrpc"
     brief = brief is not None and (bool(mi.json_int(brief, "brief")) if is_json else brief.lower() == "brief")
     view, now_s, size = ctx.view(SPACE, take_in), ctx.store.time_s(), 2**ctx.param("hash_size")
-    domains = [(name, view.get(name) or Domain()) for name in ctx.param("tables")]
+    domains = [(name, view.get(name) or Domain()) for name in reversed(ctx.param("tables"))]
     timed = not brief and any(record.timed for _, domain in domains for record in domain.records.values())
     reply = mi.Reply(depends=(SPACE,), until_s=next_second(ctx, now_s) if timed else None)
     if is_json:
@@ -504,18 +572,18 @@ def ul_add(ctx, table_name, aor, contact, expires, q, flags, cflags, methods):
     numbers = [opensips.number(ctx, name, value) for name, value in (("flags", flags), ("cflags", cflags), ("methods", methods))]
     added = Contact(uri, 0, after_s and int(ctx.store.time_s()) + after_s, q,
                     flags=numbers[0], cflags=numbers[1], methods=numbers[2])
-    if not put(ctx, table, aor, added):
+    if not put(ctx, table, aor, added, by_mi=True):
         raise mi.Error(500, "Server Internal Error")
     return mi.Reply()
 
 
-def put(ctx, table: str, aor: str, contact: Contact) -> bool:
+def put(ctx, table: str, aor: str, contact: Contact, by_mi: bool = False) -> bool:
     """Add a contact to an AOR or update it; returns whether it is one."""
     done: list = []
 
     def alter(record: Record, happened: list) -> None:
         before = len(happened)
-        put_contact(ctx, record, aor, contact, happened)
+        put_contact(ctx, record, aor, contact, happened, by_mi)
         done[:] = happened[before:]
 
     edit(ctx, table, aor, alter, creates=True)
@@ -577,30 +645,42 @@ def register(ctx, table: str, aor: str, contact: str, expires: int | None = None
     mi.Error if it is refused.
     """
     own, registrar = opensips.context_of(ctx, "usrloc"), opensips.context_of(ctx, "registrar")
-    table, aor = checked_lab(own, table, re.sub("^sips?:", "", aor))
-    has_room = True
+    table, aor = checked_lab(own, table, aor_in(aor))
+    has_room, fields = True, {"callid": "lab", "user_agent": None, **fields}
+    callid = callid_to_match(own, fields["callid"])
     if registrar:
         rules = ctx.module("registrar")
         aor, expires, q = rules.settled(registrar, aor, expires, q)
-        has_room = rules.has_room(registrar, len(uris_of(own, table, aor) - {contact}))
+        has_room = rules.has_room(registrar, count_others(own, table, aor, contact, callid))
     expires, q = 3600 if expires is None else expires, UNSET_Q if q is None else q
     if expires and not opensips.is_uri(contact, opensips.most_port(ctx)):
         refuse(registrar, mi.Error(400, "Contact is no URI"))
     if expires and not has_room:
         refuse(registrar, mi.Error(503, "Service Unavailable"))
     if expires:
-        put(own, table, aor, Contact(contact, 0, int(ctx.store.time_s()) + expires, q,
-                                     **{"callid": "lab", "user_agent": None, **fields}))
+        put(own, table, aor, Contact(contact, 0, int(ctx.store.time_s()) + expires, q, **fields))
     else:
-        edit(own, table, aor, lambda record, happened: drop_contacts(record, happened, lambda one: contact in (one.uri, "*")))
+        edit(own, table, aor, lambda record, happened: remove_contacts(
+            own, record, happened, range(len(record.contacts)) if contact == "*" else (place_of(record, contact, callid),)))
     if registrar:
         registrar.count("accepted_regs")
 
 
-def uris_of(ctx, table: str, aor: str) -> set[str]:
-    """The contacts that an AOR has."""
-    domain = ctx.view(SPACE, take_in).get(table) or Domain()
-    return {contact.uri for contact in domain.records[aor].contacts} if aor in domain.records else set()
+def aor_in(text: str) -> str:
+    """The AOR that a URI means, user@host, or a text that is none as it is."""
+    match = re.fullmatch(r"sips?:(?:([^@:]*)(?::[^@]*)?@)?(\[[^\]]*\]|[^:;?]*).*", text, re.I | re.S)
+    if not match:
+        return text
+    user = urllib.parse.unquote(match[1] or "", errors="surrogateescape")
+    return f"{user}@{match[2].lower()}" if user else match[2].lower()
+
+
+def count_others(ctx, table: str, aor: str, contact: str, callid: str | None) -> int:
+    """How many valid contacts an AOR has besides one."""
+    domain, now_s = ctx.view(SPACE, take_in).get(table) or Domain(), ctx.store.time_s()
+    record = domain.records.get(aor) or Record()
+    same = place_of(record, contact, callid)
+    return sum(one.is_valid(now_s) for at, one in enumerate(record.contacts) if at != same)
 
 
 def refuse(registrar: Any, error: mi.Error) -> None:

@@ -56,7 +56,7 @@ def differs(row, reply):
 def stable(reply):
     """A reply without the last 14 bits of ContactIDs, which are random, and without seconds that passed."""
     reply = re.sub(rb'(?<=ContactID:: |ContactID":")\d+', lambda match: b"%d" % (int(match[0]) >> 14), reply)
-    return re.sub(rb"(?<=Expires:: )\d+", lambda match: b"%d" % (-(-int(match[0]) // 20) * 20), reply)
+    return re.sub(rb'(Expires(?::: |":))(\d+)', lambda match: match[1] + b"%d" % (-(-int(match[2]) // 20) * 20), reply)
 
 
 DATE = re.compile(r"\w{3} \w{3} [ \d]\d [\d:]{8} \d{4}")

@@ -11,6 +11,7 @@ import pytest
 
 import midatagram as mi
 
+opensips = mi.shared("opensips_base")
 TEXTS = {"dr_gateways": "gwid address attrs probe_mode# state#", "dr_carriers": "carrierid gwlist attrs state#",
          "dr_rules": "groupid prefix priority# gwlist attrs", "load_balancer": "id# group_id# dst_uri resources",
          "dispatcher": "setid# destination socket state# weight priority# attrs description",
@@ -32,12 +33,13 @@ CASES = {
 }
 ROWS = {"dr_gateways": "@:10.0.0.1::0:0", "load_balancer": "@:1:sip\\:d@:pstn=5", "dispatcher": "@:sip\\:d@::0:1:0::",
         "registrant": "sip\\:r::sip\\:u@@h::sip\\:u@::3600:", "address": "1:10.1.0.1:32:5060:any::", "domain": "d@:",
-        "location": "@:u@::sip\\:u@:::0:1:c:1:0:::::::"}
+        "location": "ID:u@::sip\\:u@:::0:1:c:1:0:::::::"}
 
 
 def numbered(text, number):
-    """A text with a number for each `@` that is one: u@@h is an address."""
-    return re.sub("@(?!h)", str(number), text)
+    """A text with a number for each `@` that is one: u@@h is an address; ID is the contact_id of the AOR u@."""
+    contact_id = (opensips.core_hash(f"u{number}".encode()) & 0xFFFF) << 46
+    return re.sub("@(?!h)", str(number), re.sub("^ID", str(contact_id), text))
 
 
 def request(text, number=0):

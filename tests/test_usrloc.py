@@ -72,19 +72,22 @@ def test_contact_ids_count_aors_in_a_bucket_and_contacts_of_an_aor(trial):
     assert int(contacts(one, "dave")[0]["ContactID"]) >> 14 & 0xFFFFFFFF == len(labels[opensips.core_hash(b"dave") & 1])
 
 
-def test_contacts_stand_by_q_and_an_update_keeps_the_place(trial):
+@pytest.mark.parametrize("added, shown", [
+    ("a.5 b.7 c.5 d1", "d1 b.7 a.5 c.5"), ("a.5 b.7 c.5 b.5", "b.5 a.5 c.5"), ("a.9 b.5 c.3 b.6", "a.9 b.6 c.3"),
+    ("a.9 b.5 c.3 c.6", "c.6 a.9 b.5"), ("a.9 b.5 c.3 a.1", "a.1 b.5 c.3"), ("a.9 b.5 a.1 b1", "a.1 b1")])
+def test_contacts_stand_by_q_and_an_update_may_move_one(trial, added, shown):
     one = trial()
-    for uri, q in (("a", "0.5"), ("b", "0.7"), ("c", "0.5"), ("d", "1"), ("a", "0.9")):
+    for uri, q in re.findall(r"(\w)(\S+)", added):
         assert ask(one, f":ul_add:\nlocation\nalice\nsip:{uri}\n0\n{q}\n0\n0\n0\n1\n") == "200 OK\n\n"
-    assert [contact["Contact"] for contact in contacts(one)] == ["sip:d", "sip:b", "sip:a", "sip:c"]
-    assert [contact["Q"] for contact in contacts(one)] == ["1", "0.7", "0.9", "0.5"]
+    assert [(contact["Contact"][4:], float(contact["Q"])) for contact in contacts(one)] == [
+        (uri, float(q)) for uri, q in re.findall(r"(\w)(\S+)", shown)]
 
 
 def test_the_newest_contact_comes_first_if_wanted(trial):
     one = trial(desc_time_order=1)
-    for uri, q in (("a", "1"), ("b", "0.1")):
+    for uri, q, shown in (("a", "1", "a"), ("b", "0.1", "ba"), ("c", "0.1", "cba"), ("a", "0.1", "acb"), ("a", "0.1", "acb")):
         ask(one, f":ul_add:\nlocation\nalice\nsip:{uri}\n0\n{q}\n0\n0\n0\n1\n")
-    assert [contact["Contact"] for contact in contacts(one)] == ["sip:b", "sip:a"]
+        assert [contact["Contact"] for contact in contacts(one)] == [f"sip:{uri}" for uri in shown]
 
 
 @pytest.mark.parametrize("uri, good", [
@@ -162,13 +165,13 @@ def test_a_percent_sign_in_a_contact_is_one(trial):
 
 
 def test_further_tables_have_statistics_of_their_own(trial):
-    one = trial(tables="location;aliases")
+    one = trial(tables="aliases;location")
     assert ask(one, ":ul_add:\naliases\nalice\nsip:a\n0\n0.5\n0\n0\n0\n1\n") == "200 OK\n\n"
     assert ask(one, ":ul_dump:\nbrief\n") == (
         "200 OK\nDomain:: location hash_size=512\nDomain:: aliases hash_size=512\n\tAOR:: alice\n\n")
     names = re.findall(r"usrloc:(\S+):: (\d)", ask(one, ":get_statistics:\nusrloc:\n"))
-    assert names == [("registered_users", "1"), ("location-users", "0"), ("location-contacts", "0"), ("location-expires", "0"),
-                     ("aliases-users", "1"), ("aliases-contacts", "1"), ("aliases-expires", "0")]
+    assert names == [("registered_users", "1"), ("aliases-users", "1"), ("aliases-contacts", "1"), ("aliases-expires", "0"),
+                     ("location-users", "0"), ("location-contacts", "0"), ("location-expires", "0")]
 
 
 def test_statistics_that_count_what_there_is_are_not_reset(trial):
@@ -188,8 +191,16 @@ def test_a_wrong_parameter_ends_the_start(line, message):
         mi.Trial(f'loadmodule "usrloc.so"\nmodparam("usrloc", {line})')
 
 
+def test_events_are_listed_in_the_order_of_the_original(trial):
+    one = trial()
+    listed = [event["name"] for event in rpc(one, "events_list")["Events"] if event["name"].startswith("E_UL_")]
+    assert listed == ["E_UL_AOR_INSERT", "E_UL_AOR_DELETE", "E_UL_CONTACT_INSERT", "E_UL_CONTACT_UPDATE", "E_UL_CONTACT_DELETE",
+                      "E_UL_CONTACT_REFRESH", "E_UL_LATENCY_UPDATE"]
+    assert rpc(one, "event_subscribe", ["E_UL_CONTACT_REFRESH", "udp:127.0.0.1:9"]) == "OK"
+
+
 def test_parameters_without_effect_are_accepted(trial):
-    assert rpc(trial(nat_bflag="NAT", cluster_mode="none", latency_event_min_us=5), "ul_flush") == "OK"
+    assert rpc(trial(cluster_mode="none", latency_event_min_us=5), "ul_flush") == "OK"
 
 
 ###############################################################################
@@ -240,7 +251,11 @@ def test_the_timer_removes_what_expired(start):
 LOCATION = """contact_id(long) username(string) domain(string,null) contact(string) received(string,null) path(string,null)
 expires(int) q(double) callid(string) cseq(int) last_modified(time) flags(int) cflags(string,null) user_agent(string)
 socket(string,null) methods(int,null) sip_instance(string,null) kv_store(string,null) attr(string,null)""".replace("\n", " ")
-FIRST = (63453 << 46) + (5 << 14) + 100
+
+
+def contact_id(aor, label=5, number=100):
+    """A ContactID of an AOR."""
+    return ((opensips.core_hash(aor.encode()) & 0xFFFF) << 46) + (label << 14) + number
 
 
 def with_table(tmp_path, *rows, version=1013):
@@ -250,16 +265,17 @@ def with_table(tmp_path, *rows, version=1013):
     return f"text://{tmp_path}"
 
 
-ROWS = (f"{FIRST}:alice:example.com:sip\\:a@10.0.0.1:::0:-1:cid:7:0:3:NAT:agent:udp\\:127.0.0.1\\:5060:::kv:at",
+FIRST = contact_id("alice")
+ROWS = (f"{FIRST}:alice:example.com:sip\\:a@10.0.0.1:::0:-1:cid:7:0:3:NAT:agent:udp\\:127.0.0.1\\:5060:::{{\"k\"\\:1}}:at",
         f"{FIRST + 1}:alice:example.com:sip\\:b@10.0.0.1:sip\\:r:<sip\\:p>:2000000000:0.5:cid2:8:0:0::agent::31:urn\\:x::")
 
 
 def test_contacts_come_from_a_table(trial, tmp_path):
-    one = trial(db_mode=1, db_url=with_table(tmp_path, *ROWS))
+    one = trial(db_mode=1, nat_bflag="NAT", mi_dump_kv_store=1, db_url=with_table(tmp_path, *ROWS))
     second, first = contacts(one)
     assert first == {"Contact": "sip:a@10.0.0.1", "ContactID": str(FIRST), "Expires": "permanent", "Q": "", "Callid": "cid",
                      "Cseq": 7, "User-agent": "agent", "State": "CS_SYNC", "Flags": 3, "Cflags": "NAT",
-                     "Socket": "udp:127.0.0.1:5060", "Methods": 4294967295, "Attr": "at", "KV-Store": "kv"}
+                     "Socket": "udp:127.0.0.1:5060", "Methods": 4294967295, "Attr": "at", "KV-Store": '{"k":1}'}
     assert (second["Received"], second["Path"], second["SIP_instance"], second["Methods"], second["Q"]) == (
         "sip:r", "<sip:p>", "urn:x", 31, "0.5")
     ask(one, ADD.format("alice", "c", 0))
@@ -268,8 +284,44 @@ def test_contacts_come_from_a_table(trial, tmp_path):
 
 
 def test_with_use_domain_the_domain_is_in_the_aor(trial, tmp_path):
-    one = trial(db_mode=1, use_domain=1, db_url=with_table(tmp_path, *ROWS))
+    rows = [re.sub(r"^\d+", f"{contact_id('alice@example.com', number=number)}", row) for number, row in enumerate(ROWS)]
+    one = trial(db_mode=1, use_domain=1, db_url=with_table(tmp_path, *rows))
     assert len(contacts(one, "alice@example.com")) == 2
+
+
+LEFT_OUT = [  # in a row, what stands for it, and why that leaves the row out
+    ("sip\\:a@10.0.0.1", "a@10.0.0.1", "has the contact 'a@10.0.0.1', which is no URI"),
+    ("sip\\:a@10.0.0.1", r"\0", "has no contact"),
+    (f"{FIRST}", f"{FIRST + (1 << 46)}", f"has the contact_id {FIRST + (1 << 46)}, which is none of 'alice'"),
+    (":alice:", r":\0x:", "has no username"), (":cid:", r":\0:", "has no callid")]
+
+
+@pytest.mark.parametrize("use_domain, wrong", [(0, LEFT_OUT), (1, [("example.com", "", "has no domain")])])
+def test_rows_that_the_original_leaves_out_are_logged(start, tmp_path, use_domain, wrong):
+    url = with_table(tmp_path, *[ROWS[0].replace(old, new) for old, new, _ in wrong])
+    server = start(f'{LINES}modparam("usrloc", "db_mode", 1)\nmodparam("usrloc", "db_url", "{url}")\n'
+                   f'modparam("usrloc", "use_domain", {use_domain})\n')
+    for number, (_, _, why) in enumerate(wrong, 2):
+        server.wait_log(f"location:{number}: the row is left out: it {why}")
+    assert server.ask(b":ul_dump:\n") == b"200 OK\nDomain:: location hash_size=512\n\n"
+
+
+@pytest.mark.parametrize("column, shown", [
+    ('{"b":"x\\"y","a":-7,"c":[1]}', '{"a":-7,"b":"x\\"y"}'), ("{}", None), ("[1]", None), ("kv", None), ("", None)])
+def test_the_kv_store_of_a_row_is_shown_if_wanted(trial, tmp_path, column, shown):
+    field = column.replace("\\", "\\\\").replace(":", "\\:")
+    url = with_table(tmp_path, ROWS[0].replace('{"k"\\:1}', field))
+    assert contacts(trial(db_mode=1, mi_dump_kv_store=1, db_url=url))[0].get("KV-Store") == shown
+    assert "KV-Store" not in contacts(trial(db_mode=1, db_url=url))[0]
+
+
+@pytest.mark.parametrize("lines, shown", [
+    ("", ""), ('modparam("usrloc", "nat_bflag", "NAT")', "NAT"),
+    ('route { resetbflag("NAT"); }', "NAT"),
+    ("route { if (isbflagset(1, NAT)) exit; }", "NAT"), ('route { setbflag("NAT", 1); }', "NAT"), ("route { setbflag(N); }", "")])
+def test_the_flags_of_a_row_are_those_that_the_configuration_has(trial, tmp_path, lines, shown):
+    one = trial(f"{lines}\n", db_mode=1, db_url=with_table(tmp_path, *ROWS))
+    assert contacts(one)[1]["Cflags"] == shown
 
 
 def test_written_back_contacts_are_in_the_table_after_a_flush(trial, tmp_path):
@@ -329,6 +381,44 @@ def test_a_database_of_another_kind_is_taken_as_empty(start):
 
 
 ###############################################################################
+# What real servers answered
+###############################################################################
+
+
+def lab_register(dialect, given):
+    """The request for what a REGISTER did, given as the arguments of lab_register."""
+    if dialect == "jsonrpc":
+        return json.dumps({"jsonrpc": "2.0", "method": "lab_register", "params": given, "id": 1}).encode()
+    words = [f"{name}::{value}" if name not in ("table", "aor", "contact") else value for name, value in given.items()]
+    return "\n".join([":lab_register:", *words, ""]).encode()
+
+
+@pytest.mark.parametrize("version, dialect, port", [("24", "text", 5170), ("34", "jsonrpc", 5480)])
+@pytest.mark.parametrize("group", ["back", "order", "newest", "matching", "kept", "min", "minmax", "max", "least", "loaded",
+                                   "newestloaded", "kvstore", "flags", "domains", "tables"])
+def test_as_recorded(start, tmp_path, group, version, dialect, port):
+    """The replies and the events, with the parameters and the rows of the table that the recording server had."""
+    head, *rows = [row for row in rows_of(f"usrloc{version}.jsonl") if row["id"].startswith(f"{group}-")]
+    url = with_table(tmp_path, *head["location"])
+    lines = [f"socket=udp:127.0.0.1:{port}", LINES, f'modparam("usrloc", "db_url", "{url}")', *head["lines"], ""]
+    server = start("\n".join(lines))
+    listener = subscribed(server, dialect, "E_UL_AOR_INSERT", "E_UL_AOR_DELETE", "E_UL_CONTACT_INSERT", "E_UL_CONTACT_UPDATE",
+                          "E_UL_CONTACT_DELETE")
+    client = server.client()
+    for row in rows:
+        reply = client.ask(row["request"] or lab_register(dialect, row["lab"]))
+        assert b"OK" in reply if row["reply"] is None else differs(row, reply) is None, (row, reply)
+        for event in row["events"]:
+            assert moment_free(listener.receive()) == moment_free(event.encode())
+    assert listener.receive(0.1) is None
+
+
+def moment_free(event):
+    """An event without the moment of an expiry."""
+    return re.sub(rb'(expires(?:::|":))\d{10}\b', rb"\1T", event)
+
+
+###############################################################################
 # lab_register
 ###############################################################################
 
@@ -343,6 +433,32 @@ def test_lab_register_leaves_what_a_register_does(trial):
                     "sip_instance::<urn:uuid:00000000-0000-1000-8000-000A95A0E128>\n") == "200 OK\n\n"
     free = re.compile(r"(ContactID|Expires):: \d+")
     assert free.sub("", ask(one, ":ul_show_contact:\nlocation\nnatty\n")) == free.sub("", row["text_reply"])
+
+
+@pytest.mark.parametrize("given, with_domain, without", [
+    ("sip:A%20b@D:5060;x=y", "A b@d", "A b"), ("SIPS:al:secret@[2001:DB8::1]:5061?h=v", "al@[2001:db8::1]", "al"),
+    ("sip:a;b?c@h", "a;b?c@h", "a;b?c"), ("Al@D:5060", "Al@D:5060", "Al")])
+def test_lab_register_takes_the_aor_from_a_uri(trial, given, with_domain, without):
+    for use_domain, aor in ((1, with_domain), (0, without)):
+        one = trial(use_domain=use_domain)
+        assert rpc(one, "lab_register", ["location", given, "sip:1@h"]) == "OK"
+        assert f"\tAOR:: {aor}\n" in ask(one, ":ul_dump:\nbrief\n")
+
+
+@pytest.mark.parametrize("lines, socket", [
+    ("", None), ("listen=*:5060\nsocket=udp:eth0:5060\nlisten=hep_udp:127.0.0.1:9060", None),
+    ("listen=udp:127.0.0.1:5170\nlisten=tcp:127.0.0.1:5171", "udp:127.0.0.1:5170"), ("listen=192.0.2.1", "udp:192.0.2.1:5060"),
+    ("socket=hep_udp:127.0.0.1:9060\nsocket=tls:[::1] use_workers 2", "tls:[::1]:5061"),
+    ("listen=wss:192.0.2.1", "wss:192.0.2.1:443")])
+def test_contacts_and_calls_have_the_first_socket_of_the_server(trial, lines, socket):
+    """Unless another is given."""
+    one = trial(f'{lines}\nloadmodule "dialog.so"\n')
+    for aor, given in (("a", {}), ("b", {"socket": "udp:h:1"}), ("c", {"socket": ""})):
+        assert rpc(one, "lab_register", {"table": "location", "aor": aor, "contact": "sip:x@h", **given}) == "OK"
+        assert rpc(one, "lab_call", {"callid": aor, "from_uri": "sip:x@h", "to_uri": "sip:y@h", **given}) == "OK"
+    assert [contacts(one, aor)[0].get("Socket") for aor in "abc"] == [socket, "udp:h:1", None]
+    sockets = [rpc(one, "dlg_list", {"callid": aor})["Dialog"]["caller_bind_addr"] for aor in "ab"]
+    assert sockets == [socket or "udp:127.0.0.1:5060", "udp:h:1"]
 
 
 def test_lab_register_takes_options_by_name_in_jsonrpc(trial):
@@ -417,11 +533,11 @@ def test_a_socket_of_a_row_is_shown_if_the_server_has_it(tmp_path):
 
 @pytest.mark.parametrize("route, tables", [
     ("", ["location"]), ('route { save("location"); }', ["location"]),
-    ('modparam("usrloc", "tables", "a; b")\nroute { save("c"); }', ["a", "b"]),
+    ('modparam("usrloc", "tables", "a; b")\nroute { save("c"); }', ["b", "a"]),
     ('route { if (is_method("REGISTER")) { save("users", "c1"); } lookup("aliases"); lookup("users"); save($var(x)); }',
-     ["users", "aliases"])])
+     ["aliases", "users"])])
 def test_tables_are_those_that_the_script_uses(route, tables):
-    """Unless they are set."""
+    """Unless they are set. A dump has the last first."""
     with mi.Trial(f'loadmodule "usrloc.so"\n{route}') as one:
         assert [domain["name"] for domain in rpc(one, "ul_dump")["Domains"]] == tables
         assert f"usrloc:{tables[-1]}-contacts:: 0" in ask(one, ":get_statistics:\nusrloc:\n")
