@@ -2,7 +2,8 @@
 
 A request has a socket of its own for as long as it waits, so no reply can get to another client. Sockets are used again, the one
 that rested longest first, if it heard nothing since; one whose request timed out waits for the late reply, to count it, and is
-closed. Where the server's queue is full, requests wait in ours; a socket connected to the server is writable when that has read.
+closed. If the server ever answers a request twice, no socket is used again. Where the server's queue is full, requests wait in
+ours; a socket connected to the server is writable when that has read.
 """
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ LATE_S = 10.0  # how long a socket waits for a late reply
 QUEUE_BYTES = 16 << 20  # of requests that wait to be sent to a server, in each child, and of those of one client:
 CLIENT_BYTES = QUEUE_BYTES // 4
 REQUEST_BYTES = 1000  # that a request takes besides its own
-RESTING = 8  # sockets that rest, so that a second reply to a request meets none that waits for another
+RESTING = 64  # sockets that rest, so that a second reply to a request meets none that waits for another
 RECIPES_BYTES = 4 << 20  # of what commands take
 SAME_REPLIES = 50  # that are not translated anew when they come again
 RETRY_S = 0.005  # how often those are tried that nothing wakes up
@@ -210,6 +211,7 @@ class Upstream:
         self.held: collections.Counter[Any] = collections.Counter()  # bytes of those that wait, by client
         self.bytes = 0  # of them all
         self.late: dict[Slot, float] = {}  # until when their late replies are waited for
+        self.answers_twice = False  # it did, so each request gets a new socket
         self.mute: Slot | None = None  # sends notifications, and hears what a server may answer to them
         tick_s = max(0.005, min(0.5, self.timeout_s / TICKS))
         self.timer = loop.timer(tick_s, tick_s)
@@ -281,7 +283,7 @@ class Upstream:
         slot = self.mute
         try:
             if asked.request.answered or slot is None:
-                slot = self.rested() if len(self.free) > RESTING else self.new_slot() or self.rested()
+                slot = len(self.free) > RESTING and self.rested() or self.new_slot() or self.rested()
             if slot is None:
                 return False
             if self.unix:
@@ -313,7 +315,7 @@ class Upstream:
             slot = self.free.popleft()
             try:
                 slot.socket.recv(1, socket.MSG_PEEK)
-                self.count("late")
+                self.second_reply()
             except BlockingIOError:
                 return slot
             except OSError:  # of UDP: nobody listened there
@@ -375,16 +377,34 @@ class Upstream:
             return
         asked = self.in_flight.get(slot)
         fits = asked.has(reply) if asked else False
-        if asked is None:
-            self.forget(slot)
         if asked is None or fits is False:
-            self.count("late")
-            return
+            is_second = slot not in self.late
+            if asked is None:
+                self.forget(slot)
+            return self.second_reply() if is_second else self.count("late")
         del self.in_flight[slot]
-        self.free.append(slot)
+        self.rest(slot)
         self.replied(asked, reply, fits is None)
         if self.waiting and not self.room:
             self.flush()
+
+    def second_reply(self) -> None:
+        """The server answered a request twice: count it, and use no socket again, because text has no ids to compare."""
+        self.count("late")
+        if not self.answers_twice:
+            self.answers_twice = True
+            self.ctx.log.warning("upstream %s answers requests twice: each gets a new socket from now on", self.name)
+        for slot in list(self.free):
+            self.forget(slot)
+
+    def rest(self, slot: Slot) -> None:
+        """Leave a socket whose request is answered for another one, or, if it must not be used again, for a second reply."""
+        if not self.answers_twice:
+            self.free.append(slot)
+            return
+        self.late[slot] = time.monotonic() + LATE_S
+        if len(self.late) > self.target.inflight:
+            self.forget(next(iter(self.late)))
 
     def read(self, slot: Slot) -> bytes | None:
         """The datagram that came, None if it is from somebody else than the server; OSError."""

@@ -317,6 +317,32 @@ def test_a_second_reply_meets_no_other_request(start, puppet):
     assert client.receive() == b"200 two\n\n"
 
 
+def test_a_second_reply_that_comes_much_later_meets_no_other_request(start, puppet):
+    front, places = start(gateway_to(puppet.path, more='modparam("upstream", "keep", "ps")')), []
+    client, other = front.client(), front.client()
+
+    def ask(request):
+        client.send(request)
+        places.append(puppet.hear()[1])
+        puppet.socket.sendto(b"200 OK\n\n", places[-1])
+        assert client.receive() == b"200 OK\n\n"
+
+    for request in [*14 * [UPTIME], b":twice:\n", *60 * [UPTIME]]:
+        ask(request)
+    other.send(b":slow:\n")
+    _, place = puppet.hear()
+    puppet.socket.sendto(b"200 of another\n\n", places[14])
+    puppet.socket.sendto(b"200 slow\n\n", place)
+    assert other.receive() == b"200 slow\n\n"
+    wait_for(lambda: b"late=1" in front.ask(b":upstream_list:\n"))
+    places.clear()
+    for _ in range(70):  # such a server never gets a socket again
+        ask(UPTIME)
+    assert len({*places}) == len(places) and front.log.count("answers requests twice") == 1
+    puppet.socket.sendto(b"200 of another\n\n", places[-1])
+    wait_for(lambda: b"late=2" in front.ask(b":upstream_list:\n"))
+
+
 def test_a_server_that_stood_still_is_asked_in_its_dialect(start):
     behind = start('modparam("midatagram", "dialect", "text")')
     front = start(gateway_to(f"{behind.place};timeout=300"))
