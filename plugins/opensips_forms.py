@@ -576,7 +576,8 @@ NAMES_40 = """
 blacklists -: list=list_blacklists check_all=check_blacklists check=check_blacklist add_rule=add_blacklist_rule
   del_rule=del_blacklist_rule
 core -: uptime version pwd arg which ps kill log_level xlog_level log_level_filter log_mute_state reload_routes help
-tcp -: list=list_tcp_conns trace=tcp_trace
+  profiling_proc
+tcp -: list=list_tcp_conns trace=tcp_trace close
 mem mem_: shm_check=shm_check=mem_shm_check pkg_dump shm_dump rpm_dump
 cache cache_: store fetch remove
 status_report sr_list_: get=sr_get_status status reports identifiers
@@ -633,6 +634,7 @@ presence_callinfo sca_: list_lines release_line set_log_level
 presence_dfks dfks_: set_feature
 msrp msrp_: trace
 tls tls_: trace
+bins tls_: trace
 ws ws_: trace
 wss wss_: trace
 pua_mi pua_: publish subscribe
@@ -668,7 +670,7 @@ def names_of(table: str) -> dict[str, tuple]:
         for word in words.split():
             name, *old = word.split("=")
             every = (*(old or [f"{prefix.strip('-')}{name}"]), f"{module}:{name}")
-            names.update(dict.fromkeys(every, every))
+            names.update({one: tuple(dict.fromkeys((*names.get(one, ()), *every))) for one in every})
     return names
 
 

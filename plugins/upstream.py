@@ -28,6 +28,7 @@ import midatagram as mi
 
 events = mi.shared("upstream_events")
 behind = events.behind  # not another one, which would look up hosts anew
+translation = behind.translation
 mi.shared("cjson")  # what servers read in another way than the standard library must not get past the access lists
 NAMES, FIGURES, LEVELS = behind.NAMES, behind.FIGURES, behind.LEVELS
 
@@ -410,6 +411,8 @@ class Gateway:
             if upstream.known is None:
                 upstream.wait(deadline_s)
             epoch = upstream.epoch  # before what may wait
+            for full in upstream.full_names.get(request.name, ()):
+                is_restricted |= self.is_restricted_as(full, ctx)
             asked = upstream.asked_of(request, data)
         except mi.Error as error:
             return refused(error)
@@ -424,6 +427,16 @@ class Gateway:
         upstream.put(asked)
         done = result.get()
         return self.answer(done[0], done[1], True)
+
+    def is_restricted_as(self, full: str, ctx: Any) -> bool:
+        """Whether a command is restricted under the full name that the server has for the one that was asked for; mi.Error if
+        it is switched off, or this client may not use it."""
+        is_off, is_restricted, _, _ = self.judge(full)
+        if is_off:
+            raise translation.not_there("", ctx.request.dialect)
+        if is_restricted and not self.access.allows(self.server.registry.catch_all, ctx.caller, full):
+            raise mi.Error(403, "Forbidden")
+        return is_restricted
 
     def again(self, plan: Plan, data: bytes, caller: Any, request_id: bytes) -> mi.Answer | None:
         """Send a request that is the same as another one but for its id; None if it has to be looked at anew."""

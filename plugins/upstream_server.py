@@ -222,6 +222,7 @@ class Upstream:
         self.view, self.believed = memoryview(self.buffer), frozenset[bytes]()
         self.recorder = recorder
         self.known: Known | None = None  # until it is found out
+        self.full_names: dict[str, list[str]] = {}  # of its commands, by the short name that 4.0 runs as well
         self.recipes = mi.Memo(RECIPES_BYTES)  # command -> one of its recipes_of()
         self.epoch = 0  # another one once it may be another server
         self.back_to_text = functools.lru_cache(SAME_REPLIES)(translation.reply_to_text)
@@ -587,7 +588,9 @@ class Upstream:
                 names, is_kamailio = listing, command == LISTINGS[1][1]
         known = Known(frozenset(dialects), names, None if names is None else frozenset(names), is_kamailio)
         if known != self.known and (answers or self.known is None):  # one that stands still is what it was
-            self.known = known
+            self.known, self.full_names = known, {}
+            for name in names or ():
+                self.full_names.setdefault(name.partition(":")[2], []).append(name)
             self.forget_recipes()
         return names if names is not None else reply if isinstance(reply, mi.Reply) else mi.Reply(
             502, f"upstream {self.name} lists no commands")

@@ -610,6 +610,31 @@ def test_access_lists_hold_for_a_short_name_of_4_0(start, puppet, keep):
     assert puppet.is_quiet()
 
 
+def test_access_lists_hold_for_a_short_name_of_a_command_that_only_the_server_knows(start, puppet):
+    """4.0 runs it as the one command of that name."""
+    needs_root()
+    listed = "which", "tcp:close", "core:profiling_proc", "bins:trace", "new:turn", "new:read", "other:write"
+    puppet.LISTS = {**puppet.LISTS, [*puppet.LISTS][0]: json.dumps({"result": listed, "id": 1}).encode()}
+    front = start(gateway_to(puppet.path, more='modparam("midatagram", "allow_command", "tcp:*, bins:*, new:r*: uid:12345")\n'
+                             'modparam("midatagram", "disable", "core:profiling_proc, new:t*, later:do")\n'))
+    client = front.client()
+
+    def passes(name):
+        client.send(asking(name))
+        assert puppet.play(b'{"result":"OK","id":1}') == [asking(name)]
+        return client.receive() == b'{"result":"OK","id":1}'
+
+    assert passes("write")  # meanwhile it says what it has
+    for name in ("tcp:close", "close", "bins:trace", "tls_trace", "trace", "new:read", "read"):
+        assert json.loads(client.ask(asking(name)))["error"] == {"code": 403, "message": "Forbidden"}, name
+        assert client.ask(f":{name}:\n".encode()) == b"403 Forbidden\n\n", name
+    for name in ("core:profiling_proc", "profiling_proc", "new:turn", "turn", "later:do", "do"):
+        assert json.loads(client.ask(asking(name)))["error"]["code"] == -32601, name
+        assert client.ask(f":{name}:\n".encode()) == b"500 command not available\n", name
+        assert json.loads(client.ask(b"[%b]" % asking(name)))[0]["error"]["code"] == -32601, name
+    assert passes("other:write")  # and nothing before
+
+
 def open_to_all(folder):
     """Let other users reach what is in a folder."""
     for one in [folder, *list(folder.parents)[:-2]]:
