@@ -474,6 +474,7 @@ OF_COMMANDS = {  # the same for single commands
     **{("tcp_trace", message): "500 Server Internal Error" for message in ("Invalid params", "Bad parameter value")},
 }
 INDENT = "\t"
+BAD_PARAMS = -32602
 BARE = ("500 command not available", "500 command failed", "400 parse_error")  # without an empty line behind them
 COUNT = re.compile("Too few or too many|Named parameters do not match|only supports named|Ambiguous|Empty array")
 EMPTY: dict = {  # command -> result of 3.x that has nothing, and the reply of 2.4
@@ -504,15 +505,17 @@ def reply_to_text(request: bytes, reply: bytes) -> bytes:
 def error_in_text(name: str, error: Any) -> str:
     """The reply of 2.4 for an error of 3.x."""
     error = error if isinstance(error, dict) else {"message": error}
-    code, message, data = error.get("code"), text_of(error.get("message", "")), error.get("data")
+    code, message, data = error.get("code"), text_of(error.get("message") or ""), error.get("data")
+    message = message or ("Invalid params" if code == BAD_PARAMS else "Server error")
     if (name, message) == ("cache_fetch", "Value not found"):
         return "200 OK\nValue not found\n\n"
     line = OF_COMMANDS.get((name, message)) or IN_TEXT.get(message)
     if message == "Invalid params" and name != "tcp_trace" and COUNT.search(f"{data}"):
         line = f"{401 if name == 'list_all_profiles' else 400} Too few or too many arguments"
     if not line:
-        own = isinstance(code, int) and code > 0  # not one of JSON-RPC's
-        line = f"{code if own else 500} {message}{f': {data}' if data and not own else ''}".replace("\n", " ")
+        own = isinstance(code, int) and 100 <= code <= 999  # not one of JSON-RPC's
+        status, detail = code if own else 400 if code == BAD_PARAMS else 500, f": {data}" if data and not own else ""
+        line = f"{status} {message}{detail}".replace("\n", " ")
     return f"{line}\n" if line in BARE else f"{line}\n\n"
 
 

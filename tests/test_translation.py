@@ -517,7 +517,9 @@ def test_a_reply_that_has_not_the_form_of_its_command_is_translated_by_the_rule(
      b"500 Method ambiguous: supported names: a:x, b:x\n\n"),
     ("x", {"code": 404, "message": "AOR\nnot found", "data": "more"}, b"404 AOR not found\n\n"),
     ("x", {"code": 500, "message": "Internal error"}, b"500 Server Internal Error\n\n"),
-    ("x", "odd", b"500 odd\n\n"), ("x", {}, b"500 \n\n"),
+    ("x", "odd", b"500 odd\n\n"), ("x", {}, b"500 command failed\n"),
+    ("x", {"code": -32602, "message": "Bad PID"}, b"400 Bad PID\n\n"), ("x", {"code": -32602}, b"400 Bad parameter\n\n"),
+    ("x", {"code": 99999999999, "message": "far"}, b"500 far\n\n"), ("x", {"code": 99, "message": "near"}, b"500 near\n\n"),
     ("cache_fetch", {"code": 400, "message": "Value not found"}, b"200 OK\nValue not found\n\n"),
     ("ul_sync", {"code": 200, "message": "Contacts already synced"}, b"200 Contacts already synced\n\n")])
 def test_errors_of_a_jsonrpc_server(name, error, reply):
