@@ -45,6 +45,9 @@ SAME_REPLIES = 50  # that are not translated anew when they come again
 RETRY_S = 0.005  # how often those are tried that nothing wakes up
 TICKS = 50  # how often in its time limit it is looked whether a request is too old
 PLAIN_REPLY = re.compile(rb"[0-9]{1,10}[ \n]")  # the first line of a text reply
+PLAIN_ERROR = re.compile(rb"[3-9][0-9]{2} [^\n]+\n?")  # of a server of JSON-RPC, which has but a few of these
+STARTS = tuple(b'{%b"jsonrpc":%b"2.0",%b"%b":' % (line, blank, line, member) for line, blank in ((b"", b""), (b"\n\t", b"\t"))
+               for member in (b"result", b"error"))  # of a JSON-RPC reply, as OpenSIPS and Kamailio write it
 CREDENTIALS = socket.CMSG_SPACE(struct.calcsize("3i"))
 FULL = (errno.EAGAIN, errno.ENOBUFS)
 LISTINGS = ("jsonrpc", "which"), ("jsonrpc", "system.listMethods"), ("text", "which")  # the second is Kamailio's
@@ -90,17 +93,18 @@ class Asked:
             return True if PLAIN_REPLY.match(reply) else None
         number = self.request.id
         request_id = b"%d" % number if type(number) is int else mi.encode(mi.json_text(number))
-        end = reply[-len(request_id) - 64:].rstrip(b"} \t\r\n")
-        if end.endswith(request_id) and end[:-len(request_id)].rstrip(b": \t\r\n").endswith(b'"id"'):
+        if reply.startswith(STARTS) and reply.endswith((b',"id":%b}' % request_id, b',\n\t"id":\t%b\n}' % request_id)):
+            return True  # which spares reading it
+        if PLAIN_ERROR.fullmatch(reply):
             return True
         try:
             message = mi.read_json(reply)
         except mi.ParseError:
-            return True if PLAIN_REPLY.match(reply) else None
+            return None
         if not isinstance(message, dict) or not {"result", "error"} & message.keys():
-            return True if PLAIN_REPLY.match(reply) else None
+            return None
         is_cut = isinstance(number, float) or isinstance(number, int) and not -2**31 <= number < 2**31  # 3.x has 32 bits
-        return "id" in message and (is_cut or message["id"] == number)
+        return "id" in message and (is_cut or message["id"] == number or number is None and message["id"] == 0)  # of Kamailio
 
 
 class Slot:

@@ -155,6 +155,8 @@ def test_kamailio(start, tmp_path):
         front = start(gateway_to(place, more='modparam("upstream", "route", "core.nothing: main")'))
         for request in (asking("core.version"), asking("nope"), asking("core.echo", "a", 1)):
             assert front.ask(request) == mi.ask(place, request, 5.0)
+        nothing = asking("core.version", request_id="null")
+        assert front.ask(nothing) == mi.ask(place, nothing, 5.0)  # whose id is 0
         client = front.client()
         client.send(b'{"jsonrpc": "2.0", "method": "core.version"}')  # it answers that
         assert json.loads(client.ask(asking("core.echo", "x")))["result"] == ["x"]
@@ -428,9 +430,15 @@ def test_garbage_is_an_error(start, puppet):
         client.send(asking("x"))
         puppet.play(garbage)
         assert json.loads(client.receive()) == error(502, "upstream main answered garbage")
-    client.send(asking("x"))
-    puppet.play(b"400 Parse_error")  # as 3.x has it
-    assert client.receive() == b"400 Parse_error"
+    for garbage in (b'%$#! not json "id":1}', b'\0\0\0"id":1}', b'{"jsonrpc":"2.0","result":{"a":"id":1}',
+                    b'{"jsonrpc":"2.0","id":1}', b"200 OK\nx:: 1\n\n", b"200 ", b"400 two\nlines\n\n"):
+        client.send(asking("x"))
+        puppet.play(garbage)
+        assert json.loads(client.receive()) == error(502, "upstream main answered garbage"), garbage
+    for reply in (b"400 Parse_error", b"500 Internal error", b'\n{ "id": 1, "result": {"id": 2}}', b'{"error": {}, "id": 1}'):
+        client.send(asking("x"))  # plain as 3.x has them
+        puppet.play(reply)
+        assert client.receive() == reply
 
 
 def test_only_the_owner_of_the_socket_is_believed(start, puppet):
