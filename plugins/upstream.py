@@ -28,7 +28,7 @@ import midatagram as mi
 
 events = mi.shared("upstream_events")
 behind = events.behind  # not another one, which would look up hosts anew
-translation = behind.translation
+translation, refused = behind.translation, behind.refused
 mi.shared("cjson")  # what servers read in another way than the standard library must not get past the access lists
 NAMES, FIGURES, LEVELS = behind.NAMES, behind.FIGURES, behind.LEVELS
 
@@ -553,14 +553,6 @@ class Gateway:
             if upstream.relay:
                 upstream.relay.close()
             upstream.close()
-
-
-def refused(error: mi.Error) -> Any:
-    """The reply for an error, which is a built-in one if it reads as such."""
-    for refusal in (mi.NOT_AVAILABLE, mi.PARSE_ERROR):
-        if (error.code, error.reason) == refusal[:2]:
-            return refusal
-    return mi.Reply(error.code, error.reason, result=error.with_traceback(None))
 
 
 BLANKS = bytes(range(1, 33))  # what 3.x passes over before a request

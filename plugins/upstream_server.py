@@ -12,7 +12,6 @@ import contextlib
 import errno
 import functools
 import glob
-import itertools
 import os
 import re
 import socket
@@ -45,6 +44,7 @@ SAME_REPLIES = 50  # that are not translated anew when they come again
 RETRY_S = 0.005  # how often those are tried that nothing wakes up
 TICKS = 50  # how often in its time limit it is looked whether a request is too old
 PLAIN_REPLY = re.compile(rb"[0-9]{1,10}[ \n]")  # the first line of a text reply
+FOREIGN = {"text": b"400 Parse_error", "jsonrpc": b"500 command not available\n"}  # what is said to it in the other dialect
 PLAIN_ERROR = re.compile(rb"[3-9][0-9]{2} [^\n]+\n?")  # of a server of JSON-RPC, which has but a few of these
 STARTS = tuple(b'{%b"jsonrpc":%b"2.0",%b"%b":' % (line, blank, line, member) for line, blank in ((b"", b""), (b"\n\t", b"\t"))
                for member in (b"result", b"error"))  # of a JSON-RPC reply, as OpenSIPS and Kamailio write it
@@ -172,6 +172,14 @@ def one_request(request: mi.Request) -> bytes:
     params = {} if request.params is None else {"params": request.params}
     number = {"id": request.id} if request.answered else {}
     return mi.encode(mi.json_text({"jsonrpc": "2.0", "method": request.name, **params, **number}))
+
+
+def refused(error: mi.Error) -> Any:
+    """The reply for an error, which is a built-in one if it reads as such."""
+    for refusal in (mi.NOT_AVAILABLE, mi.PARSE_ERROR):
+        if (error.code, error.reason) == refusal[:2]:
+            return refusal
+    return mi.Reply(error.code, error.reason, result=error.with_traceback(None))
 
 
 def listed(reply: bytes) -> list[str] | None:
@@ -442,13 +450,52 @@ class Upstream:
         self.level()
         if self.counters.slots[self.columns["down"]]:
             self.change(None)
+        if (is_garbage or reply in FOREIGN.values()) and self.is_foreign(asked, reply):
+            return self.repeat(asked, reply, is_garbage)
+        return self.accept(asked, reply, is_garbage)
+
+    def accept(self, asked: Asked, reply: bytes, is_garbage: bool) -> None:
+        """Answer a request with its reply, or with an error if that is garbage."""
         if is_garbage:
             self.ctx.log.warning("upstream %s answered garbage: %a", self.name, reply[:80], extra={"once": self.name})
             return self.fail(asked, mi.Reply(502, f"upstream {self.name} answered garbage"))
         self.count("replies", asked)
         if self.recorder and asked.ctx:
-            self.recorder.keep(asked.data, reply, (now_s - asked.sent_s) * 1000)
+            self.recorder.keep(asked.data, reply, (self.replied_s - asked.sent_s) * 1000)
         return asked.done((asked, reply))
+
+    def is_foreign(self, asked: Asked, reply: bytes) -> bool:
+        """Whether a reply to a client's request may be of a server of the other dialect, which cannot have run it."""
+        is_text = asked.request.dialect == "text"
+        return bool(asked.ctx) and self.target.dialect == "auto" and (
+            reply == FOREIGN[asked.request.dialect] or is_text and reply.startswith(STARTS))
+
+    def repeat(self, asked: Asked, reply: bytes, is_garbage: bool) -> None:
+        """Learn what the server is now, and repeat a request if it speaks the other dialect; else the reply counts."""
+        import gevent
+
+        def learn_and_ask() -> None:
+            for _ in range(2):  # what is under way may have begun before
+                self.learn()
+                self.learner.join(max(asked.deadline_s - time.monotonic(), 0))
+                if self.known and self.known.dialects and asked.request.dialect not in self.known.dialects:
+                    self.count("replies", asked)
+                    return self.ask_anew(asked)
+            return self.accept(asked, reply, is_garbage)
+
+        gevent.spawn(learn_and_ask)
+
+    def ask_anew(self, asked: Asked) -> None:
+        """Send a client's request in the dialect that the server is known to speak; may wait."""
+        try:
+            anew = self.asked_of(asked.ctx.request, asked.origin or asked.data)
+        except mi.Error as error:
+            return asked.done((asked, refused(error)))
+        except Exception:  # the seam: a mistake in the translation costs one request
+            self.ctx.log.exception("command %s cannot be translated", asked.ctx.request.name)
+            return asked.done((asked, mi.COMMAND_FAILED))
+        asked.data, asked.request, asked.origin, asked.back = anew.data, anew.request, anew.origin, anew.back
+        return self.put(asked)
 
     def fail(self, asked: Asked, reply: mi.Reply) -> None:
         """Answer a request with an error of ours."""
@@ -473,7 +520,7 @@ class Upstream:
     def tick(self) -> None:
         """Answer requests that are too old with an error, and close sockets that have waited for late replies."""
         now_s = time.monotonic()
-        for slot, asked in list(itertools.takewhile(lambda item: item[1].deadline_s <= now_s, self.in_flight.items())):
+        for slot, asked in [item for item in self.in_flight.items() if item[1].deadline_s <= now_s]:
             del self.in_flight[slot]
             self.late[slot] = now_s + LATE_S
             self.expire(asked)
@@ -592,12 +639,20 @@ class Upstream:
                 names, is_kamailio = listing, command == LISTINGS[1][1]
         known = Known(frozenset(dialects), names, None if names is None else frozenset(names), is_kamailio)
         if known != self.known and (answers or self.known is None):  # one that stands still is what it was
-            self.known, self.full_names = known, {}
-            for name in names or ():
-                self.full_names.setdefault(name.partition(":")[2], []).append(name)
-            self.forget_recipes()
+            self.become(known)
         return names if names is not None else reply if isinstance(reply, mi.Reply) else mi.Reply(
             502, f"upstream {self.name} lists no commands")
+
+    def become(self, known: Known) -> None:
+        """The server is another one than before."""
+        before, self.known, self.full_names = self.known, known, {}
+        for name in known.listed or ():
+            self.full_names.setdefault(name.partition(":")[2], []).append(name)
+        self.forget_recipes()
+        if before and before.dialects and known.dialects and known.dialects != before.dialects:
+            self.ctx.log.warning("upstream %s speaks %s now", self.name, " and ".join(sorted(known.dialects)))
+            if self.relay:
+                self.relay.renew()
 
     def forget_recipes(self) -> None:
         """Ask anew what its commands take."""

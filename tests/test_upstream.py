@@ -793,7 +793,39 @@ def test_a_server_that_speaks_another_dialect_after_a_restart(start):
     behind.stop()
     assert json.loads(front.ask(asking("pwd"))) == error(503, "upstream main is not reachable")
     behind = start('modparam("midatagram", "dialect", "jsonrpc")\n', place=behind.place)
-    wait_for(lambda: front.ask(b":pwd:\n") == f"200 OK\nWD:: {behind.folder}\n\n".encode(), what="the other dialect")
+    assert front.ask(b":pwd:\n") == f"200 OK\nWD:: {behind.folder}\n\n".encode()
+    behind.stop()
+    assert front.ask(b":pwd:\n") == TEXT_503
+    behind = start('modparam("midatagram", "dialect", "text")\n', place=behind.place)
+    assert json.loads(front.ask(asking("pwd")))["result"] == {"WD": f"{behind.folder}"}
+
+
+@pytest.mark.parametrize("dialect, other", [("text", "jsonrpc"), ("jsonrpc", "text")])
+def test_a_server_in_whose_place_comes_one_of_the_other_dialect(start, dialect, other):
+    """Between two requests, so that none is lost and nothing else tells."""
+    behind = start(f'modparam("midatagram", "dialect", "{dialect}")\n')
+    front = start(gateway_to(behind.place))
+    requests = asking("pwd"), b":pwd:\n", b"[%b]" % asking("pwd")
+    for _ in range(4):
+        before = [front.ask(request) for request in requests]
+    behind.stop()
+    start(f'modparam("midatagram", "dialect", "{other}")\n', place=behind.place)
+    folder = re.compile(rb'WD(:: |":")[^"\n]+')
+    for _ in range(3):
+        assert [folder.sub(b"", front.ask(request)) for request in requests] == [folder.sub(b"", reply) for reply in before]
+    assert front.log.count(f"upstream main speaks {other} now") == 1
+
+
+def test_what_a_server_of_the_known_dialect_refuses_like_another_one_is_passed_on(start, puppet):
+    front = start(gateway_to(puppet.path))
+    client = front.client()
+    for _ in range(3):
+        client.send(b":x:\n")
+        assert puppet.play(b"400 Parse_error") == [b":x:\n"] and puppet.is_quiet() and client.receive() == b"400 Parse_error"
+        client.send(asking("x"))
+        assert puppet.play(b"500 command not available\n") == [asking("x")] and puppet.is_quiet()
+        assert client.receive() == b"500 command not available\n"
+    assert "speaks" not in front.log
 
 
 def test_a_server_that_is_there_later_and_speaks_another_dialect(start, tmp_path):
