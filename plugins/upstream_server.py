@@ -43,6 +43,7 @@ RECIPES_BYTES = 4 << 20  # of what commands take
 SAME_REPLIES = 50  # that are not translated anew when they come again
 RETRY_S = 0.005  # how often those are tried that nothing wakes up
 TICKS = 50  # how often in its time limit it is looked whether a request is too old
+CHANGES = 20  # of its state that are logged within seconds, if they read the same
 PLAIN_REPLY = re.compile(rb"[0-9]{1,10}[ \n]")  # the first line of a text reply
 FOREIGN = {"text": b"400 Parse_error", "jsonrpc": b"500 command not available\n"}  # what is said to it in the other dialect
 PLAIN_ERROR = re.compile(rb"[3-9][0-9]{2} [^\n]+\n?")  # of a server of JSON-RPC, which has but a few of these
@@ -556,10 +557,10 @@ class Upstream:
         self.counters.set(down, int(bool(why)))
         if why:
             self.down_s = time.monotonic()
-            self.ctx.log.error("upstream %s %s", self.name, why)
+            self.ctx.log.error("upstream %s %s", self.name, why, extra={"same": CHANGES})
         else:
             after = f" after {time.monotonic() - self.down_s:.1f} s" if self.down_s else ""
-            self.ctx.log.warning("upstream %s answers again%s", self.name, after)
+            self.ctx.log.warning("upstream %s answers again%s", self.name, after, extra={"same": CHANGES})
             self.forget_recipes()  # it may be another one
             self.learn()
             if self.relay:

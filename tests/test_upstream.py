@@ -242,8 +242,22 @@ def test_a_server_that_comes_back(start):
         assert front.ask(VERSION) == behind.ask(VERSION)
         assert json.loads(front.ask(asking("ps"))) == json.loads(behind.ask(asking("ps")))
         assert b"state=up" in front.ask(b":upstream_list:\n")
-    assert front.log.count("answers again") in (1, 2)  # the same line again is left out: where both took as long
+    assert front.log.count("answers again") == 2
     assert front.log.count("is not reachable") <= 3
+
+
+def test_each_change_of_its_state_is_logged(start, tmp_path):
+    front = start(gateway_to(f"{tmp_path}/puppet.sock;dialect=text"))
+    client = front.client()
+    for number in range(1, 5):
+        assert client.ask(UPTIME) == TEXT_503
+        with contextlib.closing(Puppet(tmp_path / "puppet.sock")) as puppet:
+            client.send(UPTIME)
+            assert puppet.play(b"200 OK\n\n") == [UPTIME] and client.receive() == b"200 OK\n\n"
+            puppet.is_quiet()  # it lists its commands
+        front.wait_log("answers again")
+        assert front.log.count("is not reachable: ") == front.log.count("answers again") == number
+    assert "left out" not in front.log
 
 
 def test_a_server_that_stands_still_is_flooded(start):
