@@ -346,7 +346,9 @@ class Gateway:
 
     def __init__(self, server: Any):
         import gevent
+        from gevent.local import local
 
+        self.batch = local()
         self.server, self.module = server, server.registry.modules_by_name["upstream"]
         ctx, settings = mi.Context(self.module), self.module.settings
         self.recorder = Recorder(server, settings["record"], ctx.log) if settings["record"] else None
@@ -406,7 +408,8 @@ class Gateway:
             upstream = self.upstream_of(ctx.caller, upstream)
         if is_events and upstream.relay:
             return upstream.relay.answers.answer(data, ctx.caller)
-        deadline_s = time.monotonic() + upstream.timeout_s
+        begun_s = self.batch_begun_s(ctx) if batch else time.monotonic()
+        deadline_s = begun_s + upstream.timeout_s
         try:
             if upstream.known is None:
                 upstream.wait(deadline_s)
@@ -415,6 +418,8 @@ class Gateway:
                 is_restricted |= self.is_restricted_as(full, ctx)
             asked = upstream.asked_of(request, data)
         except mi.Error as error:
+            if error.code in behind.NO_REPLY:
+                upstream.missed(error, begun_s)
             return refused(error)
         asked.ctx, asked.deadline_s = ctx, deadline_s
         if self.server.child and not batch and not self.wraps:
@@ -424,9 +429,15 @@ class Gateway:
             return mi.LATER._replace(again=functools.partial(self.again, plan)) if lasts else mi.LATER
         result = mi.AsyncResult()
         asked.done = result.set
-        upstream.put(asked)
+        upstream.put(asked) if time.monotonic() < deadline_s else upstream.skip(asked)
         done = result.get()
         return self.answer(done[0], done[1], True)
+
+    def batch_begun_s(self, ctx: Any) -> float:
+        """When the first request of a batch came here: one time limit holds for them all, which one greenlet asks for."""
+        if getattr(self.batch, "data", None) is not ctx.data:
+            self.batch.data, self.batch.begun_s = ctx.data, time.monotonic()
+        return self.batch.begun_s
 
     def is_restricted_as(self, full: str, ctx: Any) -> bool:
         """Whether a command is restricted under the full name that the server has for the one that was asked for; mi.Error if

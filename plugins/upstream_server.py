@@ -33,6 +33,7 @@ FIGURES = {  # of each server, in the group upstream
 }
 LEVELS = ("in_flight", "down")
 UNREACHABLE = 503
+NO_REPLY = (502, UNREACHABLE, 504)  # codes of the errors that stand in the place of a reply
 LEARN_S = 30.0  # after which it is asked again for its commands, if it is asked for anything
 LATE_S = 10.0  # how long a socket waits for a late reply
 QUEUE_BYTES = 16 << 20  # of requests that wait to be sent to a server, in each child, and of those of one client:
@@ -544,10 +545,25 @@ class Upstream:
         """A request is not answered in time."""
         why = f"did not answer in {self.target.timeout} ms"
         self.level()
-        self.count("timeouts", asked)
         if asked.ctx and (asked.sent_s >= self.replied_s or not asked.sent_s):
             self.change(why)
+        self.count("timeouts", asked)
         self.fail(asked, mi.Reply(504, f"upstream {self.name} {why}"))
+
+    def skip(self, asked: Asked) -> None:
+        """A request of a batch is not sent, because the time limit of the batch is over."""
+        self.count("requests")
+        self.count("timeouts")
+        self.fail(asked, mi.Reply(504, f"upstream {self.name} did not answer in {self.target.timeout} ms"))
+
+    def missed(self, error: mi.Error, begun_s: float) -> None:
+        """A request is not sent, because the server does not even say what it is, or what the command takes."""
+        self.count("requests")
+        self.count("errors")
+        if error.code == 504:
+            self.count("timeouts")
+            if self.replied_s < begun_s:
+                self.change(f"did not answer in {self.target.timeout} ms")
 
     def change(self, why: str | None) -> None:
         """Log that the server does not answer (why), or answers again (None), once for all children."""

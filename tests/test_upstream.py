@@ -535,6 +535,19 @@ def test_a_batch_is_split(start, puppet):
     assert [reply["error"]["code"] for reply in replies[1::2]] == [-32601, -32600]
 
 
+def test_the_time_limit_of_a_batch_is_one_for_all(start, puppet):
+    front = start(gateway_to(f"{puppet.path};timeout=600"))
+    client = front.client()
+    client.send(b"[%b]" % b",".join(b'{"jsonrpc":"2.0","method":"x","id":%d}' % number for number in range(6)))
+    assert puppet.play(b'{"result":"OK","id":0}', None)[1] == b'{"jsonrpc":"2.0","method":"x","id":1}'
+    message = "upstream main did not answer in 600 ms"
+    assert json.loads(client.receive()) == [{"result": "OK", "id": 0}, *[error(504, message, number) for number in range(1, 6)]]
+    assert puppet.is_quiet() and b"requests=6 replies=1 errors=5 timeouts=5" in front.ask(b":upstream_list:\n")
+    client.send(b"[%b]" % asking("y"))  # another batch has a limit of its own
+    puppet.play(b'{"result":"OK","id":1}')
+    assert json.loads(client.receive()) == [{"result": "OK", "id": 1}]
+
+
 def test_notifications(start, puppet):
     front = start(gateway_to(puppet.path))
     client = front.client()
@@ -869,6 +882,19 @@ def test_a_server_that_lists_no_commands(start, tmp_path):
     while (reply := client.receive()) == TEXT_504 % 300:
         pass
     assert reply == b"200 mine\n\n"
+    behind.close()
+
+
+def test_a_server_that_is_mute_from_the_start_is_down(start, tmp_path):
+    behind = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    behind.bind(f"{tmp_path}/mute.sock")
+    front = start(gateway_to(f"{tmp_path}/mute.sock;timeout=400;dialect=jsonrpc"))
+    clients = [front.client() for _ in range(20)]
+    for client in clients:
+        client.send(asking("x"))
+    assert all(b'"code":504' in client.receive() for client in clients)
+    assert b"state=down requests=20 replies=0 errors=20 timeouts=20" in front.ask(b":upstream_list:\n")
+    assert front.log.count("upstream main did not answer in 400 ms") == 1
     behind.close()
 
 
