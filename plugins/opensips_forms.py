@@ -204,10 +204,23 @@ class Lines(NamedTuple):
         return {self.member: lines} if self.member else lines
 
 
+class Twice(dict):
+    """An object some of whose members come again, as of statistics that are asked for twice: items() has all."""
+
+    def __init__(self, members: list[tuple[str, Any]]):
+        super().__init__(members)
+        self.every = members
+
+    def items(self) -> Any:
+        """All members, in their order."""
+        return self.every
+
+
 class Members(NamedTuple):
-    """Nodes of any names, in JSON the members of an object; marks: those of each member."""
+    """Nodes of any names, in JSON the members of an object; marks: those of each member; twice: one may come again."""
 
     marks: str = ""
+    twice: bool = False
 
     def nodes(self, value: dict) -> list[tuple]:
         """The nodes of the members."""
@@ -215,7 +228,8 @@ class Members(NamedTuple):
 
     def members(self, nodes: Iterable[tuple], named: bool = False) -> dict:
         """The members that the nodes are."""
-        return {node[0]: in_json(node[1], self.marks) for node in nodes if node[0]}
+        members = [(node[0], in_json(node[1], self.marks)) for node in nodes if node[0]]
+        return Twice(members) if self.twice and len(dict(members)) < len(members) else dict(members)
 
 
 class Addresses(NamedTuple):
@@ -419,7 +433,7 @@ FORMS: dict[str, Form] = {
         "ID#", "Type", "State#", "Remote", "Local", "Lifetime"), ("Alias port#",)),)),
     "tcp_trace": Form("[trace_mode]", ("", "trace_mode"), tree=("TCP tracing",), errors={
         "Server Internal Error": (-32602, "Invalid params", "trace_mode should be 'on' or 'off'")}),
-    "get_statistics": Form("statistics ...", ("statistics",), tree=(Members("#"),)),
+    "get_statistics": Form("statistics ...", ("statistics",), tree=(Members("#", True),)),
     "list_statistics": Form("[statistics] ...", ("", "statistics"), tree=(Members(),)),
     "reset_statistics": Form("statistics ...", ("statistics",)),
     "reset_all_statistics": Form(None),

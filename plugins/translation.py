@@ -15,7 +15,9 @@ The forms of plugins/opensips_forms.py say what a command takes and gives. A com
 """
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -497,9 +499,20 @@ def reply_to_text(request: bytes, reply: bytes) -> bytes:
         return reply.rstrip(b"\n") + b"\n\n"
     if not isinstance(members, dict) or not ("result" in members or "error" in members):
         raise mi.Error(500, f"the server answered what is no reply: {mi.decode(reply[:60])!r}")
+    if name == "get_statistics":
+        members = with_twins(reply, members)
     if members.get("error") is not None:
         return mi.encode(error_in_text(name, members["error"]))
     return mi.encode(result_in_text(name, members.get("result")))
+
+
+def with_twins(reply: bytes, members: dict) -> dict:
+    """The members of a reply; if the object of its result has some of its own more than once, with all of these."""
+    result = members.get("result")
+    if isinstance(result, dict) and reply.count(b'":') != len(members) + len(result):
+        with contextlib.suppress(ValueError):
+            return json.JSONDecoder(object_pairs_hook=forms.Twice).raw_decode(mi.decode(reply).lstrip())[0]
+    return members
 
 
 def error_in_text(name: str, error: Any) -> str:
