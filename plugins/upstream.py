@@ -93,7 +93,8 @@ PARAMS = [
 ]
 JUDGED_BYTES = 1 << 20  # of what is decided for names
 FILES = 600  # that a child has open at most besides: Outbox.OWN_SOCKETS and the few of its own
-OWN_ABOUT = ("get_statistics", "list_statistics", "reset_statistics", "help")  # answered here when they ask about what is ours
+OWN_STATISTICS = {one for name in ("get_statistics", "list_statistics", "reset_statistics") for one in NAMES[name]}
+OWN_ABOUT = {*OWN_STATISTICS, *NAMES["help"]}  # answered here as far as they ask about what is ours
 
 
 def short_names() -> dict[str, tuple]:
@@ -400,7 +401,8 @@ class Gateway:
         batch = data[:1] not in (b"{", b":") and request.dialect == "jsonrpc" and data.lstrip(BLANKS)[:1] == b"["
         if batch:
             data = behind.one_request(request)
-        if request.name in OWN_ABOUT and self.is_about_us(ctx):
+        ours, theirs = self.shared_out(ctx) if request.name in OWN_ABOUT else ([], [])
+        if ours and not theirs:
             return self.own.answer(data, ctx.caller)
         if request.params:  # which may take many times their bytes
             request = ctx.request = request._replace(params=None)
@@ -409,7 +411,10 @@ class Gateway:
         if is_events and upstream.relay:
             return upstream.relay.answers.answer(data, ctx.caller)
         begun_s = self.batch_begun_s(ctx) if batch else time.monotonic()
-        deadline_s = begun_s + upstream.timeout_s
+        deadline_s, own = begun_s + upstream.timeout_s, b""
+        if ours:
+            own = b"".join(part for _, part in self.own.answer(request_with(request, ours), ctx.caller).datagrams)
+            data = request_with(request, theirs)
         try:
             if upstream.known is None:
                 upstream.wait(deadline_s)
@@ -417,6 +422,8 @@ class Gateway:
             for full in upstream.full_names.get(request.name, ()):
                 is_restricted |= self.is_restricted_as(full, ctx)
             asked = upstream.asked_of(request, data)
+            if own:
+                asked.back = functools.partial(self.joined, request, own, asked.back)
         except mi.Error as error:
             if error.code in behind.NO_REPLY:
                 upstream.missed(error, begun_s)
@@ -425,7 +432,7 @@ class Gateway:
         if self.server.child and not batch and not self.wraps:
             plan = Plan(upstream, epoch, request, asked.request, asked.data if asked.back else b"", asked.back)
             self.send(asked, upstream)
-            lasts = not is_restricted and request.answered and (asked.back or asked.data is data)
+            lasts = not is_restricted and not ours and request.answered and (asked.back or asked.data is data)
             return mi.LATER._replace(again=functools.partial(self.again, plan)) if lasts else mi.LATER
         result = mi.AsyncResult()
         asked.done = result.set
@@ -502,15 +509,27 @@ class Gateway:
             return mi.encode(mi.write_text(reply, self.indent))
         return mi.encode(mi.write_jsonrpc(reply, request, mi.JsonForm(), self.pretty))
 
-    def is_about_us(self, ctx: Any) -> bool:
-        """Whether all that a command asks for is ours: statistics of the group upstream, our commands."""
+    def shared_out(self, ctx: Any) -> tuple[list, list]:
+        """What a command asks for that is ours, statistics of the group upstream and our commands, and what is the server's."""
         values: Any = values_of(ctx) or ()
         if ctx.request.dialect == "jsonrpc":
             params = ctx.request.params or ()
             given = params.values() if isinstance(params, dict) else params
             values = [item for value in given for item in (value if isinstance(value, list) else [value])]
-        return bool(values) and all(isinstance(value, str) and (value.lower() == "upstream:" or value in self.own_names)
-                                    for value in values)
+        ours = [value for value in values if isinstance(value, str) and (value.lower() == "upstream:" or value in self.own_names)]
+        theirs = [value for value in values if value not in ours]
+        if ctx.request.name not in OWN_STATISTICS:
+            return ([], []) if theirs else (ours, [])
+        return [*ours, *["upstream:" for value in theirs if value == "all"]], theirs
+
+    def joined(self, request: mi.Request, own: bytes, back: Any, origin: bytes, reply: bytes) -> bytes:
+        """The reply of the server with our statistics behind its own; mi.Error."""
+        reply = back(origin, reply) if back else reply
+        if request.dialect == "text":
+            return reply[:-1] + own[7:] if reply[:7] == own[:7] == b"200 OK\n" else own if reply.startswith(b"404 ") else reply
+        theirs, ours = [mi.read_json(one).get("result") for one in (reply, own)]
+        both = isinstance(theirs, dict) and isinstance(ours, dict)
+        return self.written(request, mi.Reply(result={**theirs, **ours})) if both else reply
 
     def list_commands(self, ctx: Any) -> Any:
         """All commands that clients may ask for: those that the servers list, and ours."""
@@ -567,6 +586,13 @@ class Gateway:
 
 
 BLANKS = bytes(range(1, 33))  # what 3.x passes over before a request
+
+
+def request_with(request: mi.Request, values: list) -> bytes:
+    """The same request for some of the statistics."""
+    if request.dialect == "text":
+        return behind.write_request(request.name, [(None, value or "") for value in values])
+    return behind.one_request(request._replace(params={"statistics": values}))
 
 
 def values_of(ctx: Any) -> tuple | None:

@@ -948,6 +948,28 @@ def test_statistics(start, puppet):
     assert puppet.hear()[0].startswith(b":uptime") or puppet.hear()
 
 
+@pytest.mark.parametrize("dialect", ["auto", "text", "jsonrpc"])
+def test_statistics_of_ours_with_those_of_the_server(start, dialect):
+    behind = start()
+    front = start(gateway_to(f"{behind.place};dialect={dialect}"))
+    ours = [line.split(b"::")[0] for line in front.ask(b":get_statistics:\nupstream:\n").split(b"\n")[1:-2]]
+    assert len(ours) == 7
+    for values in (["upstream:", "mi_datagram:"], ["all"], ["nothing", "main-late", "requests"], ["nothing", "UPSTREAM:"]):
+        theirs = [value for value in values if "UPSTREAM:" != value != "upstream:" and value != "main-late"]
+        more = [b"upstream:main-late"] if "main-late" in values else ours
+        for _ in range(4):  # none of it is remembered with a figure of now
+            line = mi.write_request("get_statistics", [(None, value) for value in theirs])
+            names = [line.split(b"::")[0] for line in behind.ask(line).split(b"\n")[1:-2] if b"::" in line]
+            reply = front.ask(mi.write_request("get_statistics", [(None, value) for value in values]))
+            assert reply.startswith(b"200 OK\n") and reply.endswith(b"\n\n") and b"\n\n" not in reply[:-2]
+            assert [line.split(b"::")[0] for line in reply.split(b"\n")[1:-2]] == [*names, *more]
+            for request in (asking("statistics:get", values), asking("get_statistics", values, request_id='"x"')):
+                reply = json.loads(front.ask(request))
+                assert [name.encode() for name in reply["result"]] == [*names, *more] and reply["id"] in (1, "x")
+    assert front.ask(b":reset_statistics:\nmain-replies\nrequests\n") == b"200 OK\n\n"
+    assert front.ask(b":get_statistics:\nmain-replies\n") == b"200 OK\nupstream:main-replies:: 1\n\n"
+
+
 def test_help_for_our_commands_is_ours(pair):
     behind, front = pair
     assert front.ask(b":help:\nupstream_list\n").startswith(b"200 OK\nHelp:: upstream_list - List the servers")
