@@ -657,6 +657,8 @@ class Upstream:
         known = Known(frozenset(dialects), names, None if names is None else frozenset(names), is_kamailio)
         if known != self.known and (answers or self.known is None):  # one that stands still is what it was
             self.become(known)
+        elif answers and self.recipes:
+            self.forget_recipes()  # it may have been restarted in between
         return names if names is not None else reply if isinstance(reply, mi.Reply) else mi.Reply(
             502, f"upstream {self.name} lists no commands")
 
@@ -678,6 +680,8 @@ class Upstream:
 
     def recipes_of(self, name: str) -> tuple | None:
         """The sets of parameters that the server takes for a command, each a text of names, or None. Waits; mi.Error."""
+        if time.monotonic() > self.learn_s:
+            self.learn()
         recipes, row = self.recipes, self.recipes.get(name)
         if row is None:
             reply = self.ask(mi.Request("which", dialect="jsonrpc", id=1, params=[name]))

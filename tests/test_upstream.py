@@ -1012,6 +1012,20 @@ def test_parameters_are_asked_for_again_where_the_server_did_not_answer(start, p
     assert client.receive() == b"200 OK\n\n"
 
 
+def test_parameters_are_asked_for_again_with_the_list_of_commands(start, puppet):
+    puppet.LISTS = dict.fromkeys(puppet.LISTS, b'{"result":["which","mine"],"id":1}')
+    client = start(gateway_to(f"{puppet.path};dialect=jsonrpc")).client()
+    for name in (b"before", b"after"):  # the server was restarted, and lists the same commands
+        for nth in range(4):
+            client.send(b":mine:\n1\n")
+            question = [b'{"result":[["%b"]],"id":1}' % name] if not nth else []
+            request = puppet.play(*question, b'{"result":"OK","id":1}')[-1]
+            assert json.loads(request)["params"] == {name.decode(): "1"} and client.receive() == b"200 OK\n\n"
+        client.send(b":which:\n")
+        puppet.is_quiet()
+        assert b"mine\n" in client.receive()
+
+
 def test_what_knows_a_server_is_loaded_once():
     """So the host of a server is looked up at the start, and never again while a child serves."""
     upstream = mi.shared("upstream")
