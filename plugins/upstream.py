@@ -354,7 +354,7 @@ class Gateway:
         ctx, settings = mi.Context(self.module), self.module.settings
         self.recorder = Recorder(server, settings["record"], ctx.log) if settings["record"] else None
         loop = gevent.get_hub().loop
-        self.servers = {target.name: behind.Upstream(ctx, target, loop, self.recorder) for target in settings["server"]}
+        self.servers = {target.name: behind.Upstream(ctx, target, loop) for target in settings["server"]}
         self.default = next(iter(self.servers.values()))
         self.routes = [(patterns, self.servers[name]) for patterns, name in settings["route"]]
         self.by_socket = {listener.address: self.servers[listener.upstream]
@@ -411,7 +411,7 @@ class Gateway:
         if is_events and upstream.relay:
             return upstream.relay.answers.answer(data, ctx.caller)
         begun_s = self.batch_begun_s(ctx) if batch else time.monotonic()
-        deadline_s, own = begun_s + upstream.timeout_s, b""
+        deadline_s, own, whole = begun_s + upstream.timeout_s, b"", data
         if ours:
             own = b"".join(part for _, part in self.own.answer(request_with(request, ours), ctx.caller).datagrams)
             data = request_with(request, theirs)
@@ -423,7 +423,8 @@ class Gateway:
                 is_restricted |= self.is_restricted_as(full, ctx)
             asked = upstream.asked_of(request, data)
             if own:
-                asked.back = functools.partial(self.joined, request, own, asked.back)
+                back = asked.back and functools.partial(asked.back, asked.origin)
+                asked.origin, asked.back = whole, functools.partial(self.joined, request, own, back)
         except mi.Error as error:
             if error.code in behind.NO_REPLY:
                 upstream.missed(error, begun_s)
@@ -496,6 +497,8 @@ class Gateway:
             except Exception:  # the seam: a mistake in the translation costs one reply
                 ctx.log.exception("the reply to %s cannot be translated", request.name)
                 reply = mi.COMMAND_FAILED
+        if self.recorder and reply and isinstance(reply, bytes):
+            self.recorder.keep(asked.origin or asked.data, reply, (time.monotonic() - asked.sent_s) * 1000)
         limit = mi.GIVE_UP if endpoint is None or endpoint.unix else mi.UDP_LIMIT
         if len(reply) > limit:  # a Reply has but a few members
             reply = mi.reply_too_long(len(reply), limit) if request.dialect == "text" else mi.NOT_SENDABLE
@@ -522,9 +525,9 @@ class Gateway:
             return ([], []) if theirs else (ours, [])
         return [*ours, *["upstream:" for value in theirs if value == "all"]], theirs
 
-    def joined(self, request: mi.Request, own: bytes, back: Any, origin: bytes, reply: bytes) -> bytes:
+    def joined(self, request: mi.Request, own: bytes, back: Any, whole: bytes, reply: bytes) -> bytes:
         """The reply of the server with our statistics behind its own; mi.Error."""
-        reply = back(origin, reply) if back else reply
+        reply = back(reply) if back else reply
         if request.dialect == "text":
             return reply[:-1] + own[7:] if reply[:7] == own[:7] == b"200 OK\n" else own if reply.startswith(b"404 ") else reply
         theirs, ours = [mi.read_json(one).get("result") for one in (reply, own)]

@@ -214,7 +214,7 @@ class Known(NamedTuple):
 class Upstream:
     """One server, as a child sees it."""
 
-    def __init__(self, ctx: Any, target: Target, loop: Any, recorder: Any):
+    def __init__(self, ctx: Any, target: Target, loop: Any):
         self.ctx, self.target, self.loop, self.name = ctx, target, loop, target.name
         self.row, self.columns = ctx.own.row, {word: ctx.own.columns[f"{target.name}-{word}"] for word in FIGURES}
         self.counters = ctx.server.counters
@@ -234,7 +234,6 @@ class Upstream:
         self.gate: Any = None  # the socket that it watches
         self.buffer = bytearray(mi.GIVE_UP + 1)
         self.view, self.believed = memoryview(self.buffer), frozenset[bytes]()
-        self.recorder = recorder
         self.known: Known | None = None  # until it is found out
         self.full_names: dict[str, list[str]] = {}  # of its commands, by the short name that 4.0 runs as well
         self.recipes = mi.Memo(RECIPES_BYTES)  # command -> one of its recipes_of()
@@ -462,8 +461,6 @@ class Upstream:
             self.ctx.log.warning("upstream %s answered garbage: %a", self.name, reply[:80], extra={"once": self.name})
             return self.fail(asked, mi.Reply(502, f"upstream {self.name} answered garbage"))
         self.count("replies", asked)
-        if self.recorder and asked.ctx:
-            self.recorder.keep(asked.data, reply, (self.replied_s - asked.sent_s) * 1000)
         return asked.done((asked, reply))
 
     def is_foreign(self, asked: Asked, reply: bytes) -> bool:

@@ -1092,6 +1092,21 @@ def test_what_passes_becomes_canned_replies(start, tmp_path):
     assert [again.ask(request) for request in requests] == replies
 
 
+@pytest.mark.parametrize("dialect", ["text", "jsonrpc"])
+def test_what_is_recorded_of_a_server_of_another_dialect_is_what_its_clients_got(start, tmp_path, dialect):
+    behind, path = start(f'modparam("midatagram", "dialect", "{dialect}")'), tmp_path / "passed.conf"
+    front = start(gateway_to(behind.place, more=f'modparam("upstream", "record", "{path}")'))
+    requests = [VERSION, asking("version"), asking("help", "ps"), asking("help", "x"), asking("get_statistics", ["all"])]
+    replies = [front.ask(request) for request in requests[:-1]]
+    batch = front.ask(b"[%b]" % asking("help", "kill"))
+    statistics = json.loads(front.ask(requests[-1]))["result"]
+    front.stop()
+    again = start(f'loadmodule "{path}"\n')
+    assert [again.ask(request) for request in requests[:-1]] == replies
+    assert again.ask(b"[%b]" % asking("help", "kill")) == batch
+    assert json.loads(again.ask(requests[-1]))["result"].keys() == statistics.keys() > {"upstream:main-late"}
+
+
 # The start.
 
 @pytest.mark.parametrize("line, message", [
