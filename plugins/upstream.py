@@ -411,20 +411,14 @@ class Gateway:
         if is_events and upstream.relay:
             return upstream.relay.answers.answer(data, ctx.caller)
         begun_s = self.batch_begun_s(ctx) if batch else time.monotonic()
-        deadline_s, own, whole = begun_s + upstream.timeout_s, b"", data
-        if ours:
-            own = b"".join(part for _, part in self.own.answer(request_with(request, ours), ctx.caller).datagrams)
-            data = request_with(request, theirs)
+        deadline_s = begun_s + upstream.timeout_s
         try:
             if upstream.known is None:
                 upstream.wait(deadline_s)
             epoch = upstream.epoch  # before what may wait
             for full in upstream.full_names.get(request.name, ()):
                 is_restricted |= self.is_restricted_as(full, ctx)
-            asked = upstream.asked_of(request, data)
-            if own:
-                back = asked.back and functools.partial(asked.back, asked.origin)
-                asked.origin, asked.back = whole, functools.partial(self.joined, request, own, back)
+            asked = self.asked_with(upstream, ctx, data, ours, theirs) if ours else upstream.asked_of(request, data)
         except mi.Error as error:
             if error.code in behind.NO_REPLY:
                 upstream.missed(error, begun_s)
@@ -519,17 +513,31 @@ class Gateway:
             params = ctx.request.params or ()
             given = params.values() if isinstance(params, dict) else params
             values = [item for value in given for item in (value if isinstance(value, list) else [value])]
-        ours = [value for value in values if isinstance(value, str) and (value.lower() == "upstream:" or value in self.own_names)]
-        theirs = [value for value in values if value not in ours]
+        ours: list[Any] = []
+        theirs: list[Any] = []
+        for value in values:
+            is_ours = isinstance(value, str) and (value.lower() == "upstream:" or value in self.own_names)
+            (ours if is_ours else theirs).append(value)
         if ctx.request.name not in OWN_STATISTICS:
             return ([], []) if theirs else (ours, [])
-        return [*ours, *["upstream:" for value in theirs if value == "all"]], theirs
+        return [*ours, *(["upstream:"] if "all" in theirs else [])], theirs
+
+    def asked_with(self, upstream: Any, ctx: Any, data: bytes, ours: list, theirs: list) -> Any:
+        """A request for statistics as the server is to get it: without ours, which its reply gets here; mi.Error. May wait."""
+        own = self.own.answer(request_with(ctx.request, ours), ctx.caller).datagrams
+        asked = upstream.asked_of(ctx.request, request_with(ctx.request, theirs))
+        if own:
+            back = asked.back and functools.partial(asked.back, asked.origin)
+            asked.origin, asked.back = data, functools.partial(self.joined, ctx.request, own[0][1], back)
+        return asked
 
     def joined(self, request: mi.Request, own: bytes, back: Any, whole: bytes, reply: bytes) -> bytes:
         """The reply of the server with our statistics behind its own; mi.Error."""
         reply = back(reply) if back else reply
         if request.dialect == "text":
             return reply[:-1] + own[7:] if reply[:7] == own[:7] == b"200 OK\n" else own if reply.startswith(b"404 ") else reply
+        if reply[:1] != b"{":
+            return reply
         theirs, ours = [mi.read_json(one).get("result") for one in (reply, own)]
         both = isinstance(theirs, dict) and isinstance(ours, dict)
         return self.written(request, mi.Reply(result={**theirs, **ours})) if both else reply

@@ -219,6 +219,8 @@ class Upstream:
         self.row, self.columns = ctx.own.row, {word: ctx.own.columns[f"{target.name}-{word}"] for word in FIGURES}
         self.counters = ctx.server.counters
         self.timeout_s, self.unix = target.timeout / 1000, target.address.port is None
+        self.silence = f"did not answer in {target.timeout} ms"
+        self.no_reply = mi.Reply(504, f"upstream {target.name} {self.silence}")
         self.free: collections.deque[Slot] = collections.deque()
         self.in_flight: dict[Slot, Asked] = {}  # the oldest first
         self.waiting: collections.deque[Asked] = collections.deque()
@@ -477,7 +479,9 @@ class Upstream:
             for _ in range(2):  # what is under way may have begun before
                 self.learn()
                 self.learner.join(max(asked.deadline_s - time.monotonic(), 0))
-                if self.known and self.known.dialects and asked.request.dialect not in self.known.dialects:
+                name, known = asked.ctx.request.name, self.known
+                is_other = known and known.dialects and asked.request.dialect not in known.dialects
+                if is_other and (name in NAMES or name not in self.full_names):  # else access lists may hold for another name
                     self.count("replies", asked)
                     return self.ask_anew(asked)
             return self.accept(asked, reply, is_garbage)
@@ -540,18 +544,17 @@ class Upstream:
 
     def expire(self, asked: Asked) -> None:
         """A request is not answered in time."""
-        why = f"did not answer in {self.target.timeout} ms"
         self.level()
-        if asked.ctx and (asked.sent_s >= self.replied_s or not asked.sent_s):
-            self.change(why)
         self.count("timeouts", asked)
-        self.fail(asked, mi.Reply(504, f"upstream {self.name} {why}"))
+        if asked.ctx and (asked.sent_s >= self.replied_s or not asked.sent_s):
+            self.change(self.silence)
+        self.fail(asked, self.no_reply)
 
     def skip(self, asked: Asked) -> None:
         """A request of a batch is not sent, because the time limit of the batch is over."""
         self.count("requests")
         self.count("timeouts")
-        self.fail(asked, mi.Reply(504, f"upstream {self.name} did not answer in {self.target.timeout} ms"))
+        self.fail(asked, self.no_reply)
 
     def missed(self, error: mi.Error, begun_s: float) -> None:
         """A request is not sent, because the server does not even say what it is, or what the command takes."""
@@ -560,7 +563,7 @@ class Upstream:
         if error.code == 504:
             self.count("timeouts")
             if self.replied_s < begun_s:
-                self.change(f"did not answer in {self.target.timeout} ms")
+                self.change(self.silence)
 
     def change(self, why: str | None) -> None:
         """Log that the server does not answer (why), or answers again (None), once for all children."""
@@ -594,14 +597,13 @@ class Upstream:
         self.learn()
         self.learner.join(deadline_s - time.monotonic())
         if self.known is None and self.learner:
-            raise mi.Error(504, f"upstream {self.name} did not answer in {self.target.timeout} ms")
+            raise mi.Error(*self.no_reply[:2])
 
     def listing(self, deadline_s: float) -> list[str] | mi.Reply:
         """The commands that the server lists, or the Reply in place of them; waits. Who asks meanwhile gets the same."""
         self.learn()
         self.learner.join(deadline_s - time.monotonic())
-        return self.learner.value if self.learner.successful() else mi.Reply(
-            504, f"upstream {self.name} did not answer in {self.target.timeout} ms")
+        return self.learner.value if self.learner.successful() else self.no_reply
 
     def result_of(self, name: str, params: dict) -> Any:
         """The result of a command, which we ask for ourselves, as 3.x has it; waits. mi.Error."""
@@ -662,7 +664,7 @@ class Upstream:
     def become(self, known: Known) -> None:
         """The server is another one than before."""
         before, self.known, self.full_names = self.known, known, {}
-        for name in known.listed or ():
+        for name in [one for one in known.listed or () if ":" in one]:
             self.full_names.setdefault(name.partition(":")[2], []).append(name)
         self.forget_recipes()
         if before and before.dialects and known.dialects and known.dialects != before.dialects:

@@ -966,8 +966,18 @@ def test_statistics_of_ours_with_those_of_the_server(start, dialect):
             for request in (asking("statistics:get", values), asking("get_statistics", values, request_id='"x"')):
                 reply = json.loads(front.ask(request))
                 assert [name.encode() for name in reply["result"]] == [*names, *more] and reply["id"] in (1, "x")
+    for request in (asking("get_statistics", {"a": 1}, "upstream:"), asking("get_statistics", 1, ["upstream:"])):
+        assert b'"error"' in front.ask(request) or b"upstream:main-late" in front.ask(request)
     assert front.ask(b":reset_statistics:\nmain-replies\nrequests\n") == b"200 OK\n\n"
     assert front.ask(b":get_statistics:\nmain-replies\n") == b"200 OK\nupstream:main-replies:: 1\n\n"
+
+
+def test_what_the_server_says_instead_of_statistics_is_passed_on(start, puppet):
+    client = start(gateway_to(puppet.path)).client()
+    for reply in (b"500 Internal error", b'{"jsonrpc":"2.0","error":{"code":500,"message":"x"},"id":1}'):
+        client.send(asking("get_statistics", ["upstream:", "x"]))
+        assert puppet.play(reply) == [b'{"jsonrpc":"2.0","method":"get_statistics","params":{"statistics":["x"]},"id":1}']
+        assert client.receive() == reply
 
 
 def test_help_for_our_commands_is_ours(pair):
