@@ -424,7 +424,8 @@ FORMS: dict[str, Form] = {
     "ps": Form(None, tree=(PROCESSES,)),
     "kill": Form(None),
     "log_level": Form("[level] [pid] ...", ("", "level", "level pid"), "level pid",
-                      (PROCESSES, "New global log level#", "New log level=Log level#")),
+                      (PROCESSES, "New global log level#", "New log level=Log level#"),
+                      errors={"Bad parameter": (-32602, "Invalid params", "Bad PID")}),
     "xlog_level": Form("[level]", ("", "level"), "level", ("xLog Level#", "New xLog level#")),
     "help": Form("[mi_cmd] ...", ("", "mi_cmd"), tree=("Usage", "Help", "Exported by")),
     "list_blacklists": Form(None, ("", "name"), tree=(Rows("Lists", "List", "name", ("owner@owner", "flags@list_flags"), (

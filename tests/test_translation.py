@@ -546,6 +546,7 @@ def test_what_34_says_without_json_is_passed_on():
      {"code": -32602, "message": "Invalid params", "data": "Too few or too many parameters"}),
     ("x", b"404 AOR not found\n\n", {"code": 404, "message": "AOR not found"}),
     ("x", b"500 reply of 70000 bytes exceeds 65457\n", {"code": 500, "message": "reply of 70000 bytes exceeds 65457"}),
+    ("log_level", b"400 Bad parameter\n\n", {"code": -32602, "message": "Invalid params", "data": "Bad PID"}),
     ("dlg_list", b"400 Invalid Call-ID specified\n\n", {"code": 404, "message": "No such dialog"})])
 def test_errors_of_a_text_server(name, reply, error):
     assert json.loads(translation.reply_to_jsonrpc(request(name), reply)) == {"jsonrpc": "2.0", "error": error, "id": 1}
