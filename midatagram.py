@@ -2832,7 +2832,7 @@ class LineLimit:
     """Which lines a child logs, so that no stranger fills the log; what is remembered has a few bytes each.
 
     A line is of the kind of the place in the code that logs it. Of each kind LINES are logged in PERIOD_S, EACH about one
-    client (extra={"about": CLIENT}), and one with the same text; the others are counted. Lines about what lasts
+    client (extra={"about": CLIENT}), and one (extra={"same": N}) with the same text; others are counted. Lines about what lasts
     (extra={"once": WHAT}) are logged once, and again when ONCE others came since.
     """
 
@@ -2851,7 +2851,7 @@ class LineLimit:
         once = hash((kind, getattr(record, "once", None)))
         if once in self.once:
             return False
-        limits = {kind: LINES, hash((kind, getattr(record, "about", text))): EACH, hash((kind, text)): 1}
+        limits = {kind: LINES, hash((kind, getattr(record, "about", text))): EACH, hash((kind, text)): getattr(record, "same", 1)}
         if any(self.lines[mark] >= most for mark, most in limits.items()):
             self.left_out.setdefault(kind, [record.name, record.levelno, str(record.msg)[:LABEL], 0])[-1] += 1
             return False

@@ -67,7 +67,7 @@ class Database:
         from redis.backoff import NoBackoff
         from redis.retry import Retry
         self.name, self.log, self.away = f"redis at {place.host}:{place.port}", log, False
-        self.errors = redis.RedisError, OSError
+        self.refusal, self.errors = redis.ResponseError, (redis.RedisError, OSError)
         pool = redis.BlockingConnectionPool(
             host=place.host, port=place.port, db=place.number, username=place.user, password=place.password,
             socket_connect_timeout=connect_s, socket_timeout=query_s, max_connections=CONNECTIONS, timeout=LIMIT_S,
@@ -88,20 +88,28 @@ class Database:
         self.call("delete", mi.encode(key))
 
     def call(self, name: str, *arguments: Any, **options: Any) -> Any:
-        """What Redis answers to a command; a line in the log each time it goes away or comes back."""
+        """What Redis answers to a command; a line in the log each time it goes away or comes back, and for what it refuses."""
         from gevent import Timeout
         try:
             with Timeout(LIMIT_S, TimeoutError(f"no answer in {LIMIT_S * 1000:.0f} ms")):
                 answer = getattr(self.client, name)(*arguments, **options)
+        except self.refusal as error:
+            self.answers()
+            self.log.error("%s refuses %s: %s", self.name, name, error, extra={"once": f"{self.name} {error}"})
+            raise mi.StoreError(500, str(error)) from None
         except self.errors as error:
             if not self.away:
                 self.log.error("%s: %s", self.name, error)
             self.away = True
             raise mi.StoreError(500, str(error)) from None
+        self.answers()
+        return answer
+
+    def answers(self) -> None:
+        """Redis is there; log that if it was away."""
         if self.away:
             self.log.warning("%s answers again", self.name)
         self.away = False
-        return answer
 
 
 @functools.lru_cache(None)

@@ -28,6 +28,8 @@ def listed_names(loader: mi.Loader, registry: mi.Registry, names: tuple, where: 
         fitting = [command.name for command in registry.listed(mi.Patterns([name]))]
         behind = loader.opensips["commands"] if registry.catch_alls else ()  # which may know them without their modules
         listed += [name, *fitting, *[full for full in behind if full.partition(":")[2] == name]]
+        short = name.partition(":")[2]  # that 4.0 runs as well: a new command's, or several commands'
+        listed += [short] if registry.catch_alls and short and short not in behind and not set(short) & set("*?[") else []
         if fitting or registry.catch_alls:
             continue
         if loader.opensips["commands"] and not fnmatch.filter(loader.opensips["commands"], name):

@@ -204,10 +204,23 @@ class Lines(NamedTuple):
         return {self.member: lines} if self.member else lines
 
 
+class Twice(dict):
+    """An object some of whose members come again, as of statistics that are asked for twice: items() has all."""
+
+    def __init__(self, members: list[tuple[str, Any]]):
+        super().__init__(members)
+        self.every = members
+
+    def items(self) -> Any:
+        """All members, in their order."""
+        return self.every
+
+
 class Members(NamedTuple):
-    """Nodes of any names, in JSON the members of an object; marks: those of each member."""
+    """Nodes of any names, in JSON the members of an object; marks: those of each member; twice: one may come again."""
 
     marks: str = ""
+    twice: bool = False
 
     def nodes(self, value: dict) -> list[tuple]:
         """The nodes of the members."""
@@ -215,7 +228,8 @@ class Members(NamedTuple):
 
     def members(self, nodes: Iterable[tuple], named: bool = False) -> dict:
         """The members that the nodes are."""
-        return {node[0]: in_json(node[1], self.marks) for node in nodes if node[0]}
+        members = [(node[0], in_json(node[1], self.marks)) for node in nodes if node[0]]
+        return Twice(members) if self.twice and len(dict(members)) < len(members) else dict(members)
 
 
 class Addresses(NamedTuple):
@@ -410,7 +424,8 @@ FORMS: dict[str, Form] = {
     "ps": Form(None, tree=(PROCESSES,)),
     "kill": Form(None),
     "log_level": Form("[level] [pid] ...", ("", "level", "level pid"), "level pid",
-                      (PROCESSES, "New global log level#", "New log level=Log level#")),
+                      (PROCESSES, "New global log level#", "New log level=Log level#"),
+                      errors={"Bad parameter": (-32602, "Invalid params", "Bad PID")}),
     "xlog_level": Form("[level]", ("", "level"), "level", ("xLog Level#", "New xLog level#")),
     "help": Form("[mi_cmd] ...", ("", "mi_cmd"), tree=("Usage", "Help", "Exported by")),
     "list_blacklists": Form(None, ("", "name"), tree=(Rows("Lists", "List", "name", ("owner@owner", "flags@list_flags"), (
@@ -419,7 +434,7 @@ FORMS: dict[str, Form] = {
         "ID#", "Type", "State#", "Remote", "Local", "Lifetime"), ("Alias port#",)),)),
     "tcp_trace": Form("[trace_mode]", ("", "trace_mode"), tree=("TCP tracing",), errors={
         "Server Internal Error": (-32602, "Invalid params", "trace_mode should be 'on' or 'off'")}),
-    "get_statistics": Form("statistics ...", ("statistics",), tree=(Members("#"),)),
+    "get_statistics": Form("statistics ...", ("statistics",), tree=(Members("#", True),)),
     "list_statistics": Form("[statistics] ...", ("", "statistics"), tree=(Members(),)),
     "reset_statistics": Form("statistics ...", ("statistics",)),
     "reset_all_statistics": Form(None),
@@ -578,7 +593,7 @@ blacklists -: list=list_blacklists check_all=check_blacklists check=check_blackl
   del_rule=del_blacklist_rule
 core -: uptime version pwd arg which ps kill log_level xlog_level profiling_proc log_level_filter log_mute_state reload_routes
   help
-tcp -: list=list_tcp_conns close=tcp:close trace=tcp_trace
+tcp -: list=list_tcp_conns close trace=tcp_trace
 mem mem_: shm_check=shm_check=mem_shm_check pkg_dump shm_dump rpm_dump
 cache cache_: store fetch remove
 status_report sr_list_: get=sr_get_status status reports identifiers
@@ -635,6 +650,7 @@ presence_callinfo sca_: list_lines release_line set_log_level
 presence_dfks dfks_: set_feature
 msrp msrp_: trace
 tls tls_: trace
+bins tls_: trace
 ws ws_: trace
 wss wss_: trace
 pua_mi pua_: publish subscribe
@@ -670,7 +686,7 @@ def names_of(table: str) -> dict[str, tuple]:
         for word in words.split():
             name, *old = word.split("=")
             every = (*(old or [f"{prefix.strip('-')}{name}"]), f"{module}:{name}")
-            names.update(dict.fromkeys(every, every))
+            names.update({one: tuple(dict.fromkeys((*names.get(one, ()), *every))) for one in every})
     return names
 
 

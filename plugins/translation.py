@@ -15,7 +15,9 @@ The forms of plugins/opensips_forms.py say what a command takes and gives. A com
 """
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -474,6 +476,7 @@ OF_COMMANDS = {  # the same for single commands
     **{("tcp_trace", message): "500 Server Internal Error" for message in ("Invalid params", "Bad parameter value")},
 }
 INDENT = "\t"
+BAD_PARAMS = -32602
 BARE = ("500 command not available", "500 command failed", "400 parse_error")  # without an empty line behind them
 COUNT = re.compile("Too few or too many|Named parameters do not match|only supports named|Ambiguous|Empty array")
 EMPTY: dict = {  # command -> result of 3.x that has nothing, and the reply of 2.4
@@ -496,23 +499,36 @@ def reply_to_text(request: bytes, reply: bytes) -> bytes:
         return reply.rstrip(b"\n") + b"\n\n"
     if not isinstance(members, dict) or not ("result" in members or "error" in members):
         raise mi.Error(500, f"the server answered what is no reply: {mi.decode(reply[:60])!r}")
+    if name == "get_statistics":
+        members = with_twins(reply, members)
     if members.get("error") is not None:
         return mi.encode(error_in_text(name, members["error"]))
     return mi.encode(result_in_text(name, members.get("result")))
 
 
+def with_twins(reply: bytes, members: dict) -> dict:
+    """The members of a reply; if the object of its result has some of its own more than once, with all of these."""
+    result = members.get("result")
+    if isinstance(result, dict) and reply.count(b'":') != len(members) + len(result):
+        with contextlib.suppress(ValueError):
+            return json.JSONDecoder(object_pairs_hook=forms.Twice).raw_decode(mi.decode(reply).lstrip())[0]
+    return members
+
+
 def error_in_text(name: str, error: Any) -> str:
     """The reply of 2.4 for an error of 3.x."""
     error = error if isinstance(error, dict) else {"message": error}
-    code, message, data = error.get("code"), text_of(error.get("message", "")), error.get("data")
+    code, message, data = error.get("code"), text_of(error.get("message") or ""), error.get("data")
+    message = message or ("Invalid params" if code == BAD_PARAMS else "Server error")
     if (name, message) == ("cache_fetch", "Value not found"):
         return "200 OK\nValue not found\n\n"
     line = OF_COMMANDS.get((name, message)) or IN_TEXT.get(message)
     if message == "Invalid params" and name != "tcp_trace" and COUNT.search(f"{data}"):
         line = f"{401 if name == 'list_all_profiles' else 400} Too few or too many arguments"
     if not line:
-        own = isinstance(code, int) and code > 0  # not one of JSON-RPC's
-        line = f"{code if own else 500} {message}{f': {data}' if data and not own else ''}".replace("\n", " ")
+        own = isinstance(code, int) and 100 <= code <= 999  # not one of JSON-RPC's
+        status, detail = code if own else 400 if code == BAD_PARAMS else 500, f": {data}" if data and not own else ""
+        line = f"{status} {message}{detail}".replace("\n", " ")
     return f"{line}\n" if line in BARE else f"{line}\n\n"
 
 

@@ -28,6 +28,7 @@ import midatagram as mi
 
 events = mi.shared("upstream_events")
 behind = events.behind  # not another one, which would look up hosts anew
+translation, refused = behind.translation, behind.refused
 mi.shared("cjson")  # what servers read in another way than the standard library must not get past the access lists
 NAMES, FIGURES, LEVELS = behind.NAMES, behind.FIGURES, behind.LEVELS
 
@@ -93,7 +94,8 @@ PARAMS = [
 ]
 JUDGED_BYTES = 1 << 20  # of what is decided for names
 FILES = 600  # that a child has open at most besides: Outbox.OWN_SOCKETS and the few of its own
-OWN_ABOUT = ("get_statistics", "list_statistics", "reset_statistics", "help")  # answered here when they ask about what is ours
+OWN_STATISTICS = {one for name in ("get_statistics", "list_statistics", "reset_statistics") for one in NAMES[name]}
+OWN_ABOUT = {*OWN_STATISTICS, *NAMES["help"]}  # answered here as far as they ask about what is ours
 
 
 def short_names() -> dict[str, tuple]:
@@ -360,12 +362,14 @@ class Gateway:
 
     def __init__(self, server: Any):
         import gevent
+        from gevent.local import local
 
+        self.batch = local()
         self.server, self.module = server, server.registry.modules_by_name["upstream"]
         ctx, settings = mi.Context(self.module), self.module.settings
         self.recorder = Recorder(server, settings["record"], ctx.log) if settings["record"] else None
         loop = gevent.get_hub().loop
-        self.servers = {target.name: behind.Upstream(ctx, target, loop, self.recorder) for target in settings["server"]}
+        self.servers = {target.name: behind.Upstream(ctx, target, loop) for target in settings["server"]}
         self.default = next(iter(self.servers.values()))
         self.routes = [(patterns, self.servers[name]) for patterns, name in settings["route"]]
         self.by_socket = {listener.address: self.servers[listener.upstream]
@@ -412,7 +416,8 @@ class Gateway:
         batch = data[:1] not in (b"{", b":") and request.dialect == "jsonrpc" and data.lstrip(BLANKS)[:1] == b"["
         if batch:
             data = behind.one_request(request)
-        if request.name in OWN_ABOUT and self.is_about_us(ctx):
+        ours, theirs = self.shared_out(ctx) if request.name in OWN_ABOUT else ([], [])
+        if ours and not theirs:
             return self.own.answer(data, ctx.caller)
         if request.params:  # which may take many times their bytes
             request = ctx.request = request._replace(params=None)
@@ -420,25 +425,46 @@ class Gateway:
             upstream = self.upstream_of(ctx.caller, upstream)
         if is_events and upstream.relay:
             return upstream.relay.answers.answer(data, ctx.caller)
-        deadline_s = time.monotonic() + upstream.timeout_s
+        begun_s = self.batch_begun_s(ctx) if batch else time.monotonic()
+        deadline_s = begun_s + upstream.timeout_s
         try:
             if upstream.known is None:
                 upstream.wait(deadline_s)
             epoch = upstream.epoch  # before what may wait
-            asked = upstream.asked_of(request, data)
+            for full in upstream.full_names.get(request.name, ()):
+                is_restricted |= self.is_restricted_as(full, ctx)
+            asked = self.asked_with(upstream, ctx, data, ours, theirs) if ours else upstream.asked_of(request, data)
         except mi.Error as error:
+            if error.code in behind.NO_REPLY:
+                upstream.missed(error, begun_s)
             return refused(error)
         asked.ctx, asked.deadline_s = ctx, deadline_s
         if self.server.child and not batch and not self.wraps:
             plan = Plan(upstream, epoch, request, asked.request, asked.data if asked.back else b"", asked.back)
             self.send(asked, upstream)
-            lasts = not is_restricted and request.answered and (asked.back or asked.data is data)
+            lasts = not is_restricted and not ours and request.answered and (asked.back or asked.data is data)
             return mi.LATER._replace(again=functools.partial(self.again, plan)) if lasts else mi.LATER
         result = mi.AsyncResult()
         asked.done = result.set
-        upstream.put(asked)
+        upstream.put(asked) if time.monotonic() < deadline_s else upstream.skip(asked)
         done = result.get()
         return self.answer(done[0], done[1], True)
+
+    def batch_begun_s(self, ctx: Any) -> float:
+        """When the first request of a batch came here: one time limit holds for them all, which one greenlet asks for."""
+        if getattr(self.batch, "data", None) is not ctx.data:
+            self.batch.data, self.batch.begun_s = ctx.data, time.monotonic()
+        return self.batch.begun_s
+
+    def is_restricted_as(self, full: str, ctx: Any) -> bool:
+        """Whether a command is restricted under the full name that the server has for the one that was asked for; mi.Error if
+        it is switched off, or this client may not use it."""
+        is_off, is_restricted, _, _ = self.judge(full)
+        if is_off:
+            raise translation.not_there("", ctx.request.dialect)
+        if is_restricted and not self.access.allows(self.server.registry.catch_all, ctx.caller, full):
+            raise mi.Error(403, "Forbidden")
+        return is_restricted
 
     def again(self, plan: Plan, data: bytes, caller: Any, request_id: bytes) -> mi.Answer | None:
         """Send a request that is the same as another one but for its id; None if it has to be looked at anew."""
@@ -480,6 +506,8 @@ class Gateway:
             except Exception:  # the seam: a mistake in the translation costs one reply
                 ctx.log.exception("the reply to %s cannot be translated", request.name)
                 reply = mi.COMMAND_FAILED
+        if self.recorder and reply and isinstance(reply, bytes):
+            self.recorder.keep(asked.origin or asked.data, reply, (time.monotonic() - asked.sent_s) * 1000)
         limit = mi.GIVE_UP if endpoint is None or endpoint.unix else mi.UDP_LIMIT
         if len(reply) > limit:  # a Reply has but a few members
             reply = mi.reply_too_long(len(reply), limit) if request.dialect == "text" else mi.NOT_SENDABLE
@@ -493,15 +521,41 @@ class Gateway:
             return mi.encode(mi.write_text(reply, self.indent))
         return mi.encode(mi.write_jsonrpc(reply, request, mi.JsonForm(), self.pretty))
 
-    def is_about_us(self, ctx: Any) -> bool:
-        """Whether all that a command asks for is ours: statistics of the group upstream, our commands."""
+    def shared_out(self, ctx: Any) -> tuple[list, list]:
+        """What a command asks for that is ours, statistics of the group upstream and our commands, and what is the server's."""
         values: Any = values_of(ctx) or ()
         if ctx.request.dialect == "jsonrpc":
             params = ctx.request.params or ()
             given = params.values() if isinstance(params, dict) else params
             values = [item for value in given for item in (value if isinstance(value, list) else [value])]
-        return bool(values) and all(isinstance(value, str) and (value.lower() == "upstream:" or value in self.own_names)
-                                    for value in values)
+        ours: list[Any] = []
+        theirs: list[Any] = []
+        for value in values:
+            is_ours = isinstance(value, str) and (value.lower() == "upstream:" or value in self.own_names)
+            (ours if is_ours else theirs).append(value)
+        if ctx.request.name not in OWN_STATISTICS:
+            return ([], []) if theirs else (ours, [])
+        return [*ours, *(["upstream:"] if "all" in theirs else [])], theirs
+
+    def asked_with(self, upstream: Any, ctx: Any, data: bytes, ours: list, theirs: list) -> Any:
+        """A request for statistics as the server is to get it: without ours, which its reply gets here; mi.Error. May wait."""
+        own = self.own.answer(request_with(ctx.request, ours), ctx.caller).datagrams
+        asked = upstream.asked_of(ctx.request, request_with(ctx.request, theirs))
+        if own:
+            back = asked.back and functools.partial(asked.back, asked.origin)
+            asked.origin, asked.back = data, functools.partial(self.joined, ctx.request, own[0][1], back)
+        return asked
+
+    def joined(self, request: mi.Request, own: bytes, back: Any, whole: bytes, reply: bytes) -> bytes:
+        """The reply of the server with our statistics behind its own; mi.Error."""
+        reply = back(reply) if back else reply
+        if request.dialect == "text":
+            return reply[:-1] + own[7:] if reply[:7] == own[:7] == b"200 OK\n" else own if reply.startswith(b"404 ") else reply
+        if reply[:1] != b"{":
+            return reply
+        theirs, ours = [mi.read_json(one).get("result") for one in (reply, own)]
+        both = isinstance(theirs, dict) and isinstance(ours, dict)
+        return self.written(request, mi.Reply(result={**theirs, **ours})) if both else reply
 
     def list_commands(self, ctx: Any) -> Any:
         """All commands that clients may ask for: those that the servers list, and ours."""
@@ -557,15 +611,14 @@ class Gateway:
             upstream.close()
 
 
-def refused(error: mi.Error) -> Any:
-    """The reply for an error, which is a built-in one if it reads as such."""
-    for refusal in (mi.NOT_AVAILABLE, mi.PARSE_ERROR):
-        if (error.code, error.reason) == refusal[:2]:
-            return refusal
-    return mi.Reply(error.code, error.reason, result=error.with_traceback(None))
-
-
 BLANKS = bytes(range(1, 33))  # what 3.x passes over before a request
+
+
+def request_with(request: mi.Request, values: list) -> bytes:
+    """The same request for some of the statistics."""
+    if request.dialect == "text":
+        return behind.write_request(request.name, [(None, value or "") for value in values])
+    return behind.one_request(request._replace(params={"statistics": values}))
 
 
 def values_of(ctx: Any) -> tuple | None:

@@ -2,7 +2,8 @@
 
 A request has a socket of its own for as long as it waits, so no reply can get to another client. Sockets are used again, the one
 that rested longest first, if it heard nothing since; one whose request timed out waits for the late reply, to count it, and is
-closed. Where the server's queue is full, requests wait in ours; a socket connected to the server is writable when that has read.
+closed. If the server ever answers a request twice, no socket is used again. Where the server's queue is full, requests wait in
+ours; a socket connected to the server is writable when that has read.
 """
 from __future__ import annotations
 
@@ -12,7 +13,6 @@ import errno
 import functools
 import glob
 import ipaddress
-import itertools
 import os
 import re
 import socket
@@ -34,17 +34,23 @@ FIGURES = {  # of each server, in the group upstream
 }
 LEVELS = ("in_flight", "down")
 UNREACHABLE = 503
+NO_REPLY = (502, UNREACHABLE, 504)  # codes of the errors that stand in the place of a reply
 LEARN_S = 30.0  # after which it is asked again for its commands, if it is asked for anything
 LATE_S = 10.0  # how long a socket waits for a late reply
 QUEUE_BYTES = 16 << 20  # of requests that wait to be sent to a server, in each child, and of those of one client:
 CLIENT_BYTES = QUEUE_BYTES // 4
 REQUEST_BYTES = 1000  # that a request takes besides its own
-RESTING = 8  # sockets that rest, so that a second reply to a request meets none that waits for another
+RESTING = 64  # sockets that rest, so that a second reply to a request meets none that waits for another
 RECIPES_BYTES = 4 << 20  # of what commands take
 SAME_REPLIES = 50  # that are not translated anew when they come again
 RETRY_S = 0.005  # how often those are tried that nothing wakes up
 TICKS = 50  # how often in its time limit it is looked whether a request is too old
+CHANGES = 20  # of its state that are logged within seconds, if they read the same
 PLAIN_REPLY = re.compile(rb"[0-9]{1,10}[ \n]")  # the first line of a text reply
+FOREIGN = {"text": b"400 Parse_error", "jsonrpc": b"500 command not available\n"}  # what is said to it in the other dialect
+PLAIN_ERROR = re.compile(rb"[3-9][0-9]{2} [^\n]+\n?")  # of a server of JSON-RPC, which has but a few of these
+STARTS = tuple(b'{%b"jsonrpc":%b"2.0",%b"%b":' % (line, blank, line, member) for line, blank in ((b"", b""), (b"\n\t", b"\t"))
+               for member in (b"result", b"error"))  # of a JSON-RPC reply, as OpenSIPS and Kamailio write it
 CREDENTIALS = socket.CMSG_SPACE(struct.calcsize("3i"))
 FULL = (errno.EAGAIN, errno.ENOBUFS)
 LISTINGS = ("jsonrpc", "which"), ("jsonrpc", "system.listMethods"), ("text", "which")  # the second is Kamailio's
@@ -90,17 +96,18 @@ class Asked:
             return True if PLAIN_REPLY.match(reply) else None
         number = self.request.id
         request_id = b"%d" % number if type(number) is int else mi.encode(mi.json_text(number))
-        end = reply[-len(request_id) - 64:].rstrip(b"} \t\r\n")
-        if end.endswith(request_id) and end[:-len(request_id)].rstrip(b": \t\r\n").endswith(b'"id"'):
+        if reply.startswith(STARTS) and reply.endswith((b',"id":%b}' % request_id, b',\n\t"id":\t%b\n}' % request_id)):
+            return True  # which spares reading it
+        if PLAIN_ERROR.fullmatch(reply):
             return True
         try:
             message = mi.read_json(reply)
         except mi.ParseError:
-            return True if PLAIN_REPLY.match(reply) else None
+            return None
         if not isinstance(message, dict) or not {"result", "error"} & message.keys():
-            return True if PLAIN_REPLY.match(reply) else None
+            return None
         is_cut = isinstance(number, float) or isinstance(number, int) and not -2**31 <= number < 2**31  # 3.x has 32 bits
-        return "id" in message and (is_cut or message["id"] == number)
+        return "id" in message and (is_cut or message["id"] == number or number is None and message["id"] == 0)  # of Kamailio
 
 
 class Slot:
@@ -178,6 +185,14 @@ def one_request(request: mi.Request) -> bytes:
     return mi.encode(mi.json_text({"jsonrpc": "2.0", "method": request.name, **params, **number}))
 
 
+def refused(error: mi.Error) -> Any:
+    """The reply for an error, which is a built-in one if it reads as such."""
+    for refusal in (mi.NOT_AVAILABLE, mi.PARSE_ERROR):
+        if (error.code, error.reason) == refusal[:2]:
+            return refusal
+    return mi.Reply(error.code, error.reason, result=error.with_traceback(None))
+
+
 def listed(reply: bytes) -> list[str] | None:
     """The names in a reply that lists commands; None for another reply."""
     if re.match(rb"2[0-9]{2} [^\n]*\n", reply):
@@ -208,17 +223,20 @@ class Known(NamedTuple):
 class Upstream:
     """One server, as a child sees it."""
 
-    def __init__(self, ctx: Any, target: Target, loop: Any, recorder: Any):
+    def __init__(self, ctx: Any, target: Target, loop: Any):
         self.ctx, self.target, self.loop, self.name = ctx, target, loop, target.name
         self.row, self.columns = ctx.own.row, {word: ctx.own.columns[f"{target.name}-{word}"] for word in FIGURES}
         self.counters = ctx.server.counters
         self.timeout_s, self.unix = target.timeout / 1000, target.address.port is None
+        silence = f"did not answer in {target.timeout} ms"
+        self.no_reply, self.silence = mi.Reply(504, f"upstream {target.name} {silence}"), f"{silence}: {target.address}"
         self.free: collections.deque[Slot] = collections.deque()
         self.in_flight: dict[Slot, Asked] = {}  # the oldest first
         self.waiting: collections.deque[Asked] = collections.deque()
         self.held: collections.Counter[Any] = collections.Counter()  # bytes of those that wait, by client
         self.bytes = 0  # of them all
         self.late: dict[Slot, float] = {}  # until when their late replies are waited for
+        self.answers_twice = False  # it did, so each request gets a new socket
         self.mute: Slot | None = None  # sends notifications, and hears what a server may answer to them
         tick_s = max(0.005, min(0.5, self.timeout_s / TICKS))
         self.timer = loop.timer(tick_s, tick_s)
@@ -227,8 +245,8 @@ class Upstream:
         self.gate: Any = None  # the socket that it watches
         self.buffer = bytearray(mi.GIVE_UP + 1)
         self.view, self.believed = memoryview(self.buffer), frozenset[bytes]()
-        self.recorder = recorder
         self.known: Known | None = None  # until it is found out
+        self.full_names: dict[str, list[str]] = {}  # of its commands, by the short name that 4.0 runs as well
         self.recipes = mi.Memo(RECIPES_BYTES)  # command -> one of its recipes_of()
         self.epoch = 0  # another one once it may be another server
         self.back_to_text = functools.lru_cache(SAME_REPLIES)(translation.reply_to_text)
@@ -290,7 +308,7 @@ class Upstream:
         slot = self.mute
         try:
             if asked.request.answered or slot is None:
-                slot = self.rested() if len(self.free) > RESTING else self.new_slot() or self.rested()
+                slot = len(self.free) > RESTING and self.rested() or self.new_slot() or self.rested()
             if slot is None:
                 return False
             if self.unix:
@@ -322,7 +340,7 @@ class Upstream:
             slot = self.free.popleft()
             try:
                 slot.socket.recv(1, socket.MSG_PEEK)
-                self.count("late")
+                self.second_reply()
             except BlockingIOError:
                 return slot
             except OSError:  # of UDP: nobody listened there
@@ -384,16 +402,34 @@ class Upstream:
             return
         asked = self.in_flight.get(slot)
         fits = asked.has(reply) if asked else False
-        if asked is None:
-            self.forget(slot)
         if asked is None or fits is False:
-            self.count("late")
-            return
+            is_second = slot not in self.late
+            if asked is None:
+                self.forget(slot)
+            return self.second_reply() if is_second else self.count("late")
         del self.in_flight[slot]
-        self.free.append(slot)
+        self.rest(slot)
         self.replied(asked, reply, fits is None)
         if self.waiting and not self.room:
             self.flush()
+
+    def second_reply(self) -> None:
+        """The server answered a request twice: count it, and use no socket again, because text has no ids to compare."""
+        self.count("late")
+        if not self.answers_twice:
+            self.answers_twice = True
+            self.ctx.log.warning("upstream %s answers requests twice: each gets a new socket from now on", self.name)
+        for slot in list(self.free):
+            self.forget(slot)
+
+    def rest(self, slot: Slot) -> None:
+        """Leave a socket whose request is answered for another one, or, if it must not be used again, for a second reply."""
+        if not self.answers_twice:
+            self.free.append(slot)
+            return
+        self.late[slot] = time.monotonic() + LATE_S
+        if len(self.late) > self.target.inflight:
+            self.forget(next(iter(self.late)))
 
     def read(self, slot: Slot) -> bytes | None:
         """The datagram that came, None if it is from somebody else than the server; OSError."""
@@ -426,13 +462,52 @@ class Upstream:
         self.level()
         if self.counters.slots[self.columns["down"]]:
             self.change(None)
+        if (is_garbage or reply in FOREIGN.values()) and self.is_foreign(asked, reply):
+            return self.repeat(asked, reply, is_garbage)
+        return self.accept(asked, reply, is_garbage)
+
+    def accept(self, asked: Asked, reply: bytes, is_garbage: bool) -> None:
+        """Answer a request with its reply, or with an error if that is garbage."""
         if is_garbage:
             self.ctx.log.warning("upstream %s answered garbage: %a", self.name, reply[:80], extra={"once": self.name})
             return self.fail(asked, mi.Reply(502, f"upstream {self.name} answered garbage"))
         self.count("replies", asked)
-        if self.recorder and asked.ctx:
-            self.recorder.keep(asked.data, reply, (now_s - asked.sent_s) * 1000)
         return asked.done((asked, reply))
+
+    def is_foreign(self, asked: Asked, reply: bytes) -> bool:
+        """Whether a reply to a client's request may be of a server of the other dialect, which cannot have run it."""
+        is_text = asked.request.dialect == "text"
+        return bool(asked.ctx) and self.target.dialect == "auto" and (
+            reply == FOREIGN[asked.request.dialect] or is_text and reply.startswith(STARTS))
+
+    def repeat(self, asked: Asked, reply: bytes, is_garbage: bool) -> None:
+        """Learn what the server is now, and repeat a request if it speaks the other dialect; else the reply counts."""
+        import gevent
+
+        def learn_and_ask() -> None:
+            for _ in range(2):  # what is under way may have begun before
+                self.learn()
+                self.learner.join(max(asked.deadline_s - time.monotonic(), 0))
+                name, known = asked.ctx.request.name, self.known
+                is_other = known and known.dialects and asked.request.dialect not in known.dialects
+                if is_other and (name in NAMES or name not in self.full_names):  # else access lists may hold for another name
+                    self.count("replies", asked)
+                    return self.ask_anew(asked)
+            return self.accept(asked, reply, is_garbage)
+
+        gevent.spawn(learn_and_ask)
+
+    def ask_anew(self, asked: Asked) -> None:
+        """Send a client's request in the dialect that the server is known to speak; may wait."""
+        try:
+            anew = self.asked_of(asked.ctx.request, asked.origin or asked.data)
+        except mi.Error as error:
+            return asked.done((asked, refused(error)))
+        except Exception:  # the seam: a mistake in the translation costs one request
+            self.ctx.log.exception("command %s cannot be translated", asked.ctx.request.name)
+            return asked.done((asked, mi.COMMAND_FAILED))
+        asked.data, asked.request, asked.origin, asked.back = anew.data, anew.request, anew.origin, anew.back
+        return self.put(asked)
 
     def fail(self, asked: Asked, reply: mi.Reply) -> None:
         """Answer a request with an error of ours."""
@@ -457,7 +532,7 @@ class Upstream:
     def tick(self) -> None:
         """Answer requests that are too old with an error, and close sockets that have waited for late replies."""
         now_s = time.monotonic()
-        for slot, asked in list(itertools.takewhile(lambda item: item[1].deadline_s <= now_s, self.in_flight.items())):
+        for slot, asked in [item for item in self.in_flight.items() if item[1].deadline_s <= now_s]:
             del self.in_flight[slot]
             self.late[slot] = now_s + LATE_S
             self.expire(asked)
@@ -478,12 +553,26 @@ class Upstream:
 
     def expire(self, asked: Asked) -> None:
         """A request is not answered in time."""
-        why = f"did not answer in {self.target.timeout} ms"
         self.level()
         self.count("timeouts", asked)
         if asked.ctx and (asked.sent_s >= self.replied_s or not asked.sent_s):
-            self.change(f"{why}: {self.target.address}")
-        self.fail(asked, mi.Reply(504, f"upstream {self.name} {why}"))
+            self.change(self.silence)
+        self.fail(asked, self.no_reply)
+
+    def skip(self, asked: Asked) -> None:
+        """A request of a batch is not sent, because the time limit of the batch is over."""
+        self.count("requests")
+        self.count("timeouts")
+        self.fail(asked, self.no_reply)
+
+    def missed(self, error: mi.Error, begun_s: float) -> None:
+        """A request is not sent, because the server does not even say what it is, or what the command takes."""
+        self.count("requests")
+        self.count("errors")
+        if error.code == 504:
+            self.count("timeouts")
+            if self.replied_s < begun_s:
+                self.change(self.silence)
 
     def change(self, why: str | None) -> None:
         """Log that the server does not answer (why), or answers again (None), once for all children."""
@@ -493,10 +582,10 @@ class Upstream:
         self.counters.set(down, int(bool(why)))
         if why:
             self.down_s = time.monotonic()
-            self.ctx.log.error("upstream %s %s", self.name, why)
+            self.ctx.log.error("upstream %s %s", self.name, why, extra={"same": CHANGES})
         else:
             after = f" after {time.monotonic() - self.down_s:.1f} s" if self.down_s else ""
-            self.ctx.log.warning("upstream %s answers again%s", self.name, after)
+            self.ctx.log.warning("upstream %s answers again%s", self.name, after, extra={"same": CHANGES})
             self.forget_recipes()  # it may be another one
             self.learn()
             if self.relay:
@@ -517,14 +606,13 @@ class Upstream:
         self.learn()
         self.learner.join(deadline_s - time.monotonic())
         if self.known is None and self.learner:
-            raise mi.Error(504, f"upstream {self.name} did not answer in {self.target.timeout} ms")
+            raise mi.Error(*self.no_reply[:2])
 
     def listing(self, deadline_s: float) -> list[str] | mi.Reply:
         """The commands that the server lists, or the Reply in place of them; waits. Who asks meanwhile gets the same."""
         self.learn()
         self.learner.join(deadline_s - time.monotonic())
-        return self.learner.value if self.learner.successful() else mi.Reply(
-            504, f"upstream {self.name} did not answer in {self.target.timeout} ms")
+        return self.learner.value if self.learner.successful() else self.no_reply
 
     def result_of(self, name: str, params: dict) -> Any:
         """The result of a command, which we ask for ourselves, as 3.x has it; waits. mi.Error."""
@@ -576,10 +664,22 @@ class Upstream:
                 names, is_kamailio = listing, command == LISTINGS[1][1]
         known = Known(frozenset(dialects), names, None if names is None else frozenset(names), is_kamailio)
         if known != self.known and (answers or self.known is None):  # one that stands still is what it was
-            self.known = known
-            self.forget_recipes()
+            self.become(known)
+        elif answers and self.recipes:
+            self.forget_recipes()  # it may have been restarted in between
         return names if names is not None else reply if isinstance(reply, mi.Reply) else mi.Reply(
             502, f"upstream {self.name} lists no commands")
+
+    def become(self, known: Known) -> None:
+        """The server is another one than before."""
+        before, self.known, self.full_names = self.known, known, {}
+        for name in [one for one in known.listed or () if ":" in one]:
+            self.full_names.setdefault(name.partition(":")[2], []).append(name)
+        self.forget_recipes()
+        if before and before.dialects and known.dialects and known.dialects != before.dialects:
+            self.ctx.log.warning("upstream %s speaks %s now", self.name, " and ".join(sorted(known.dialects)))
+            if self.relay:
+                self.relay.renew()
 
     def forget_recipes(self) -> None:
         """Ask anew what its commands take."""
@@ -588,6 +688,8 @@ class Upstream:
 
     def recipes_of(self, name: str) -> tuple | None:
         """The sets of parameters that the server takes for a command, each a text of names, or None. Waits; mi.Error."""
+        if time.monotonic() > self.learn_s:
+            self.learn()
         recipes, row = self.recipes, self.recipes.get(name)
         if row is None:
             reply = self.ask(mi.Request("which", dialect="jsonrpc", id=1, params=[name]))

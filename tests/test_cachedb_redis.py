@@ -115,6 +115,18 @@ def test_redis_goes_away_and_comes_back(start, redis):
     server.wait_log("answers again")
 
 
+def test_a_redis_that_refuses_one_key_is_not_away(start, redis):
+    server = start(redis.configuration.replace("children_count\", 2", "children_count\", 1"))
+    assert redis.ask("SELECT 3\r\nRPUSH list x").endswith(b":1\r\n")
+    for _ in range(2):
+        assert server.ask(text("cache_fetch", "redis:group", "list")) == b"500 Cache fetch command failed\n\n"
+        assert server.ask(text("cache_store", "redis:group", "key", "value")) == b"200 OK\n\n"
+    assert server.log.count(f"redis at 127.0.0.1:{redis.port} refuses get: WRONGTYPE") == 1 and "answers again" not in server.log
+    redis.stop()
+    assert server.ask(text("cache_fetch", "redis:group", "list")) == b"500 Cache fetch command failed\n\n"
+    server.wait_log(f"redis at 127.0.0.1:{redis.port}: ")
+
+
 def test_a_redis_that_hangs_holds_up_nobody(start, redis):
     """The error within half a second, and other requests of the same child meanwhile."""
     server = start(redis.configuration.replace("children_count\", 2", "children_count\", 1"))

@@ -155,6 +155,8 @@ def test_kamailio(start, tmp_path):
         front = start(gateway_to(place, more='modparam("upstream", "route", "core.nothing: main")'))
         for request in (asking("core.version"), asking("nope"), asking("core.echo", "a", 1)):
             assert front.ask(request) == mi.ask(place, request, 5.0)
+        nothing = asking("core.version", request_id="null")
+        assert front.ask(nothing) == mi.ask(place, nothing, 5.0)  # whose id is 0
         client = front.client()
         client.send(b'{"jsonrpc": "2.0", "method": "core.version"}')  # it answers that
         assert json.loads(client.ask(asking("core.echo", "x")))["result"] == ["x"]
@@ -241,8 +243,22 @@ def test_a_server_that_comes_back(start):
         assert front.ask(VERSION) == behind.ask(VERSION)
         assert json.loads(front.ask(asking("ps"))) == json.loads(behind.ask(asking("ps")))
         assert b"state=up" in front.ask(b":upstream_list:\n")
-    assert front.log.count("answers again") in (1, 2)  # the same line again is left out: where both took as long
+    assert front.log.count("answers again") == 2
     assert front.log.count("is not reachable") <= 3
+
+
+def test_each_change_of_its_state_is_logged(start, tmp_path):
+    front = start(gateway_to(f"{tmp_path}/puppet.sock;dialect=text"))
+    client = front.client()
+    for number in range(1, 5):
+        assert client.ask(UPTIME) == TEXT_503
+        with contextlib.closing(Puppet(tmp_path / "puppet.sock")) as puppet:
+            client.send(UPTIME)
+            assert puppet.play(b"200 OK\n\n") == [UPTIME] and client.receive() == b"200 OK\n\n"
+            puppet.is_quiet()  # it lists its commands
+        front.wait_log("answers again")
+        assert front.log.count("is not reachable: ") == front.log.count("answers again") == number
+    assert "left out" not in front.log
 
 
 def test_a_server_that_stands_still_is_flooded(start):
@@ -316,6 +332,32 @@ def test_a_second_reply_meets_no_other_request(start, puppet):
     puppet.socket.sendto(b"200 one again\n\n", first)
     puppet.socket.sendto(b"200 two\n\n", second)
     assert client.receive() == b"200 two\n\n"
+
+
+def test_a_second_reply_that_comes_much_later_meets_no_other_request(start, puppet):
+    front, places = start(gateway_to(puppet.path, more='modparam("upstream", "keep", "ps")')), []
+    client, other = front.client(), front.client()
+
+    def ask(request):
+        client.send(request)
+        places.append(puppet.hear()[1])
+        puppet.socket.sendto(b"200 OK\n\n", places[-1])
+        assert client.receive() == b"200 OK\n\n"
+
+    for request in [*14 * [UPTIME], b":twice:\n", *60 * [UPTIME]]:
+        ask(request)
+    other.send(b":slow:\n")
+    _, place = puppet.hear()
+    puppet.socket.sendto(b"200 of another\n\n", places[14])
+    puppet.socket.sendto(b"200 slow\n\n", place)
+    assert other.receive() == b"200 slow\n\n"
+    wait_for(lambda: b"late=1" in front.ask(b":upstream_list:\n"))
+    places.clear()
+    for _ in range(70):  # such a server never gets a socket again
+        ask(UPTIME)
+    assert len({*places}) == len(places) and front.log.count("answers requests twice") == 1
+    puppet.socket.sendto(b"200 of another\n\n", places[-1])
+    wait_for(lambda: b"late=2" in front.ask(b":upstream_list:\n"))
 
 
 def test_a_server_that_stood_still_is_asked_in_its_dialect(start):
@@ -403,9 +445,15 @@ def test_garbage_is_an_error(start, puppet):
         client.send(asking("x"))
         puppet.play(garbage)
         assert json.loads(client.receive()) == error(502, "upstream main answered garbage")
-    client.send(asking("x"))
-    puppet.play(b"400 Parse_error")  # as 3.x has it
-    assert client.receive() == b"400 Parse_error"
+    for garbage in (b'%$#! not json "id":1}', b'\0\0\0"id":1}', b'{"jsonrpc":"2.0","result":{"a":"id":1}',
+                    b'{"jsonrpc":"2.0","id":1}', b"200 OK\nx:: 1\n\n", b"200 ", b"400 two\nlines\n\n"):
+        client.send(asking("x"))
+        puppet.play(garbage)
+        assert json.loads(client.receive()) == error(502, "upstream main answered garbage"), garbage
+    for reply in (b"400 Parse_error", b"500 Internal error", b'\n{ "id": 1, "result": {"id": 2}}', b'{"error": {}, "id": 1}'):
+        client.send(asking("x"))  # plain as 3.x has them
+        puppet.play(reply)
+        assert client.receive() == reply
 
 
 def test_only_the_owner_of_the_socket_is_believed(start, puppet):
@@ -486,6 +534,19 @@ def test_a_batch_is_split(start, puppet):
     replies = json.loads(client.receive())
     assert replies[0] == {"result": "one", "id": 1} and replies[2] == {"result": "two", "id": "q"}
     assert [reply["error"]["code"] for reply in replies[1::2]] == [-32601, -32600]
+
+
+def test_the_time_limit_of_a_batch_is_one_for_all(start, puppet):
+    front = start(gateway_to(f"{puppet.path};timeout=600"))
+    client = front.client()
+    client.send(b"[%b]" % b",".join(b'{"jsonrpc":"2.0","method":"x","id":%d}' % number for number in range(6)))
+    assert puppet.play(b'{"result":"OK","id":0}', None)[1] == b'{"jsonrpc":"2.0","method":"x","id":1}'
+    message = "upstream main did not answer in 600 ms"
+    assert json.loads(client.receive()) == [{"result": "OK", "id": 0}, *[error(504, message, number) for number in range(1, 6)]]
+    assert puppet.is_quiet() and b"requests=6 replies=1 errors=5 timeouts=5" in front.ask(b":upstream_list:\n")
+    client.send(b"[%b]" % asking("y"))  # another batch has a limit of its own
+    puppet.play(b'{"result":"OK","id":1}')
+    assert json.loads(client.receive()) == [{"result": "OK", "id": 1}]
 
 
 def test_notifications(start, puppet):
@@ -583,6 +644,31 @@ def test_access_lists_hold_for_a_short_name_of_4_0(start, puppet, keep):
             assert b'"error"' in front.ask(asking(name)) and b'"error"' in front.ask(b"[%b]" % asking(name))
             front.client().send(b'{"jsonrpc":"2.0","method":"%b"}' % name.encode())
     assert puppet.is_quiet()
+
+
+def test_access_lists_hold_for_a_short_name_of_a_command_that_only_the_server_knows(start, puppet):
+    """4.0 runs it as the one command of that name."""
+    needs_root()
+    listed = "which", "tcp:close", "core:profiling_proc", "bins:trace", "new:turn", "new:read", "other:write"
+    puppet.LISTS = {**puppet.LISTS, [*puppet.LISTS][0]: json.dumps({"result": listed, "id": 1}).encode()}
+    front = start(gateway_to(puppet.path, more='modparam("midatagram", "allow_command", "tcp:*, bins:*, new:r*: uid:12345")\n'
+                             'modparam("midatagram", "disable", "core:profiling_proc, new:t*, later:do")\n'))
+    client = front.client()
+
+    def passes(name):
+        client.send(asking(name))
+        assert puppet.play(b'{"result":"OK","id":1}') == [asking(name)]
+        return client.receive() == b'{"result":"OK","id":1}'
+
+    assert passes("write")  # meanwhile it says what it has
+    for name in ("tcp:close", "close", "bins:trace", "tls_trace", "trace", "new:read", "read"):
+        assert json.loads(client.ask(asking(name)))["error"] == {"code": 403, "message": "Forbidden"}, name
+        assert client.ask(f":{name}:\n".encode()) == b"403 Forbidden\n\n", name
+    for name in ("core:profiling_proc", "profiling_proc", "new:turn", "turn", "later:do", "do"):
+        assert json.loads(client.ask(asking(name)))["error"]["code"] == -32601, name
+        assert client.ask(f":{name}:\n".encode()) == b"500 command not available\n", name
+        assert json.loads(client.ask(b"[%b]" % asking(name)))[0]["error"]["code"] == -32601, name
+    assert passes("other:write")  # and nothing before
 
 
 def open_to_all(folder):
@@ -735,7 +821,39 @@ def test_a_server_that_speaks_another_dialect_after_a_restart(start):
     behind.stop()
     assert json.loads(front.ask(asking("pwd"))) == error(503, "upstream main is not reachable")
     behind = start('modparam("midatagram", "dialect", "jsonrpc")\n', place=behind.place)
-    wait_for(lambda: front.ask(b":pwd:\n") == f"200 OK\nWD:: {behind.folder}\n\n".encode(), what="the other dialect")
+    assert front.ask(b":pwd:\n") == f"200 OK\nWD:: {behind.folder}\n\n".encode()
+    behind.stop()
+    assert front.ask(b":pwd:\n") == TEXT_503
+    behind = start('modparam("midatagram", "dialect", "text")\n', place=behind.place)
+    assert json.loads(front.ask(asking("pwd")))["result"] == {"WD": f"{behind.folder}"}
+
+
+@pytest.mark.parametrize("dialect, other", [("text", "jsonrpc"), ("jsonrpc", "text")])
+def test_a_server_in_whose_place_comes_one_of_the_other_dialect(start, dialect, other):
+    """Between two requests, so that none is lost and nothing else tells."""
+    behind = start(f'modparam("midatagram", "dialect", "{dialect}")\n')
+    front = start(gateway_to(behind.place))
+    requests = asking("pwd"), b":pwd:\n", b"[%b]" % asking("pwd")
+    for _ in range(4):
+        before = [front.ask(request) for request in requests]
+    behind.stop()
+    start(f'modparam("midatagram", "dialect", "{other}")\n', place=behind.place)
+    folder = re.compile(rb'WD(:: |":")[^"\n]+')
+    for _ in range(3):
+        assert [folder.sub(b"", front.ask(request)) for request in requests] == [folder.sub(b"", reply) for reply in before]
+    assert front.log.count(f"upstream main speaks {other} now") == 1
+
+
+def test_what_a_server_of_the_known_dialect_refuses_like_another_one_is_passed_on(start, puppet):
+    front = start(gateway_to(puppet.path))
+    client = front.client()
+    for _ in range(3):
+        client.send(b":x:\n")
+        assert puppet.play(b"400 Parse_error") == [b":x:\n"] and puppet.is_quiet() and client.receive() == b"400 Parse_error"
+        client.send(asking("x"))
+        assert puppet.play(b"500 command not available\n") == [asking("x")] and puppet.is_quiet()
+        assert client.receive() == b"500 command not available\n"
+    assert "speaks" not in front.log
 
 
 def test_a_server_that_is_there_later_and_speaks_another_dialect(start, tmp_path):
@@ -765,6 +883,19 @@ def test_a_server_that_lists_no_commands(start, tmp_path):
     while (reply := client.receive()) == TEXT_504 % 300:
         pass
     assert reply == b"200 mine\n\n"
+    behind.close()
+
+
+def test_a_server_that_is_mute_from_the_start_is_down(start, tmp_path):
+    behind = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    behind.bind(f"{tmp_path}/mute.sock")
+    front = start(gateway_to(f"{tmp_path}/mute.sock;timeout=400;dialect=jsonrpc"))
+    clients = [front.client() for _ in range(20)]
+    for client in clients:
+        client.send(asking("x"))
+    assert all(b'"code":504' in client.receive() for client in clients)
+    assert b"state=down requests=20 replies=0 errors=20 timeouts=20" in front.ask(b":upstream_list:\n")
+    assert front.log.count("upstream main did not answer in 400 ms") == 1
     behind.close()
 
 
@@ -818,6 +949,38 @@ def test_statistics(start, puppet):
     assert puppet.hear()[0].startswith(b":uptime") or puppet.hear()
 
 
+@pytest.mark.parametrize("dialect", ["auto", "text", "jsonrpc"])
+def test_statistics_of_ours_with_those_of_the_server(start, dialect):
+    behind = start()
+    front = start(gateway_to(f"{behind.place};dialect={dialect}"))
+    ours = [line.split(b"::")[0] for line in front.ask(b":get_statistics:\nupstream:\n").split(b"\n")[1:-2]]
+    assert len(ours) == 7
+    for values in (["upstream:", "mi_datagram:"], ["all"], ["nothing", "main-late", "requests"], ["nothing", "UPSTREAM:"]):
+        theirs = [value for value in values if "UPSTREAM:" != value != "upstream:" and value != "main-late"]
+        more = [b"upstream:main-late"] if "main-late" in values else ours
+        for _ in range(4):  # none of it is remembered with a figure of now
+            line = mi.write_request("get_statistics", [(None, value) for value in theirs])
+            names = [line.split(b"::")[0] for line in behind.ask(line).split(b"\n")[1:-2] if b"::" in line]
+            reply = front.ask(mi.write_request("get_statistics", [(None, value) for value in values]))
+            assert reply.startswith(b"200 OK\n") and reply.endswith(b"\n\n") and b"\n\n" not in reply[:-2]
+            assert [line.split(b"::")[0] for line in reply.split(b"\n")[1:-2]] == [*names, *more]
+            for request in (asking("statistics:get", values), asking("get_statistics", values, request_id='"x"')):
+                reply = json.loads(front.ask(request))
+                assert [name.encode() for name in reply["result"]] == [*names, *more] and reply["id"] in (1, "x")
+    for request in (asking("get_statistics", {"a": 1}, "upstream:"), asking("get_statistics", 1, ["upstream:"])):
+        assert b'"error"' in front.ask(request) or b"upstream:main-late" in front.ask(request)
+    assert front.ask(b":reset_statistics:\nmain-replies\nrequests\n") == b"200 OK\n\n"
+    assert front.ask(b":get_statistics:\nmain-replies\n") == b"200 OK\nupstream:main-replies:: 1\n\n"
+
+
+def test_what_the_server_says_instead_of_statistics_is_passed_on(start, puppet):
+    client = start(gateway_to(puppet.path)).client()
+    for reply in (b"500 Internal error", b'{"jsonrpc":"2.0","error":{"code":500,"message":"x"},"id":1}'):
+        client.send(asking("get_statistics", ["upstream:", "x"]))
+        assert puppet.play(reply) == [b'{"jsonrpc":"2.0","method":"get_statistics","params":{"statistics":["x"]},"id":1}']
+        assert client.receive() == reply
+
+
 def test_help_for_our_commands_is_ours(pair):
     behind, front = pair
     assert front.ask(b":help:\nupstream_list\n").startswith(b"200 OK\nHelp:: upstream_list - List the servers")
@@ -858,6 +1021,20 @@ def test_parameters_are_asked_for_again_where_the_server_did_not_answer(start, p
         puppet.socket.sendto(reply, place)
     assert json.loads(request)["params"] == {"number": "1"}
     assert client.receive() == b"200 OK\n\n"
+
+
+def test_parameters_are_asked_for_again_with_the_list_of_commands(start, puppet):
+    puppet.LISTS = dict.fromkeys(puppet.LISTS, b'{"result":["which","mine"],"id":1}')
+    client = start(gateway_to(f"{puppet.path};dialect=jsonrpc")).client()
+    for name in (b"before", b"after"):  # the server was restarted, and lists the same commands
+        for nth in range(4):
+            client.send(b":mine:\n1\n")
+            question = [b'{"result":[["%b"]],"id":1}' % name] if not nth else []
+            request = puppet.play(*question, b'{"result":"OK","id":1}')[-1]
+            assert json.loads(request)["params"] == {name.decode(): "1"} and client.receive() == b"200 OK\n\n"
+        client.send(b":which:\n")
+        puppet.is_quiet()
+        assert b"mine\n" in client.receive()
 
 
 def test_what_knows_a_server_is_loaded_once():
@@ -924,6 +1101,21 @@ def test_what_passes_becomes_canned_replies(start, tmp_path):
     front.stop()
     again = start(f'loadmodule "{path}"\n')
     assert [again.ask(request) for request in requests] == replies
+
+
+@pytest.mark.parametrize("dialect", ["text", "jsonrpc"])
+def test_what_is_recorded_of_a_server_of_another_dialect_is_what_its_clients_got(start, tmp_path, dialect):
+    behind, path = start(f'modparam("midatagram", "dialect", "{dialect}")'), tmp_path / "passed.conf"
+    front = start(gateway_to(behind.place, more=f'modparam("upstream", "record", "{path}")'))
+    requests = [VERSION, asking("version"), asking("help", "ps"), asking("help", "x"), asking("get_statistics", ["all"])]
+    replies = [front.ask(request) for request in requests[:-1]]
+    batch = front.ask(b"[%b]" % asking("help", "kill"))
+    statistics = json.loads(front.ask(requests[-1]))["result"]
+    front.stop()
+    again = start(f'loadmodule "{path}"\n')
+    assert [again.ask(request) for request in requests[:-1]] == replies
+    assert again.ask(b"[%b]" % asking("help", "kill")) == batch
+    assert json.loads(again.ask(requests[-1]))["result"].keys() == statistics.keys() > {"upstream:main-late"}
 
 
 # The start.
