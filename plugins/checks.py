@@ -181,7 +181,9 @@ def note_failures(loader: mi.Loader, registry: mi.Registry) -> None:
     longer than they may; and what modules have doubts of."""
     for module in loader.modules.values():
         for where, text in vars(module)["doubts"]:
-            loader.note(where or loader.loaded[module.name], text)
+            place = where or loader.loaded.get(module.name, ("-p", 0))
+            if place[0] != "-p":  # which loads all that there are
+                loader.note(place, text)
     for folder, where in loader.mpaths:
         if not os.path.isdir(folder) and not loader.passed & (loader.opensips["modules"] or loader.passed):
             loader.note(where, f"mpath: there is no folder {folder}", logging.ERROR)
