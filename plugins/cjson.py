@@ -47,6 +47,14 @@ SCALARS: dict[str, Callable] = {
     "word": {"null": None, "true": True, "false": False}.get}
 
 
+def matched(pattern: re.Pattern, text: str, at: int, what: str) -> re.Match:
+    """What a pattern fits at a place; ParseError."""
+    match = pattern.match(text, at)
+    if not match:
+        raise mi.ParseError(f"no {what} at {at}")
+    return match
+
+
 def read(text: str):
     """Read the JSON value that `text` begins with, as cJSON takes it, at any depth."""
     closings, starts = [""], [0]  # of the value itself and each open array and object: its closing bracket, where its items begin
@@ -54,14 +62,10 @@ def read(text: str):
     at = 0
     while True:
         if closings[-1] == "}":
-            match = NAME.match(text, at)
-            if not match:
-                raise mi.ParseError(f"no name of a member at {at}")
+            match = matched(NAME, text, at, "name of a member")
             items.append(json_string(match["string"]))
             at = match.end()
-        match = VALUE.match(text, at)
-        if not match:
-            raise mi.ParseError(f"no JSON value at {at}")
+        match = matched(VALUE, text, at, "JSON value")
         kind, at = str(match.lastgroup), match.end()
         if kind == "opening":
             opened = [CLOSING[mark] for mark in match[kind] if mark in CLOSING]
