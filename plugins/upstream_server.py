@@ -107,6 +107,8 @@ class Asked:
         if not isinstance(message, dict) or not {"result", "error"} & message.keys():
             return None
         is_cut = isinstance(number, float) or isinstance(number, int) and not -2**31 <= number < 2**31  # 3.x has 32 bits
+        if message.get("id", 0) is None and "error" in message:  # of who could not read the id
+            return True
         return "id" in message and (is_cut or message["id"] == number or number is None and message["id"] == 0)  # of Kamailio
 
 
