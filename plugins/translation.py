@@ -721,9 +721,9 @@ def event_to_jsonrpc(event: bytes) -> bytes:
         values, names = mi.read_arguments(rest)
     except mi.ParseError:
         raise mi.Error(500, f"an event that cannot be read: {mi.decode(line[:60])!r}") from None
-    if not names:
+    if not names or names[0] is None:  # the first one decides for all, as in 3.x
         return mi.write_event(mi.decode(line), [value or "" for value in values], "jsonrpc")
-    params: dict = {name: event_value(name, value) for name, value in zip(names, values)}
+    params: dict = {name or "": event_value(name, value) for name, value in zip(names, values)}
     if "hash_entry" in params:
         number = event_number(params.pop("hash_entry")) * 2**32 + event_number(params.pop("hash_id", None))
         params = {"id": forms.dialog_id(number), "db_id": f"{number}", **params}

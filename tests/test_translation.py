@@ -264,6 +264,11 @@ def test_an_event_without_a_form(text, notification):
     assert translation.event_to_text(notification) == text
 
 
+def test_the_first_line_of_an_event_decides_whether_all_have_names():
+    assert json.loads(translation.event_to_jsonrpc(b"E_X\nname::1\nbare\n"))["params"] == {"name": "1", "": "bare"}
+    assert json.loads(translation.event_to_jsonrpc(b"E_X\nbare\nname::1\n"))["params"] == ["bare", "1"]
+
+
 # Requests.
 
 
