@@ -1329,7 +1329,7 @@ class Registry:
 # cached reply depends on nothing but what live() reads.
 
 CACHE_BYTES = 8 << 20  # of all that is cached of requests and their replies, per child
-SEEN_BYTES = 1 << 20  # of the hashes of requests that came once, of which each takes about 100
+SEEN_BYTES = 1 << 18  # of the hashes of requests that came once, each about 100: of more, few would be cached for long
 ENTRY_BYTES = 400  # what an entry of a Memo takes besides its key and value; about what Python needs
 VALUE_BYTES = 120  # the same for a value of a request
 KEPT_REQUEST = 4096  # bytes; a longer request is read anew each time
@@ -1359,11 +1359,11 @@ class Memo:
             value = self.keep(key, self.old[key], self.sizes[key])
         return value
 
-    def keep(self, key: Any, value: Any, size: int, once: bool = False) -> Any:
-        """Add a value of so many bytes, with its key, unless it is too large; returns it. once: only up to half a generation."""
+    def keep(self, key: Any, value: Any, size: int) -> Any:
+        """Add a value of so many bytes, with its key, unless it is too large; returns it."""
         self.forget(key)
         whole = size + ENTRY_BYTES
-        if whole > self.largest or once and self.bytes + whole > self.most // 2:
+        if whole > self.largest:
             return value
         if self.bytes + whole > self.most:
             self.old, self.sizes, self.bytes = dict(self.young), {key: self.sizes[key] for key in self.young}, 0
@@ -1752,14 +1752,14 @@ class Answers:
         return Answer([(0, written)] if written else [], exchanges)
 
     def remember(self, data: bytes, key: Any, call: Call) -> Cached | None:
-        """Cache what a request teaches, from its second time on; what a slow command answers from its first."""
+        """Cache what a request teaches, from its second time on; what a slow command answers from its first while it has room."""
         if key is None or len(data) > KEPT_REQUEST:
             return None
-        once = hash(key) not in self.seen
-        if once and len(self.seen) >= SEEN_BYTES // 100:
-            self.seen.clear()
-        self.seen.add(hash(key))
-        if (once and not call.command.is_slow) or not call.dialect.is_key_of(key, call):
+        if once := hash(key) not in self.seen:
+            if len(self.seen) >= SEEN_BYTES // 100:
+                self.seen.clear()
+            self.seen.add(hash(key))
+        if once and not (call.command.is_slow and self.cache.bytes < CACHE_BYTES // 4) or not call.dialect.is_key_of(key, call):
             return None
         cached = Cached(key, call, 2 * len(data) + VALUE_BYTES * len(call.request.values))
         return cached if once else self.cache.keep(key, cached, cached.size)
@@ -1817,7 +1817,7 @@ class Answers:
                                             for _, function, names in self.wrappers if not function.mi_cached):
                 cached.now = shape.now  # else what is around it is asked each time
             size = cached.size + 2 * (len(shape.text) + len(shape.data)) + 1000
-            self.cache.keep(cached.key, cached, size, cached.key not in self.cache.young)
+            self.cache.keep(cached.key, cached, size)
         return data + dialect.id_of(call) + shape.tail if shape.tail else data
 
     def run(self, call: Call, caller: Any, data: bytes) -> Reply | Refusal | Answer:
