@@ -1782,7 +1782,7 @@ class Answers:
         reply: Any = call.refusal
         try:
             if reply is None:
-                reply = self.run(call, caller, data)
+                reply = self.run(call, caller, data, cached)
             if isinstance(reply, Answer):  # of who has forwarded the request
                 return reply, b"", reply.datagrams
             if isinstance(reply, Reply):
@@ -1820,7 +1820,7 @@ class Answers:
             self.cache.keep(cached.key, cached, size)
         return data + dialect.id_of(call) + shape.tail if shape.tail else data
 
-    def run(self, call: Call, caller: Any, data: bytes) -> Reply | Refusal | Answer:
+    def run(self, call: Call, caller: Any, data: bytes, cached: Cached | None) -> Reply | Refusal | Answer:
         """Call the handler; a refusal that it raises becomes a reply."""
         command = call.command
         if command.name in self.restricted and not self.allowed(command, caller, call.request.name):
@@ -1834,8 +1834,8 @@ class Answers:
                 reply = reply.get() if hasattr(reply, "get") and not isinstance(reply, dict) else reply
                 reply = Reply(nodes=json_nodes(reply), result=reply) if isinstance(reply, (dict, list)) else reply
             if isinstance(reply, Reply) and reply.depends:
-                command.is_slow = True
-                return new(Reply, (*reply[:3], self.spaces.unchanged(reply.depends, since, reply.until_s), *reply[4:]))
+                command.is_slow, live = True, cached and self.spaces.unchanged(reply.depends, since, reply.until_s)
+                return new(Reply, (*reply[:3], live, *reply[4:]))
             if isinstance(reply, (Reply, Refusal, Answer)):
                 return reply
             kind = "nothing" if reply is None else f"{type(reply).__name__}, which is no midatagram.Reply"
