@@ -597,7 +597,9 @@ def ul_show_contact(ctx, table_name, aor):
     record, now_s = record_of(ctx, table, aor), ctx.store.time_s()
     until_s = next_second(ctx, now_s) if record.timed else None
     if ctx.request.dialect == "jsonrpc":
-        return mi.Reply(result=record.shown(aor, record.times(int(now_s))), depends=(SPACE,), until_s=until_s)
+        pretty, at_s = ctx.server.setup.mi["pretty_printing"], int(now_s)
+        result = record.shown(aor, record.times(at_s)) if pretty else mi.JsonText(record.json(aor, at_s))
+        return mi.Reply(result=result, depends=(SPACE,), until_s=until_s)
     text = record.text(aor, ctx.server.setup.mi["reply_indent"], "", int(now_s))
     return mi.Reply(nodes=[(None, text, (), ())], depends=(SPACE,), until_s=until_s)
 
