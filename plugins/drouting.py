@@ -179,7 +179,9 @@ def declared(ctx) -> dict[str, tuple]:
 
 def tables_of(ctx, url: str, names: Iterable) -> list[tuple]:
     """The tables of a partition, each with its database."""
-    return [(url, table.named(ctx, name)) for table, name in zip((GATEWAYS_TABLE, CARRIERS_TABLE, RULES_TABLE), names)]
+    tables = [table if ctx.param("persistent_state") else table.without("state")
+              for table in (GATEWAYS_TABLE, CARRIERS_TABLE, RULES_TABLE)]
+    return [(url, table.named(ctx, name)) for table, name in zip(tables, names)]
 
 
 def destinations(ctx: Any, row: Any, known: dict) -> list:
@@ -197,9 +199,9 @@ def destinations(ctx: Any, row: Any, known: dict) -> list:
     return found
 
 
-def gateway(row: dict, ctx: Any, has_state: bool) -> Gateway:
+def gateway(row: dict, ctx: Any) -> Gateway:
     """The gateway of a row; ValueError."""
-    state = row["state"] if has_state else 0
+    state = row.get("state", 0)
     match = re.fullmatch(r"(?:sips?:)?(?:[^@]*@)?([^@]+)", row["address"] or "", re.I)
     if not match or state not in (0, 1, 2) or row["probe_mode"] not in (0, 1, 2):
         raise ValueError(f"has address {row['address']!r}, state {state}, probe_mode {row['probe_mode']}")
@@ -211,12 +213,12 @@ def gateway(row: dict, ctx: Any, has_state: bool) -> Gateway:
     return Gateway(name, match[1], row["attrs"] or "", row["probe_mode"] == 1, state != 0, state == 1)
 
 
-def carrier(row: Any, ctx: Any, has_state: bool, gateways: dict) -> Carrier:
+def carrier(row: Any, ctx: Any, gateways: dict) -> Carrier:
     """The carrier of a row; ValueError."""
     if "#" in (row["gwlist"] or ""):
         raise ValueError("leads to a carrier")
     destinations(ctx, row, {"GATEWAY": gateways})
-    return Carrier(row["carrierid"] or "", row["attrs"] or "", has_state and row["state"] != 0)
+    return Carrier(row["carrierid"] or "", row["attrs"] or "", row.get("state", 0) != 0)
 
 
 def rule(row: Any, ctx: Any, known: dict, digits: str) -> tuple:
@@ -236,17 +238,16 @@ def digits_of(ctx) -> str:
 
 
 def read_partition(ctx, name: str, at: int, url: str, names: tuple, inherits: bool = True) -> None:
-    """Read the tables of a partition; gateways and carriers that stay have the state that they had. TableError."""
-    tables, has_state = tables_of(ctx, url, names), bool(ctx.param("persistent_state"))
-    rows = [opensips.rows_of(ctx, *table) for table in tables]
-    gateways = by_name(opensips.good(ctx, rows[0], gateway, ctx, has_state))
-    carriers = by_name(opensips.good(ctx, rows[1], carrier, ctx, has_state, gateways))
+    """Read the tables of a partition; inherits: gateways and carriers that stay have the state that they had. TableError."""
+    rows = [opensips.rows_of(ctx, *table) for table in tables_of(ctx, url, names)]
+    gateways = by_name(opensips.good(ctx, rows[0], gateway, ctx))
+    carriers = by_name(opensips.good(ctx, rows[1], carrier, ctx, gateways))
     known = {"GATEWAY": gateways, "CARRIER": carriers}
     rules = sorted(opensips.good(ctx, rows[2], rule, ctx, known, digits_of(ctx)), key=lambda one: one[0])
     head = Partition(at, url, names, int(ctx.store.time_s()))
     ctx.store.put(RULES, name, json.dumps(rules))
-    CARRIERS.put(ctx, name, None, carriers.values(), inherits)
-    GATEWAYS.put(ctx, name, head, gateways.values(), inherits)
+    CARRIERS.put(ctx, name, None, carriers.values(), CARRIERS.state if inherits else ())
+    GATEWAYS.put(ctx, name, head, gateways.values(), GATEWAYS.state if inherits else ())
 
 
 def by_name(made: list) -> dict:
