@@ -34,12 +34,12 @@ PARAMS = [
     mi.Param("persistent_state", 1, mi.integer(0, 1), "0: ignore the column `state`: all gateways and carriers are enabled"),
     mi.Param("extra_prefix_chars", "", mi.string, "characters that a prefix may have besides digits"),
     mi.Param("extra_id_chars", "_-.", mi.string, "characters that the name of a gateway may have besides letters and digits"),
-    *opensips.without_effect("""accept_replicated_status carrier_attrs_avp carrier_id_avp cluster_id cluster_probing_mode
-        cluster_sharing_tag default_group define_blacklist drg_domain_col drg_grpid_col drg_table drg_user_col enable_restart_persistency
-        force_dns generate_data_checksum gw_attrs_avp gw_id_avp gw_priprefix_avp gw_sock_avp gw_socket_filter_mode
-        no_concurrent_reload partition_id_pvar probing_from probing_interval probing_method probing_reply_codes
-        probing_socket replicate_status_to rule_attrs_avp rule_id_avp rule_prefix_avp rule_tables_query ruri_avp
-        status_replication_cluster use_domain"""),
+    *opensips.without_effect("""accept_replicated_status carrier_attrs_avp carrier_id_avp cluster_id
+        cluster_probing_mode cluster_sharing_tag default_group define_blacklist drg_domain_col drg_grpid_col drg_table
+        drg_user_col enable_restart_persistency force_dns generate_data_checksum gw_attrs_avp gw_id_avp gw_priprefix_avp
+        gw_sock_avp gw_socket_filter_mode no_concurrent_reload partition_id_pvar probing_from probing_interval
+        probing_method probing_reply_codes probing_socket replicate_status_to rule_attrs_avp rule_id_avp rule_prefix_avp
+        rule_tables_query ruri_avp status_replication_cluster use_domain"""),
 ]
 EVENTS = [mi.Event("E_DROUTING_STATUS", "a gateway is in another state")]
 

@@ -15,7 +15,7 @@ opensips = mi.shared("opensips_base")
 
 DIALOGS = "dialog"
 LEAST_BYTES = 70  # of a destination in a reply
-TABLE = opensips.table("load_balancer", [2, 3], "id# group_id# dst_uri resources attrs?@3", "")
+TABLE = opensips.table("load_balancer", [2, 3], "id# group_id# dst_uri! resources! attrs?@3", "")
 
 PARAMS = [
     mi.Param("db_url", "", mi.string, "database with the table: text://DIRECTORY or sqlite://FILE"),
@@ -97,9 +97,9 @@ def resources(ctx, text: str) -> list[tuple[str, int]]:
 
 def destination(row: dict, ctx: Any) -> Destination:
     """The destination of a row; ValueError."""
-    if not re.fullmatch(r"sips?:(?:[^@]*@)?[^@:;?]+.*", row["dst_uri"] or "", re.I | re.S):
+    if not re.fullmatch(r"sips?:(?:[^@]*@)?[^@:;?]+.*", row["dst_uri"], re.I | re.S):
         raise ValueError(f"has the URI {row['dst_uri']!r}")
-    return Destination(row["id"] & 0xFFFFFFFF, row["group_id"], row["dst_uri"], resources(ctx, row["resources"] or ""),
+    return Destination(row["id"] & 0xFFFFFFFF, row["group_id"], row["dst_uri"], resources(ctx, row["resources"]),
                        row.get("attrs") or "")
 
 
