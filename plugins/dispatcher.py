@@ -5,7 +5,6 @@ The tables are read at the start and by ds_reload. A partition is a table of the
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from typing import NamedTuple
 
@@ -120,8 +119,7 @@ def destination(row: dict, ctx) -> Destination:
     if row["setid"] is None:
         raise ValueError("has no setid")
     uri, flags = row["destination"], {1: INACTIVE, 2: PROBING}.get(row.get("state") or 0, 0)
-    place = re.sub("(?i)^sips?:(?:[^@]*@)?", "", uri)
-    if not opensips.is_uri(uri, math.inf) or place == uri or not (opensips.is_24(ctx) or opensips.has_port(place)):
+    if not opensips.is_sip_uri(ctx, uri):
         raise ValueError(f"has the destination {uri!r}, which is no SIP URI")
     return Destination(row["setid"], uri, flags, 0, opensips.own_socket(ctx, row), row["attrs"] or None,
                        weight_of(row["weight"] or ""), row["priority"] or 0, row["description"] or "", *address_of(ctx, uri))

@@ -89,7 +89,7 @@ def resources(ctx, text: str) -> list[tuple[str, int]]:
         name, _, size = (part.strip() for part in item.partition("="))
         if name and size.startswith("fs://") and ctx.param("fetch_freeswitch_stats"):
             return [(name, ctx.param("initial_freeswitch_load"))]
-        if not (name and re.fullmatch("[0-9]+", size)):
+        if not (re.fullmatch("[A-Za-z0-9]+", name) and re.fullmatch("[0-9]+", size)):
             raise ValueError(f"has the resource {item!r}")
         found.append((name, opensips.uint(size)))
     return found
@@ -97,7 +97,7 @@ def resources(ctx, text: str) -> list[tuple[str, int]]:
 
 def destination(row: dict, ctx: Any) -> Destination:
     """The destination of a row; ValueError."""
-    if not re.fullmatch(r"sips?:(?:[^@]*@)?[^@:;?]+.*", row["dst_uri"], re.I | re.S):
+    if not opensips.is_sip_uri(ctx, row["dst_uri"]):
         raise ValueError(f"has the URI {row['dst_uri']!r}")
     return Destination(row["id"] & 0xFFFFFFFF, row["group_id"], row["dst_uri"], resources(ctx, row["resources"]),
                        row.get("attrs") or "")

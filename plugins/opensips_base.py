@@ -199,6 +199,12 @@ def has_port(place: str) -> bool:
     return not match or len(match[1]) < 6 and int(match[1]) < 65536
 
 
+def is_sip_uri(ctx: Any, text: str) -> bool:
+    """Whether a text is a URI of SIP that a server can send to."""
+    place = re.sub("(?i)^sips?:(?:[^@]*@)?", "", text)
+    return is_uri(text, math.inf) and place != text and (is_24(ctx) or has_port(place))
+
+
 def full_name(function: Any) -> str:
     """The name of a command in 4.0: the module's, and the old one without its prefix."""
     module = function.__module__.rpartition("plugin_")[2]
