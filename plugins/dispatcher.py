@@ -18,13 +18,21 @@ DISPATCHER = opensips.table("dispatcher", [7, 8, 9], """setid#? destination! soc
     description?=-""", "%s_col")
 
 
+SETTINGS = ("db_url", "table_name", "dst_avp", "grp_avp", "cnt_avp", "sock_avp", "attrs_avp", "script_attrs_avp",
+            "ds_define_blacklist")
+
+
 def partition_line(value):
     """Converter: as opensips.partition_line(); of settings alone those of `default`, and a name alone, with None, is that of the
     partition in the place of `default`."""
     text = mi.string(value).strip(" ;")
-    if ":" in text or not text:
-        return opensips.partition_line(value)
-    return opensips.partition_line(f"default:{text}") if "=" in text else (text, None)
+    if text and not {":", "="} & set(text):
+        return text, None
+    name, settings = opensips.partition_line(value if ":" in text or not text else f"default:{text}")
+    wrong = [one for one in settings if one not in SETTINGS or not settings[one]]
+    if wrong:
+        raise ValueError(f"takes the settings {', '.join(SETTINGS)}, each with a value, not {wrong[0]!r}")
+    return name, settings
 
 
 PARAMS = [
@@ -295,7 +303,7 @@ def ds_push_script_attrs(ctx, attrs, ip, port, set, partition=None):
     if name not in partitions(ctx):
         raise mi.Error(404, "ERROR Unknown partition")
     try:
-        wanted = opensips.shown_ip(ip)
+        wanted = opensips.shown_ip(ip.strip("[]"))
     except ValueError:
         raise NOT_FOUND from None
     for one in [*PARTITIONS.table(ctx, name).ones]:

@@ -18,7 +18,7 @@ opensips = mi.shared("opensips_base")
 RULES, PROBING = "drouting_rules", "drouting_probing"
 DEFAULT = "Default"  # the partition where there are none
 LEAST_BYTES = {"text": 18, "jsonrpc": 27}  # of a gateway or a carrier in a reply, besides its name
-GATEWAYS_TABLE = opensips.table("dr_gateways", [6], "gwid! address! attrs? probe_mode# state#", "")
+GATEWAYS_TABLE = opensips.table("dr_gateways", [6], "gwid! address! attrs? probe_mode# socket? state#", "")
 CARRIERS_TABLE = opensips.table("dr_carriers", [2, 3], "carrierid! gwlist! attrs? state#", "")
 RULES_TABLE = opensips.table("dr_rules", [3, 4], "groupid! prefix? priority# gwlist! attrs?", "")
 PARTITIONS = opensips.table("dr_partitions", [1], "partition_name db_url? drd_table? drr_table? drc_table?", "")
@@ -33,13 +33,14 @@ PARAMS = [
     mi.Param("db_partitions_table", "dr_partitions", mi.string, "name of the table of partitions"),
     mi.Param("persistent_state", 1, mi.integer(0, 1), "0: ignore the column `state`: all gateways and carriers are enabled"),
     mi.Param("extra_prefix_chars", "", mi.string, "characters that a prefix may have besides digits"),
+    mi.Param("gw_socket_filter_mode", "none", mi.string, "matched-only: leave out gateways whose socket is none of the server's"),
     mi.Param("extra_id_chars", "_-.", mi.string, "characters that the name of a gateway may have besides letters and digits"),
     *opensips.without_effect("""accept_replicated_status carrier_attrs_avp carrier_id_avp cluster_id
         cluster_probing_mode cluster_sharing_tag default_group define_blacklist drg_domain_col drg_grpid_col drg_table
         drg_user_col enable_restart_persistency force_dns generate_data_checksum gw_attrs_avp gw_id_avp gw_priprefix_avp
-        gw_sock_avp gw_socket_filter_mode no_concurrent_reload partition_id_pvar probing_from probing_interval
-        probing_method probing_reply_codes probing_socket replicate_status_to rule_attrs_avp rule_id_avp rule_prefix_avp
-        rule_tables_query ruri_avp status_replication_cluster use_domain"""),
+        gw_sock_avp no_concurrent_reload partition_id_pvar probing_from probing_interval probing_method probing_reply_codes
+        probing_socket replicate_status_to rule_attrs_avp rule_id_avp rule_prefix_avp rule_tables_query
+        ruri_avp status_replication_cluster use_domain"""),
 ]
 EVENTS = [mi.Event("E_DROUTING_STATUS", "a gateway is in another state")]
 
@@ -211,6 +212,8 @@ def gateway(row: dict, ctx: Any) -> Gateway:
     if not match or state not in (0, 1, 2) or row["probe_mode"] not in (0, 1, 2):
         raise ValueError(f"has address {row['address']!r}, state {state}, probe_mode {row['probe_mode']}")
     name, is_strict = row["gwid"], not opensips.is_24(ctx)
+    if ctx.param("gw_socket_filter_mode") == "matched-only" and row["socket"] and not opensips.has_socket(ctx, row["socket"]):
+        raise ValueError(f"has the socket {row['socket']}, which is none of this server's")
     if is_strict and not re.fullmatch(f"{names_of(ctx)}*", name):
         raise ValueError(f"has the gwid {name!r}; it may have letters, digits and {ctx.param('extra_id_chars')}")
     if not re.match(r"\[[0-9A-Fa-f:.]+\]|[\w.-]+(?![^:;?])", match[1]) or is_strict and not opensips.has_port(match[1]):

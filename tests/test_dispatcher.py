@@ -158,7 +158,7 @@ def test_script_attributes_are_for_addresses_and_end_with_a_reload(tmp_path):
         assert rpc(trial, "ds_push_script_attrs", attrs="x", ip="127.0.0.1", port=5070, set=-1) == "OK"
         assert attributes() == {"sip:u@127.0.0.1:5070": "x", "sips:127.0.0.1": "x"}
         assert rpc(trial, "ds_push_script_attrs", attrs="y", ip="127.0.0.1", port=0, set=2, partition="default") == "OK"
-        assert rpc(trial, "ds_push_script_attrs", attrs="z", ip="0::1", port=5060, set=2) == "OK"
+        assert rpc(trial, "ds_push_script_attrs", attrs="z", ip="[0::1]", port=5060, set=2) == "OK"
         assert attributes() == {"sip:u@127.0.0.1:5070": "y", "sips:127.0.0.1": "y", "sip:[::1]": "z"}
         for wrong in ("", "nope"):
             assert rpc(trial, "ds_push_script_attrs", attrs="y", ip="::1", port=0, set=2, partition=wrong)["code"] == 404
@@ -226,7 +226,7 @@ def test_three_times_probing_is_probing(tmp_path, steps, wanted):
         assert states(trial)["sip:127.0.0.1:5171"] == wanted
 
 
-@pytest.mark.parametrize("line", ["", "p2: db_url", ": table_name=x"])
+@pytest.mark.parametrize("line", ["", "p2: db_url", ": table_name=x", "p2: table=x", "p2: table_name=", "table=x"])
 def test_a_partition_has_a_name_and_settings(line):
     with pytest.raises(mi.ConfigError, match="partition takes"):
         mi.Trial(f'loadmodule "dispatcher.so"\nmodparam("dispatcher", "partition", "{line}")')

@@ -310,6 +310,17 @@ def test_the_characters_of_names_are_a_setting(tmp_path, more, names):
             assert shown == ({"Matched Prefix": f"{at}", "GW List": [{"GATEWAY": name}]} if name in names else "No match")
 
 
+@pytest.mark.parametrize("mode, names", [("none", "a b c"), ("matched-only", "a c")])
+def test_gateways_with_sockets_of_others_are_left_out_on_demand(tmp_path, mode, names):
+    url = tables(tmp_path, cr=(), dr=())
+    rows = [f"{at}:{name}:1:h:0:::0:0:{socket}:" for at, (name, socket) in
+            enumerate([("a", "udp\\:127.0.0.1\\:5062"), ("b", "udp\\:127.0.0.2\\:5062"), ("c", "")])]
+    (tmp_path / "dr_gateways").write_text("\n".join([GATEWAYS, *rows, ""]))
+    text = lines(url, "listen=udp:127.0.0.1:5062", f'modparam("drouting", "gw_socket_filter_mode", "{mode}")')
+    with mi.Trial(text) as trial:
+        assert " ".join(re.findall("(?m)^ID:: (.*) IP=", ask(trial, "dr_gw_status"))) == names
+
+
 def test_a_negative_priority_is_the_highest(tmp_path):
     """As a number without a sign."""
     with mi.Trial(lines(tables(tmp_path, dr=("0:1:9:gw1:", "0:1:-1:gw2:", "0:1:0:gw3:")))) as trial:
