@@ -122,18 +122,18 @@ def default_of(ctx) -> str:
     return [name for name, settings in (("default", None), *ctx.param("partition")) if settings is None][-1]
 
 
-def destination(row: dict, ctx) -> Destination:
-    """The destination of a row; ValueError."""
+def destination(row: dict, ctx, ports: dict) -> Destination:
+    """The destination of a row; ports: by protocol; ValueError."""
     if row["setid"] is None:
         raise ValueError("has no setid")
     uri, flags = row["destination"], {1: INACTIVE, 2: PROBING}.get(row.get("state") or 0, 0)
     if not opensips.is_sip_uri(ctx, uri):
         raise ValueError(f"has the destination {uri!r}, which is no SIP URI")
     return Destination(row["setid"], uri, flags, 0, opensips.own_socket(ctx, row), row["attrs"] or None,
-                       weight_of(row["weight"] or ""), row["priority"] or 0, row["description"] or "", *address_of(ctx, uri))
+                       weight_of(row["weight"] or ""), row["priority"] or 0, row["description"] or "", *address_of(uri, ports))
 
 
-def address_of(ctx, uri: str) -> tuple[str, int]:
+def address_of(uri: str, ports: dict) -> tuple[str, int]:
     """The address and port that a URI names itself, no name is looked up; an empty address for none."""
     match = re.match(r"(sips?):(?:[^@]*@)?(\[[^\]]*\]|[^:;?]*)(?::(\d+))?(?:[^?]*;transport=([^;?]*))?", uri, re.I)
     scheme, host, port, transport = match.groups("") if match else ("", "", "", "")
@@ -141,13 +141,14 @@ def address_of(ctx, uri: str) -> tuple[str, int]:
         ip = opensips.shown_ip(host.strip("[]"))
     except ValueError:
         return "", 0
-    return ip, int(port or 0) or opensips.port_of(ctx, (transport or ("tls" if scheme.lower() == "sips" else "udp")).lower())
+    protocol = transport or ("tls" if scheme.lower() == "sips" else "udp")
+    return ip, int(port or 0) or ports.get(protocol.lower(), 0)
 
 
 def destinations_of(ctx, rows: list) -> list:
     """The destinations that the rows of a table make, in the order of ds_list."""
     sets: dict[int, list] = {}
-    for one in opensips.good(ctx, rows, destination, ctx):
+    for one in opensips.good(ctx, rows, destination, ctx, opensips.ports(ctx)):
         sets.setdefault(one.number, []).append(one)
     return [one for made in reversed(sets.values()) for one in sorted(made, key=lambda one: -one.priority)]
 

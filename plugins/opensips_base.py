@@ -385,10 +385,10 @@ def is_address(host: str) -> bool:
     return re.fullmatch(r"[\d.]+|\[.*\]", host) is not None
 
 
-def port_of(ctx: Any, protocol: str) -> int:
-    """The port of SIP over a protocol, 0 for one for which the server has no socket; without a line it has UDP and TCP."""
+def ports(ctx: Any) -> dict[str, int]:
+    """The ports of SIP by the protocols for which the server has sockets; without a line these are UDP and TCP."""
     used = {(line[1] or "udp").lower() for line in socket_lines(ctx) if line} or {"udp", "tcp"}
-    return PORTS.get(protocol, 0) if protocol in used else 0
+    return {protocol: port for protocol, port in PORTS.items() if protocol in used}
 
 
 def first_socket(ctx: Any) -> dict[str, str]:
