@@ -180,9 +180,14 @@ def declared(ctx) -> dict[str, tuple]:
 
 def tables_of(ctx, url: str, names: Iterable) -> list[tuple]:
     """The tables of a partition, each with its database."""
-    tables = [table if ctx.param("persistent_state") else table.without("state")
-              for table in (GATEWAYS_TABLE, CARRIERS_TABLE, RULES_TABLE)]
-    return [(url, table.named(ctx, name)) for table, name in zip(tables, names)]
+    unread = [*([] if ctx.param("persistent_state") else ["state"]), *([] if wants_sockets(ctx) else ["socket"])]
+    return [(url, table.without(*unread).named(ctx, name))
+            for table, name in zip((GATEWAYS_TABLE, CARRIERS_TABLE, RULES_TABLE), names)]
+
+
+def wants_sockets(ctx) -> bool:
+    """Whether gateways with sockets of others are left out."""
+    return ctx.param("gw_socket_filter_mode") == "matched-only"
 
 
 def names_of(ctx) -> str:
@@ -212,7 +217,7 @@ def gateway(row: dict, ctx: Any) -> Gateway:
     if not match or state not in (0, 1, 2) or row["probe_mode"] not in (0, 1, 2):
         raise ValueError(f"has address {row['address']!r}, state {state}, probe_mode {row['probe_mode']}")
     name, is_strict = row["gwid"], not opensips.is_24(ctx)
-    if ctx.param("gw_socket_filter_mode") == "matched-only" and row["socket"] and not opensips.has_socket(ctx, row["socket"]):
+    if row.get("socket") and not opensips.has_socket(ctx, row["socket"]):
         raise ValueError(f"has the socket {row['socket']}, which is none of this server's")
     if is_strict and not re.fullmatch(f"{names_of(ctx)}*", name):
         raise ValueError(f"has the gwid {name!r}; it may have letters, digits and {ctx.param('extra_id_chars')}")

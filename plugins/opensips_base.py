@@ -493,9 +493,9 @@ class Table(NamedTuple):
         mine = [column._replace(source=ctx.param(column.param)) if column.param else column for column in self.columns]
         return self._replace(name=name or self.name, columns=tuple(mine))
 
-    def without(self, name: str) -> Table:
-        """The table but for a column, which need not be there."""
-        return self._replace(columns=tuple(column for column in self.columns if column.name != name))
+    def without(self, *names: str) -> Table:
+        """The table but for some columns, which need not be there."""
+        return self._replace(columns=tuple(column for column in self.columns if column.name not in names))
 
 
 def table(name: str, versions: Iterable[int], columns: str, renamed: str = "%s") -> Table:
