@@ -41,7 +41,7 @@ PARAMS = [
     mi.Param("partition", (), partition_line, "another set of sets: `NAME: db_url = URL; table_name = TABLE`; `NAME` alone "
              "makes it the default one", repeat=True),
     mi.Param("persistent_state", 1, mi.integer(0, 1), "0: ignore the column `state`: all destinations are active"),
-    mi.Param("ds_probing_threshhold", 3, mi.integer(1),
+    mi.Param("ds_probing_threshhold", 3, mi.integer(0),
              "how many times ds_set_state must set a destination to probing before it is probing"),
     mi.Param("ds_probing_threshold", 0, mi.integer(0), "the same, as 3.0 spells it; 0: see ds_probing_threshhold"),
     *opensips.columns(DISPATCHER),
@@ -150,7 +150,14 @@ def destinations_of(ctx, rows: list) -> list:
     sets: dict[int, list] = {}
     for one in opensips.good(ctx, rows, destination, ctx, opensips.ports(ctx)):
         sets.setdefault(one.number, []).append(one)
-    return [one for made in reversed(sets.values()) for one in sorted(made, key=lambda one: -one.priority)]
+    return [one for made in reversed(sets.values()) for one in by_priority(made)]
+
+
+def by_priority(made: list) -> list:
+    """The destinations of a set, those with a larger priority first. One below 0 comes behind all of the rows before it; then it
+    counts as a large one, and comes before all of the rows behind it."""
+    parts = itertools.accumulate(one.priority < 0 for one in made)
+    return [one for _, one in sorted(zip(parts, made), key=lambda pair: (pair[0], -(pair[1].priority & 0xFFFF)))]
 
 
 def weight_of(text: str) -> int:

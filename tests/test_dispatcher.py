@@ -200,12 +200,13 @@ def test_states_are_shared_by_children_and_survive_a_reload_of_the_configuration
 
 def test_sets_and_destinations_have_the_original_order(tmp_path):
     rows = [f"{at}:{number}:sip\\:d{at}::0:5:{priority}:k:d" for at, (number, priority) in
-            enumerate([(5, 0), (2, 0), (5, 3), (9, 0), (2, 0), (5, 3)])]
+            enumerate([(5, 0), (2, 0), (5, 3), (9, 0), (2, 0), (5, 3), (8, 1), (8, -1), (8, 2), (8, 3), (8, 0), (8, -2), (8, 7)])]
     url = tables(tmp_path, dispatcher=rows)
     with mi.Trial(lines(url)) as trial:
         lines_ = ask(trial, "ds_list", "default").splitlines()
         listed = [line.split()[1] for line in lines_ if ":: " in line and "attr" not in line]
-    assert listed == ["default", "9", "sip:d3", "2", "sip:d1", "sip:d4", "5", "sip:d2", "sip:d5", "sip:d0"]
+    assert listed == ["default", "8", "sip:d6", "sip:d7", "sip:d9", "sip:d8", "sip:d10", "sip:d11", "sip:d12", "9", "sip:d3",
+                      "2", "sip:d1", "sip:d4", "5", "sip:d2", "sip:d5", "sip:d0"]
 
 
 def test_an_address_is_the_same_in_any_case_and_a_set_must_have_it(tmp_path):
