@@ -18,9 +18,9 @@ opensips = mi.shared("opensips_base")
 RULES, PROBING = "drouting_rules", "drouting_probing"
 DEFAULT = "Default"  # the partition where there are none
 LEAST_BYTES = {"text": 18, "jsonrpc": 27}  # of a gateway or a carrier in a reply, besides its name
-GATEWAYS_TABLE = opensips.table("dr_gateways", [6], "gwid address attrs? probe_mode# state#", "")
-CARRIERS_TABLE = opensips.table("dr_carriers", [2, 3], "carrierid gwlist? attrs? state#", "")
-RULES_TABLE = opensips.table("dr_rules", [3, 4], "groupid prefix? priority# gwlist? attrs?", "")
+GATEWAYS_TABLE = opensips.table("dr_gateways", [6], "gwid! address! attrs? probe_mode# socket? state#", "")
+CARRIERS_TABLE = opensips.table("dr_carriers", [2, 3], "carrierid! gwlist! attrs? state#", "")
+RULES_TABLE = opensips.table("dr_rules", [3, 4], "groupid! prefix? priority# gwlist! attrs?", "")
 PARTITIONS = opensips.table("dr_partitions", [1], "partition_name db_url? drd_table? drr_table? drc_table?", "")
 
 PARAMS = [
@@ -32,13 +32,14 @@ PARAMS = [
     mi.Param("db_partitions_url", "", mi.string, "database with the table of partitions"),
     mi.Param("db_partitions_table", "dr_partitions", mi.string, "name of the table of partitions"),
     mi.Param("persistent_state", 1, mi.integer(0, 1), "0: ignore the column `state`: all gateways and carriers are enabled"),
-    mi.Param("probing_interval", 0, mi.integer(0), "0: dr_enable_probing is refused; nothing is probed"),
     mi.Param("extra_prefix_chars", "", mi.string, "characters that a prefix may have besides digits"),
-    *opensips.without_effect("""accept_replicated_status carrier_attrs_avp carrier_id_avp cluster_id cluster_probing_mode
-        cluster_sharing_tag default_group define_blacklist drg_domain_col drg_grpid_col drg_table drg_user_col
-        enable_restart_persistency extra_id_chars force_dns generate_data_checksum gw_attrs_avp gw_id_avp gw_priprefix_avp
-        gw_sock_avp gw_socket_filter_mode no_concurrent_reload partition_id_pvar probing_from probing_method
-        probing_reply_codes probing_socket replicate_status_to rule_attrs_avp rule_id_avp rule_prefix_avp rule_tables_query
+    mi.Param("gw_socket_filter_mode", "none", mi.string, "matched-only: leave out gateways whose socket is none of the server's"),
+    mi.Param("extra_id_chars", "_-.", mi.string, "characters that the name of a gateway may have besides letters and digits"),
+    *opensips.without_effect("""accept_replicated_status carrier_attrs_avp carrier_id_avp cluster_id
+        cluster_probing_mode cluster_sharing_tag default_group define_blacklist drg_domain_col drg_grpid_col drg_table
+        drg_user_col enable_restart_persistency force_dns generate_data_checksum gw_attrs_avp gw_id_avp gw_priprefix_avp
+        gw_sock_avp no_concurrent_reload partition_id_pvar probing_from probing_interval probing_method probing_reply_codes
+        probing_socket replicate_status_to rule_attrs_avp rule_id_avp rule_prefix_avp rule_tables_query
         ruri_avp status_replication_cluster use_domain"""),
 ]
 EVENTS = [mi.Event("E_DROUTING_STATUS", "a gateway is in another state")]
@@ -179,14 +180,26 @@ def declared(ctx) -> dict[str, tuple]:
 
 def tables_of(ctx, url: str, names: Iterable) -> list[tuple]:
     """The tables of a partition, each with its database."""
-    return [(url, table.named(ctx, name)) for table, name in zip((GATEWAYS_TABLE, CARRIERS_TABLE, RULES_TABLE), names)]
+    unread = [*([] if ctx.param("persistent_state") else ["state"]), *([] if wants_sockets(ctx) else ["socket"])]
+    return [(url, table.without(*unread).named(ctx, name))
+            for table, name in zip((GATEWAYS_TABLE, CARRIERS_TABLE, RULES_TABLE), names)]
+
+
+def wants_sockets(ctx) -> bool:
+    """Whether gateways with sockets of others are left out."""
+    return ctx.param("gw_socket_filter_mode") == "matched-only"
+
+
+def names_of(ctx) -> str:
+    """A pattern of a character of a name; 2.4 wants it only where a list has the name."""
+    return f"[A-Za-z0-9{re.escape('_-' if opensips.is_24(ctx) else ctx.param('extra_id_chars'))}]"
 
 
 def destinations(ctx: Any, row: Any, known: dict) -> list:
     """The kinds and names in the `gwlist` of a row, as `gw1=10,#cr1`, of those that are known; ValueError."""
     found = []
     for item in re.split("[|,]", row["gwlist"].rstrip("|,")) if row["gwlist"] else ():
-        match = re.fullmatch(r"\s*(#?)([A-Za-z0-9_-]+)\s*(?:=\s*[-+]?\d+\s*)?", item)
+        match = re.fullmatch(rf"\s*(#?)({names_of(ctx)}+)\s*(?:=\s*[-+]?\d+\s*)?", item)
         if not match:
             raise ValueError(f"has the destination {item!r}")
         kind = "CARRIER" if match[1] else "GATEWAY"
@@ -197,37 +210,39 @@ def destinations(ctx: Any, row: Any, known: dict) -> list:
     return found
 
 
-def gateway(row: dict, ctx: Any, has_state: bool) -> Gateway:
+def gateway(row: dict, ctx: Any) -> Gateway:
     """The gateway of a row; ValueError."""
-    state = row["state"] if has_state else 0
-    match = re.fullmatch(r"(?:sips?:)?(?:[^@]*@)?([^@]+)", row["address"] or "", re.I)
+    state = row.get("state", 0)
+    match = re.fullmatch(r"(?:sips?:)?(?:[^@]*@)?([^@]+)", row["address"], re.I)
     if not match or state not in (0, 1, 2) or row["probe_mode"] not in (0, 1, 2):
         raise ValueError(f"has address {row['address']!r}, state {state}, probe_mode {row['probe_mode']}")
-    name, is_strict = row["gwid"] or "", not opensips.is_24(ctx)
-    if is_strict and not re.fullmatch("[A-Za-z0-9_-]*", name):
-        raise ValueError(f"has the gwid {name!r}; it may have letters, digits, _ and -")
+    name, is_strict = row["gwid"], not opensips.is_24(ctx)
+    if row.get("socket") and not opensips.has_socket(ctx, row["socket"]):
+        raise ValueError(f"has the socket {row['socket']}, which is none of this server's")
+    if is_strict and not re.fullmatch(f"{names_of(ctx)}*", name):
+        raise ValueError(f"has the gwid {name!r}; it may have letters, digits and {ctx.param('extra_id_chars')}")
     if not re.match(r"\[[0-9A-Fa-f:.]+\]|[\w.-]+(?![^:;?])", match[1]) or is_strict and not opensips.has_port(match[1]):
         raise ValueError(f"has address {row['address']!r}, which is no host")
     return Gateway(name, match[1], row["attrs"] or "", row["probe_mode"] == 1, state != 0, state == 1)
 
 
-def carrier(row: Any, ctx: Any, has_state: bool, gateways: dict) -> Carrier:
+def carrier(row: Any, ctx: Any, gateways: dict) -> Carrier:
     """The carrier of a row; ValueError."""
-    if "#" in (row["gwlist"] or ""):
+    if "#" in row["gwlist"]:
         raise ValueError("leads to a carrier")
     destinations(ctx, row, {"GATEWAY": gateways})
-    return Carrier(row["carrierid"] or "", row["attrs"] or "", has_state and row["state"] != 0)
+    return Carrier(row["carrierid"], row["attrs"] or "", row.get("state", 0) != 0)
 
 
 def rule(row: Any, ctx: Any, known: dict, digits: str) -> tuple:
     """Minus the priority, and the prefix, groups, destinations and attributes of a row; ValueError."""
-    groups, prefix = re.split(r"\s*[|,]\s*|\s+", (row["groupid"] or "").strip().rstrip("|,")), row["prefix"] or ""
+    groups, prefix = re.split(r"\s*[|,]\s*|\s+", row["groupid"].strip().rstrip("|,")), row["prefix"] or ""
     if set(prefix) - set(digits):
         raise ValueError(f"has the prefix {prefix!r}")
     if not all(re.fullmatch("[-+]?[0-9]+", group) for group in groups):
         raise ValueError(f"has the groups {row['groupid']!r}")
     numbers = [int(group) & 0xFFFFFFFF for group in groups]
-    return -row["priority"], prefix, numbers, destinations(ctx, row, known), row["attrs"] or ""
+    return -(row["priority"] & 0xFFFFFFFF), prefix, numbers, destinations(ctx, row, known), row["attrs"] or ""
 
 
 def digits_of(ctx) -> str:
@@ -236,17 +251,16 @@ def digits_of(ctx) -> str:
 
 
 def read_partition(ctx, name: str, at: int, url: str, names: tuple, inherits: bool = True) -> None:
-    """Read the tables of a partition; gateways and carriers that stay have the state that they had. TableError."""
-    tables, has_state = tables_of(ctx, url, names), bool(ctx.param("persistent_state"))
-    rows = [opensips.rows_of(ctx, *table) for table in tables]
-    gateways = by_name(opensips.good(ctx, rows[0], gateway, ctx, has_state))
-    carriers = by_name(opensips.good(ctx, rows[1], carrier, ctx, has_state, gateways))
+    """Read the tables of a partition; inherits: gateways and carriers that stay have the state that they had. TableError."""
+    rows = [opensips.rows_of(ctx, *table) for table in tables_of(ctx, url, names)]
+    gateways = by_name(opensips.good(ctx, rows[0], gateway, ctx))
+    carriers = by_name(opensips.good(ctx, rows[1], carrier, ctx, gateways))
     known = {"GATEWAY": gateways, "CARRIER": carriers}
     rules = sorted(opensips.good(ctx, rows[2], rule, ctx, known, digits_of(ctx)), key=lambda one: one[0])
     head = Partition(at, url, names, int(ctx.store.time_s()))
     ctx.store.put(RULES, name, json.dumps(rules))
-    CARRIERS.put(ctx, name, None, carriers.values(), inherits)
-    GATEWAYS.put(ctx, name, head, gateways.values(), inherits)
+    CARRIERS.put(ctx, name, None, carriers.values(), CARRIERS.state if inherits else ())
+    GATEWAYS.put(ctx, name, head, gateways.values(), GATEWAYS.state if inherits else ())
 
 
 def by_name(made: list) -> dict:
@@ -436,6 +450,4 @@ def dr_reload_status(ctx, partition_name=...):
 @opensips.command
 def dr_enable_probing(ctx, status=...):
     """Show whether gateways are probed, or set it: 0 or 1."""
-    if not ctx.param("probing_interval"):
-        raise mi.Error(400, "Gateways probing disabled from script")
     return opensips.switch(ctx, PROBING, ... if is_text(ctx) and not ctx.request.values else status)

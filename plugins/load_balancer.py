@@ -15,7 +15,7 @@ opensips = mi.shared("opensips_base")
 
 DIALOGS = "dialog"
 LEAST_BYTES = 70  # of a destination in a reply
-TABLE = opensips.table("load_balancer", [2, 3], "id# group_id# dst_uri resources attrs?@3", "")
+TABLE = opensips.table("load_balancer", [2, 3], "id# group_id# dst_uri! resources! attrs?@3", "")
 
 PARAMS = [
     mi.Param("db_url", "", mi.string, "database with the table: text://DIRECTORY or sqlite://FILE"),
@@ -89,7 +89,7 @@ def resources(ctx, text: str) -> list[tuple[str, int]]:
         name, _, size = (part.strip() for part in item.partition("="))
         if name and size.startswith("fs://") and ctx.param("fetch_freeswitch_stats"):
             return [(name, ctx.param("initial_freeswitch_load"))]
-        if not (name and re.fullmatch("[0-9]+", size)):
+        if not (re.fullmatch("[A-Za-z0-9]+", name) and re.fullmatch("[0-9]+", size)):
             raise ValueError(f"has the resource {item!r}")
         found.append((name, opensips.uint(size)))
     return found
@@ -97,9 +97,9 @@ def resources(ctx, text: str) -> list[tuple[str, int]]:
 
 def destination(row: dict, ctx: Any) -> Destination:
     """The destination of a row; ValueError."""
-    if not re.fullmatch(r"sips?:(?:[^@]*@)?[^@:;?]+.*", row["dst_uri"] or "", re.I | re.S):
+    if not opensips.is_sip_uri(ctx, row["dst_uri"]):
         raise ValueError(f"has the URI {row['dst_uri']!r}")
-    return Destination(row["id"] & 0xFFFFFFFF, row["group_id"], row["dst_uri"], resources(ctx, row["resources"] or ""),
+    return Destination(row["id"] & 0xFFFFFFFF, row["group_id"], row["dst_uri"], resources(ctx, row["resources"]),
                        row.get("attrs") or "")
 
 

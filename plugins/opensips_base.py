@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import ipaddress
 import itertools
 import json
 import math
@@ -198,6 +199,12 @@ def has_port(place: str) -> bool:
     return not match or len(match[1]) < 6 and int(match[1]) < 65536
 
 
+def is_sip_uri(ctx: Any, text: str) -> bool:
+    """Whether a text is a URI of SIP that a server can send to."""
+    place = re.sub("(?i)^sips?:(?:[^@]*@)?", "", text)
+    return is_uri(text, math.inf) and place != text and (is_24(ctx) or has_port(place))
+
+
 def full_name(function: Any) -> str:
     """The name of a command in 4.0: the module's, and the old one without its prefix."""
     module = function.__module__.rpartition("plugin_")[2]
@@ -331,49 +338,90 @@ def partition_line(value: Any) -> tuple[str, dict]:
 ###############################################################################
 # The routing script's `listen=` and `socket=` lines say which ones the server has; without any it has all.
 
-SOCKET = re.compile(r"(?:(\w+):)?(\*|\[[^\]]*\]|[^:\[\]*]+)(?::(\d+))?")
-ADDRESS = r"[\d.]+|\[.*\]"
+# PROTOCOL:ADDRESS:PORT, in a line with a second address and port, to which peers send.
+SOCKET = re.compile(r"(?:(\w+):)?(\*|\[[^\]]*\]|[^:\[\]*\s]+)(?::(\d+))?(?:.*?\bas\s*(\[[^\]]*\]|[^:\[\s]+)(?::(\d+))?)?")
 PORTS = {"udp": 5060, "tcp": 5060, "sctp": 5060, "tls": 5061, "ws": 80, "wss": 443}  # of the protocols of SIP, without a port
 
 
 def socket_lines(ctx: Any) -> list:
     """What these lines name, as SOCKET matches it, None for what it does not match."""
-    return [SOCKET.match(re.sub(r"\s*([:[\]])\s*", r"\1", rest).split(" ")[0]) for word, rest, *_ in ctx.own.calls
+    return [SOCKET.match(re.sub(r"\s*([:[\]])\s*", r"\1", rest)) for word, rest, *_ in ctx.own.calls
             if word in ("listen", "socket")]
 
 
-def has_socket(ctx: Any, place: str) -> bool:
-    """Whether the server has a socket, PROTOCOL:ADDRESS:PORT; where a line does not tell the address, it may be any."""
+def local_socket(ctx: Any, place: str) -> str | None:
+    """The server's socket that a text means, PROTOCOL:ADDRESS:PORT where a line tells these; None if there is none. Where a line
+    does not tell the address, it may be any."""
     lines, wanted = socket_lines(ctx), SOCKET.fullmatch(place)
-    return not lines or bool(wanted) and any(is_same(wanted, line) for line in lines)
+    if not (lines and wanted):
+        return None if lines else place
+    for line in lines:
+        if is_same(wanted, line):
+            return place if line is None else full_socket(line, None if is_address(line[2]) else wanted[2])
+    return None
+
+
+def has_socket(ctx: Any, place: str) -> bool:
+    """Whether the server has a socket."""
+    return local_socket(ctx, place) is not None
+
+
+def full_socket(line: Any, host: str | None = None) -> str:
+    """A socket, as SOCKET matches it, with its protocol and its port; host: in the place of its own."""
+    protocol = (line[1] or "udp").lower()
+    return f"{protocol}:{shown_host(host or line[2])}:{line[3] or PORTS.get(protocol, 5060)}"
+
+
+def shown_host(host: str) -> str:
+    """The host of a socket as OpenSIPS prints it."""
+    try:
+        return f"[{shown_ip(host[1:-1])}]" if host.startswith("[") else host.lower()
+    except ValueError:
+        return host
+
+
+def is_address(host: str) -> bool:
+    """Whether a line of the configuration names an address, not a name, an interface or `*`."""
+    return re.fullmatch(r"[\d.]+|\[.*\]", host) is not None
+
+
+def ports(ctx: Any) -> dict[str, int]:
+    """The ports of SIP by the protocols for which the server has sockets; without a line these are UDP and TCP."""
+    used = {(line[1] or "udp").lower() for line in socket_lines(ctx) if line} or {"udp", "tcp"}
+    return {protocol: port for protocol, port in PORTS.items() if protocol in used}
 
 
 def first_socket(ctx: Any) -> dict[str, str]:
     """The first socket for SIP whose address a line tells, as {"socket": PROTOCOL:ADDRESS:PORT}, {} without one."""
-    for protocol, host, port in [line.groups() for line in socket_lines(ctx) if line]:
-        if (protocol or "udp") in PORTS and re.fullmatch(ADDRESS, host):
-            return {"socket": f"{protocol or 'udp'}:{host}:{port or PORTS[protocol or 'udp']}"}
-    return {}
+    lines = [line for line in socket_lines(ctx) if line and (line[1] or "udp") in PORTS and is_address(line[2])]
+    return {"socket": full_socket(lines[0])} if lines else {}
 
 
 def is_same(wanted: Any, line: Any) -> bool:
     """Whether a socket is that of a line of the configuration, both as SOCKET matches them; without a protocol or port any."""
     if line is None:
         return True
-    (protocol, host, port), (own_protocol, own_host, own_port) = wanted.groups(), line.groups()
-    default, is_address = PORTS.get(own_protocol, 5060), re.fullmatch(ADDRESS, own_host)
-    own = (own_protocol or "udp").lower(), int(own_port or default)
-    return ((protocol or own[0]).lower(), int(port or own[1])) == own \
-        and (host.lower() == own_host.lower() if is_address else not host.isdigit())
+    protocol, own_port = (line[1] or "udp").lower(), int(line[3] or PORTS.get(line[1], 5060))
+    return (wanted[1] or protocol).lower() == protocol \
+        and (int(wanted[3] or 0) or own_port) in (own_port, int(line[5] or own_port)) \
+        and (shown_host(wanted[2]) in map(shown_host, (line[2], line[4] or line[2])) if is_address(line[2])
+             else not wanted[2].isdigit())
 
 
 def own_socket(ctx: Any, row: Row) -> str | None:
     """The socket that a row names, None with a log line if the server does not have it."""
-    place = row["socket"]
-    if place and not has_socket(ctx, place):
-        ctx.log.error("%s: socket %s is none of this server's, passed over", row.where, place)
-        return None
+    place = row["socket"] and local_socket(ctx, row["socket"])
+    if row["socket"] and place is None:
+        ctx.log.error("%s: socket %s is none of this server's, passed over", row.where, row["socket"])
     return place or None
+
+
+def shown_ip(text: Any) -> str:
+    """An address as OpenSIPS prints it: IPv6 in capitals and with all its groups, without leading zeros; ValueError."""
+    address = ipaddress.ip_address(text)
+    if address.version == 4:
+        return f"{address}"
+    return ":".join(f"{int(group, 16):X}" for group in address.exploded.split(":"))
 
 
 ###############################################################################
@@ -388,8 +436,8 @@ class TableError(Exception):
 
 
 class Column(NamedTuple):
-    """A column: `kind` is int32, int64, fraction or plain; `null`: whether it may be empty; `param`: what renames it, `source`:
-    to what; `since`: the first version of the table that has it."""
+    """A column: `kind` is int32, int64, fraction, needed or plain; `null`: whether it may be empty; `param`: what renames it,
+    `source`: to what; `since`: the first version of the table that has it."""
 
     name: str
     kind: Callable
@@ -423,6 +471,11 @@ def fraction(value: Any) -> float:
     return number
 
 
+def needed(value: Any) -> str:
+    """A text that may not be NULL."""
+    return plain(value)
+
+
 def plain(value: Any) -> str:
     """A text, which SQLite may have as bytes or as a number."""
     return mi.decode(value) if isinstance(value, bytes) else f"{value}"
@@ -440,17 +493,21 @@ class Table(NamedTuple):
         mine = [column._replace(source=ctx.param(column.param)) if column.param else column for column in self.columns]
         return self._replace(name=name or self.name, columns=tuple(mine))
 
+    def without(self, *names: str) -> Table:
+        """The table but for some columns, which need not be there."""
+        return self._replace(columns=tuple(column for column in self.columns if column.name not in names))
+
 
 def table(name: str, versions: Iterable[int], columns: str, renamed: str = "%s") -> Table:
-    """A table from the words `column`, `column#` (an integer), `column##` (one of 64 bits), `column~` (a float); `?` behind it:
-    may be NULL; `@3` behind that: from version 3 on. A parameter of the form `renamed`, if it is not empty, renames a column, or
-    the one behind `=`, or behind `=-` none."""
+    """A table from the words `column`, `column#` (an integer), `column##` (one of 64 bits), `column~` (a float), `column!` (a
+    text, not NULL); `?` behind it: may be NULL; `@3` behind that: from version 3 on. A parameter of the form `renamed`, if it is
+    not empty, renames a column, or the one behind `=`, or behind `=-` none."""
     made = []
     for word in columns.split():
         place, _, param = word.partition("=")
         mark, _, since = place.partition("@")
-        bare = mark.rstrip("#~?")
-        kind = int64 if "##" in mark else int32 if "#" in mark else fraction if "~" in mark else plain
+        bare = mark.rstrip("#~!?")
+        kind = int64 if "##" in mark else int32 if "#" in mark else fraction if "~" in mark else needed if "!" in mark else plain
         param = (param or renamed and renamed % bare).removeprefix("-")
         made.append(Column(bare, kind, "?" in mark, param, bare, int(since or 0)))
     return Table(name, tuple(versions), tuple(made))
@@ -557,6 +614,8 @@ def read_fields(path: str, each: Callable = iter) -> tuple[list[str], list[list]
     behind them. As in the original no row may have a wrong field, also in a column that nobody reads. TableError, OSError."""
     with open(path, encoding="utf-8", errors="surrogateescape", newline="\n", opener=open_regular) as file:
         first, *lines = file.read().split("\n")
+    if not (first or lines):  # an empty file is a table without columns
+        return [], []
     columns = [match for match in map(COLUMN.fullmatch, first.split()) if match]
     if not columns or len(columns) != len(first.split()):
         raise TableError(f"{path}:1: is no header of a table: name(type) name(type,null) ...; a type is string, int, long, "
@@ -816,11 +875,11 @@ class Tables(NamedTuple):
             if key.partition("\n")[0] not in names:
                 ctx.store.remove(self.space, key)
 
-    def put(self, ctx: Any, name: str, head: Any, rows: Iterable, inherits: bool) -> None:
-        """Put rows in the place of a table; inherits: those that were there before have the state that they had."""
+    def put(self, ctx: Any, name: str, head: Any, rows: Iterable, inherits: tuple) -> None:
+        """Put rows in the place of a table; inherits: the fields that those have that were there before."""
         def made(old: Rows | None, each: Callable) -> tuple:
             before = [old.find(one.key) for one in each(rows)] if old and inherits else itertools.repeat(None)
-            return head, [one if was in (None, one) else self.with_state(one, self.state_of(was))
+            return head, [one if was in (None, one) else one._replace(**{field: getattr(was, field) for field in inherits})
                           for one, was in zip(rows, before)]
 
         self.replace(ctx, name, made)

@@ -68,7 +68,7 @@ def listed(ctx, rows: list) -> dict[str, list]:
         if row["grp"] & 2**31:
             ctx.log.warning("%s: address %s has the group %d, passed over", row.where, row["ip"], row["grp"])
             continue
-        full = row["mask"] == network.max_prefixlen
+        full, shown = row["mask"] == network.max_prefixlen, opensips.shown_ip
         bucket = opensips.core_hash(network.network_address.packed) % BUCKETS
         found["addresses" if full else "subnets"].append((bucket, {
             "grp": row["grp"], "ip": shown(network.network_address), "mask": f"{row['mask']}" if full else shown(network.netmask),
@@ -87,13 +87,6 @@ def network_of(ip: str, mask: int) -> Any:
     if ":" in ip and "." in ip:
         raise ValueError(ip)
     return ipaddress.ip_network((ip, mask), strict=False)
-
-
-def shown(address: Any) -> str:
-    """An address as OpenSIPS prints it: IPv6 in capitals and with all its groups, without leading zeros."""
-    if address.version == 4:
-        return f"{address}"
-    return ":".join(f"{int(group, 16):X}" for group in address.exploded.split(":"))
 
 
 def take_in(view: dict, key: str, value: str | None) -> None:

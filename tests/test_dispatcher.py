@@ -88,10 +88,85 @@ def test_a_table_that_cannot_be_read_leaves_what_there_is(start, tmp_path):
     assert b"sip:127.0.0.1:5171" in server.ask(b":ds_list:\n")
 
 
-@pytest.mark.parametrize("weight", ["\u00b2", "1" + "0" * 5000, "-1", "x", "0"])
-def test_a_weight_that_is_no_number_is_0(tmp_path, weight):
+@pytest.mark.parametrize("weight, shown", [
+    ("\u00b2", 0), ("1" + "0" * 5000, 0), ("-1", 0), ("x", 0), ("0", 0), ("007", 7), ("12x", 12), (" 5", 0), ("4294967297", 1),
+    ("", 1), ("fs\\://u\\:p@h", 1)])
+def test_a_weight_is_the_digits_that_it_begins_with(tmp_path, monkeypatch, weight, shown):
+    """And 1 without a text, and for a FreeSWITCH server."""
+    monkeypatch.setitem(HEADER, 24, HEADER[24].replace("weight(string)", "weight(string,null)"))
     with mi.Trial(lines(tables(tmp_path, dispatcher=[f"1:1:sip\\:a::0:{weight}:0:k:d"]))) as trial:
-        assert "weight:: 0\n" in ask(trial, "ds_list", "full")
+        assert f"weight:: {shown}\n" in ask(trial, "ds_list", "default", "full")
+
+
+def test_fields_without_a_value_have_one_that_the_module_gives_them(tmp_path, monkeypatch):
+    """But without a set a row is left out, and no row counts if one has no destination."""
+    for name in ("setid", "state", "priority"):
+        monkeypatch.setitem(HEADER, 24, HEADER[24].replace(f"{name}(int)", f"{name}(int,null)"))
+    monkeypatch.setitem(HEADER, 24, HEADER[24].replace("destination(string)", "destination(string,null)"))
+    rows = ["1:1:sip\\:a::1:5:0:k:d", "2::sip\\:b::0:5:0:k:d", "3:1:sip\\:c:::5::k:d", "4:1:sip\\:e::0:5:-1:k:d"]
+    with mi.Trial(lines(tables(tmp_path, dispatcher=rows))) as trial:
+        assert states(trial, "default") == {"sip:a": "Inactive", "sip:c": "Active", "sip:e": "Active"}
+        assert re.findall("priority:: (.*)", ask(trial, "ds_list", "default", "full")) == ["0", "0", "65535"]
+    url = tables(tmp_path, dispatcher=[*rows, "4:1:::0:5:0:k:d"])
+    with pytest.raises(mi.ConfigError, match="dispatcher:6: destination is NULL"):
+        mi.Trial(lines(url))
+
+
+def test_without_persistent_state_the_column_is_not_read(tmp_path, monkeypatch):
+    rows = ["1:1:sip\\:a::1:5:0:k:d", "2:1:sip\\:b::2:5:0:k:d"]
+    off = 'modparam("dispatcher", "persistent_state", 0)'
+    with mi.Trial(lines(tables(tmp_path, dispatcher=rows), off)) as trial:
+        assert states(trial, "default") == {"sip:a": "Active", "sip:b": "Active"}
+        assert ask(trial, "ds_set_state", "i", "1", "sip:b") == ask(trial, "ds_reload") == "200 OK\n\n"
+        assert states(trial, "default") == {"sip:a": "Active", "sip:b": "Inactive"}
+    monkeypatch.setitem(HEADER, 24, HEADER[24].replace("state(int)", "condition(int)"))
+    with mi.Trial(lines(tables(tmp_path, dispatcher=rows), off)) as trial:
+        assert states(trial, "default") == {"sip:a": "Active", "sip:b": "Active"}
+
+
+def rpc(trial, method, **params):
+    """The result of a JSON-RPC request, or its error."""
+    answer = json.loads(trial.ask(json.dumps({"jsonrpc": "2.0", "method": method, "params": params, "id": 1}).encode()))
+    return answer.get("result") or answer["error"]
+
+
+@pytest.mark.parametrize("uri, address", [
+    ("sip:127.0.0.1", "127.0.0.1:5060"), ("sip:u:p@127.0.0.1:05070;x=y", "127.0.0.1:5070"), ("SIP:127.0.0.1:0", "127.0.0.1:5060"),
+    ("sip:[2001:db8:0:0::1]:5070", "2001:DB8:0:0:0:0:0:1:5070"), ("sip:u@[::1]", "0:0:0:0:0:0:0:1:5060"), ("sip:a.b", None),
+    ("sip:127.0.0.1;lr;transport=TCP;x=y", "127.0.0.1:5060"), ("sip:127.0.0.1;transport=tls", "127.0.0.1:0"),
+    ("sip:127.0.0.1:5070;transport=tls", "127.0.0.1:5070"), ("sip:127.0.0.1;transport=nope", "127.0.0.1:0"),
+    ("sips:127.0.0.1", "127.0.0.1:0"), ("sips:127.0.0.1;transport=udp", "127.0.0.1:5060"),
+    ("sip:127.0.0.1?a=;transport=ws", "127.0.0.1:5060"), ("sip:127.0.0.1;transport=ws", "127.0.0.1:80")])
+def test_an_address_has_the_port_of_a_protocol_that_the_server_speaks(tmp_path, uri, address):
+    """0 of another one."""
+    escaped = uri.replace(":", "\\:")
+    sockets = "listen=udp:127.0.0.1:5062\nlisten=tcp:127.0.0.1:5062\nlisten=ws:127.0.0.1:8080\n"
+    with mi.Trial(sockets + lines(tables(tmp_path, dispatcher=[f"1:1:{escaped}::0:5:0:k:d"]))) as trial:
+        one, = rpc(trial, "ds_list", partition="default")["PARTITIONS"][0]["SETS"][0]["Destinations"]
+    assert one["resolved_addresses"] == ([address] if address else [])
+
+
+def test_script_attributes_are_for_addresses_and_end_with_a_reload(tmp_path):
+    """Set -1 is all sets, port 0 any port; a reload keeps whether a destination is active, but not how often it failed."""
+    rows = ["1:1:sip\\:127.0.0.1::0:5:0:k:d", "2:2:sip\\:u@127.0.0.1\\:5070::0:5:0:k:d", "3:2:sip\\:[\\:\\:1]::0:5:0:k:d",
+            "4:2:sips\\:127.0.0.1::0:5:0:k:d"]
+    with mi.Trial(lines(tables(tmp_path, dispatcher=rows)).replace("threshhold\", 1", "threshhold\", 2")) as trial:
+        def attributes():
+            sets = rpc(trial, "ds_list", partition="default")["PARTITIONS"][0]["SETS"]
+            return {one["URI"]: one["script_attr"] for group in sets for one in group["Destinations"] if "script_attr" in one}
+
+        assert rpc(trial, "ds_push_script_attrs", attrs="x", ip="127.0.0.1", port=5070, set=-1) == "OK"
+        assert attributes() == {"sip:u@127.0.0.1:5070": "x", "sips:127.0.0.1": "x"}
+        assert rpc(trial, "ds_push_script_attrs", attrs="y", ip="127.0.0.1", port=0, set=2, partition="default") == "OK"
+        assert rpc(trial, "ds_push_script_attrs", attrs="z", ip="[0::1]", port=5060, set=2) == "OK"
+        assert attributes() == {"sip:u@127.0.0.1:5070": "y", "sips:127.0.0.1": "y", "sip:[::1]": "z"}
+        for wrong in ("", "nope"):
+            assert rpc(trial, "ds_push_script_attrs", attrs="y", ip="::1", port=0, set=2, partition=wrong)["code"] == 404
+        ask(trial, "ds_set_state", "p", "1", "sip:127.0.0.1")
+        ask(trial, "ds_set_state", "i", "2", "sips:127.0.0.1")
+        assert rpc(trial, "ds_reload", partition="") == "OK" and attributes() == {}
+        ask(trial, "ds_set_state", "p", "1", "sip:127.0.0.1")
+        assert [uri for uri, state in states(trial, "default").items() if state != "Active"] == ["sips:127.0.0.1"]
 
 
 def test_a_reset_of_the_lab_names_the_table_that_cannot_be_read(tmp_path):
@@ -125,12 +200,13 @@ def test_states_are_shared_by_children_and_survive_a_reload_of_the_configuration
 
 def test_sets_and_destinations_have_the_original_order(tmp_path):
     rows = [f"{at}:{number}:sip\\:d{at}::0:5:{priority}:k:d" for at, (number, priority) in
-            enumerate([(5, 0), (2, 0), (5, 3), (9, 0), (2, 0), (5, 3)])]
+            enumerate([(5, 0), (2, 0), (5, 3), (9, 0), (2, 0), (5, 3), (8, 1), (8, -1), (8, 2), (8, 3), (8, 0), (8, -2), (8, 7)])]
     url = tables(tmp_path, dispatcher=rows)
     with mi.Trial(lines(url)) as trial:
         lines_ = ask(trial, "ds_list", "default").splitlines()
         listed = [line.split()[1] for line in lines_ if ":: " in line and "attr" not in line]
-    assert listed == ["default", "9", "sip:d3", "2", "sip:d1", "sip:d4", "5", "sip:d2", "sip:d5", "sip:d0"]
+    assert listed == ["default", "8", "sip:d6", "sip:d7", "sip:d9", "sip:d8", "sip:d10", "sip:d11", "sip:d12", "9", "sip:d3",
+                      "2", "sip:d1", "sip:d4", "5", "sip:d2", "sip:d5", "sip:d0"]
 
 
 def test_an_address_is_the_same_in_any_case_and_a_set_must_have_it(tmp_path):
@@ -151,7 +227,7 @@ def test_three_times_probing_is_probing(tmp_path, steps, wanted):
         assert states(trial)["sip:127.0.0.1:5171"] == wanted
 
 
-@pytest.mark.parametrize("line", ["p2", "p2: db_url", ": table_name=x"])
+@pytest.mark.parametrize("line", ["", "p2: db_url", ": table_name=x", "p2: table=x", "p2: table_name=", "table=x"])
 def test_a_partition_has_a_name_and_settings(line):
     with pytest.raises(mi.ConfigError, match="partition takes"):
         mi.Trial(f'loadmodule "dispatcher.so"\nmodparam("dispatcher", "partition", "{line}")')
@@ -182,20 +258,24 @@ listen=sctp:*:5080
 listen=10.0.0.1:5070"""
 
 
-@pytest.mark.parametrize("place, is_shown", [
-    ("udp:127.0.0.1:5062", True), ("127.0.0.1:5062", True), ("udp:127.0.0.1:5060", False), ("udp:127.0.0.1", True),
-    ("udp:1.2.3.4:5060", False), ("tcp:127.0.0.1:5060", True), ("tcp:127.0.0.1", True), ("tcp:127.0.0.1:5062", False),
-    ("tls:[2001:db8::1]:5061", True), ("tls:[2001:db8::2]:5061", False), ("tls:[2001:db8::1]:5060", False),
-    ("ws:9.9.9.9:8080", True), ("ws:9.9.9.9:80", False), ("sctp:9.9.9.9:5080", True), ("udp:10.0.0.1:5070", True),
-    ("udp:x:y:z", False), ("5060", False)])
-def test_a_socket_is_shown_if_the_server_has_it(tmp_path, place, is_shown, caplog):
-    """By the lines of the configuration; what is none is logged. Without a line any socket is the server's."""
+@pytest.mark.parametrize("place, shown", [
+    ("udp:127.0.0.1:5062", "udp:127.0.0.1:5062"), ("127.0.0.1:5062", "udp:127.0.0.1:5062"), ("udp:127.0.0.1:5061", None),
+    ("udp:127.0.0.1", "udp:127.0.0.1:5062"), ("UDP:1.2.3.4:5060", "udp:127.0.0.1:5062"), ("127.0.0.1:5060", "udp:127.0.0.1:5062"),
+    ("udp:127.0.0.1:0", "udp:127.0.0.1:5062"), ("udp:1.2.3.5:5060", None),
+    ("tcp:127.0.0.1:5060", "tcp:127.0.0.1:5060"), ("tcp:127.0.0.1", "tcp:127.0.0.1:5060"), ("tcp:127.0.0.1:5062", None),
+    ("tls:[2001:db8:0::1]", "tls:[2001:DB8:0:0:0:0:0:1]:5061"), ("tls:[2001:db8::2]:5061", None),
+    ("tls:[2001:db8::1]:5060", None), ("ws:9.9.9.9:8080", "ws:9.9.9.9:8080"),
+    ("ws:9.9.9.9:80", None), ("sctp:9.9.9.9:5080", "sctp:9.9.9.9:5080"),
+    ("udp:10.0.0.1:5070", "udp:10.0.0.1:5070"), ("udp:x:y:z", None), ("5060", None), ("nonsense here", None)])
+def test_a_socket_is_shown_as_the_server_has_it(tmp_path, place, shown, caplog):
+    """By the lines of the configuration, also by what is behind `as`; what is none is logged. Without a line any socket is the
+    server's, and shown as it is."""
     escaped = place.replace(":", "\\:")
     row = f"1:1:sip\\:a:{escaped}:0:5:0:k:d"
     with mi.Trial(f"{SOCKETS}\n{lines(tables(tmp_path, dispatcher=(row,)))}") as trial:
         listed = ask(trial, "ds_list", "default")
-        assert "URI:: sip:a state=Active" in listed and (f"socket:: {place}\n" in listed) is is_shown
-    assert (f"socket {place} is none of this server's" in caplog.text) is not is_shown
+    assert "URI:: sip:a state=Active" in listed and re.findall("socket:: (.*)", listed) == ([shown] if shown else [])
+    assert (f"socket {place} is none of this server's" in caplog.text) is not bool(shown)
     with mi.Trial(lines(tables(tmp_path, dispatcher=(row,)))) as trial:
         assert f"socket:: {place}\n" in ask(trial, "ds_list", "default")
 
@@ -272,3 +352,29 @@ def test_partitions_are_listed_as_they_are_declared_and_the_default_one_last(tmp
     more = [f'modparam("dispatcher", "partition", "{name}: db_url={url}; table_name = {name}")' for name in ("zz", "aa")]
     with mi.Trial(lines(url, *more)) as trial:
         assert re.findall("PARTITION:: (.*)", ask(trial, "ds_list")) == ["p2", "zz", "aa", "default"]
+
+
+def test_a_name_alone_makes_a_partition_the_default_one(start, tmp_path):
+    """Settings alone are for `default`, and lines for one partition add to each other."""
+    url = tables(tmp_path)
+    more = [f'modparam("dispatcher", "partition", "{line}")'
+            for line in ("table_name=nope", "p3", "p3: db_url=x", f"p3: db_url={url}")]
+    server = start(lines(url, *more))
+    listener = subscribed(server, "text", "E_DISPATCHER_STATUS")
+    replies = [server.ask(request).decode() for request in (
+        b":ds_list:\n", b":ds_list:\ndefault\n", b":ds_set_state:\na\ndefault:1\nsip:a\n", b":ds_reload:\n",
+        b":ds_set_state:\ni\n1\nsip:127.0.0.1:5171\n")]
+    assert re.findall("PARTITION:: (.*)", replies[0]) == ["p2", "p3"] and replies[1] == "400 Bad parameter\n\n"
+    assert replies[2:] == ["404 ERROR Unknown partition\n\n", "200 OK\n\n", "200 OK\n\n"]
+    assert listener.receive() == b"E_DISPATCHER_STATUS\ngroup::1\naddress::sip:127.0.0.1:5171\nstatus::inactive\n\n"
+
+
+def test_without_a_database_for_it_there_is_no_default_partition(tmp_path):
+    """Beside others."""
+    text = re.sub('modparam.*"db_url".*\n', "", lines(tables(tmp_path)))
+    with mi.Trial(text) as trial:
+        assert re.findall("PARTITION:: (.*)", ask(trial, "ds_list")) == ["p2"]
+        assert ask(trial, "ds_list", "default") == ask(trial, "ds_list", '""') == "400 Bad parameter\n\n"
+        assert ask(trial, "ds_set_state", "i", "7", "sip:10.0.0.1") == "404 ERROR Unknown partition\n\n"
+        assert ask(trial, "ds_reload", "default") == "500 ERROR Unknown partition\n\n"
+        assert rpc(trial, "ds_push_script_attrs", attrs="x", ip="10.0.0.1", port=0, set=7)["code"] == 404

@@ -261,11 +261,7 @@ def test_states_of_the_table_are_read_unless_the_configuration_says_no(tmp_path)
 
 
 def test_probing_is_shown_and_switched(tmp_path):
-    url = tables(tmp_path)
-    with mi.Trial(lines(url)) as trial:
-        assert rpc(trial, "dr_enable_probing") == rpc(trial, "dr_enable_probing", status="x") == (
-            400, "Gateways probing disabled from script")
-    with mi.Trial(lines(url, 'modparam("drouting", "probing_interval", 30)')) as trial:
+    with mi.Trial(lines(tables(tmp_path), 'modparam("drouting", "probing_interval", 0)')) as trial:
         assert rpc(trial, "dr_enable_probing") == {"Status": 1}
         assert rpc(trial, "dr_enable_probing", status=0) == "OK"
         assert rpc(trial, "dr_enable_probing") == {"Status": 0}
@@ -297,6 +293,62 @@ def test_later_releases_take_less_for_a_gateway(tmp_path, imitated, names):
         "ok:h::0:0", "x;y:h::0:0", "b b:h::0:0", "port:h\\:70000::0:0", "c:not a host!::0:0"))
     with mi.Trial(lines(url, IMITATES % imitated)) as trial:
         assert ", ".join(re.findall("(?m)^ID:: (.*) IP=", ask(trial, "dr_gw_status"))) == names
+
+
+@pytest.mark.parametrize("more, names", [
+    ("", "a.b a_b-c"), ('modparam("drouting", "extra_id_chars", ".#")', "a.b"),
+    ('modparam("drouting", "extra_id_chars", "")', "")])
+def test_the_characters_of_names_are_a_setting(tmp_path, more, names):
+    """Of gateways, and of what rules lead to."""
+    known = ("a.b", "a_b-c")
+    url = tables(tmp_path, cr=(), gw=[f"{name}:h::0:0" for name in known], dr=[
+        f"0:{at}:0:{name}=5:" for at, name in enumerate(known)])
+    with mi.Trial(lines(url, IMITATES % "3.4", more)) as trial:
+        assert " ".join(re.findall("(?m)^ID:: (.*) IP=", ask(trial, "dr_gw_status"))) == names
+        for at, name in enumerate(known):
+            shown = rpc(trial, "dr_number_routing", group_id=0, number=f"{at}")
+            assert shown == ({"Matched Prefix": f"{at}", "GW List": [{"GATEWAY": name}]} if name in names else "No match")
+
+
+@pytest.mark.parametrize("mode, names", [("none", "a b c"), ("matched-only", "a c")])
+def test_gateways_with_sockets_of_others_are_left_out_on_demand(tmp_path, mode, names):
+    url = tables(tmp_path, cr=(), dr=())
+    rows = [f"{at}:{name}:1:h:0:::0:0:{socket}:" for at, (name, socket) in
+            enumerate([("a", "udp\\:127.0.0.1\\:5062"), ("b", "udp\\:127.0.0.2\\:5062"), ("c", "")])]
+    (tmp_path / "dr_gateways").write_text("\n".join([GATEWAYS, *rows, ""]))
+    text = lines(url, "listen=udp:127.0.0.1:5062", f'modparam("drouting", "gw_socket_filter_mode", "{mode}")')
+    with mi.Trial(text) as trial:
+        assert " ".join(re.findall("(?m)^ID:: (.*) IP=", ask(trial, "dr_gw_status"))) == names
+
+
+def test_a_negative_priority_is_the_highest(tmp_path):
+    """As a number without a sign."""
+    with mi.Trial(lines(tables(tmp_path, dr=("0:1:9:gw1:", "0:1:-1:gw2:", "0:1:0:gw3:")))) as trial:
+        assert ask(trial, "dr_number_routing", "0", "1") == "200 OK\nMatched Prefix:: 1\n\tGATEWAY:: gw2\n\n"
+
+
+@pytest.mark.parametrize("table, line, wrong", [
+    ("dr_gateways", "1::1:h:0:::0:0::", "gwid"), ("dr_gateways", "1:a:1::0:::0:0::", "address"),
+    ("dr_carriers", "1::gw1:0:N:0:", "carrierid"), ("dr_carriers", "1:c::0:N:0:", "gwlist"),
+    ("dr_rules", "1::4::0::gw1:N::", "groupid"), ("dr_rules", "1:0:4::0:::N::", "gwlist")])
+def test_no_row_counts_if_one_has_no_name_or_no_destinations(tmp_path, table, line, wrong):
+    """Also where a table allows it."""
+    url = tables(tmp_path, version=34)
+    header = (tmp_path / table).read_text().splitlines()[0].replace("(string)", "(string,null)")
+    (tmp_path / table).write_text(f"{header}\n{line}\n")
+    with pytest.raises(mi.ConfigError, match=f"{table}:2: {wrong} is NULL"):
+        mi.Trial(lines(url))
+
+
+def test_without_persistent_state_the_columns_need_not_be_there(tmp_path):
+    url = tables(tmp_path)
+    for name in ("dr_gateways", "dr_carriers"):
+        (tmp_path / name).write_text((tmp_path / name).read_text().replace("state(int)", "condition(int)"))
+    with mi.Trial(lines(url, 'modparam("drouting", "persistent_state", 0)')) as trial:
+        assert ask(trial, "dr_gw_status", "gw3") == "200 OK\nState:: Active\n\n"
+        assert ask(trial, "dr_carrier_status", "cr2") == "200 OK\nEnabled:: yes\n\n"
+    with pytest.raises(mi.ConfigError, match="no column state"):
+        mi.Trial(lines(url))
 
 
 def test_a_row_that_is_no_good_is_left_out_with_a_line_in_the_log(start, tmp_path):

@@ -72,14 +72,14 @@ def test_the_same_questions_to_both_versions(tmp_path, dialect, version):
 
 def test_the_load_is_how_many_dialogs_have_the_destination_in_the_profile_of_the_resource(tmp_path):
     """Its number is hexadecimal there; a dialog that ended is no load."""
-    with mi.Trial(lines(table(tmp_path, ONE, "26:2:sip\\:b:pstn=3;a b=1:"))) as trial:
-        call = ("sip:a@x", "sip:b@x", "profiles::lbXpstn=1A, lbXa b=1A, inbound")
+    with mi.Trial(lines(table(tmp_path, ONE, "26:2:sip\\:b:pstn=3;ab=1:"))) as trial:
+        call = ("sip:a@x", "sip:b@x", "profiles::lbXpstn=1A, lbXab=1A, inbound")
         for name in ("c1", "c2"):
             assert ask(trial, "lab_call", name, *call) == "200 OK\n\n"
         assert ask(trial, "lab_call", "c3", "sip:a@x", "sip:b@x", "profiles::lbXpstn=1", "state::2") == "200 OK\n\n"
-        assert loads(trial) == {(1, "pstn"): 1, (1, "transc"): 0, (26, "pstn"): 2, (26, "a b"): 2}
+        assert loads(trial) == {(1, "pstn"): 1, (1, "transc"): 0, (26, "pstn"): 2, (26, "ab"): 2}
         assert ask(trial, "lab_hangup", "c1") == "200 OK\n\n"
-        assert loads(trial) == {(1, "pstn"): 1, (1, "transc"): 0, (26, "pstn"): 1, (26, "a b"): 1}
+        assert loads(trial) == {(1, "pstn"): 1, (1, "transc"): 0, (26, "pstn"): 1, (26, "ab"): 1}
         assert ask(trial, "profile_get_size", "lbXpstn", "1A") == (
             "200 OK\nprofile::  name=lbXpstn value=1A count=1 shared=no replicated=no\n\n")
         assert ask(trial, "profile_get_values", "lbXpstn").count("count=1") == 2
@@ -161,13 +161,26 @@ def test_null_is_no_status(tmp_path):
 @pytest.mark.parametrize("row, wrong", [
     ("2:1:b:pstn=1:", "has the URI 'b'"), ("2:1:sip\\:b:pstn:", "has the resource 'pstn'"),
     ("2:1:sip\\:b:=1:", "has the resource '=1'"), ("2:1:sip\\:b:pstn=x:", "has the resource 'pstn=x'"),
-    ("2:1:sip\\:b:a=1;;b=2:", "has the resource ''"),
+    ("2:1:sip\\:b:a=1;;b=2:", "has the resource ''"), ("2:1:sip\\:b:a b=1:", "has the resource 'a b=1'"),
+    ("2:1:sip\\:b:a-b=1:", "has the resource 'a-b=1'"), ("2:1:sip\\:b:\u00e9=1:", "has the resource '\u00e9=1'"),
+    ("2:1:sip\\:[\\:\\:1:pstn=1:", "has the URI 'sip:[::1'"), ("2:1:sip\\:u@:pstn=1:", "has the URI 'sip:u@'"),
+    ("2:1:sip\\:h\\:70000:pstn=1:", "has the URI 'sip:h:70000'"), ("2:1:tel\\:+49:pstn=1:", "has the URI 'tel:+49'"),
     ("2:1:sip\\:b:a=fs\\://h:", "has the resource 'a=fs://h'")])
 def test_a_row_that_is_no_good_is_left_out_with_a_line_in_the_log(caplog, tmp_path, row, wrong):
     with mi.Trial(lines(table(tmp_path, row, "3:1:SIPS\\:c: a = 1 ; b=2; :"))) as trial:
         assert [(one["id"], one["Resources"]) for one in rpc(trial, "lb_list")["Destinations"]] == [
             (3, [{"name": "a", "max": 1, "load": 0}, {"name": "b", "max": 2, "load": 0}])]
     assert f"/load_balancer:2: the row is left out: it {wrong}" in caplog.text
+
+
+@pytest.mark.parametrize("name, row", [("dst_uri", "1:1::a=1:0::"), ("resources", "1:1:sip\\:a::0::")])
+def test_no_row_counts_if_one_has_no_uri_or_no_resources(tmp_path, name, row):
+    """Also where a table allows it."""
+    url = table(tmp_path)
+    header = (tmp_path / "load_balancer").read_text().splitlines()[0].replace("(string)", "(string,null)")
+    (tmp_path / "load_balancer").write_text(f"{header}\n{row}\n")
+    with pytest.raises(mi.ConfigError, match=f"load_balancer:2: {name} is NULL"):
+        mi.Trial(lines(url))
 
 
 def test_numbers_below_0_are_shown_without_a_sign(tmp_path):

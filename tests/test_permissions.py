@@ -284,6 +284,15 @@ def test_dbt_reload_of_a_file_that_cannot_be_read(start, tmp_path):
     assert ask_json(server, "db_text:reload", ["zz"]) == {"code": 400, "message": "Bad parameter value"}
 
 
+def test_an_empty_file_is_a_table_without_columns(tmp_path):
+    """dbt_reload takes it, and no module can read it."""
+    with mi.Trial(lines(tables(tmp_path, ONE))) as trial:
+        (tmp_path / "domain").write_text("")
+        before = ask(trial, "domain_dump")
+        assert ask(trial, "dbt_reload") == "200 OK\n\n" and ask(trial, "domain_reload").startswith("500 ")
+        assert ask(trial, "domain_dump") == before
+
+
 def test_a_dump_that_cannot_fit_is_given_up_before_it_is_made(tmp_path):
     """And what an address takes at least is no more than one takes."""
     with mi.Trial(lines(tables(tmp_path, {"address": ("1:1:1.1.1.1:32:0:ws::",), "domain": ()}))) as trial:

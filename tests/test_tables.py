@@ -139,10 +139,15 @@ def test_a_state_of_a_table_that_was_replaced_is_not_taken(tmp_path):
 
 
 def test_a_row_without_a_name_is_a_row(tmp_path):
-    text = configuration("drouting", tmp_path, 2)
-    with open(tmp_path / "dr_gateways", "a") as file:
-        file.write(":10.0.0.9::0:0\n")
-    with mi.Trial(text) as trial:
+    database = sqlite3.connect(tmp_path / "db")
+    database.executescript("""CREATE TABLE version (table_name TEXT, table_version INTEGER);
+        INSERT INTO version VALUES ('dr_gateways', 6), ('dr_carriers', 3), ('dr_rules', 4);
+        CREATE TABLE dr_gateways (gwid TEXT, address TEXT, attrs TEXT, probe_mode INTEGER, state INTEGER);
+        CREATE TABLE dr_carriers (carrierid TEXT, gwlist TEXT, attrs TEXT, state INTEGER);
+        CREATE TABLE dr_rules (groupid TEXT, prefix TEXT, priority INTEGER, gwlist TEXT, attrs TEXT);
+        INSERT INTO dr_gateways VALUES ('a', 'h', NULL, 0, 0), ('', 'h', NULL, 0, 0), ('b', 'h', NULL, 0, 0);""")
+    database.close()
+    with mi.Trial(f'loadmodule "drouting.so"\nmodparam("drouting", "db_url", "sqlite://{tmp_path}/db")') as trial:
         assert b'"OK"' in trial.ask(request('dr_gw_status {"gw_id": "", "status": 0}'))
         assert b"Disabled MI" in trial.ask(request('dr_gw_status {"gw_id": ""}'))
         assert trial.ask(b":dr_gw_status:\n").count(b"Active") == 2
@@ -165,7 +170,7 @@ def test_others_have_their_turn_while_a_table_is_read(start, tmp_path, module, w
 
 @pytest.mark.parametrize("module, command, table, row, size", [
     ("drouting", "dr_gw_status", "dr_gateways", "@:10.0.0.1::0:0", lambda name: len(f"ID:: {name} IP=10.0.0.1 State=Active\n")),
-    ("drouting", "dr_carrier_status", "dr_carriers", "@::attrs:0", lambda name: len(f"ID:: {name} Enabled=yes\n")),
+    ("drouting", "dr_carrier_status", "dr_carriers", "@:g:attrs:0", lambda name: len(f"ID:: {name} Enabled=yes\n")),
     ("dispatcher", "ds_list", "dispatcher", "1:sip\\:@::0:1:0::",
      lambda name: len(f"\t\tURI:: sip:{name} state=Active first_hit_counter=0\n")),
     ("domain", "domain_dump", "domain", "@:", lambda name: len(f"{name}\n")),

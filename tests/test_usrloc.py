@@ -448,7 +448,7 @@ def test_lab_register_takes_the_aor_from_a_uri(trial, given, with_domain, withou
 @pytest.mark.parametrize("lines, socket", [
     ("", None), ("listen=*:5060\nsocket=udp:eth0:5060\nlisten=hep_udp:127.0.0.1:9060", None),
     ("listen=udp:127.0.0.1:5170\nlisten=tcp:127.0.0.1:5171", "udp:127.0.0.1:5170"), ("listen=192.0.2.1", "udp:192.0.2.1:5060"),
-    ("socket=hep_udp:127.0.0.1:9060\nsocket=tls:[::1] use_workers 2", "tls:[::1]:5061"),
+    ("socket=hep_udp:127.0.0.1:9060\nsocket=tls:[::1] use_workers 2", "tls:[0:0:0:0:0:0:0:1]:5061"),
     ("listen=wss:192.0.2.1", "wss:192.0.2.1:443")])
 def test_contacts_and_calls_have_the_first_socket_of_the_server(trial, lines, socket):
     """Unless another is given."""
