@@ -496,8 +496,8 @@ def ul_rm(ctx, table_name, aor):
 def ul_rm_contact(ctx, table_name, aor, contact):
     """Remove a contact of an AOR."""
     table, aor = checked(ctx, table_name, aor)
-    contact = opensips.text(ctx, "contact", contact)
     record_of(ctx, table, aor)
+    contact = opensips.text(ctx, "contact", contact)
 
     def alter(record: Record, happened: list) -> None:
         at = place_of(record, contact)
