@@ -1123,6 +1123,7 @@ class Module:
 
 WRONG_COUNT = Error(400, "Too few or too many arguments")  # raised again and again: its traceback grows until somebody clears it
 BAD_PARAMETER = Error(400, "Bad parameter")
+GROUPS = {"shmem": -6, "core": -5, "net": -4, "dns": -3, "sql": -2, "cdb": -1, "script": 1, "load": 2, "pkmem": 3}  # as listed
 
 
 class Command:
@@ -1243,9 +1244,8 @@ class Statistics(dict):
 
 
 class Registry:
-    """All commands, statistics and events of the loaded modules by name, without those commands that are switched off, by any
-    of their names; ConfigError for a name used twice. registered(ctx, registry) of a plug-in may leave out others, and replace
-    names_of(). full_names: commands are listed under their full names, and known by these without the module, as in 4.0."""
+    """All commands, statistics and events of the modules by name, but for commands that are switched off; ConfigError for a name
+    used twice. registered(ctx, registry) of a plug-in may leave out others, and replace names_of(). full_names: see Release."""
 
     def __init__(self, modules: Iterable[Module], switched_off: Container[str] = (), full_names: bool = False):
         self.modules, self.switched_off, self.full_names = list(modules), switched_off, full_names
@@ -1267,8 +1267,8 @@ class Registry:
                 if event.name in self.events:
                     raise ConfigError(module.path, 0, f'event "{event.name}" is there already')
                 self.events[event.name] = len(self.events)
-        for stats in self.stats.values():
-            stats["core:"].sort(key=lambda stat: stat.name == "timestamp")  # OpenSIPS has it last
+        for stats in [stats[name] for stats in self.stats.values() for name in ("core:", "all")]:
+            stats.sort(key=lambda stat: (GROUPS.get(stat.group, 0), stat.name == "timestamp"))
         self.catch_all: Command | None = None  # stands where a request names no command
         if self.catch_alls:
             self.catch_all = shared("catch_all", self.catch_alls[0].path, 'for @command("*"), ').command_of(self)

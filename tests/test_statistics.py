@@ -137,3 +137,12 @@ def test_a_script_alone_passes_over_what_it_lacks(tmp_path):
 def test_the_module_is_loaded_for_its_parameters():
     with pytest.raises(mi.ConfigError, match='module statistics is not loaded; put loadmodule "statistics.so" before'):
         mi.Trial('modparam("statistics", "variable", "x")')
+
+
+def test_groups_are_listed_as_opensips_lists_them(trial):
+    """Memory and the core come before the modules; the script's statistics, the load and the processes come last."""
+    names = [line.rpartition(":: ")[0] for line in ask(trial, "list_statistics")]
+    groups = list(dict.fromkeys(name.partition(":")[0] for name in names))
+    assert groups[:3] == ["shmem", "core", "net"] and "mi_datagram" in groups[3:-3] and groups[-3:] == ["script", "load", "pkmem"]
+    assert [name for name in names if name.startswith("core:")][-1] == "core:timestamp"
+    assert list(rpc(trial, "list_statistics"))[-1] == names[-1]
