@@ -269,9 +269,10 @@ def dialog_of(row: dict, ctx: Any, ages: Iterator, known_flags: dict[str, int]) 
     """The dialog that a row of the table means; known_flags: the names of flags, numbered as they came. ValueError."""
     if row["state"] != DELETED and row["dlg_id"] >> 32 != bucket_of(ctx, row["callid"] or ""):
         raise ValueError(f"has dlg_id {row['dlg_id']}, which with this hash_size is not of its callid")
-    for place in (row["caller_sock"], row["callee_sock"]):
-        if place and row["state"] != DELETED and not opensips.has_socket(ctx, place):
-            raise ValueError(f"has the socket {place}, which is none of this server's")
+    sockets = {name: row[name] and opensips.local_socket(ctx, row[name]) for name in ("caller_sock", "callee_sock")}
+    for name, socket in sockets.items():
+        if row[name] and socket is None and row["state"] != DELETED:
+            raise ValueError(f"has the socket {row[name]}, which is none of this server's")
     flags = row["script_flags"] or ""
     is_number = flags.isascii() and flags.isdigit()
     names = dict.fromkeys([] if is_number else flags.split())
@@ -280,6 +281,7 @@ def dialog_of(row: dict, ctx: Any, ages: Iterator, known_flags: dict[str, int]) 
     texts: dict[str, Any] = {name: row[name] or "" for name in Dialog._fields
                              if name in row and name not in ("state", "timeout", "profiles")}
     texts |= {"caller_cseq": texts["callee_cseq"], "callee_cseq": "0"}  # as the original has it after a start
+    texts |= {name: socket or "" for name, socket in sockets.items()}
     return Dialog(**texts, db_id=row["dlg_id"], age=next(ages), state=row["state"] & 0xFFFFFFFF, start=row["start_time"],
                   timeout=row["timeout"], flags=opensips.uint(flags) if is_number else 0,
                   flag_names=" ".join(sorted(names, key=known_flags.__getitem__, reverse=True)),

@@ -508,6 +508,15 @@ def test_a_dialog_of_other_sockets_is_passed_over(tmp_path):
             assert ask(one, "dlg_list").count("dialog::") == count
 
 
+def test_a_socket_of_a_dialog_is_shown_in_full(tmp_path):
+    """Whatever of it the row leaves out."""
+    lines = table(tmp_path, 24)
+    rows = tmp_path / "dialog"
+    rows.write_text(rows.read_text().replace(r"udp\:127.0.0.1\:5170", r"127.0.0.1"))
+    with mi.Trial(f'listen=udp:127.0.0.1:5170\nlisten=tcp:127.0.0.1:5170\nloadmodule "dialog.so"\n{lines}') as one:
+        assert ask(one, "dlg_list").count("caller_bind_addr:: udp:127.0.0.1:5170\n") == 2
+
+
 def test_a_call_that_has_ended_is_in_no_profile(trial):
     """But it still has its values."""
     one = trial()
