@@ -492,7 +492,7 @@ def read_table(url: str, table: Table, read_file: Callable | None = None, each: 
 
 def of_version(place: str, table: Table, version: Any) -> Table:
     """The table with the columns that this version has; TableError for a version that cannot be read."""
-    if version not in table.versions:
+    if table.versions and version not in table.versions:
         wanted = " or ".join(map(str, table.versions))
         raise TableError(f"{place}: table {table.name} has version {version if version is not None else 'none'}, not {wanted}")
     return table._replace(columns=tuple(column for column in table.columns if column.since <= (version or 0)))
@@ -641,7 +641,10 @@ def check_tables(ctx: Any, *wanted: tuple[str, Table]) -> None:
 
 
 def rows_of(ctx: Any, url: str, table: Table) -> list[Row]:
-    """The rows of a table, none of a database that cannot be read here; TableError. For load(), and for commands that reload."""
+    """The rows of a table, none of a database that cannot be read here; TableError. For load(), and for commands that
+    reload, which as in the original do not look at the version of the table."""
+    if ctx.request.name:
+        table = table._replace(versions=())
     if can_read(url):
         return read_table(url, table, functools.partial(read_file_once, ctx) if reads_once(ctx) else None, in_turns)
     if not ctx.own.server:

@@ -17,10 +17,11 @@ opensips = mi.shared("opensips_base")
 
 SPACE, RULES = "permissions", "permissions rules"
 REPLACED = (SPACE, RULES)  # by load(), each in one step
-ADDRESS = opensips.table("address", [5], "grp# ip mask# port# proto pattern? context_info?=info_col", "%s_col")
+ADDRESS = opensips.table("address", [5], "grp#? ip mask#? port#? proto pattern? context_info?=info_col", "%s_col")
 PROTOCOLS = ("any", "udp", "tcp", "tls", "sctp", "ws", "wss", "ipsec", "bin", "bins", "hep_udp", "hep_tcp", "hep_tls", "smpp",
              "msrp", "msrps")
-BUCKETS = 128
+NEEDED = ("ip", "grp", "mask", "port", "proto")
+BUCKETS = MOST_SUBNETS = 128
 NOT_READ = {"text": mi.Error(400, "Trusted table reload failed"), "jsonrpc": mi.Error(500, "Failed to reolad")}  # so written
 LEAST_BYTES = 60  # of a destination in a reply
 MOST_NAME, MOST_URI = 127, 1024  # bytes, of the name of a rule file and of a URI
@@ -56,8 +57,11 @@ def listed(ctx, rows: list) -> dict[str, list]:
     """The addresses and the subnets that the rows of a table make, each in the order of its dump."""
     found: dict[str, list] = {"addresses": [], "subnets": []}
     for row in opensips.in_turns(rows):
+        if None in [row[name] for name in NEEDED]:
+            ctx.log.warning("%s: one of %s is NULL, passed over", row.where, ", ".join(NEEDED))
+            continue
         try:
-            network = network_of(row["ip"] or "", row["mask"])
+            network = network_of(row["ip"], row["mask"])
         except ValueError:
             ctx.log.warning("%s: address %s with mask %s is none, passed over", row.where, row["ip"], row["mask"])
             continue
@@ -74,19 +78,19 @@ def listed(ctx, rows: list) -> dict[str, list]:
             "grp": row["grp"], "ip": shown(network.network_address), "mask": f"{row['mask']}" if full else shown(network.netmask),
             "port": row["port"] & 0xFFFFFFFF, "proto": protocol, "pattern": row["pattern"] or "",
             "context_info": row["context_info"] or ""}))
-    addresses = found["addresses"]
+    addresses, subnets = found["addresses"], found["subnets"]
     if ctx.server.setup.own["imitate"] != "4.0":  # which has them in another structure
         newest_first = addresses[::-1]
-        addresses = sorted(newest_first, key=lambda pair: pair[0])
+        addresses, subnets = sorted(newest_first, key=lambda pair: pair[0]), subnets[:MOST_SUBNETS]
     return {"addresses": [item for _, item in addresses],
-            "subnets": sorted([item for _, item in found["subnets"]], key=lambda item: item["grp"])}
+            "subnets": sorted([item for _, item in subnets], key=lambda item: item["grp"])}
 
 
 def network_of(ip: str, mask: int) -> Any:
-    """The network of a row; ValueError, also for an IPv6 address that ends as one of IPv4."""
+    """The network of a row, whose IPv6 address may be in brackets; ValueError, also for one that ends as one of IPv4."""
     if ":" in ip and "." in ip:
         raise ValueError(ip)
-    return ipaddress.ip_network((ip, mask), strict=False)
+    return ipaddress.ip_network((re.sub(r"^\[(.*:.*)\]$", r"\1", ip), mask), strict=False)
 
 
 def shown(address: Any) -> str:

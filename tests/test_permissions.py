@@ -122,6 +122,28 @@ def test_rows_as_real_servers_took_them(tmp_path, caplog):
     assert caplog.text.count("passed over") == 4
 
 
+def test_rows_of_which_only_some_are_listed(tmp_path):
+    """An IPv6 address may be in brackets, NULL is passed over where there must be something, and a table has 128 subnets."""
+    rows = ("1:1:[\\:\\:1]:128:0:udp::", "2:1:[10.0.0.1]:32:0:udp::", "3:1:10.0.0.2:32:0:::", "4::10.0.0.3:32:0:udp::",
+            "5:1:10.0.0.4::0:udp::", "6:1:10.0.0.5:32::udp::", "7:1::32:0:udp::",
+            *(f"{number}:{200 - number}:10.{number}.0.0:16:0:any::" for number in range(8, 140)))
+    url = tables(tmp_path, {"address": rows})
+    (tmp_path / "address").write_text(re.sub(r"\((int|string)\)", r"(\1,null)", (tmp_path / "address").read_text()))
+    with mi.Trial(f'loadmodule "permissions.so"\nmodparam("permissions", "db_url", "{url}")') as trial:
+        assert re.findall(r"ip=(\S+)", ask(trial, "address_dump")) == ["0:0:0:0:0:0:0:1"]
+        subnets = ask_json(trial, "subnet_dump", ["default"])["Destinations"]
+        assert [item["grp"] for item in subnets] == [*range(65, 193)]
+
+
+def test_a_reload_does_not_look_at_the_version_of_a_table(tmp_path):
+    """As in the original, which does at its start."""
+    with mi.Trial(lines(tables(tmp_path, {"address": (), "domain": ()}), db_text=False)) as trial:
+        tables(tmp_path, MANY)
+        (tmp_path / "version").write_text("table_name(string) table_version(int)\naddress:9\n")
+        assert ask(trial, "address_reload") == ask(trial, "domain_reload") == "200 OK\n\n"
+        assert len(ask_json(trial, "address_dump")["Partitions"][0]["Destinations"]) == 3
+
+
 def test_a_table_that_cannot_be_read_again(tmp_path):
     """2.4 says which partition it is where all are read."""
     with mi.Trial(lines(tables(tmp_path, MANY), db_text=False)) as trial:
