@@ -558,7 +558,7 @@ def read_fields(path: str, each: Callable = iter) -> tuple[list[str], list[list]
     with open(path, encoding="utf-8", errors="surrogateescape", newline="\n", opener=open_regular) as file:
         first, *lines = file.read().split("\n")
     columns = [match for match in map(COLUMN.fullmatch, first.split()) if match]
-    if not columns or len(columns) != len(first.split()):
+    if len(columns) != len(first.split()):  # an empty file is a table without columns
         raise TableError(f"{path}:1: is no header of a table: name(type) name(type,null) ...; a type is string, int, long, "
                          "double, time or blob")
     needed = [(at, match[1]) for at, match in enumerate(columns) if not match[3]]
@@ -646,7 +646,7 @@ def rows_of(ctx: Any, url: str, table: Table) -> list[Row]:
     if ctx.request.name:
         table = table._replace(versions=())
     if can_read(url):
-        return read_table(url, table, functools.partial(read_file_once, ctx) if reads_once(ctx) else None, in_turns)
+        return read_table(url, table, reader(ctx), in_turns)
     if not ctx.own.server:
         doubt(ctx, url, table)
     elif url and ctx.request.name:  # not in load(), before which it was said
@@ -670,10 +670,10 @@ def doubt(ctx: Any, url: str, table: Table) -> None:
 FILES = "db_text"  # the space of the store that has what was read
 
 
-def reads_once(ctx: Any) -> bool:
-    """Whether files of db_text are read once: as the module does if it is loaded. In init() there is no store yet."""
+def reader(ctx: Any) -> Callable | None:
+    """What reads a file, as read_fields(): as the module does if it is loaded. In init() there is no store yet."""
     module = ctx.server.registry.modules_by_name.get("db_text") if ctx.server else None
-    return module is not None and not module.settings["db_mode"]
+    return module and functools.partial(read_file_anew if module.settings["db_mode"] else read_file_once, ctx)
 
 
 def read_file_once(ctx: Any, path: str, each: Callable) -> Any:
