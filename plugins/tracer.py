@@ -15,16 +15,19 @@ import midatagram as mi
 opensips = mi.shared("opensips_base")
 
 KINDS = {"hep": "HEP", "sip": "SIP", "fil": "File", "sys": "Syslog"}  # by what a URI begins with; others are databases
+HEP_URI = re.compile("[^;:]+(?::[0-9]+)?(?:;(?:transport=(?i:udp|tcp|tls)|version=[123]))*;?")  # behind hep:
 BAD_MODE = mi.Error(500, "Bad parameter value", "trace mode should be 'on' or 'off'")
 
 
 class Destination(NamedTuple):
-    """Where an id is traced to; kind: one of KINDS or Database; uri: without `hep:`; filters: of a dynamic one, as shown."""
+    """Where an id is traced to; kind: one of KINDS or Database; uri: without `hep:`; filters: of a dynamic one, as shown; table:
+    of a database."""
 
     name: str
     kind: str
     uri: str
     filters: tuple = ()
+    table: str = ""
 
     def shown(self, state: str, collectors: dict) -> dict:
         """The destination as 3.4 shows it; collectors: the places of those for HEP that are declared."""
@@ -48,17 +51,17 @@ def destination(name: str, uri: str) -> Destination:
 
 def trace_id(value) -> Destination:
     """Converter: `[NAME]uri=hep:NAME|sip:HOST:PORT|DATABASE;table=NAME` to a destination."""
-    match = re.fullmatch(r"\s*\[\s*([^\]\s]+)\s*\]\s*uri\s*=\s*(.*?)\s*(?:;\s*table\s*=.*)?", mi.string(value), re.S)
+    match = re.fullmatch(r"\s*\[\s*([^\]\s]+)\s*\]\s*uri\s*=\s*(.*?)\s*(?:;\s*table\s*=([^;]*).*)?", mi.string(value), re.S)
     if not match or not match[2]:
         raise ValueError('takes "[NAME]uri=hep:NAME", or a SIP URI or a database in place of hep:NAME')
-    return destination(match[1], match[2])
+    return destination(match[1], match[2])._replace(table=(match[3] or "").strip())
 
 
 def params(names: str) -> list:
     """The parameters that tracer and siptrace have in common, and others without effect."""
     return [
         mi.Param("trace_id", (), trace_id, "an id and its destination: `[NAME]uri=...`", repeat=True),
-        mi.Param("trace_on", 0, mi.integer(0, 1), "whether tracing is on at the start"),
+        mi.Param("trace_on", 1, mi.integer(), "whether tracing is on at the start; 0: it is off"),
         *opensips.without_effect(f"""callid_column date_column direction_column fromip_column fromport_column fromproto_column
             fromtag_column method_column msg_column status_column toip_column toport_column toproto_column trace_attrs_column
             trace_local_ip {names}"""),
@@ -236,8 +239,6 @@ def trace_start(ctx, id, uri, filter=..., scope=..., type=...):
     new = destination(opensips.text(ctx, "id", id), opensips.text(ctx, "uri", uri))
     if new.kind == "Database":
         raise mi.Error(406, "DB not acceptable", "dynamic DB tracing is not yet available")
-    if new.kind == "SIP" and sip_place(new.uri).startswith(":"):
-        raise mi.Failed(f"{new.uri} has no host")
     if new in declared(ctx):
         raise mi.Error(500, "Bad parameter value", "trace id already used")
     if new.kind == "HEP" and "proto_hep" not in ctx.server.registry.modules_by_name:
@@ -246,6 +247,11 @@ def trace_start(ctx, id, uri, filter=..., scope=..., type=...):
     def step(state: State) -> State:
         if new in [one._replace(filters=()) for one in state.dynamic]:
             raise mi.Error(500, "Bad parameter value", "dynamic trace id already used")
+        in_use = [*collectors(ctx), *[one.name for one in state.dynamic if one.kind == "HEP"]]
+        if new.kind == "HEP" and (new.name in in_use or not HEP_URI.fullmatch(new.uri)):
+            raise mi.Error(500, "Bad parameter value", "error while alocating new hep_id")  # so written
+        if new.kind != "HEP" and not (new.kind == "SIP" and opensips.is_uri(new.uri, 65535)):
+            raise mi.Failed(f"{new.uri} cannot be traced to")
         added = [new._replace(filters=filters_of(filter)), *state.dynamic]
         return state._replace(dynamic=sorted(added, key=lambda one: place_of(one.name)))
 
