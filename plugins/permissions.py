@@ -133,10 +133,10 @@ def child_init(ctx):
 ###############################################################################
 # Rule files
 ###############################################################################
-# A line is `URI, URI EXCEPT URI : CONTACT, CONTACT EXCEPT CONTACT`, where each is a regular expression in quotes, or ALL.
+# A line is `URI, URI EXCEPT URI : CONTACT, CONTACT EXCEPT CONTACT`, where each is a regular expression, in quotes or not; a side
+# may be ALL. What is outside of quotes ends at `#`, and its last colon counts.
 
-SIDE = r'\s*(?P<{0}>ALL|"[^"]*"(?:\s*,\s*"[^"]*")*)(?:\s+EXCEPT\s+(?P<{0}_but>"[^"]*"(?:\s*,\s*"[^"]*")*))?\s*'
-LINE = re.compile(rf"{SIDE.format('uri')}:{SIDE.format('contact')}(?:#.*)?")
+QUOTED, COMMA = re.compile('"[^"]*"?'), re.compile(',(?=(?:[^"]*"[^"]*")*[^"]*$)')
 CLASSES = {"alpha": "a-zA-Z", "digit": "0-9", "alnum": "a-zA-Z0-9", "space": r"\s", "upper": "A-Z", "lower": "a-z",
            "xdigit": "0-9a-fA-F", "blank": r" \t", "punct": r"!-/:-@\[-`{-~"}
 
@@ -201,17 +201,25 @@ def read_rules(ctx, path: str) -> list[Rule]:
 
 def read_rule(line: str) -> Rule:
     """The rule of a line; ValueError, re.error."""
-    match = LINE.fullmatch(line)
-    if not match:
+    outside = QUOTED.sub(lambda match: "x" * len(match[0]), line).partition("#")[0]
+    colon = outside.rfind(":")
+    if not 0 < colon < len(outside) - 1:
         raise ValueError('is no rule: "URI" : "CONTACT"')
-    return Rule(*[patterns_of(match[name]) for name in Rule._fields])
+    return Rule(*side_of(line[:colon]), *side_of(line[colon + 1:len(outside)]))
 
 
-def patterns_of(words: str | None) -> list[str] | None:
-    """The regular expressions of a list of them, None for ALL; re.error."""
-    if words in (None, "ALL"):
-        return None
-    patterns = [re.sub(r"\[:(\w+):\]", lambda match: CLASSES.get(match[1], ""), word) for word in re.findall('"([^"]*)"', words)]
+def side_of(text: str) -> tuple:
+    """The patterns of a side, None for ALL, and those behind EXCEPT; ValueError, re.error."""
+    words, is_there, but = text.partition(" EXCEPT ")
+    return None if words.strip() == "ALL" else patterns_of(words), patterns_of(but) if is_there else None
+
+
+def patterns_of(text: str) -> list[str]:
+    """The regular expressions of a list of them; ValueError, re.error."""
+    words = [word.strip().removeprefix('"').removesuffix('"') for word in COMMA.split(text)]
+    if "" in words:
+        raise ValueError("has an empty expression")
+    patterns = [re.sub(r"\[:(\w+):\]", lambda match: CLASSES.get(match[1], ""), word) for word in words]
     for pattern in patterns:
         re.compile(pattern)
     return patterns

@@ -190,6 +190,19 @@ def test_rule_files(tmp_path, caplog, uri, contact, allowed):
     assert 'r.yes:4: is no rule: "URI" : "CONTACT", passed over' in caplog.text and "r.yes:5: missing )" in caplog.text
 
 
+@pytest.mark.parametrize("line, uri, contact", [
+    ("^a, ^b : ^c", "b", "c"), ('"a,b" : "#"  # : "z"', "a,b", "#"), ("ALL, x : ALL", "allo", "y"), ('"a:b" : "c', "a:b", "cc"),
+    ('x:"a" : "b"', 'x:"a', "b"), ("ALL\tEXCEPT b : ALL", "all\texcept b", "y")])
+def test_a_rule_needs_few_quotes(tmp_path, line, uri, contact):
+    """The last colon outside of them counts, ALL stands alone, and EXCEPT between spaces."""
+    (tmp_path / "a.allow").write_text(f"{line}\n")
+    (tmp_path / "a.deny").write_text("ALL : ALL\n")
+    script = f'route {{ allow_uri("{tmp_path}/a", "$ru"); }}'
+    with mi.Trial(f'loadmodule "permissions.so"\n{script}') as trial:
+        assert ask_json(trial, "allow_uri", [f"{tmp_path}/a", uri, contact]) == "OK"
+        assert ask_json(trial, "allow_uri", [f"{tmp_path}/a", "none", "none"]) == {"code": 403, "message": "Forbidden"}
+
+
 def test_rule_files_that_the_script_names(tmp_path):
     """In any of its functions; the default files are always read; one that is not there has no rules."""
     for name in ("a", "b", "c", "d"):
