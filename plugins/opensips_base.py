@@ -689,6 +689,20 @@ def read_file_anew(ctx: Any, path: str, each: Callable = in_turns) -> Any:
     return fields
 
 
+def write_rows(ctx: Any, url: str, table: Table, wanted: dict, given: dict) -> None:
+    """Give values to the rows of a table that have those that are wanted, in what db_text read of its file, which stays as it is:
+    as in the original, the next reload finds them, and dbt_reload reads the file again."""
+    path = os.path.join(url.partition("://")[2], table.name)
+    header, rows = json.loads(ctx.store.get(FILES, path) or "[[], []]")
+    places = {column.name: header.index(column.source) for column in table.columns if column.source in header}
+    for row in rows if {*wanted, *given} <= {*places} else ():
+        if all(row[places[name]] == value for name, value in wanted.items()):
+            for name, value in given.items():
+                row[places[name]] = value
+    if rows:
+        ctx.store.put(FILES, path, json.dumps([header, rows]))
+
+
 def good(ctx: Any, rows: Iterable[Row], make: Callable, *more: Any) -> list:
     """What make(row, *more) makes of the rows of a table, but for those for which it raises ValueError: they are logged."""
     made = []

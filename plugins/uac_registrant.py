@@ -168,7 +168,7 @@ def read_table(ctx, key: str | None = None, *, keeps_states: bool = False) -> bo
     commands put and deleted. Returns whether there is a row; TableError."""
     url, table = place(ctx)
     rows = [row for row in opensips.rows_of(ctx, url, table)
-            if key in (None, key_of(*[row[name] or "" for name in ("aor", "binding_URI", "registrar")]))]
+            if not key or [row["aor"], row["binding_URI"], row["registrar"]] == key.split("\0")]
     made, counts = [], collections.Counter[str]()
     for one in opensips.good(ctx, rows[:1] if key else rows, record, ctx):
         made.append(one._replace(nth=counts[one.key]))
@@ -257,7 +257,9 @@ def switch(ctx, key: str, on: bool) -> mi.Reply:
             return one
         return (moved(ctx, one, after) if one.state == before else one)._replace(enabled=on)
 
-    RECORDS.change(ctx, "", key, switched, NO_RECORD)
+    old, new = RECORDS.change(ctx, "", key, switched, NO_RECORD)
+    if old != new:  # as in the original, all rows of the AOR
+        opensips.write_rows(ctx, *place(ctx), {"aor": new.aor}, {"state": f"{int(not on)}"})
     return mi.Reply()
 
 

@@ -146,6 +146,19 @@ def test_a_record_is_meant_by_the_bucket_of_the_aor_the_contact_and_the_registra
         assert [(one["AOR"], one["expires"]) for one in rpc(trial, "reg_list")["Records"]] == [(other, 7200)]
 
 
+def test_a_reload_keeps_what_is_disabled_until_the_file_is_read_again(tmp_path):
+    """For the original writes that into its table, into all rows of the AOR."""
+    url = table(tmp_path, ONE, {**TWO, "state": 1}, {**ONE, "binding_URI": "sip:other@x"})
+    with mi.Trial(f'loadmodule "db_text.so"\n{lines(url)}') as trial:
+        assert rpc(trial, "reg_disable", **KEY) == rpc(trial, "reg_reload") == "OK" and state(trial)[1] == "no"
+        assert rpc(trial, "reg_reload", **KEY) == "OK" and state(trial)[1] == "no"
+        assert state(trial, **{**KEY, "contact": "sip:other@x"})[1] == "no"
+        key = {"aor": TWO["aor"], "contact": TWO["binding_URI"], "registrar": TWO["registrar"]}
+        assert rpc(trial, "reg_enable", **key) == rpc(trial, "reg_reload") == "OK" and state(trial, **key)[1] == "yes"
+        assert rpc(trial, "dbt_reload") == rpc(trial, "reg_reload") == "OK" and state(trial)[1] == "yes"
+        assert state(trial, **key)[1] == "no"
+
+
 def test_states_are_shared_by_children_and_survive_a_reload_of_the_configuration(start, tmp_path):
     server = start(lines(table(tmp_path, ONE, {**ONE, "aor": "sip:reg3@x"}), 'modparam("mi_datagram", "children_count", 3)'))
     clients = [server.client() for _ in range(6)]
