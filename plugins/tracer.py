@@ -29,12 +29,26 @@ class Destination(NamedTuple):
     filters: tuple = ()
     table: str = ""
 
+    @property
+    def mark(self) -> tuple:
+        """What the original tells it from others by: its kind and a hash, which different ones may share."""
+        uri = f"hep:{self.uri}" if self.kind == "HEP" else self.uri
+        table = hash_of(uri, self.table or "sip_trace") >> 3 if self.kind == "Database" else 0
+        return self.kind, hash_of(self.name, uri) ^ table
+
     def shown(self, state: str, collectors: dict) -> dict:
         """The destination as 3.4 shows it; collectors: the places of those for HEP that are declared."""
         host, _, port = self.uri.partition(";")[0].partition(":")
         uris = {"HEP": collectors.get(self.uri, f"{host}:{port or 9060}"), "SIP": sip_place(self.uri), "Database": self.uri}
         typed = {"type": self.kind, "uri": uris[self.kind]} if self.kind in uris else {}
         return {"name": self.name, **typed, "state": state, **({"filters": self.filters} if self.filters else {})}
+
+
+def hash_of(first: str, second: str) -> int:
+    """OpenSIPS' hash of two texts: its groups of four bytes begin anew with the second."""
+    data = mi.encode(first)
+    whole = len(data) & -4
+    return opensips.core_hash(data[:whole] + (data[whole:].rjust(4, b"\0") if data[whole:] else b"") + mi.encode(second))
 
 
 def sip_place(uri: str) -> str:
@@ -121,7 +135,10 @@ def place_of(name: str) -> int:
 
 def declared(ctx) -> list[Destination]:
     """The destinations of the configuration, in the order of lists."""
-    return sorted(dict.fromkeys(ctx.param("trace_id")), key=lambda one: place_of(one.name))
+    found: dict[tuple, Destination] = {}
+    for one in ctx.param("trace_id"):
+        found.setdefault(one.mark, one)
+    return sorted(found.values(), key=lambda one: place_of(one.name))
 
 
 def collectors(ctx) -> dict[str, str]:
@@ -239,13 +256,13 @@ def trace_start(ctx, id, uri, filter=..., scope=..., type=...):
     new = destination(opensips.text(ctx, "id", id), opensips.text(ctx, "uri", uri))
     if new.kind == "Database":
         raise mi.Error(406, "DB not acceptable", "dynamic DB tracing is not yet available")
-    if new in declared(ctx):
+    if new.mark in [one.mark for one in declared(ctx)]:
         raise mi.Error(500, "Bad parameter value", "trace id already used")
     if new.kind == "HEP" and "proto_hep" not in ctx.server.registry.modules_by_name:
         raise mi.Error(500, "No transport protocol", "HEP module was not loaded")
 
     def step(state: State) -> State:
-        if new in [one._replace(filters=()) for one in state.dynamic]:
+        if new.mark in [one.mark for one in state.dynamic]:
             raise mi.Error(500, "Bad parameter value", "dynamic trace id already used")
         in_use = [*collectors(ctx), *[one.name for one in state.dynamic if one.kind == "HEP"]]
         if new.kind == "HEP" and (new.name in in_use or not HEP_URI.fullmatch(new.uri)):

@@ -158,6 +158,13 @@ def test_a_database_is_declared_with_each_of_its_tables():
         assert states(trial) == [("a", "on")] * 3
 
 
+def test_destinations_of_the_same_hash_are_one():
+    """As in the original, which keeps the first."""
+    with mi.Trial(lines("tracer", "[t1]uri=sip:10.0.0.2", "[t2]uri=sip:10.0.0.1", "[t2]uri=sip:10.0.0.2")) as trial:
+        assert [one["uri"] for one in rpc(trial, "trace")["trace destinations"]] == ["10.0.0.2:", "10.0.0.2:"]
+        assert rpc(trial, "trace_start", id="t2", uri="sip:10.0.0.1")[-1] == "trace id already used"
+
+
 def test_kinds_of_uris():
     """A destination that is declared twice is shown once; the table of a database is not shown, nor is a file."""
     ids = ("[ a ] uri = mysql://u:p@h/db ; table = t", "[b]uri=file:/tmp/x", "[c]uri=syslog:local0", "[c]uri=syslog:local0")
