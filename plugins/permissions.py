@@ -28,7 +28,7 @@ MOST_NAME, MOST_URI = 127, 1024  # bytes, of the name of a rule file and of a UR
 
 PARAMS = [
     mi.Param("db_url", "", mi.string, "database with the table: text://DIRECTORY or sqlite://FILE"),
-    mi.Param("address_table", "", mi.string, "name of the table; default: address"),
+    mi.Param("address_table", "address", mi.string, "name of the table, and of those of partitions that name none"),
     mi.Param("partition", (), opensips.partition_line, "another table: `NAME: db_url = URL; table_name = TABLE`", repeat=True),
     mi.Param("default_allow_file", "permissions.allow", mi.string, "rule file that is always read"),
     mi.Param("default_deny_file", "permissions.deny", mi.string, "rule file that is always read"),
@@ -47,9 +47,9 @@ PARAMS = [
 def partitions(ctx) -> dict[str, tuple]:
     """The database and the table of each partition, in the order of the dumps: the default one first, if there is one."""
     url, name = opensips.url_of(ctx), ctx.param("address_table")
-    declared = {**({"default": {}} if url or name else {}), **dict(ctx.param("partition"))}
+    declared = {**({"default": {}} if url else {}), **dict(ctx.param("partition"))}
     return {part: (opensips.url_of(ctx, settings.get("db_url", "")),
-                   ADDRESS.named(ctx, settings.get("table_name") or (name if part == "default" else "") or "address"))
+                   ADDRESS.named(ctx, settings.get("table_name") or name))
             for part, settings in declared.items()}
 
 

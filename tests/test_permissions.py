@@ -86,6 +86,16 @@ def test_partitions(tmp_path):
         assert ask(trial, "address_reload") == "200 OK\n\n" and "ip=10.0.0.6 " in ask(trial, "address_dump", "zz")
 
 
+def test_a_partition_without_a_table_has_that_of_the_parameter(tmp_path):
+    """Which alone makes none."""
+    url = tables(tmp_path, {**MANY, "address2": ("1:7:10.0.0.2:32:1:udp::",)})
+    line = 'loadmodule "permissions.so"\nmodparam("permissions", "address_table", "address2")\n' \
+           f'modparam("permissions", "partition", "p: db_url = {url}")\n'
+    with mi.Trial(line) as trial:
+        assert ask(trial, "address_dump").split("\n")[1:-2] == [
+            "part:: p", "\tdest::  grp=7 ip=10.0.0.2 mask=32 port=1 proto=udp pattern= context_info="]
+
+
 def test_without_a_database_there_is_no_partition():
     with mi.Trial('loadmodule "permissions.so"') as trial:
         assert ask(trial, "address_dump") == "200 OK\n\n" == ask(trial, "address_reload")
