@@ -150,3 +150,8 @@ def test_the_names_of_40():
         assert ask(trial, "rtpproxy:show").startswith("200 OK\nSet:: 1\n\tnode:: udp:a index=0 disabled=0 ")
         assert rpc(trial, "nathelper:enable_ping") == {"Status": 1}
         assert ask(trial, "nathelper:enable_ping") == "200 OK\nStatus:: 1\n\n"
+
+
+def test_dtmf_can_be_subscribed_to():
+    with mi.Trial(lines("1 == udp:a")) as trial:
+        assert rpc(trial, "event_subscribe", event="E_RTPPROXY_DTMF", socket="udp:127.0.0.1:9", expire=60) == "OK"
