@@ -549,7 +549,7 @@ def read_table(url: str, table: Table, read_file: Callable | None = None, each: 
 
 def of_version(place: str, table: Table, version: Any) -> Table:
     """The table with the columns that this version has; TableError for a version that cannot be read."""
-    if version not in table.versions:
+    if table.versions and version not in table.versions:
         wanted = " or ".join(map(str, table.versions))
         raise TableError(f"{place}: table {table.name} has version {version if version is not None else 'none'}, not {wanted}")
     return table._replace(columns=tuple(column for column in table.columns if column.since <= (version or 0)))
@@ -617,7 +617,7 @@ def read_fields(path: str, each: Callable = iter) -> tuple[list[str], list[list]
     if not (first or lines):  # an empty file is a table without columns
         return [], []
     columns = [match for match in map(COLUMN.fullmatch, first.split()) if match]
-    if not columns or len(columns) != len(first.split()):
+    if len(columns) != len(first.split()):  # an empty file is a table without columns
         raise TableError(f"{path}:1: is no header of a table: name(type) name(type,null) ...; a type is string, int, long, "
                          "double, time or blob")
     needed = [(at, match[1]) for at, match in enumerate(columns) if not match[3]]
@@ -700,9 +700,12 @@ def check_tables(ctx: Any, *wanted: tuple[str, Table]) -> None:
 
 
 def rows_of(ctx: Any, url: str, table: Table) -> list[Row]:
-    """The rows of a table, none of a database that cannot be read here; TableError. For load(), and for commands that reload."""
+    """The rows of a table, none of a database that cannot be read here; TableError. For load(), and for commands that
+    reload, which as in the original do not look at the version of the table."""
+    if ctx.request.name:
+        table = table._replace(versions=())
     if can_read(url):
-        return read_table(url, table, functools.partial(read_file_once, ctx) if reads_once(ctx) else None, in_turns)
+        return read_table(url, table, reader(ctx), in_turns)
     if not ctx.own.server:
         doubt(ctx, url, table)
     elif url and ctx.request.name:  # not in load(), before which it was said
@@ -726,10 +729,10 @@ def doubt(ctx: Any, url: str, table: Table) -> None:
 FILES = "db_text"  # the space of the store that has what was read
 
 
-def reads_once(ctx: Any) -> bool:
-    """Whether files of db_text are read once: as the module does if it is loaded. In init() there is no store yet."""
+def reader(ctx: Any) -> Callable | None:
+    """What reads a file, as read_fields(): as the module does if it is loaded. In init() there is no store yet."""
     module = ctx.server.registry.modules_by_name.get("db_text") if ctx.server else None
-    return module is not None and not module.settings["db_mode"]
+    return module and functools.partial(read_file_anew if module.settings["db_mode"] else read_file_once, ctx)
 
 
 def read_file_once(ctx: Any, path: str, each: Callable) -> Any:
@@ -743,6 +746,20 @@ def read_file_anew(ctx: Any, path: str, each: Callable = in_turns) -> Any:
     fields = read_fields(path, each)
     ctx.store.put(FILES, path, json.dumps(fields))
     return fields
+
+
+def write_rows(ctx: Any, url: str, table: Table, wanted: dict, given: dict) -> None:
+    """Give values to the rows of a table that have those that are wanted, in what db_text read of its file, which stays as it is:
+    as in the original, the next reload finds them, and dbt_reload reads the file again."""
+    path = os.path.join(url.partition("://")[2], table.name)
+    header, rows = json.loads(ctx.store.get(FILES, path) or "[[], []]")
+    places = {column.name: header.index(column.source) for column in table.columns if column.source in header}
+    for row in rows if {*wanted, *given} <= {*places} else ():
+        if all(row[places[name]] == value for name, value in wanted.items()):
+            for name, value in given.items():
+                row[places[name]] = value
+    if rows:
+        ctx.store.put(FILES, path, json.dumps([header, rows]))
 
 
 def good(ctx: Any, rows: Iterable[Row], make: Callable, *more: Any) -> list:

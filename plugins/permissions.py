@@ -17,17 +17,18 @@ opensips = mi.shared("opensips_base")
 
 SPACE, RULES = "permissions", "permissions rules"
 REPLACED = (SPACE, RULES)  # by load(), each in one step
-ADDRESS = opensips.table("address", [5], "grp# ip mask# port# proto pattern? context_info?=info_col", "%s_col")
+ADDRESS = opensips.table("address", [5], "grp#? ip mask#? port#? proto pattern? context_info?=info_col", "%s_col")
 PROTOCOLS = ("any", "udp", "tcp", "tls", "sctp", "ws", "wss", "ipsec", "bin", "bins", "hep_udp", "hep_tcp", "hep_tls", "smpp",
              "msrp", "msrps")
-BUCKETS = 128
+NEEDED = ("ip", "grp", "mask", "port", "proto")
+BUCKETS = MOST_SUBNETS = 128
 NOT_READ = {"text": mi.Error(400, "Trusted table reload failed"), "jsonrpc": mi.Error(500, "Failed to reolad")}  # so written
 LEAST_BYTES = 60  # of a destination in a reply
 MOST_NAME, MOST_URI = 127, 1024  # bytes, of the name of a rule file and of a URI
 
 PARAMS = [
     mi.Param("db_url", "", mi.string, "database with the table: text://DIRECTORY or sqlite://FILE"),
-    mi.Param("address_table", "", mi.string, "name of the table; default: address"),
+    mi.Param("address_table", "address", mi.string, "name of the table, and of those of partitions that name none"),
     mi.Param("partition", (), opensips.partition_line, "another table: `NAME: db_url = URL; table_name = TABLE`", repeat=True),
     mi.Param("default_allow_file", "permissions.allow", mi.string, "rule file that is always read"),
     mi.Param("default_deny_file", "permissions.deny", mi.string, "rule file that is always read"),
@@ -46,9 +47,9 @@ PARAMS = [
 def partitions(ctx) -> dict[str, tuple]:
     """The database and the table of each partition, in the order of the dumps: the default one first, if there is one."""
     url, name = opensips.url_of(ctx), ctx.param("address_table")
-    declared = {**({"default": {}} if url or name else {}), **dict(ctx.param("partition"))}
+    declared = {**({"default": {}} if url else {}), **dict(ctx.param("partition"))}
     return {part: (opensips.url_of(ctx, settings.get("db_url", "")),
-                   ADDRESS.named(ctx, settings.get("table_name") or (name if part == "default" else "") or "address"))
+                   ADDRESS.named(ctx, settings.get("table_name") or name))
             for part, settings in declared.items()}
 
 
@@ -56,8 +57,11 @@ def listed(ctx, rows: list) -> dict[str, list]:
     """The addresses and the subnets that the rows of a table make, each in the order of its dump."""
     found: dict[str, list] = {"addresses": [], "subnets": []}
     for row in opensips.in_turns(rows):
+        if None in [row[name] for name in NEEDED]:
+            ctx.log.warning("%s: one of %s is NULL, passed over", row.where, ", ".join(NEEDED))
+            continue
         try:
-            network = network_of(row["ip"] or "", row["mask"])
+            network = network_of(row["ip"], row["mask"])
         except ValueError:
             ctx.log.warning("%s: address %s with mask %s is none, passed over", row.where, row["ip"], row["mask"])
             continue
@@ -74,19 +78,19 @@ def listed(ctx, rows: list) -> dict[str, list]:
             "grp": row["grp"], "ip": shown(network.network_address), "mask": f"{row['mask']}" if full else shown(network.netmask),
             "port": row["port"] & 0xFFFFFFFF, "proto": protocol, "pattern": row["pattern"] or "",
             "context_info": row["context_info"] or ""}))
-    addresses = found["addresses"]
+    addresses, subnets = found["addresses"], found["subnets"]
     if ctx.server.setup.own["imitate"] != "4.0":  # which has them in another structure
         newest_first = addresses[::-1]
-        addresses = sorted(newest_first, key=lambda pair: pair[0])
+        addresses, subnets = sorted(newest_first, key=lambda pair: pair[0]), subnets[:MOST_SUBNETS]
     return {"addresses": [item for _, item in addresses],
-            "subnets": sorted([item for _, item in found["subnets"]], key=lambda item: item["grp"])}
+            "subnets": sorted([item for _, item in subnets], key=lambda item: item["grp"])}
 
 
 def network_of(ip: str, mask: int) -> Any:
-    """The network of a row; ValueError, also for an IPv6 address that ends as one of IPv4."""
+    """The network of a row, whose IPv6 address may be in brackets; ValueError, also for one that ends as one of IPv4."""
     if ":" in ip and "." in ip:
         raise ValueError(ip)
-    return ipaddress.ip_network((ip, mask), strict=False)
+    return ipaddress.ip_network((re.sub(r"^\[(.*:.*)\]$", r"\1", ip), mask), strict=False)
 
 
 def take_in(view: dict, key: str, value: str | None) -> None:
@@ -122,10 +126,10 @@ def child_init(ctx):
 ###############################################################################
 # Rule files
 ###############################################################################
-# A line is `URI, URI EXCEPT URI : CONTACT, CONTACT EXCEPT CONTACT`, where each is a regular expression in quotes, or ALL.
+# A line is `URI, URI EXCEPT URI : CONTACT, CONTACT EXCEPT CONTACT`, where each is a regular expression, in quotes or not; a side
+# may be ALL. What is outside of quotes ends at `#`, and its last colon counts.
 
-SIDE = r'\s*(?P<{0}>ALL|"[^"]*"(?:\s*,\s*"[^"]*")*)(?:\s+EXCEPT\s+(?P<{0}_but>"[^"]*"(?:\s*,\s*"[^"]*")*))?\s*'
-LINE = re.compile(rf"{SIDE.format('uri')}:{SIDE.format('contact')}(?:#.*)?")
+QUOTED, COMMA = re.compile('"[^"]*"?'), re.compile(',(?=(?:[^"]*"[^"]*")*[^"]*$)')
 CLASSES = {"alpha": "a-zA-Z", "digit": "0-9", "alnum": "a-zA-Z0-9", "space": r"\s", "upper": "A-Z", "lower": "a-z",
            "xdigit": "0-9a-fA-F", "blank": r" \t", "punct": r"!-/:-@\[-`{-~"}
 
@@ -190,17 +194,25 @@ def read_rules(ctx, path: str) -> list[Rule]:
 
 def read_rule(line: str) -> Rule:
     """The rule of a line; ValueError, re.error."""
-    match = LINE.fullmatch(line)
-    if not match:
+    outside = QUOTED.sub(lambda match: "x" * len(match[0]), line).partition("#")[0]
+    colon = outside.rfind(":")
+    if not 0 < colon < len(outside) - 1:
         raise ValueError('is no rule: "URI" : "CONTACT"')
-    return Rule(*[patterns_of(match[name]) for name in Rule._fields])
+    return Rule(*side_of(line[:colon]), *side_of(line[colon + 1:len(outside)]))
 
 
-def patterns_of(words: str | None) -> list[str] | None:
-    """The regular expressions of a list of them, None for ALL; re.error."""
-    if words in (None, "ALL"):
-        return None
-    patterns = [re.sub(r"\[:(\w+):\]", lambda match: CLASSES.get(match[1], ""), word) for word in re.findall('"([^"]*)"', words)]
+def side_of(text: str) -> tuple:
+    """The patterns of a side, None for ALL, and those behind EXCEPT; ValueError, re.error."""
+    words, is_there, but = text.partition(" EXCEPT ")
+    return None if words.strip() == "ALL" else patterns_of(words), patterns_of(but) if is_there else None
+
+
+def patterns_of(text: str) -> list[str]:
+    """The regular expressions of a list of them; ValueError, re.error."""
+    words = [word.strip().removeprefix('"').removesuffix('"') for word in COMMA.split(text)]
+    if "" in words:
+        raise ValueError("has an empty expression")
+    patterns = [re.sub(r"\[:(\w+):\]", lambda match: CLASSES.get(match[1], ""), word) for word in words]
     for pattern in patterns:
         re.compile(pattern)
     return patterns

@@ -21,19 +21,29 @@ EVENTS = [mi.Event("E_PIKE_BLOCKED", "an IP is blocked")]
 
 
 def take_in(view: dict, ip: str, value: str | None) -> None:
-    """Keep the IPs that are blocked in a view."""
-    view.pop(ip, None)
-    if value == BLOCKED:
+    """Keep the IPs in a view, in the order in which they were blocked first."""
+    if value is None:
+        view.pop(ip, None)
+    else:
         view[ip] = value
+
+
+def in_order(ips: list) -> list:
+    """IPs in the order of the original's tree: by their first byte, then the newest branch of each byte first."""
+    oldest: dict[bytes, int] = {}  # where the first IP of a branch is
+    for at, ip in enumerate(ips):
+        for length in range(2, len(ip.packed) + 1):
+            oldest.setdefault(ip.packed[:length], at)
+    return sorted(ips, key=lambda ip: (ip.packed[0], *[-oldest[ip.packed[:length]] for length in range(2, len(ip.packed) + 1)]))
 
 
 @opensips.command
 def pike_list(ctx):
     """Show the IPs that are blocked."""
     view = ctx.view(SPACE, take_in)
-    opensips.check_size(ctx, len(view), len("1.1.1.1\n"))
-    blocked = sorted(map(ipaddress.ip_address, view), key=lambda ip: (ip.version, ip))
-    return opensips.reply(ctx, {"IPs": list(map(str, blocked))}, depends=(SPACE,))
+    opensips.check_size(ctx, [*view.values()].count(BLOCKED), len("1.1.1.1\n"))
+    blocked = [str(ip) for ip in in_order([*map(ipaddress.ip_address, view)]) if view[str(ip)] == BLOCKED]
+    return opensips.reply(ctx, {"IPs": blocked}, depends=(SPACE,))
 
 
 @opensips.command

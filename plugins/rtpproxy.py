@@ -25,8 +25,8 @@ def nodes_of(text: str) -> list[tuple[str, int]]:
     found = []
     for word in text.split():
         url, sign, weight = word.partition("=")
-        digits = re.sub("[^0-9].*", "", weight) or 0
-        found.append((url.rpartition("|")[0] or url, int(digits) if sign else 1))
+        digits = re.match("[-+]?[0-9]+", weight)
+        found.append((url.rpartition("|")[0] or url, int(digits[0] if digits else 0) & 0xFFFFFFFF if sign else 1))
     return found
 
 
@@ -49,7 +49,8 @@ PARAMS = [
     *opensips.without_effect("""generated_sdp_media_ip generated_sdp_port_max generated_sdp_port_min nortpproxy_str
         rtpp_notify_socket rtpproxy_autobridge rtpproxy_retr rtpproxy_timeout rtpproxy_tout"""),
 ]
-EVENTS = [mi.Event("E_RTPPROXY_STATUS", "a proxy was enabled or disabled")]
+EVENTS = [mi.Event("E_RTPPROXY_STATUS", "a proxy was enabled or disabled"),
+          mi.Event("E_RTPPROXY_DTMF", "a proxy received DTMF; of 3.4, never raised")]
 
 
 class Proxy(NamedTuple):
@@ -95,16 +96,18 @@ def declared(ctx) -> list[tuple]:
             for row in opensips.rows_of(ctx, *place(ctx))]
 
 
-def read_proxies(ctx, keeps: bool) -> None:
-    """Take the proxies from the configuration or the table; keeps: those that stay are enabled or not as before. TableError."""
-    sets: dict[int, list] = {}
+def read_proxies(ctx, *, again: bool = False) -> None:
+    """Take the proxies from the configuration or the table. Those that stay are enabled or not as before; again: none is, but
+    sets stay, empty ones as well. TableError."""
+    sets: dict[int, list] = {number: [] for number, _ in read_sets(ctx.store.get(SPACE, "") if again else None)}
     for number, nodes in declared(ctx):
         for url, weight in nodes:
             at = sum(map(len, sets.values()))
             sets.setdefault(number, []).append(Proxy(url, at, weight, 1, ctx.param("rtpproxy_disable_tout")))
 
     def step(value: str | None) -> str:
-        old = {(number, one.url): one for number, ones in read_sets(value) for one in ones} if keeps else {}
+        old = {(number, one.url): one for number, ones in read_sets(value) for one in ones} \
+            if not again and not opensips.is_reset(ctx) else {}
         return json.dumps([(number, [inherit(one, old.get((number, one.url), one)) for one in ones])
                            for number, ones in sets.items()])
 
@@ -124,7 +127,7 @@ def init(ctx):
 
 def load(ctx):
     """Take the proxies from the configuration or the table."""
-    read_proxies(ctx, not opensips.is_reset(ctx))
+    read_proxies(ctx)
 
 
 def child_init(ctx):
@@ -184,11 +187,11 @@ def rtpproxy_show(ctx):
 
 @opensips.command(timed=False)
 def rtpproxy_reload(ctx):
-    """Read the table again; all proxies are as those that do not answer."""
+    """Read the table again; all proxies are as those that do not answer, and sets stay."""
     if not ctx.param("db_url"):
         raise mi.Error(400, "Bad parameter")
     try:
-        read_proxies(ctx, False)
+        read_proxies(ctx, again=True)
     except opensips.TableError as error:
         ctx.log.error("rtpproxy_reload: %s", error)
         raise mi.Error(500, "Server Internal Error") from None

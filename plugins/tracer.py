@@ -15,16 +15,26 @@ import midatagram as mi
 opensips = mi.shared("opensips_base")
 
 KINDS = {"hep": "HEP", "sip": "SIP", "fil": "File", "sys": "Syslog"}  # by what a URI begins with; others are databases
+HEP_URI = re.compile("[^;:]+(?::[0-9]+)?(?:;(?:transport=(?i:udp|tcp|tls)|version=[123]))*;?")  # behind hep:
 BAD_MODE = mi.Error(500, "Bad parameter value", "trace mode should be 'on' or 'off'")
 
 
 class Destination(NamedTuple):
-    """Where an id is traced to; kind: one of KINDS or Database; uri: without `hep:`; filters: of a dynamic one, as shown."""
+    """Where an id is traced to; kind: one of KINDS or Database; uri: without `hep:`; filters: of a dynamic one, as shown; table:
+    of a database."""
 
     name: str
     kind: str
     uri: str
     filters: tuple = ()
+    table: str = ""
+
+    @property
+    def mark(self) -> tuple:
+        """What the original tells it from others by: its kind and a hash, which different ones may share."""
+        uri = f"hep:{self.uri}" if self.kind == "HEP" else self.uri
+        table = hash_of(uri, self.table or "sip_trace") >> 3 if self.kind == "Database" else 0
+        return self.kind, hash_of(self.name, uri) ^ table
 
     def shown(self, state: str, collectors: dict) -> dict:
         """The destination as 3.4 shows it; collectors: the places of those for HEP that are declared."""
@@ -32,6 +42,13 @@ class Destination(NamedTuple):
         uris = {"HEP": collectors.get(self.uri, f"{host}:{port or 9060}"), "SIP": sip_place(self.uri), "Database": self.uri}
         typed = {"type": self.kind, "uri": uris[self.kind]} if self.kind in uris else {}
         return {"name": self.name, **typed, "state": state, **({"filters": self.filters} if self.filters else {})}
+
+
+def hash_of(first: str, second: str) -> int:
+    """OpenSIPS' hash of two texts: its groups of four bytes begin anew with the second."""
+    data = mi.encode(first)
+    whole = len(data) & -4
+    return opensips.core_hash(data[:whole] + (data[whole:].rjust(4, b"\0") if data[whole:] else b"") + mi.encode(second))
 
 
 def sip_place(uri: str) -> str:
@@ -48,17 +65,17 @@ def destination(name: str, uri: str) -> Destination:
 
 def trace_id(value) -> Destination:
     """Converter: `[NAME]uri=hep:NAME|sip:HOST:PORT|DATABASE;table=NAME` to a destination."""
-    match = re.fullmatch(r"\s*\[\s*([^\]\s]+)\s*\]\s*uri\s*=\s*(.*?)\s*(?:;\s*table\s*=.*)?", mi.string(value), re.S)
+    match = re.fullmatch(r"\s*\[\s*([^\]\s]+)\s*\]\s*uri\s*=\s*(.*?)\s*(?:;\s*table\s*=([^;]*).*)?", mi.string(value), re.S)
     if not match or not match[2]:
         raise ValueError('takes "[NAME]uri=hep:NAME", or a SIP URI or a database in place of hep:NAME')
-    return destination(match[1], match[2])
+    return destination(match[1], match[2])._replace(table=(match[3] or "").strip())
 
 
 def params(names: str) -> list:
     """The parameters that tracer and siptrace have in common, and others without effect."""
     return [
         mi.Param("trace_id", (), trace_id, "an id and its destination: `[NAME]uri=...`", repeat=True),
-        mi.Param("trace_on", 0, mi.integer(0, 1), "whether tracing is on at the start"),
+        mi.Param("trace_on", 1, mi.integer(), "whether tracing is on at the start; 0: it is off"),
         *opensips.without_effect(f"""callid_column date_column direction_column fromip_column fromport_column fromproto_column
             fromtag_column method_column msg_column status_column toip_column toport_column toproto_column trace_attrs_column
             trace_local_ip {names}"""),
@@ -118,7 +135,10 @@ def place_of(name: str) -> int:
 
 def declared(ctx) -> list[Destination]:
     """The destinations of the configuration, in the order of lists."""
-    return sorted(dict.fromkeys(ctx.param("trace_id")), key=lambda one: place_of(one.name))
+    found: dict[tuple, Destination] = {}
+    for one in ctx.param("trace_id"):
+        found.setdefault(one.mark, one)
+    return sorted(found.values(), key=lambda one: place_of(one.name))
 
 
 def collectors(ctx) -> dict[str, str]:
@@ -236,16 +256,19 @@ def trace_start(ctx, id, uri, filter=..., scope=..., type=...):
     new = destination(opensips.text(ctx, "id", id), opensips.text(ctx, "uri", uri))
     if new.kind == "Database":
         raise mi.Error(406, "DB not acceptable", "dynamic DB tracing is not yet available")
-    if new.kind == "SIP" and sip_place(new.uri).startswith(":"):
-        raise mi.Failed(f"{new.uri} has no host")
-    if new in declared(ctx):
+    if new.mark in [one.mark for one in declared(ctx)]:
         raise mi.Error(500, "Bad parameter value", "trace id already used")
     if new.kind == "HEP" and "proto_hep" not in ctx.server.registry.modules_by_name:
         raise mi.Error(500, "No transport protocol", "HEP module was not loaded")
 
     def step(state: State) -> State:
-        if new in [one._replace(filters=()) for one in state.dynamic]:
+        if new.mark in [one.mark for one in state.dynamic]:
             raise mi.Error(500, "Bad parameter value", "dynamic trace id already used")
+        in_use = [*collectors(ctx), *[one.name for one in state.dynamic if one.kind == "HEP"]]
+        if new.kind == "HEP" and (new.name in in_use or not HEP_URI.fullmatch(new.uri)):
+            raise mi.Error(500, "Bad parameter value", "error while alocating new hep_id")  # so written
+        if new.kind != "HEP" and not (new.kind == "SIP" and opensips.is_uri(new.uri, 65535)):
+            raise mi.Failed(f"{new.uri} cannot be traced to")
         added = [new._replace(filters=filters_of(filter)), *state.dynamic]
         return state._replace(dynamic=sorted(added, key=lambda one: place_of(one.name)))
 

@@ -85,10 +85,21 @@ def key_of(aor: str, binding: str, registrar: str) -> str:
     return "\0".join((aor, binding, registrar))
 
 
+def bucket(ctx, aor: str) -> int:
+    """The bucket of the original's table in which the records of an AOR are."""
+    return opensips.core_hash(mi.encode(aor)) & 2**ctx.param("hash_size") - 1
+
+
 def records(ctx) -> list[Record]:
     """The records in the order in which the original's table has them."""
-    buckets = 2**ctx.param("hash_size")
-    return sorted(RECORDS.table(ctx).ones, key=lambda one: opensips.core_hash(mi.encode(one.aor)) & buckets - 1)
+    return sorted(RECORDS.table(ctx).ones, key=lambda one: bucket(ctx, one.aor))
+
+
+def key_in(ctx, ones: list[Record], aor: str, binding: str, registrar: str) -> str:
+    """The key of the record that is meant: as in the original, the first in the bucket of the AOR with this contact and
+    registrar, whatever its own AOR."""
+    return next((one.key for one in ones if (one.binding, one.registrar) == (binding, registrar)
+                 and bucket(ctx, one.aor) == bucket(ctx, aor)), key_of(aor, binding, registrar))
 
 
 def moved(ctx, one: Record, state: str) -> Record:
@@ -119,30 +130,37 @@ def place(ctx) -> tuple:
     return opensips.url_of(ctx), TABLE.named(ctx, ctx.param("table_name"))
 
 
-FIELDS = {"registrar": "sips?:[^@]+", "proxy": "(?:sips?:[^@]+)?", "aor": "(?:sips?|tel):.+", "binding_URI": "(?:sips?|tel):.+",
-          "third_party_registrant": "(?:(?:sips?|tel):.+)?", "cluster_shtag": r"(?:[^/]+/\s*\d+\s*)?"}
+FIELDS = {"registrar": "sips?:[^@]+", "proxy": "(?:sips?:[^@]+)?", "aor": ".+", "binding_URI": ".+",
+          "third_party_registrant": ".*", "cluster_shtag": r"(?:[^/]+/\s*\d+\s*)?"}
 
 
 def record(row: dict, ctx: Any) -> Record:
     """The record of a row; ValueError."""
     for name, pattern in FIELDS.items():
-        if not re.fullmatch(pattern, row.get(name) or "", re.I | re.S):
+        text = row.get(name) or ""
+        if not re.fullmatch(pattern, text, re.I | re.S) or text and name != "cluster_shtag" and not opensips.is_uri(text, 65535):
             raise ValueError(f"has the {name} {row[name]!r}")
-    if (row["expiry"] or 0) <= ctx.param("timer_interval"):
+    expiry = (row["expiry"] or 0) & 0xFFFFFFFF
+    if expiry <= ctx.param("timer_interval"):
         raise ValueError(f"has an expiry of {row['expiry']} seconds, which must be more than timer_interval")
     if row["forced_socket"] and not opensips.has_socket(ctx, row["forced_socket"]):
         raise ValueError(f"has the socket {row['forced_socket']}, which is none of this server's")
-    return Record(row["aor"], row["binding_URI"], row["registrar"], row["expiry"], not row.get("state"),
+    return Record(row["aor"], row["binding_URI"], row["registrar"], expiry, not row.get("state"),
                   row["binding_params"] or "", row["third_party_registrant"] or "", row["forced_socket"] or "",
                   row["proxy"] or "", row.get("cluster_shtag") or "")
 
 
-def inherit(new: Record, old: Record | None, *, all_of_it: bool) -> Record:
-    """A record with the state of the one that was in its place: all of it, or if that is registered and it still may be."""
-    if old is None or not all_of_it and (old.state != REGISTERED or not new.enabled):
+def inherit(new: Record, old: Record | None, *, all_of_it: bool = False) -> Record:
+    """A record with the state of an older one, if that is registered, or with all of it."""
+    if old is None or not all_of_it and old.state != REGISTERED:
         return new
     return new._replace(state=old.state, sent=old.sent, timeout=old.timeout,
                         enabled=old.enabled if all_of_it else new.enabled)
+
+
+def update(new: Record, old: Record | None) -> Record:
+    """A record in the place of one, which stays registered unless one of both is disabled."""
+    return inherit(new, old) if old and old.enabled and new.enabled else new
 
 
 def read_table(ctx, key: str | None = None, *, keeps_states: bool = False) -> bool:
@@ -150,7 +168,7 @@ def read_table(ctx, key: str | None = None, *, keeps_states: bool = False) -> bo
     commands put and deleted. Returns whether there is a row; TableError."""
     url, table = place(ctx)
     rows = [row for row in opensips.rows_of(ctx, url, table)
-            if key in (None, key_of(row["aor"], row["binding_URI"], row["registrar"]))]
+            if not key or [row["aor"], row["binding_URI"], row["registrar"]] == key.split("\0")]
     made, counts = [], collections.Counter[str]()
     for one in opensips.good(ctx, rows[:1] if key else rows, record, ctx):
         made.append(one._replace(nth=counts[one.key]))
@@ -159,9 +177,14 @@ def read_table(ctx, key: str | None = None, *, keeps_states: bool = False) -> bo
     def merged(old: Any, each: Callable) -> tuple:
         before = {one.key: one for one in old.ones} if old else {}
         by_command = old.head or {} if old and (key or keeps_states) else {}
-        new = {one.key: inherit(one, before.get(one.key), all_of_it=keeps_states) for one in each(made)}
         if key:
-            return {name: is_there for name, is_there in by_command.items() if name != key}, [*{**before, **new}.values()]
+            at = key_in(ctx, [*before.values()], *key.split("\0"))
+            for one in made:
+                before[at] = update(one, before.get(at))
+            return {name: is_there for name, is_there in by_command.items() if name != key}, [*before.values()]
+        registered = {one.aor: one for one in each(before.values()) if one.state == REGISTERED}
+        new = {one.key: inherit(one, before.get(one.key), all_of_it=True) if keeps_states else
+               inherit(one, registered.get(one.aor)) for one in each(made)}
         put = {name: before[name] for name, is_there in by_command.items() if is_there}
         return by_command, [one for name, one in {**new, **put}.items() if by_command.get(name, True)]
 
@@ -189,10 +212,14 @@ def child_init(ctx):
 ###############################################################################
 
 
-def asked(ctx, aor: Any, contact: Any, registrar: Any) -> str:
+def asked(ctx, aor: Any, contact: Any, registrar: Any) -> list[str]:
+    """The AOR, contact and registrar of a request; mi.Error."""
+    return [opensips.text(ctx, name, value) for name, value in (("aor", aor), ("contact", contact), ("registrar", registrar))]
+
+
+def meant(ctx, *given: Any) -> str:
     """The key of the record that a request means; mi.Error."""
-    return key_of(*[opensips.text(ctx, name, value) for name, value in
-                    (("aor", aor), ("contact", contact), ("registrar", registrar))])
+    return key_in(ctx, RECORDS.table(ctx).ones, *asked(ctx, *given))
 
 
 @opensips.command
@@ -200,7 +227,7 @@ def reg_list(ctx, aor=..., contact=..., registrar=...):
     """Show all records, in JSON-RPC one as well."""
     with_socket = opensips.is_40(ctx)
     if ctx.request.dialect == "jsonrpc" and aor is not ...:
-        found = RECORDS.table(ctx).find(asked(ctx, aor, contact, registrar))
+        found = RECORDS.table(ctx).find(meant(ctx, aor, contact, registrar))
         if found is None:
             raise NO_RECORD
         return opensips.reply(ctx, {"Registrant": found.shown(with_socket)}, depends=(RECORDS.space,))
@@ -214,7 +241,7 @@ def reg_reload(ctx, aor=..., contact=..., registrar=...):
     """Read the table again, in JSON-RPC also the row of one record; what is registered stays so."""
     is_one = ctx.request.dialect == "jsonrpc" and aor is not ...
     try:
-        if not read_table(ctx, asked(ctx, aor, contact, registrar) if is_one else None) and is_one:
+        if not read_table(ctx, key_of(*asked(ctx, aor, contact, registrar)) if is_one else None) and is_one:
             raise mi.Error(404, "No such registrant in database")
     except opensips.TableError as error:
         raise mi.Failed(f"reg_reload: {error}") from None
@@ -230,26 +257,28 @@ def switch(ctx, key: str, on: bool) -> mi.Reply:
             return one
         return (moved(ctx, one, after) if one.state == before else one)._replace(enabled=on)
 
-    RECORDS.change(ctx, "", key, switched, NO_RECORD)
+    old, new = RECORDS.change(ctx, "", key, switched, NO_RECORD)
+    if old != new:  # as in the original, all rows of the AOR
+        opensips.write_rows(ctx, *place(ctx), {"aor": new.aor}, {"state": f"{int(not on)}"})
     return mi.Reply()
 
 
 @opensips.command
 def reg_enable(ctx, aor, contact, registrar):
     """Enable a record: it is registered again."""
-    return switch(ctx, asked(ctx, aor, contact, registrar), True)
+    return switch(ctx, meant(ctx, aor, contact, registrar), True)
 
 
 @opensips.command
 def reg_disable(ctx, aor, contact, registrar):
     """Disable a record: its registration ends."""
-    return switch(ctx, asked(ctx, aor, contact, registrar), False)
+    return switch(ctx, meant(ctx, aor, contact, registrar), False)
 
 
 @opensips.command
 def reg_force_register(ctx, aor, contact, registrar):
     """Have a record registered again."""
-    RECORDS.change(ctx, "", asked(ctx, aor, contact, registrar),
+    RECORDS.change(ctx, "", meant(ctx, aor, contact, registrar),
                    lambda one: one._replace(timeout=0) if one.enabled else one, NO_RECORD)
     return mi.Reply()
 
@@ -271,7 +300,7 @@ def reg_upsert(ctx, aor, contact, registrar, proxy, third_party_registrant, user
     except ValueError as error:
         ctx.log.error("reg_upsert: the record %s", error)
         raise mi.Error(400, "Bad parameter") from None
-    edit(ctx, new.key, lambda old: inherit(new, old, all_of_it=False))
+    edit(ctx, new.key, lambda old: update(new, old))
     return mi.Reply()
 
 
@@ -282,7 +311,7 @@ def reg_delete(ctx, aor, contact, registrar):
         if old is None:
             raise NO_RECORD
 
-    edit(ctx, asked(ctx, aor, contact, registrar), removed)
+    edit(ctx, key_of(*asked(ctx, aor, contact, registrar)), removed)
     return mi.Reply()
 
 

@@ -82,7 +82,8 @@ def test_filters_are_shell_patterns(trial):
     def ids(**params):
         return {pipe["id"] for pipe in rpc(trial, "rl_list", **params)["Pipes"]}
 
-    assert ids(filter="in-*") == {"in-a", "in-b"} and ids(filter_out="in-*") == {"out"} and ids(filter="") == set()
+    assert ids(filter="in-*") == {"in-a", "in-b"} and ids(filter_out="in-*") == {"out"}
+    assert ids(filter="") == ids(filter_out="") == {"in-a", "in-b", "out"}
     assert rpc(trial, "rl_list", filter="*", pipe="out")["data"] == "Too few or too many parameters"
     assert rpc(trial, "rl_list", pipe=None)["data"] == "Bad type for parameter 'pipe'"
     out = {"id": "out", "algorithm": "RED", "limit": 5, "counter": 0}
@@ -108,13 +109,38 @@ def test_an_ip_that_is_blocked_no_more_is_known_for_a_while(start):
     for ip in ("10.0.0.2", "10.0.0.10", "2001:DB8::1"):
         assert server.ask(lab("lab_block", f'"{ip}"')) == b"200 OK\n\n"
         assert listener.receive() == f"E_PIKE_BLOCKED\nip::{ip.lower()}\n\n".encode()
-    assert server.ask(b":pike_list:\n") == b"200 OK\n10.0.0.2\n10.0.0.10\n2001:db8::1\n\n"
+    assert server.ask(b":pike_list:\n") == b"200 OK\n10.0.0.10\n10.0.0.2\n2001:db8::1\n\n"
     replies = [server.ask(lab("pike_rm", "10.0.0.2")) for _ in range(2)]
     assert replies == [b"200 OK\n\n", b"400 IP not blocked\n\n"]
     assert server.ask(b":pike_list:\n") == b"200 OK\n10.0.0.10\n2001:db8::1\n\n"
     server.ask(lab("lab_clock", "61"))
     wait_for(lambda: server.ask(lab("pike_rm", "10.0.0.2")) == b"404 Match not found\n\n", 5, "the IP to be forgotten")
     assert server.ask(lab("lab_block", "zz")) == b"400 Bad IP\n\n"
+
+
+def test_ips_stand_in_the_order_of_the_originals_tree():
+    """By their first byte, then the newest branch first; one that is blocked again is where it was."""
+    ips = ("127.0.0.1", "127.1.0.9", "127.0.0.2", "10.0.0.1", "127.1.0.4", "127.0.7.1")
+    with mi.Trial(LINES) as trial:
+        for ip in ips:
+            ask(trial, "lab_block", ip)
+        listed = ["10.0.0.1", "127.1.0.4", "127.1.0.9", "127.0.7.1", "127.0.0.2", "127.0.0.1"]
+        assert ask(trial, "pike_list").split("\n")[1:-2] == listed
+        ask(trial, "pike_rm", "127.1.0.9")
+        assert ask(trial, "pike_list").split("\n")[1:-2] == [ip for ip in listed if ip != "127.1.0.9"]
+        ask(trial, "lab_block", "127.1.0.9")
+        assert ask(trial, "pike_list").split("\n")[1:-2] == listed
+
+
+@pytest.mark.parametrize("pattern, names", [("", "abp"), ("[^p]", "ab"), ("[!p]", "ab"), ("[[:alpha:]]", "abp"), ("\\a", "a"),
+                                            ("[", ""), ("A", "")])
+def test_patterns_are_those_of_a_shell(pattern, names):
+    with mi.Trial(LINES) as trial:
+        for name in "abp":
+            ask(trial, "lab_pipe", name, "RED", "5")
+        assert {one["id"] for one in rpc(trial, "rl_list", filter=pattern)["Pipes"]} == {*names}
+        rest = {*"abp"} - {*names} if pattern else {*"abp"}
+        assert {one["id"] for one in rpc(trial, "rl_list", filter_out=pattern)["Pipes"]} == rest
 
 
 def test_what_the_lab_brought_about_survives_a_reload(start):

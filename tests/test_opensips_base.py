@@ -116,7 +116,7 @@ def test_the_order_of_columns_is_that_of_the_header(tmp_path):
     (["1:a::\u00b2:"], {}, "size is '\u00b2', which is no number"),
     ([f"{'9' * 5000}:a:::"], {}, "things:2: id is '99999"),
     ([], {"version": "things:2"}, "version 2, not 3"), ([], {"version": ""}, "version none"),
-    ([], {"header": "id(int) name"}, "things:1: is no header"), ([], {"header": ""}, "things:1: is no header"),
+    ([], {"header": "id(int) name"}, "things:1: is no header"), ([], {"header": ""}, "things:1: no column id"),
     ([], {"header": "id(int)"}, "things:1: no column name")])
 def test_what_is_wrong_with_a_text_table_is_named_with_file_and_row(tmp_path, lines, options, where):
     with pytest.raises(opensips.TableError, match=re.escape(where)):

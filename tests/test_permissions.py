@@ -86,6 +86,16 @@ def test_partitions(tmp_path):
         assert ask(trial, "address_reload") == "200 OK\n\n" and "ip=10.0.0.6 " in ask(trial, "address_dump", "zz")
 
 
+def test_a_partition_without_a_table_has_that_of_the_parameter(tmp_path):
+    """Which alone makes none."""
+    url = tables(tmp_path, {**MANY, "address2": ("1:7:10.0.0.2:32:1:udp::",)})
+    line = 'loadmodule "permissions.so"\nmodparam("permissions", "address_table", "address2")\n' \
+           f'modparam("permissions", "partition", "p: db_url = {url}")\n'
+    with mi.Trial(line) as trial:
+        assert ask(trial, "address_dump").split("\n")[1:-2] == [
+            "part:: p", "\tdest::  grp=7 ip=10.0.0.2 mask=32 port=1 proto=udp pattern= context_info="]
+
+
 def test_without_a_database_there_is_no_partition():
     with mi.Trial('loadmodule "permissions.so"') as trial:
         assert ask(trial, "address_dump") == "200 OK\n\n" == ask(trial, "address_reload")
@@ -120,6 +130,28 @@ def test_rows_as_real_servers_took_them(tmp_path, caplog):
         assert "ip=10.1.0.0 mask=255.255.0.0 port=4294967291 proto=tcp " in ask(trial, "subnet_dump")
         assert ask_json(trial, "subnet_dump")["Partitions"][0]["Destinations"][0]["port"] == 4294967291
     assert caplog.text.count("passed over") == 4
+
+
+def test_rows_of_which_only_some_are_listed(tmp_path):
+    """An IPv6 address may be in brackets, NULL is passed over where there must be something, and a table has 128 subnets."""
+    rows = ("1:1:[\\:\\:1]:128:0:udp::", "2:1:[10.0.0.1]:32:0:udp::", "3:1:10.0.0.2:32:0:::", "4::10.0.0.3:32:0:udp::",
+            "5:1:10.0.0.4::0:udp::", "6:1:10.0.0.5:32::udp::", "7:1::32:0:udp::",
+            *(f"{number}:{200 - number}:10.{number}.0.0:16:0:any::" for number in range(8, 140)))
+    url = tables(tmp_path, {"address": rows})
+    (tmp_path / "address").write_text(re.sub(r"\((int|string)\)", r"(\1,null)", (tmp_path / "address").read_text()))
+    with mi.Trial(f'loadmodule "permissions.so"\nmodparam("permissions", "db_url", "{url}")') as trial:
+        assert re.findall(r"ip=(\S+)", ask(trial, "address_dump")) == ["0:0:0:0:0:0:0:1"]
+        subnets = ask_json(trial, "subnet_dump", ["default"])["Destinations"]
+        assert [item["grp"] for item in subnets] == [*range(65, 193)]
+
+
+def test_a_reload_does_not_look_at_the_version_of_a_table(tmp_path):
+    """As in the original, which does at its start."""
+    with mi.Trial(lines(tables(tmp_path, {"address": (), "domain": ()}), db_text=False)) as trial:
+        tables(tmp_path, MANY)
+        (tmp_path / "version").write_text("table_name(string) table_version(int)\naddress:9\n")
+        assert ask(trial, "address_reload") == ask(trial, "domain_reload") == "200 OK\n\n"
+        assert len(ask_json(trial, "address_dump")["Partitions"][0]["Destinations"]) == 3
 
 
 def test_a_table_that_cannot_be_read_again(tmp_path):
@@ -166,6 +198,19 @@ def test_rule_files(tmp_path, caplog, uri, contact, allowed):
     with mi.Trial(f'loadmodule "permissions.so"\n{text}') as trial:
         assert ask(trial, "allow_uri", f"{tmp_path}/r", uri, contact) == ("200 OK\n\n" if allowed else "403 Forbidden\n\n")
     assert 'r.yes:4: is no rule: "URI" : "CONTACT", passed over' in caplog.text and "r.yes:5: missing )" in caplog.text
+
+
+@pytest.mark.parametrize("line, uri, contact", [
+    ("^a, ^b : ^c", "b", "c"), ('"a,b" : "#"  # : "z"', "a,b", "#"), ("ALL, x : ALL", "allo", "y"), ('"a:b" : "c', "a:b", "cc"),
+    ('x:"a" : "b"', 'x:"a', "b"), ("ALL\tEXCEPT b : ALL", "all\texcept b", "y")])
+def test_a_rule_needs_few_quotes(tmp_path, line, uri, contact):
+    """The last colon outside of them counts, ALL stands alone, and EXCEPT between spaces."""
+    (tmp_path / "a.allow").write_text(f"{line}\n")
+    (tmp_path / "a.deny").write_text("ALL : ALL\n")
+    script = f'route {{ allow_uri("{tmp_path}/a", "$ru"); }}'
+    with mi.Trial(f'loadmodule "permissions.so"\n{script}') as trial:
+        assert ask_json(trial, "allow_uri", [f"{tmp_path}/a", uri, contact]) == "OK"
+        assert ask_json(trial, "allow_uri", [f"{tmp_path}/a", "none", "none"]) == {"code": 403, "message": "Forbidden"}
 
 
 def test_rule_files_that_the_script_names(tmp_path):
@@ -265,14 +310,14 @@ def test_a_file_is_read_once_by_db_text(tmp_path, mode):
                 before = ask(trial, "domain_dump")
                 assert ask(trial, "domain_reload") == "200 OK\n\n"
                 assert (ask(trial, "domain_dump") == before) is (db_text and not mode)
-                if db_text and not mode:
+                if db_text:
                     assert ask(trial, "dbt_reload", *words) == ask(trial, "domain_reload") == "200 OK\n\n"
                     assert ask(trial, "dbt_reload", f"{tmp_path}", "DOMAIN") == "400 Bad parameter\n\n"
                 assert ask(trial, "domain_dump") == f"200 OK\nd{number}\n\n"
 
 
 def test_dbt_reload_of_a_file_that_cannot_be_read(start, tmp_path):
-    """Is refused, and the table stays; the others are read."""
+    """Is refused, and the table stays; the others are read. An empty one is a table without columns."""
     server = start(lines(tables(tmp_path, ONE)))
     tables(tmp_path, {"address": ("1:0",), "domain": ("1:new::0",)})
     assert server.ask(b":dbt_reload:\n") == b"500 Server Internal Error\n\n"
@@ -281,6 +326,10 @@ def test_dbt_reload_of_a_file_that_cannot_be_read(start, tmp_path):
     assert b"office" in server.ask(b":subnet_dump:\n") and server.ask(b":domain_dump:\n") == b"200 OK\nnew\n\n"
     for words in (f"{tmp_path}\nlocation\n".encode(), b"x::\n"):
         assert server.ask(b":dbt_reload:\n" + words) == b"400 Bad parameter\n\n"
+    (tmp_path / "domain").write_text("")
+    assert server.ask(f":dbt_reload:\n{tmp_path}\ndomain\n".encode()) == b"200 OK\n\n"
+    assert server.ask(b":domain_reload:\n") == b"500 Domain table reload failed\n\n"
+    server.wait_log("domain:1: no column domain")
     assert ask_json(server, "db_text:reload", ["zz"]) == {"code": 400, "message": "Bad parameter value"}
 
 

@@ -44,11 +44,12 @@ def test_the_same_questions_to_both_versions(dialect):
 
 
 def test_sets_are_those_of_the_lines():
-    """In their order; a set may go on in another line; without a number it is default_set."""
-    sets = ("2 == udp:a=5  tcp:b|1.2.3.4=6", " unix:/c=x", "2==udp:d", "")
+    """In their order; a set may go on in another line; without a number it is default_set. A weight has 32 bits."""
+    sets = ("2 == udp:a=5  tcp:b|1.2.3.4=6", " unix:/c=x", "2==udp:d udp:e=-1", "")
     with mi.Trial(lines(*sets, default_set=7, rtpproxy_disable_tout=9)) as trial:
-        assert shown(trial) == {2: [("udp:a", 0, 1, 5), ("tcp:b", 1, 1, 6), ("udp:d", 3, 1, 1)], 7: [("unix:/c", 2, 1, 0)]}
-        assert ask(trial, "rtpproxy_show").count("recheck_ticks=9\n") == 4
+        assert shown(trial) == {2: [("udp:a", 0, 1, 5), ("tcp:b", 1, 1, 6), ("udp:d", 3, 1, 1),
+                                    ("udp:e", 4, 1, 2**32 - 1)], 7: [("unix:/c", 2, 1, 0)]}
+        assert ask(trial, "rtpproxy_show").count("recheck_ticks=9\n") == 5
 
 
 @pytest.mark.parametrize("line", ["x == udp:a", "1 ==", " == udp:a", "-1 == udp:a"])
@@ -107,17 +108,21 @@ def table(folder, *rows):
 
 
 def test_proxies_of_a_table_stand_in_for_those_of_the_lines(tmp_path):
+    """A reload keeps the sets that there were."""
     url = table(tmp_path, "1:udp\\:x=3:2", "2:udp\\:y udp\\:z:1")
     with mi.Trial(lines("1 == udp:a", db_url=url)) as trial:
         assert shown(trial) == {2: [("udp:x", 0, 1, 3)], 1: [("udp:y", 1, 1, 1), ("udp:z", 2, 1, 1)]}
         ask(trial, "rtpproxy_enable", "udp:x", "1")
         table(tmp_path, "1:udp\\:x=3:2")
         assert ask(trial, "rtpproxy_reload") == "200 OK\n\n"
-        assert shown(trial) == {2: [("udp:x", 0, 1, 3)]}
+        assert shown(trial) == {2: [("udp:x", 0, 1, 3)], 1: []}
+        table(tmp_path, "1:udp\\:z:5", "2:udp\\:y:1")
+        assert ask(trial, "rtpproxy_reload") == "200 OK\n\n"
+        assert [*shown(trial).items()] == [(2, []), (1, [("udp:y", 1, 1, 1)]), (5, [("udp:z", 0, 1, 1)])]
         table(tmp_path, "1:udp\\:x:y")
         assert ask(trial, "rtpproxy_reload") == "500 Server Internal Error\n\n"
         assert rpc(trial, "rtpproxy_reload") == (500, "Internal error")
-        assert shown(trial) == {2: [("udp:x", 0, 1, 3)]}
+        assert [*shown(trial)] == [2, 1, 5]
     with pytest.raises(mi.ConfigError, match="rtpproxy_sockets:2: set_id is 'y'"):
         mi.Trial(lines(db_url=url))
 
@@ -145,3 +150,8 @@ def test_the_names_of_40():
         assert ask(trial, "rtpproxy:show").startswith("200 OK\nSet:: 1\n\tnode:: udp:a index=0 disabled=0 ")
         assert rpc(trial, "nathelper:enable_ping") == {"Status": 1}
         assert ask(trial, "nathelper:enable_ping") == "200 OK\nStatus:: 1\n\n"
+
+
+def test_dtmf_can_be_subscribed_to():
+    with mi.Trial(lines("1 == udp:a")) as trial:
+        assert rpc(trial, "event_subscribe", event="E_RTPPROXY_DTMF", socket="udp:127.0.0.1:9", expire=60) == "OK"

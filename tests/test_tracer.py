@@ -130,8 +130,39 @@ def test_what_cannot_be_started():
         assert rpc(trial, "trace_start", id="d", uri="mysql://h/x") == (
             406, "DB not acceptable", "dynamic DB tracing is not yet available")
         assert rpc(trial, "trace_start", id="d", uri="hep:h") == (500, "No transport protocol", "HEP module was not loaded")
-        assert rpc(trial, "trace_start", id="d", uri="sip:")[:2] == (-32000, "Server error")
+        for uri in ("sip:", "sip:h:99999", "file:/tmp/x", "syslog:local0"):
+            assert rpc(trial, "trace_start", id="d", uri=uri)[:2] == (-32000, "Server error")
         assert rpc(trial, "trace_start", id="d", uri=None)[-1] == "Bad type for parameter 'uri'"
+
+
+def test_a_dynamic_destination_for_hep_has_a_name_of_its_own():
+    """Which no other one for HEP has, and a place with options that proto_hep knows."""
+    wrong = (500, "Bad parameter value", "error while alocating new hep_id")
+    with mi.Trial(lines()) as trial:
+        for uri in ("", ":1", "h:p", "h;x=y", "h;version=4", "h;transport=x"):
+            assert rpc(trial, "trace_start", id="d", uri=f"hep:{uri}") == wrong
+        assert rpc(trial, "trace_start", id="hid", uri="hep:h") == wrong
+        assert rpc(trial, "trace_start", id="d", uri="hep:h:1;transport=UDP;version=2") == "OK"
+        assert rpc(trial, "trace_start", id="d", uri="hep:g") == wrong
+        assert rpc(trial, "trace_stop", id="d") == rpc(trial, "trace_start", id="d", uri="hep:g") == "OK"
+
+
+def test_tracing_is_on_at_the_start_unless_trace_on_is_0():
+    with mi.Trial('loadmodule "tracer.so"\nmodparam("tracer", "trace_id", "[a]uri=sip:h")\n') as trial:
+        assert rpc(trial, "trace")["global"] == "on" and states(trial) == [("a", "on")]
+
+
+def test_a_database_is_declared_with_each_of_its_tables():
+    one = "[a]uri=text:///d"
+    with mi.Trial(lines("tracer", one, f"{one};table=t", f"{one}; table = t;", f"{one};table=u")) as trial:
+        assert states(trial) == [("a", "on")] * 3
+
+
+def test_destinations_of_the_same_hash_are_one():
+    """As in the original, which keeps the first."""
+    with mi.Trial(lines("tracer", "[t1]uri=sip:10.0.0.2", "[t2]uri=sip:10.0.0.1", "[t2]uri=sip:10.0.0.2")) as trial:
+        assert [one["uri"] for one in rpc(trial, "trace")["trace destinations"]] == ["10.0.0.2:", "10.0.0.2:"]
+        assert rpc(trial, "trace_start", id="t2", uri="sip:10.0.0.1")[-1] == "trace id already used"
 
 
 def test_kinds_of_uris():

@@ -112,7 +112,7 @@ def test_the_moments_of_a_registration(tmp_path):
 
 
 def test_a_reload_keeps_what_is_registered(tmp_path):
-    """Of all records, or of one; one that is new comes, one that is disabled in the table is not registered."""
+    """Of all records by their AOR, though they are disabled in the table; one that is read alone is not registered then."""
     with mi.Trial(lines(table(tmp_path, ONE, TWO))) as trial:
         for one in (ONE, TWO):
             ask(trial, "lab_registrant", one["aor"], "registered")
@@ -123,8 +123,40 @@ def test_a_reload_keeps_what_is_registered(tmp_path):
         assert ask(trial, "reg_reload") == "200 OK\n\n"
         assert sorted((one["AOR"], one["state"], one["enabled"]) for one in rpc(trial, "reg_list")["Records"]) == [
             ("sip:new@x", "NOT_REGISTERED_STATE", "yes"), ("sip:reg1@example.com", "REGISTERED_STATE", "yes"),
-            ("sip:reg2@example.com", "NOT_REGISTERED_STATE", "no")]
+            ("sip:reg2@example.com", "REGISTERED_STATE", "no")]
+        table(tmp_path, {**ONE, "state": 1}, {**ONE, "binding_URI": "sip:other@x"})
+        assert rpc(trial, "reg_reload", **KEY) == "OK" and state(trial) == ("NOT_REGISTERED", "no")
+        ask(trial, "lab_registrant", ONE["aor"], "registered")
+        assert rpc(trial, "reg_reload") == "OK"
+        assert [one["state"] for one in rpc(trial, "reg_list")["Records"]] == ["REGISTERED_STATE"] * 2
         assert rpc(trial, "reg_reload", aor="sip:new2@x", contact="c", registrar="r") == (404, "No such registrant in database")
+
+
+def test_a_record_is_meant_by_the_bucket_of_the_aor_the_contact_and_the_registrar(tmp_path):
+    """As in the original, where the AOR itself is not compared."""
+    with mi.Trial(lines(table(tmp_path, ONE))) as trial:
+        replies = [rpc(trial, "reg_list", **{**KEY, "aor": f"sip:{number}@x"}) for number in range(8)]
+        assert {str(reply): reply for reply in replies if reply != (404, "No such registrant")}.popitem()[1] == {
+            "Registrant": rpc(trial, "reg_list")["Records"][0]}
+        assert (404, "No such registrant") in replies
+        other = next(f"sip:{number}@x" for number, reply in enumerate(replies) if isinstance(reply, dict))
+        assert rpc(trial, "reg_disable", **{**KEY, "aor": other}) == "OK" and state(trial) == ("NOT_REGISTERED", "no")
+        table(tmp_path, ONE, {**ONE, "aor": other, "expiry": 7200})
+        assert rpc(trial, "reg_reload", **{**KEY, "aor": other}) == "OK"
+        assert [(one["AOR"], one["expires"]) for one in rpc(trial, "reg_list")["Records"]] == [(other, 7200)]
+
+
+def test_a_reload_keeps_what_is_disabled_until_the_file_is_read_again(tmp_path):
+    """For the original writes that into its table, into all rows of the AOR."""
+    url = table(tmp_path, ONE, {**TWO, "state": 1}, {**ONE, "binding_URI": "sip:other@x"})
+    with mi.Trial(f'loadmodule "db_text.so"\n{lines(url)}') as trial:
+        assert rpc(trial, "reg_disable", **KEY) == rpc(trial, "reg_reload") == "OK" and state(trial)[1] == "no"
+        assert rpc(trial, "reg_reload", **KEY) == "OK" and state(trial)[1] == "no"
+        assert state(trial, **{**KEY, "contact": "sip:other@x"})[1] == "no"
+        key = {"aor": TWO["aor"], "contact": TWO["binding_URI"], "registrar": TWO["registrar"]}
+        assert rpc(trial, "reg_enable", **key) == rpc(trial, "reg_reload") == "OK" and state(trial, **key)[1] == "yes"
+        assert rpc(trial, "dbt_reload") == rpc(trial, "reg_reload") == "OK" and state(trial)[1] == "yes"
+        assert state(trial, **key)[1] == "no"
 
 
 def test_states_are_shared_by_children_and_survive_a_reload_of_the_configuration(start, tmp_path):
