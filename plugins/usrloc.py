@@ -27,6 +27,8 @@ LOCATION = opensips.table("location", [1013], """contact_id## username=user_colu
     q~ callid cseq# flags# cflags? user_agent socket? methods#? sip_instance? kv_store? attr?""", "%s_column")
 TABLE_CALLS = ("save", "lookup", "remove", "registered", "is_registered", "is_contact_registered", "is_ip_registered")
 FLAG_CALLS = ("setbflag", "resetbflag", "isbflagset")
+PARTS = re.compile(r"([^:]*):(?:([^@:]*)(?::([^@]*))?@)?(\[[^\]]*\]|[^:;?]*)(?::(\d*))?((?:;[^?]*)?)(.*)", re.S)
+COMPARED = ("transport", "ttl", "user", "maddr", "method", "lr", "r2", "gr", "pn-provider", "pn-prid", "pn-param", "pn-purr")
 PRESETS = {"single-instance-sql-write-through": 1, "single-instance-sql-write-back": 2, "sql-only-cluster": 3}
 
 
@@ -284,12 +286,31 @@ def bucket_of(ctx, aor: str) -> int:
     return opensips.core_hash(mi.encode(aor)) & 2**ctx.param("hash_size") - 1
 
 
-def place_of(record: Record, uri: str, callid: str | None = None) -> int | None:
+def place_of(ctx, record: Record, uri: str, callid: str | None = None) -> int | None:
     """The place of the first contact with a URI, and with a Call-ID if there is one, that is not removed yet."""
+    exact = ctx.request.dialect == "text"
     for at, one in enumerate(record.contacts):
-        if one.uri == uri and callid in (None, one.callid) and one.expires != DELETED:
+        if (one.uri == uri or not exact and is_same(one.uri, uri)) and callid in (None, one.callid) and one.expires != DELETED:
             return at
     return None
+
+
+def is_same(one: str, other: str) -> bool:
+    """Whether 3.x takes two URIs for the same one: parameters that only one of them has do not count, but for COMPARED."""
+    if one.lower() == other.lower():
+        return True
+    (parts, others), (other_parts, further) = parts_of(one), parts_of(other)
+    return parts == other_parts and all(further.get(name, value) == value for name, value in others.items())
+
+
+def parts_of(uri: str) -> tuple[tuple, dict[str, str]]:
+    """What of a URI must be the same, and its other parameters."""
+    match = PARTS.fullmatch(uri)
+    scheme, user, password, host, port, params, headers = match.groups("") if match else ("", "", "", uri, "", "", "")
+    pairs = [item.partition("=") for item in params.lower().split(";")[1:]]
+    others = {name: value for name, _, value in pairs}
+    compared = [others.pop(name, "") for name in COMPARED]
+    return (scheme.lower(), urllib.parse.unquote(user), password, host.lower(), port, compared, headers.lower()), others
 
 
 def callid_to_match(ctx, callid: str) -> str | None:
@@ -299,7 +320,7 @@ def callid_to_match(ctx, callid: str) -> str | None:
 
 def put_contact(ctx, record: Record, aor: str, contact: Contact, happened: list, by_mi: bool) -> None:
     """Add a contact to a record, or update the one that it matches, whose Cseq stays if MI does it."""
-    at = place_of(record, contact.uri, None if by_mi else callid_to_match(ctx, contact.callid))
+    at = place_of(ctx, record, contact.uri, None if by_mi else callid_to_match(ctx, contact.callid))
     if at is not None:
         happened.append(("CONTACT_UPDATE", update_contact(ctx, record, at, contact, by_mi)))
         return
@@ -320,8 +341,8 @@ def update_contact(ctx, record: Record, at: int, contact: Contact, by_mi: bool) 
     contacts, old = record.contacts, record.contacts[at]
     state = SYNC if db_mode(ctx) == 1 else DIRTY if old.state == SYNC else old.state
     contacts[at] = contact = contact._replace(
-        contact_id=old.contact_id, state=state, cseq=old.cseq if by_mi else contact.cseq, sip_instance=old.sip_instance,
-        latency=old.latency, kv_store=old.kv_store)
+        uri=old.uri, contact_id=old.contact_id, state=state, cseq=old.cseq if by_mi else contact.cseq,
+        sip_instance=old.sip_instance, latency=old.latency, kv_store=old.kv_store)
     if ctx.param("desc_time_order"):
         contacts.insert(0, contacts.pop(at))
     elif at and contacts[at - 1].q < contact.q or at + 1 < len(contacts) and contacts[at + 1].q > contact.q:
@@ -500,7 +521,7 @@ def ul_rm_contact(ctx, table_name, aor, contact):
     contact = opensips.text(ctx, "contact", contact)
 
     def alter(record: Record, happened: list) -> None:
-        at = place_of(record, contact)
+        at = place_of(ctx, record, contact)
         if at is None:
             raise mi.Error(404, "Contact not found")
         remove_contacts(ctx, record, happened, (at,))
@@ -663,7 +684,7 @@ def register(ctx, table: str, aor: str, contact: str, expires: int | None = None
         put(own, table, aor, Contact(contact, 0, int(ctx.store.time_s()) + expires, q, **fields))
     else:
         edit(own, table, aor, lambda record, happened: remove_contacts(
-            own, record, happened, range(len(record.contacts)) if contact == "*" else (place_of(record, contact, callid),)))
+            own, record, happened, range(len(record.contacts)) if contact == "*" else (place_of(own, record, contact, callid),)))
     if registrar:
         registrar.count("accepted_regs")
 
@@ -681,7 +702,7 @@ def count_others(ctx, table: str, aor: str, contact: str, callid: str | None) ->
     """How many valid contacts an AOR has besides one."""
     domain, now_s = ctx.view(SPACE, take_in).get(table) or Domain(), ctx.store.time_s()
     record = domain.records.get(aor) or Record()
-    same = place_of(record, contact, callid)
+    same = place_of(ctx, record, contact, callid)
     return sum(one.is_valid(now_s) for at, one in enumerate(record.contacts) if at != same)
 
 

@@ -109,6 +109,32 @@ def test_arguments_are_looked_at_in_the_order_of_the_original(trial):
     assert ask(one, ":ul_rm:\nx::\nalice\n") == "404 Table not found\n\n"
 
 
+@pytest.mark.parametrize("other, is_same", [
+    ("SIP:AL%65X@HOST.EXAMPLE:5060;TRANSPORT=UDP;LR", True), ("sip:alex@Host.Example:5060;lr;transport=UDP", True),
+    ("sip:al%65x@host.example:5060;transport=udp", True), ("sip:al%65x@host.example:5060;transport=udp;lr;x=1", True),
+    ("sip:al%65x@host.example:5060;lr", False), ("sip:al%65x@host.example;transport=udp;lr", False),
+    ("sips:al%65x@host.example:5060;transport=udp;lr", False), ("sip:Alex@host.example:5060;transport=udp;lr;y", False),
+    ("sip:al%65x@host.example:5060;transport=udp;lr?h=1", False), ("sip:al%65x:pw@host.example:5060;transport=udp;lr", False),
+])
+def test_contacts_of_3_x_are_compared_as_uris(trial, other, is_same):
+    """As seen of a real one. The contact that is there keeps its text; 2.4 compares texts."""
+    one, first = trial(), "sip:al%65x@host.example:5060;transport=udp;lr"
+    for contact in (first, other):
+        assert rpc(one, "ul_add", ["location", "a", contact, 0, "0", 0, 0, 0]) == "OK"
+    shown = [contact["Contact"] for contact in rpc(one, "ul_show_contact", ["location", "a"])["Contacts"]]
+    assert sorted(shown) == sorted([first] if is_same else [first, other])
+    assert ask(one, f":ul_rm_contact:\nlocation\na\n{other}\n") == ("404 Contact not found\n\n" if is_same else "200 OK\n\n")
+    assert (rpc(one, "ul_rm_contact", ["location", "a", other]) == "OK") == is_same
+
+
+@pytest.mark.parametrize("here, there, is_same", [("x=1", "x=2", False), ("x=1", "x=1;y=2", True), ("x=1", "y=2", True)])
+def test_parameters_that_both_uris_have_are_compared(trial, here, there, is_same):
+    one = trial()
+    for params in (here, there):
+        assert rpc(one, "ul_add", ["location", "a", f"sip:b@c;{params}", 0, "0", 0, 0, 0]) == "OK"
+    assert len(rpc(one, "ul_show_contact", ["location", "a"])["Contacts"]) == 2 - is_same
+
+
 def test_a_repeated_dump_shows_what_is_left_each_second(trial):
     one = trial()
     ask(one, ADD.format("alice", "a", 100))
