@@ -157,6 +157,7 @@ def test_the_recorded_invite_rings_until_it_is_cancelled(start):
     assert reply.startswith(b"200 OK\nStatus:: 487 Request Terminated\nRURI:: .\nNext-hop:: .\nRoutes:: .\nMessage:: Via: ")
     assert b"Call-ID: mi-inv-2\r\nCSeq: 6 INVITE\r\n" in reply
     assert [server.statistic(name) for name in ("2xx_transactions", "4xx_transactions", "received_replies")] == [1, 1, 3]
+    assert [server.statistic(name) for name in ("relayed_replies", "local_replies")] == [2, 0]  # the final ones
     assert server.statistic("interrupted") == 0
 
 
