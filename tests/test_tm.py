@@ -359,9 +359,10 @@ def test_a_request_that_nobody_answers_times_out(start):
     assert clients[1].receive() == local
     server.ask(text("lab_clock", "6"))  # wt_timer
     assert server.statistic("inuse_transactions") == 0 and server.statistic("interrupted") == 0
-    names = b'["timeout_finalresponse","timeout_finalresponse_inv"]'
+    names = b'["local_replies","timeout_finalresponse","timeout_finalresponse_inv"]'
     request = b'{"jsonrpc":"2.0","method":"get_statistics","params":[%s],"id":1}' % names
-    assert server.ask(request).endswith(b'{"tm:timeout_finalresponse":2,"tm:timeout_finalresponse_inv":1},"id":1}')
+    assert server.ask(request).endswith(
+        b'{"tm:local_replies":3,"tm:timeout_finalresponse":2,"tm:timeout_finalresponse_inv":1},"id":1}')
 
 
 def test_a_local_timeout_in_json_is_its_status_alone(start):
