@@ -20,7 +20,7 @@ opensips = mi.shared("opensips_base")
 
 SPACE, MADE = "dialog", "dialog profiles"  # spaces of the store: dialogs, and profiles that only rows of the table name
 UNCONFIRMED, EARLY, CONFIRMED_NA, CONFIRMED, DELETED = range(1, 6)
-LEAST_BYTES, LEAST_VALUE = 300, 16  # of a dialog in a reply, of a value of a profile
+LEAST_BYTES, LEAST_VALUE = 230, 16  # of a dialog in a reply, of a value of a profile
 ENDED_S = 5.0  # for which a dialog that ended is listed
 DIALOG = opensips.table("dialog", [10, 12], """dlg_id## callid=call_id_column from_uri from_tag to_uri to_tag
     caller_cseq=from_cseq_column callee_cseq=to_cseq_column caller_route_set?=from_route_column
@@ -120,8 +120,12 @@ class Dialog(NamedTuple):
                 "caller_contact": self.caller_contact, "callee_cseq": self.callee_cseq,
                 "caller_route_set": self.caller_route_set, "caller_bind_addr": self.caller_sock}
         item = {name: value for name, value in item.items() if value is not None}
-        item["CALLEES"] = [{"callee_tag": self.to_tag, "callee_contact": self.callee_contact, "caller_cseq": self.caller_cseq,
-                            "callee_route_set": self.callee_route_set, "callee_bind_addr": self.callee_sock or None}]
+        contact = self.callee_contact if self.start or not self.has_peer else ""  # it comes with the answer
+        callee = {"callee_tag": self.to_tag, "callee_contact": contact, "caller_cseq": self.caller_cseq,
+                  "callee_route_set": self.callee_route_set, "callee_bind_addr": self.callee_sock or None}
+        if self.state == UNCONFIRMED and self.has_peer:  # no reply has named a callee: 2.4 shows none, 3.4 an empty one
+            callee = dict.fromkeys(callee, "") | {"callee_bind_addr": None} if is_json else {}
+        item["CALLEES"] = [callee] if callee else []
         if context:
             pairs = {"values": [{name: value if is_json else escaped(value)} for name, value in self.values],
                      "profiles": [{name: value or ""} for name, value in self.profiles if self.state != DELETED]}
@@ -423,8 +427,9 @@ def by_name(ctx, name: str, is_json: bool) -> Dialog | None:
 
 
 def end(ctx, dialog: Dialog) -> bool:
-    """End a dialog that was answered; returns whether it was and the BYEs could be sent."""
-    return dialog.state in (CONFIRMED_NA, CONFIRMED) and change_state(ctx, dialog.db_id, DELETED) and dialog.has_peer
+    """End a dialog, by BYEs or, before it is answered, by a CANCEL; returns whether they could be sent."""
+    can_end = dialog.has_peer or dialog.state in (CONFIRMED_NA, CONFIRMED)  # a CANCEL takes the call's transaction
+    return can_end and change_state(ctx, dialog.db_id, DELETED) and dialog.has_peer
 
 
 @opensips.command

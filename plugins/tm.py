@@ -330,6 +330,7 @@ def outcome(ctx, uac: Uac, key: str, answer: Answer) -> mi.Reply:
     if not end(ctx, key, answer.code):
         answer = CANCELLED if key in transactions(ctx) else TIMEOUT
     status = {"Status": f"{answer.code} {answer.reason}"}
+    ctx.count("local_replies" if answer.is_local else "relayed_replies")
     if answer.is_local:
         ctx.count("timeout_finalresponse_inv" if uac.method == "INVITE" else "timeout_finalresponse")
         return opensips.reply(ctx, status)

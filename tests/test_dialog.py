@@ -109,11 +109,29 @@ def test_an_id_ends_a_dialog_in_the_form_of_the_dialect(trial):
     assert [dialog["state"] for dialog in rpc(one, "dlg_list")["Dialogs"]] == [5, 5]
 
 
-def test_a_ringing_call_cannot_be_ended(trial):
+@pytest.mark.parametrize("state", [1, 2])
+def test_a_call_that_is_not_answered_is_cancelled(trial, state):
     one = trial()
-    call(one, "c1", "state::2")
-    assert ask(one, "dlg_end_dlg", "c1") == "500 Operation failed\n\n"
-    assert statistics(one) == {"processed": 1, "early": 1}
+    call(one, "c1", f"state::{state}")
+    assert ask(one, "dlg_end_dlg", "c1") == "200 OK\n\n"
+    assert statistics(one) == {"processed": 1, "failed": 1}
+    assert rpc(one, "dlg_list")["Dialogs"][0]["state"] == 5
+
+
+def test_a_call_without_a_reply_has_no_callee(trial):
+    one = trial()
+    call(one, "c1", "state::1")
+    assert ask(one, "dlg_list").endswith("\tCALLEES:: \n\n")
+    assert shown(one)["CALLEES"] == [{"callee_tag": "", "callee_contact": "", "caller_cseq": "", "callee_route_set": "",
+                                      "callee_bind_addr": None}]
+
+
+def test_the_contact_of_the_callee_comes_with_the_answer(trial):
+    one = trial()
+    call(one, "c1", "state::2", "callee_contact::sip:b@127.0.0.1")
+    assert shown(one)["CALLEES"][0]["callee_contact"] == ""
+    ask(one, "lab_call_state", "c1", "3")
+    assert shown(one)["CALLEES"][0]["callee_contact"] == "sip:b@127.0.0.1"
 
 
 def test_a_dialog_that_ended_goes_and_so_does_a_cached_list(trial):
@@ -397,12 +415,12 @@ def test_flags_are_shown_from_the_one_that_came_last(tabled):
         "r1": "F2 F1", "r2": "F3 F2 F1", "r3": ""}
 
 
-def test_2_4_ends_dialogs_of_a_profile_up_to_one_that_cannot_be_ended(trial):
-    """In the order of buckets; 3.4 ends all others."""
-    callids = sorted(("c1", "c2", "c3"), key=lambda callid: opensips.core_hash(callid.encode()) & 4095)
-    one = trial()
-    for callid, state in zip(callids, (4, 2, 4)):
-        call(one, callid, f"state::{state}", "profiles::caller=x")
+def test_2_4_ends_dialogs_of_a_profile_up_to_one_that_cannot_be_ended(tabled):
+    """In the order of buckets; 3.4 ends all others. The one is early, and from the table."""
+    first, second, third = sorted(("c1", "c2", "c3"), key=lambda callid: opensips.core_hash(callid.encode()) & 4095)
+    one = tabled(24, row_of(24, second, 2, "caller#x|"))
+    for callid in (first, third):
+        call(one, callid, "profiles::caller=x")
     assert ask(one, "profile_end_dlgs", "caller") == "400 Dialog internal error\n\n"
     assert [row["state"] for row in rpc(one, "dlg_list")["Dialogs"]] == [5, 2, 4]
     assert rpc(one, "profile_end_dlgs", ["caller"]) == "OK"

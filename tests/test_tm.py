@@ -157,6 +157,7 @@ def test_the_recorded_invite_rings_until_it_is_cancelled(start):
     assert reply.startswith(b"200 OK\nStatus:: 487 Request Terminated\nRURI:: .\nNext-hop:: .\nRoutes:: .\nMessage:: Via: ")
     assert b"Call-ID: mi-inv-2\r\nCSeq: 6 INVITE\r\n" in reply
     assert [server.statistic(name) for name in ("2xx_transactions", "4xx_transactions", "received_replies")] == [1, 1, 3]
+    assert [server.statistic(name) for name in ("relayed_replies", "local_replies")] == [2, 0]  # the final ones
     assert server.statistic("interrupted") == 0
 
 
@@ -358,9 +359,10 @@ def test_a_request_that_nobody_answers_times_out(start):
     assert clients[1].receive() == local
     server.ask(text("lab_clock", "6"))  # wt_timer
     assert server.statistic("inuse_transactions") == 0 and server.statistic("interrupted") == 0
-    names = b'["timeout_finalresponse","timeout_finalresponse_inv"]'
+    names = b'["local_replies","timeout_finalresponse","timeout_finalresponse_inv"]'
     request = b'{"jsonrpc":"2.0","method":"get_statistics","params":[%s],"id":1}' % names
-    assert server.ask(request).endswith(b'{"tm:timeout_finalresponse":2,"tm:timeout_finalresponse_inv":1},"id":1}')
+    assert server.ask(request).endswith(
+        b'{"tm:local_replies":3,"tm:timeout_finalresponse":2,"tm:timeout_finalresponse_inv":1},"id":1}')
 
 
 def test_a_local_timeout_in_json_is_its_status_alone(start):
