@@ -51,8 +51,14 @@ def list_blacklists(ctx, name=None):
     return mi.Reply(live=mi.CONSTANT)
 
 
+def check_protocol(values: dict) -> None:
+    """Refuse a JSON-RPC request for the connections of an unknown protocol."""
+    if str(values.get("proto", "any")).lower() not in mi.shared("opensips_base").PROTOCOLS:
+        raise mi.Error(400, "Bad protocol")
+
+
 @mi.command("list_tcp_conns", also="tcp:list", input=False,
-            json=mi.JsonForm(recipes=[()], raw=("proto",), plurals={"Connection": ("Connections", "ID")}))
+            json=mi.JsonForm(recipes=[()], raw=("proto",), plurals={"Connection": ("Connections", "ID")}, check=check_protocol))
 def list_tcp_conns(ctx, proto=None):
     """List TCP connections; always empty."""
     return mi.Reply(live=mi.CONSTANT)
@@ -61,6 +67,8 @@ def list_tcp_conns(ctx, proto=None):
 @mi.command("tcp:close")
 def tcp_close(ctx, ipport):
     """Close a TCP connection; there are none."""
+    if not re.fullmatch(r"\d+|(?:[a-z_]+:)?(?:[\d.]+|\[[\da-fA-F:.]+\]):\d+", ipport) or ipport.startswith("udp:"):
+        raise mi.Error(400, "Bad tcp connection")
     return mi.Reply(result=mi.JsonText("null"))
 
 
@@ -171,7 +179,8 @@ def cache_remove_chunk(ctx, glob, collection="default"):
     return mi.Reply()
 
 
-CHUNK_KEYS = CHUNK._replace(plurals={"key": ("keys", "name")})
+CHUNK_KEYS = CHUNK._replace(plurals={"key": ("keys", "name")}, errors={
+    **CHUNK.errors, "Server Internal Error": mi.Error(-32000, "Server error", "Failed to handle parameter")})
 
 
 @mi.command("cache_fetch_chunk", also="cachedb_local:fetch_chunk", json=CHUNK_KEYS)

@@ -31,6 +31,9 @@ forms = mi.shared("opensips_forms")
 # Most lists of OpenSIPS walk a hash table, bucket by bucket.
 
 LONG = 1000  # bytes
+PROTOCOLS = ("any", "udp", "tcp", "tls", "sctp", "ws", "wss", "ipsec", "bin", "bins", "hep_udp", "hep_tcp", "hep_tls", "smpp",
+             "msrp", "msrps")
+
 
 def core_hash(data: bytes) -> int:
     """OpenSIPS' hash of a string: 32-bit sums over groups of four bytes, which are taken as signed, and over what is left."""

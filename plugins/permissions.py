@@ -18,8 +18,6 @@ opensips = mi.shared("opensips_base")
 SPACE, RULES = "permissions", "permissions rules"
 REPLACED = (SPACE, RULES)  # by load(), each in one step
 ADDRESS = opensips.table("address", [5], "grp#? ip mask#? port#? proto pattern? context_info?=info_col", "%s_col")
-PROTOCOLS = ("any", "udp", "tcp", "tls", "sctp", "ws", "wss", "ipsec", "bin", "bins", "hep_udp", "hep_tcp", "hep_tls", "smpp",
-             "msrp", "msrps")
 NEEDED = ("ip", "grp", "mask", "port", "proto")
 BUCKETS = MOST_SUBNETS = 128
 NOT_READ = {"text": mi.Error(400, "Trusted table reload failed"), "jsonrpc": mi.Error(500, "Failed to reolad")}  # so written
@@ -66,7 +64,7 @@ def listed(ctx, rows: list) -> dict[str, list]:
             ctx.log.warning("%s: address %s with mask %s is none, passed over", row.where, row["ip"], row["mask"])
             continue
         protocol = (row["proto"] or "any").lower()
-        if protocol not in PROTOCOLS:
+        if protocol not in opensips.PROTOCOLS:
             ctx.log.warning("%s: address %s has the protocol %s, which is none, passed over", row.where, row["ip"], row["proto"])
             continue
         if row["grp"] & 2**31:

@@ -37,15 +37,15 @@ class Release(NamedTuple):
             if command.module.name in self.renamed:
                 del registry.names[command.name]
         short: dict[str, list] = {}
-        for command in commands:
-            short.setdefault(command.full_name.partition(":")[2], []).append(command)
-        for name, (command, *others) in short.items():
+        for full in dict.fromkeys((*CORE_40, *registry.commands)):
+            short.setdefault(full.partition(":")[2], []).append(full)
+        for name, (full, *others) in short.items():
             if others:
-                names = ", ".join([one.full_name for one in (command, *others)])
+                names = ", ".join(sorted((full, *others), key=group_of))
                 registry.ambiguous[name] = mi.Error(-32001, "Method ambiguous", f"supported names: {names}")
                 registry.names.pop(name, None)
-            else:
-                registry.names[name] = registry.known[name] = command
+            elif full in registry.commands:
+                registry.names[name] = registry.known[name] = registry.commands[full]
         for command in [*registry.known.values()]:  # those that are switched off
             registry.known.setdefault(command.full_name.partition(":")[2], command)
 
@@ -62,6 +62,15 @@ class Release(NamedTuple):
 
 
 GROUPS = ("statistics", "core", "tcp", "mem", "cache", "status_report", "evi", "blacklists")
+CORE_40 = ("statistics:get", "status_report:get", "status_report:status")  # which share a short name, here or not
+
+
+def group_of(full: str) -> int:
+    """The place of the group of a command in the order in which 4.0 registers them."""
+    group = full.partition(":")[0]
+    return GROUPS.index(group) if group in GROUPS else len(GROUPS)
+
+
 RECIPES_40: dict[str, list] = {
     "tcp:list": [(), ("proto",)],
     "dialog:send_sequential": [

@@ -49,8 +49,7 @@ PARAMS = [
     *opensips.without_effect("""generated_sdp_media_ip generated_sdp_port_max generated_sdp_port_min nortpproxy_str
         rtpp_notify_socket rtpproxy_autobridge rtpproxy_retr rtpproxy_timeout rtpproxy_tout"""),
 ]
-EVENTS = [mi.Event("E_RTPPROXY_STATUS", "a proxy was enabled or disabled"),
-          mi.Event("E_RTPPROXY_DTMF", "a proxy received DTMF; of 3.4, never raised")]
+EVENTS = [mi.Event("E_RTPPROXY_STATUS", "a proxy was enabled or disabled"), mi.Event("E_RTPPROXY_DTMF", "never raised here")]
 
 
 class Proxy(NamedTuple):

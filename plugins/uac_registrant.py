@@ -32,6 +32,9 @@ PARAMS = [
     *opensips.without_effect("""default_expires enable_clustering failure_retry_interval password_column
         reregister_expiry_percentage username_column"""),
 ]
+EVENTS = [mi.Event(f"E_REGISTRANT_{name}", "never raised here") for name in (
+    "REGISTERING", "AUTHENTICATING", "REGISTERED", "REGISTER_TIMEOUT", "INTERNAL_ERROR", "WRONG_CREDENTIALS", "REGISTRAR_ERROR",
+    "UNREGISTERING", "AUTHENTICATING_UNREGISTER")]
 
 
 class Record(NamedTuple):

@@ -88,6 +88,40 @@ def test_recorded_from_4_0(trial40, row):
     assert trial40.ask(row["request"]) == wanted
 
 
+def test_short_names_that_commands_of_the_core_share_in_4_0(trial40):
+    """Also with those that are not here."""
+    names = "statistics:get, status_report:get"
+    assert trial40.ask(rpc("get")) == error(-32001, "Method ambiguous", data=f"supported names: {names}")
+    assert trial40.ask(rpc("which", "get")) == error(404, "unknown MI command")
+    with mi.Trial(IMITATE % "4.0" + 'loadmodule "load_balancer.so"') as trial:
+        names = "status_report:status, load_balancer:status"
+        assert trial.ask(rpc("status")) == error(-32001, "Method ambiguous", data=f"supported names: {names}")
+
+
+def test_tcp_connections_of_4_0(trial40):
+    """There are none, of any protocol that is known; what can be none is refused."""
+    for known in ("any", "TCP", "hep_tls"):
+        assert trial40.ask(rpc("tcp:list", known)) == ok({"Connections": []})
+    for unknown in ("", "none"):
+        assert trial40.ask(rpc("tcp:list", unknown)) == error(400, "Bad protocol")
+    for good in ("1", "tcp:127.0.0.1:1", "[::1]:5"):
+        assert trial40.ask(rpc("tcp:close", good)) == ok(None)
+    for bad in ("", ":", "127.0.0.1:x", "-1", "a:b", "host:5", "udp:127.0.0.1:1"):
+        assert trial40.ask(rpc("tcp:close", bad)) == error(400, "Bad tcp connection")
+
+
+def test_chunks_of_an_unknown_collection(trial40):
+    failed = error(-32000, "Server error", data="Failed to handle parameter")
+    assert trial40.ask(rpc("cachedb_local:fetch_chunk", "*", "no")) == failed
+    assert trial40.ask(rpc("cachedb_local:remove_chunk", "*", "no")) == error(500, "Internal error")
+
+
+def test_events_of_4_0_can_be_subscribed_to():
+    with mi.Trial(IMITATE % "4.0" + 'loadmodule "rtpproxy.so"\nloadmodule "uac_registrant.so"') as trial:
+        for event in ("E_RTPPROXY_DTMF", "E_REGISTRANT_REGISTERED", "E_REGISTRANT_AUTHENTICATING_UNREGISTER"):
+            assert trial.ask(rpc("evi:subscribe", event, "udp:127.0.0.1:5999")) == ok("OK")
+
+
 def test_short_names_of_4_0(trial40):
     """One that several commands have is refused and says which; a single one is known."""
     names = "statistics:list, tcp:list, evi:list, blacklists:list"
