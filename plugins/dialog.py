@@ -19,6 +19,7 @@ import midatagram as mi
 opensips = mi.shared("opensips_base")
 
 SPACE, MADE = "dialog", "dialog profiles"  # spaces of the store: dialogs, and profiles that only rows of the table name
+READ = "dialog tables"  # and the names of tables that were read to the end
 UNCONFIRMED, EARLY, CONFIRMED_NA, CONFIRMED, DELETED = range(1, 6)
 LEAST_BYTES, LEAST_VALUE = 230, 16  # of a dialog in a reply, of a value of a profile
 ENDED_S = 5.0  # for which a dialog that ended is listed
@@ -80,8 +81,8 @@ STATS = [
 
 class Dialog(NamedTuple):
     """A dialog as the store has it. age: tells older ones from newer; values and profiles: (name, value), the newest first;
-    start and timeout: seconds since the epoch; gone_s: when one that ended goes, by the steady clock; lasts_s: how long it may
-    last once it is answered; has_peer: whether a BYE can be sent."""
+    start and timeout: seconds since the epoch; lasts_s: how long it may last once it is answered; has_peer: whether a BYE can be
+    sent."""
 
     db_id: int
     age: int
@@ -105,7 +106,6 @@ class Dialog(NamedTuple):
     callee_sock: str = ""
     values: tuple = ()
     profiles: tuple = ()
-    gone_s: float = 0
     lasts_s: int = 0
     has_peer: bool = True
 
@@ -188,7 +188,7 @@ def calls(ctx) -> Calls:
 
 def dialogs_reply(ctx, value: dict, dialogs: list[Dialog]) -> mi.Reply:
     """A reply with dialogs, which holds until one that ended goes."""
-    ends = [dialog.gone_s for dialog in dialogs if dialog.gone_s]
+    ends = [ctx.store.entry(SPACE, str(dialog.db_id))[1] for dialog in dialogs if dialog.state == DELETED]
     return opensips.reply(ctx, value, depends=(SPACE,), until_s=min(ends, default=None))
 
 
@@ -206,7 +206,7 @@ def change_state(ctx, db_id: int, *states: int, first: Dialog | None = None) -> 
         for state in states:
             if old.state not in (state, DELETED):
                 left.append((old, state))
-                old = entered(ctx, old, state, ended_s)
+                old = entered(ctx, old, state)
         return json.dumps(old)
 
     ctx.store.change(SPACE, str(db_id), step, ended_s if DELETED in states else None)
@@ -220,10 +220,10 @@ def change_state(ctx, db_id: int, *states: int, first: Dialog | None = None) -> 
     return bool(left)
 
 
-def entered(ctx, dialog: Dialog, state: int, ended_s: float) -> Dialog:
+def entered(ctx, dialog: Dialog, state: int) -> Dialog:
     """A dialog as it is once it enters a state."""
     if state == DELETED:
-        return dialog._replace(state=state, timeout=0, gone_s=ctx.store.now_s() + ended_s)
+        return dialog._replace(state=state, timeout=0)
     if state in (CONFIRMED_NA, CONFIRMED) and not dialog.start:
         now_s = int(ctx.store.time_s())
         return dialog._replace(state=state, start=now_s, timeout=now_s + (dialog.lasts_s or ctx.param("default_timeout")))
@@ -244,9 +244,10 @@ def init(ctx):
 
 
 def load(ctx):
-    """Take dialogs from the table, unless there are some from before."""
-    if ctx.param("db_mode") and not calls(ctx).dialogs:
+    """Take dialogs from the table, unless that was done before."""
+    if ctx.param("db_mode") and not ctx.store.get(READ, ctx.param("table_name")):
         read_dialogs(ctx)
+        ctx.store.put(READ, ctx.param("table_name"), "whole")
 
 
 def read_dialogs(ctx) -> None:
@@ -336,7 +337,7 @@ def keep_up(ctx):
 def expire(ctx):
     """End the dialogs that last too long."""
     now_s = ctx.store.time_s()
-    for dialog in calls(ctx).listed():
+    for dialog in opensips.in_turns([*calls(ctx).listed()]):
         if 0 < dialog.timeout <= now_s and dialog.state in (CONFIRMED_NA, CONFIRMED) and change_state(ctx, dialog.db_id, DELETED):
             ctx.count("expired_dialogs")
 

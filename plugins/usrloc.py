@@ -19,7 +19,7 @@ import midatagram as mi
 
 opensips = mi.shared("opensips_base")
 
-SPACE = "usrloc"
+SPACE, READ = "usrloc", "usrloc tables"  # the latter has the names of tables that were read to the end
 MI_CALLID, MI_AGENT = "dfjrewr12386fd6-343@opensips.mi", "OpenSIPS MI Server"
 UNSET_Q, ALL_METHODS, DELETED = -1, 2**32 - 1, 10
 NEW, SYNC, DIRTY = "CS_NEW", "CS_SYNC", "CS_DIRTY"
@@ -74,10 +74,10 @@ EVENTS = [
 
 def figures(ctx):
     """The statistics that count what there is."""
-    view = ctx.view(SPACE, take_in)
-    names = {"registered_users": sum(len(domain.records) for domain in view.values())}
+    view, names = ctx.view(SPACE, take_in), {"registered_users": 0}
     for name in ctx.param("tables"):
         domain = view.get(name) or Domain()
+        names["registered_users"] += len(domain.records)
         names.update({f"{name}-users": len(domain.records), f"{name}-contacts": domain.contacts})
     return names
 
@@ -258,7 +258,6 @@ def edit(ctx, table: str, aor: str, alter: Any, creates: bool = False, counts: s
     E_UL_CONTACT_..., and the contact. Without `creates` it is called for an AOR that exists only; counts: a statistic of contacts
     that are removed."""
     happened: list = []
-    domain = ctx.view(SPACE, take_in).get(table) or Domain()
 
     def step(value: str | None) -> str | None:
         happened.clear()
@@ -266,6 +265,7 @@ def edit(ctx, table: str, aor: str, alter: Any, creates: bool = False, counts: s
         if value is None and not creates:
             return None
         if value is None:
+            domain = ctx.view(SPACE, take_in).get(table) or Domain()  # here, where no other child makes an AOR
             record.label, record.following = domain.labels.get(bucket_of(ctx, aor), 0), random.getrandbits(14)
             happened.append(("AOR_INSERT", None))
         alter(record, happened)
@@ -388,10 +388,10 @@ def init(ctx):
 
 
 def load(ctx):
-    """Fill the tables from the database, unless they have something from before."""
-    if not db_mode(ctx) or ctx.view(SPACE, take_in):
-        return
-    for name in ctx.param("tables"):
+    """Fill the tables from the database, unless that was done before; what is there already stays."""
+    for name in ctx.param("tables") if db_mode(ctx) else ():
+        if ctx.store.get(READ, name):
+            continue
         records: dict[str, Record] = {}
         rows = opensips.rows_of(ctx, opensips.url_of(ctx), LOCATION.named(ctx, name))
         for aor, contact in opensips.good(ctx, rows, contact_of, ctx, branch_flags(ctx)):
@@ -403,7 +403,9 @@ def load(ctx):
                 record.contacts.reverse()
             else:
                 record.contacts.sort(key=lambda contact: -contact.q)
-            ctx.store.put(SPACE, f"{name}\n{aor}", record.value() or "")
+            mine = record.value()
+            ctx.store.change(SPACE, f"{name}\n{aor}", lambda value, mine=mine: value or mine)
+        ctx.store.put(READ, name, "whole")
 
 
 def branch_flags(ctx) -> dict[str, int]:
@@ -463,7 +465,8 @@ def expire(ctx):
         record.contacts = [contact._replace(state=SYNC) if writes_back else contact
                            for contact in record.contacts if contact.is_valid(now_s)]
 
-    for table, domain in [*ctx.view(SPACE, take_in).items()]:
+    for table in ctx.param("tables"):
+        domain = ctx.view(SPACE, take_in).get(table) or Domain()
         for aor, record in opensips.in_turns([*domain.records.items()]):
             if any(not contact.is_valid(now_s) or (writes_back and contact.state != SYNC) for contact in record.contacts):
                 edit(ctx, table, aor, alter, counts=f"{table}-expires")
