@@ -583,7 +583,8 @@ def read_text_table(folder: str, table: Table, read_file: Callable, each: Callab
     version = None
     if table.name != "version":
         for name, number, *_ in read_file(os.path.join(folder, "version"), each)[1]:
-            version = int(number) if name == table.name and number and number.isdigit() else version
+            is_number = isinstance(number, str) and re.fullmatch("[0-9]+", number)  # of one column it is the number of the line
+            version = int(number) if name == table.name and is_number else version
         table = of_version(folder, table, version)
     path = os.path.join(folder, table.name)
     header, rows = read_file(path, each)
@@ -755,14 +756,17 @@ def write_rows(ctx: Any, url: str, table: Table, wanted: dict, given: dict) -> N
     """Give values to the rows of a table that have those that are wanted, in what db_text read of its file, which stays as it is:
     as in the original, the next reload finds them, and dbt_reload reads the file again."""
     path = os.path.join(url.partition("://")[2], table.name)
-    header, rows = json.loads(ctx.store.get(FILES, path) or "[[], []]")
-    places = {column.name: header.index(column.source) for column in table.columns if column.source in header}
-    for row in rows if {*wanted, *given} <= {*places} else ():
-        if all(row[places[name]] == value for name, value in wanted.items()):
-            for name, value in given.items():
-                row[places[name]] = value
-    if rows:
-        ctx.store.put(FILES, path, json.dumps([header, rows]))
+
+    def step(value: str | None) -> str | None:
+        header, rows = json.loads(value or "[[], []]")
+        places = {column.name: header.index(column.source) for column in table.columns if column.source in header}
+        for row in rows if {*wanted, *given} <= {*places} else ():
+            if all(row[places[name]] == text for name, text in wanted.items()):
+                for name, text in given.items():
+                    row[places[name]] = text
+        return value and json.dumps([header, rows])
+
+    ctx.store.change(FILES, path, step)
 
 
 def good(ctx: Any, rows: Iterable[Row], make: Callable, *more: Any) -> list:
@@ -883,9 +887,10 @@ class Tables(NamedTuple):
         version, text = ctx.store.version(self.space), written(in_turns)
         mi.give_way()
         ctx.store.change(self.space, name, lambda _: text if 0 <= version == ctx.store.version(self.space) else written(iter))
+        replaced = old.generation if old else ""  # states of a still newer table stay
         for key in in_turns([*old.changed] if old else ()):
             ctx.store.change(self.space, f"{name}\n{key}",
-                             lambda value: value if value and json.loads(value)[0] == generation else None)
+                             lambda value: None if value and json.loads(value)[0] == replaced else value)
         mi.give_way()
         self.now(ctx)  # before a request wants it
 

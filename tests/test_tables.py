@@ -138,6 +138,78 @@ def test_a_state_of_a_table_that_was_replaced_is_not_taken(tmp_path):
         assert not is_off(trial.ask, "drouting", 1)
 
 
+def test_states_of_a_later_reload_stay(tmp_path, monkeypatch):
+    """Which comes while the states of the table before are removed: a child that reads all anew sees what is served."""
+    with mi.Trial(configuration("load_balancer", tmp_path, 3)) as trial:
+        namespace, removed = trial.server.registry.modules_by_name["load_balancer"].namespace, []
+        tables = namespace.BALANCE
+        assert b'"OK"' in trial.ask(request("lb_status [@, 0]", 1))
+
+        def in_turns(rows):
+            rows = [*rows]
+            if rows == ["1"] and not removed:
+                removed.extend(rows)
+                for text in ("lb_reload []", "lb_status [@, 1]"):
+                    assert b'"OK"' in trial.ask(request(text, 1))
+            return iter(rows)
+
+        monkeypatch.setattr(namespace.opensips, "in_turns", in_turns)
+        assert b'"OK"' in trial.ask(request("lb_reload []"))
+        fresh = mi.shared("views").View(trial.server.store, tables.space, tables.take_in).now()
+        assert removed and [one.enabled for one in fresh[""].ones] == [True, True, True]
+        assert not is_off(trial.ask, "load_balancer", 1)
+
+
+def removed_and_added(server):
+    """Whether u0 is there, and the number of contacts in `second`."""
+    shown = server.ask(b":ul_show_contact:\nlocation\nu0\n"), server.ask(b":get_statistics:\nsecond-contacts\n")
+    return b"200" in shown[0], shown[1].split()[-1]
+
+
+def test_a_reload_brings_back_no_contact_and_reads_further_tables(start, tmp_path):
+    lines = configuration("usrloc", tmp_path, 1)
+    (tmp_path / "second").write_bytes((tmp_path / "location").read_bytes())
+    with open(tmp_path / "version", "a") as file:
+        file.write("second:1013\n")
+    server = start(lines)
+    assert server.ask(b":ul_rm:\nlocation\nu0\n") == b"200 OK\n\n"
+    server.reload()
+    assert not removed_and_added(server)[0]
+    server.write(lines + 'modparam("usrloc", "tables", "location;second")\n')
+    server.reload()
+    assert removed_and_added(server) == (False, b"1")
+
+
+def test_a_table_that_was_read_in_part_is_read_again(tmp_path):
+    """Its child was killed. What changed meanwhile stays."""
+    with mi.Trial(configuration("usrloc", tmp_path, 3)) as trial:
+        module = trial.server.registry.modules_by_name["usrloc"]
+        for key in ("location\nu1", "location\nu2"):
+            trial.server.store.remove(module.namespace.SPACE, key)
+        trial.server.store.remove(module.namespace.READ, "location")
+        trial.ask(b":ul_add:\nlocation\nu1\nsip:new@h\n0\n1\n0\n0\n0\n1\n")
+        module.hooks["load"](mi.Context(module))
+        shown = trial.ask(b":ul_dump:\n")
+        assert shown.count(b"AOR::") == 3 and b"sip:new@h" in shown and b"sip:u1" not in shown and b"sip:u2" in shown
+
+
+def test_contacts_of_a_table_that_is_no_longer_there_count_nowhere(tmp_path):
+    with mi.Trial(configuration("usrloc", tmp_path, 1)) as trial:
+        namespace = trial.server.registry.modules_by_name["usrloc"].namespace
+        record = namespace.Record()
+        record.contacts = [namespace.Contact("sip:x@y", 1, 5)]
+        trial.server.store.put(namespace.SPACE, "second\nx", record.value())
+        assert trial.ask(b":ul_flush:\n") == b"200 OK\n\n"
+        assert trial.ask(b":get_statistics:\nregistered_users\n").endswith(b"registered_users:: 1\n\n")
+
+
+def test_a_file_of_versions_with_one_column_has_none(tmp_path):
+    lines = configuration("usrloc", tmp_path, 1)
+    (tmp_path / "version").write_text("table_name(string)\nlocation\n")
+    with pytest.raises(mi.ConfigError, match="table location has version none"):
+        mi.Trial(lines)
+
+
 def test_a_row_without_a_name_is_a_row(tmp_path):
     database = sqlite3.connect(tmp_path / "db")
     database.executescript("""CREATE TABLE version (table_name TEXT, table_version INTEGER);
