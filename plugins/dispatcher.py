@@ -314,7 +314,7 @@ def ds_push_script_attrs(ctx, attrs, ip, port, set, partition=None):
         wanted = opensips.shown_ip(ip.strip("[]"))
     except ValueError:
         raise NOT_FOUND from None
-    for one in [*PARTITIONS.table(ctx, name).ones]:
+    for one in opensips.in_turns([*PARTITIONS.table(ctx, name).ones]):
         if number in (-1, one.number) and one.ip == wanted and (one.port == port or not port or not one.port):
             PARTITIONS.change(ctx, name, one.key, lambda one: one._replace(script_attrs=attrs), NOT_FOUND)
     return mi.Reply()

@@ -258,9 +258,9 @@ def read_partition(ctx, name: str, at: int, url: str, names: tuple, inherits: bo
     known = {"GATEWAY": gateways, "CARRIER": carriers}
     rules = sorted(opensips.good(ctx, rows[2], rule, ctx, known, digits_of(ctx)), key=lambda one: one[0])
     head = Partition(at, url, names, int(ctx.store.time_s()))
-    ctx.store.put(RULES, name, json.dumps(rules))
     CARRIERS.put(ctx, name, None, carriers.values(), CARRIERS.state if inherits else ())
     GATEWAYS.put(ctx, name, head, gateways.values(), GATEWAYS.state if inherits else ())
+    ctx.store.put(RULES, name, json.dumps(rules))  # last: none leads to what there was no room for
 
 
 def by_name(made: list) -> dict:
