@@ -64,7 +64,7 @@ class Access:
     def allows(self, command: Any, caller: tuple, *names: str) -> bool:
         """Whether a sender may use a command, or what a catch-all is asked for by its first name; a refusal is logged for
         the audit."""
-        asked = names[0] if command.name == "*" else command.name
+        asked = names[0] if command.name in ("", "*") else command.name
         rules = self.rules_of(asked)
         if not rules:
             return True

@@ -149,7 +149,7 @@ PENDING = end_of("pending")
 def journal_of(server: Any) -> Journal:
     """This child's view of the journal."""
     size = server.registry.modules_by_name["lab"].settings["journal_size"]
-    return Journal(f"{server.store.path}-journal-{size}", size)
+    return Journal(f"{server.store.folder}/journal-{size}", size)
 
 
 def child_init(ctx):
@@ -463,12 +463,19 @@ class Ruled:
         stub, stub_turn = choose(ctx, stubs, request, self.client)
         if fault and fault.effect.action == "error":
             self.replies[nth] = fault.reply
+        elif stub and not self.is_allowed(nth, request.name):
+            self.replies[nth] = mi.Reply(403, "Forbidden")
         elif stub:
             self.replies[nth] = stub.reply
             self.effects.append((stub, stub_turn))
         if fault:
             self.faults[nth] = fault
             self.effects.append((fault, turn))
+
+    def is_allowed(self, nth: int | None, name: str) -> bool:
+        """Whether the access lists let the client use what a request names."""
+        ctx, access = self.ctx, self.ctx.server.access
+        return access is None or access.allows(ctx.calls[nth or 0].command, ctx.caller, name)
 
     def answer(self) -> mi.Reply | None:
         """The reply to the whole datagram, if a rule has one; in a batch those to single requests are put into their calls."""
@@ -551,10 +558,12 @@ def lab_reply(ctx, command, *argument, **options):
         new = stub_of(0, command, patterns, options)
     except ValueError as error:
         raise mi.Error(400, str(error)) from None
-    for old in rules_of(ctx, "reply"):
+    before = rules_of(ctx, "reply")
+    number = add_rule(ctx, "reply", command, patterns, options)
+    for old in before:
         if new.when == old.when == canned.When() and (old.command, old.patterns) == (command, patterns):
             remove_rules(ctx, "reply", old.number)
-    return mi.Reply(nodes=[mi.Node("id", add_rule(ctx, "reply", command, patterns, options))])
+    return mi.Reply(nodes=[mi.Node("id", number)])
 
 
 @mi.command(id=mi.integer(1))
@@ -731,6 +740,7 @@ def load(ctx):
     for space in (RULES, canned.COUNTS, canned.SETTINGS):
         ctx.store.remove_fitting(space, "*")
     ctx.store.put(canned.SETTINGS, "seed", str(ctx.param("seed")))
+    ctx.store.put(canned.SETTINGS, "clock", str(ctx.store.shared[mi.MOVED_S]))  # which a reload leaves as it is
     for options in ctx.param("fault"):
         add_rule(ctx, "fault", options)
 

@@ -113,8 +113,9 @@ def lab_count(ctx, name, by=1):
     counters, column = ctx.server.counters, ctx.server.counters.column(found[0].group, found[0].name)
     if found[0].resettable:
         ctx.own.row[column] += by
-    else:  # which would go with this child
-        counters.set(column, *(value + by for value in ctx.server.values_of(found[:1])()))
+    else:  # which would go with this child; in a step, since others may do the same
+        ctx.store.change("lab_count", name, lambda _: counters.set(column, *(
+            value + by for value in ctx.server.values_of(found[:1])())))
     return mi.Reply()
 
 

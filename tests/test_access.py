@@ -317,3 +317,18 @@ def test_a_restricted_pattern_of_commands(start, open_folder):
         assert ask_as(NOBODY, NOBODY, [], server.place, request) == FORBIDDEN
         assert server.ask(request) != FORBIDDEN
     assert ask_as(NOBODY, NOBODY, [], server.place, UPTIME).startswith(b"200 OK")
+
+
+def test_a_lab_does_not_answer_whom_access_lists_refuse(start):
+    """Not in a batch either, nor for a command that no plug-in has."""
+    needs_root()
+    lines = "".join(own("allow_command", f"{name}: uid:{DAEMON}") for name in ("uptime", "dlg_list"))
+    server = start('loadmodule "lab.so"\n' + lines)
+    for name in ("uptime", "dlg_list", "pwd"):
+        assert server.ask(f":lab_reply:\n{name}\nreply::mine\n".encode()).startswith(b"200")
+    for request in (UPTIME, b":core:uptime:\n", b":dlg_list:\n"):
+        assert server.ask(request) == FORBIDDEN
+    batch = b",".join(b'{"jsonrpc":"2.0","method":"%b","id":1}' % name for name in (b"uptime", b"dlg_list", b"pwd"))
+    reply = server.ask(b"[%b]" % batch)
+    assert reply.count(b'"code":403') == 2 and reply.count(b"mine") == 1
+    assert b"mine" in server.ask(b":pwd:\n")

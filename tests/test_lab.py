@@ -736,6 +736,12 @@ def test_the_clock_does_not_go_back(lab):
     assert lab.ask(text("lab_clock", "0")) == b"200 OK\nmoved:: 0\n\n"
 
 
+def test_a_reload_leaves_the_clock_where_it_is(lab):
+    assert lab.ask(text("lab_clock", "3600")) == b"200 OK\nmoved:: 3600\n\n"
+    lab.reload()
+    assert lab.ask(text("lab_clock", "10")) == b"200 OK\nmoved:: 3610\n\n"
+
+
 def test_the_clock_moves_expiries_and_times(lab):
     lab.ask(b":cache_store:\nlocal\nkey\nvalue\n600\n")
     lab.ask(b":event_subscribe:\nE_MI_RELOAD\nudp:127.0.0.1:9\n600\n")

@@ -140,6 +140,16 @@ def test_the_clock_of_a_lab_is_kept(start, tmp_path):
     assert again.ask(b":lab_clock:\n30\n") and fetched(again) is None
 
 
+def test_the_journal_of_a_lab_is_not_kept(start, tmp_path):
+    path = tmp_path / "store"
+    server = start(plain(path, 'loadmodule "lab.so"'))
+    server.ask(b":pwd:\n")
+    assert b"pwd" in server.ask(b":lab_journal:\n")
+    server.stop()
+    assert {file.name for file in tmp_path.glob("store*")} <= {"store", "store-wal", "store-shm"}
+    assert b"pwd" not in start(plain(path, 'loadmodule "lab.so"')).ask(b":lab_journal:\n")
+
+
 def test_the_file_is_private_and_so_is_what_belongs_to_it(start, tmp_path):
     path = tmp_path / "store"
     path.touch(0o666)
