@@ -87,17 +87,18 @@ def transactions(ctx) -> dict[str, Transaction]:
 
 def end(ctx, key: str, code: int) -> bool:
     """Give a transaction its final reply, after which it stays for wt_timer; False if it has one, or is gone."""
-    ended: list = []
-
-    def step(value: str | None) -> str | None:
+    def step(value: str | None) -> str:
         one = Transaction(*json.loads(value)) if value is not None else None
-        ended[:] = [one] if one and not one.code else []
-        return json.dumps(one._replace(code=code)) if one and not one.code else value
+        if one is None or one.code:
+            raise LookupError(key)  # so that wt_timer does not begin anew
+        return json.dumps(one._replace(code=code))
 
-    ctx.store.change(SPACE, key, step, ctx.param("wt_timer"))
-    if ended:
-        ctx.count(f"{code // 100}xx_transactions")
-    return bool(ended)
+    try:
+        ctx.store.change(SPACE, key, step, ctx.param("wt_timer"))
+    except LookupError:
+        return False
+    ctx.count(f"{code // 100}xx_transactions")
+    return True
 
 
 class Answer(NamedTuple):

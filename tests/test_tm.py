@@ -487,3 +487,11 @@ def test_headers_of_any_length_are_read_at_once():
         reader.start()
         reader.join(5)
         assert not reader.is_alive(), text_[:20]
+
+
+def test_a_transaction_that_has_ended_does_not_stay_longer(trial):
+    trial.ask(text("lab_transaction", "1", "1", "cid", "6", "INVITE"))
+    for _ in range(2):
+        assert trial.ask(text("t_uac_cancel", "cid", "6")) == b"200 OK\n\n"
+        trial.server.store.move_clock(trial.server.store.shared[mi.MOVED_S] + 3)  # wt_timer is 5
+    assert trial.ask(text("t_uac_cancel", "cid", "6")) == b"481 No such transaction\n\n"
