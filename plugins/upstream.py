@@ -311,7 +311,7 @@ class Recorder:
 
     def write(self) -> None:
         """Write the file if there is something new; one child after the other."""
-        if self.version == self.server.store.version(RECORDED):
+        if self.server.store.version(RECORDED) in (0, self.version):  # 0: nothing passed, what an earlier run wrote stays
             return
         new = f"{self.path}.new"
         try:

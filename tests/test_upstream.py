@@ -1104,6 +1104,19 @@ def test_what_passes_becomes_canned_replies(start, tmp_path):
     assert [again.ask(request) for request in requests] == replies
 
 
+def test_a_recording_stays_until_there_is_a_new_one(start, tmp_path):
+    """A start alone does not empty the file."""
+    behind, path = start(), tmp_path / "passed.conf"
+    lines = gateway_to(behind.place, more=f'modparam("upstream", "record", "{path}")')
+    front = start(lines)
+    front.ask(VERSION)
+    front.stop()
+    before = path.read_text()
+    assert "[version]" in before
+    start(lines).stop()
+    assert path.read_text() == before
+
+
 @pytest.mark.parametrize("dialect", ["text", "jsonrpc"])
 def test_what_is_recorded_of_a_server_of_another_dialect_is_what_its_clients_got(start, tmp_path, dialect):
     behind, path = start(f'modparam("midatagram", "dialect", "{dialect}")'), tmp_path / "passed.conf"
