@@ -2432,8 +2432,7 @@ class Store:
             self.cursor.connection.close()
         self.cursor = None
 
-    # A step of a transaction gets run(statement, values), the new version, and whether the store is full; it returns its
-    # result, and by how many bytes the store grows.
+    # A step gets run(statement, values), the new version, and whether the store is full; it returns its result and the growth.
 
     def purge_slice(self, run: Callable, version: int, full: bool) -> tuple:
         """Delete some of what expired, and of what was removed a while ago, or at any time if full; returns if there was any."""
@@ -5178,9 +5177,9 @@ class Supervisor:
         texts = [f"{serving} of {len(self.current.ranks)} children serve {', '.join(places)}"]
         texts += [f"child {rank} cannot start: {why}" for rank, why in sorted(self.troubles.items()) if why]
         texts += [f"the last reload was {self.last_reload}"] if self.last_reload else []
-        status = escaped("; ".join(texts))
+        status = "; ".join(texts := [escaped(text) for text in texts])
         self.notify(STATUS=status, **states)
-        text = json.dumps([os.getpid(), self.started_s, status, places])
+        text = json.dumps([os.getpid(), self.started_s, texts, places])
         if text != self.written:
             self.written = text
             set_title(f"midatagram: attendant {places[0]}")

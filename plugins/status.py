@@ -51,10 +51,10 @@ def lines(options: argparse.Namespace) -> Iterator[str]:
     for folder in [folder for place in places for folder in pathlib.Path(place).glob("midatagram-*")]:
         with contextlib.suppress(OSError, ValueError):
             if folder.lstat().st_uid in trusted or is_of_the_server(folder, address):
-                pid, started_s, status, served = json.loads((folder / "status").read_text())
+                pid, started_s, texts, served = json.loads((folder / "status").read_text())
                 if str(address) in served and os.path.exists(f"/proc/{pid}"):
                     yield f"pid {pid}, uptime {time.time() - started_s:.0f} s"
-                    yield from status.split("; ")
+                    yield from texts
 
 
 def is_of_the_server(folder: pathlib.Path, address: mi.Address) -> bool:

@@ -44,7 +44,10 @@ class TraceFile:
 
     def open(self) -> None:
         """Open or create the file; OSError when that is not possible."""
-        self.file = open_to_append(self.path, os.O_WRONLY, 0o640)
+        try:
+            self.file = open_to_append(self.path, os.O_WRONLY, 0o640)
+        except OSError as error:  # which may name a part of the path alone
+            raise OSError(error.errno, error.strerror, self.path) from None
 
     def write(self, batch: list) -> None:
         """Append a batch with one write, so that lines of several children do not mix; OSError if it fails."""

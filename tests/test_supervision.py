@@ -692,6 +692,18 @@ def test_status_tells_how_the_server_is(greeter):
     wait_for(lambda: "the last reload was refused" in run("--status", "-f", greeter.config_path).stdout, what="the refusal")
 
 
+def test_status_has_a_mistake_on_a_line_of_its_own(start):
+    server = start()
+    server.write('modparam("midatagram", "pool_siz", 1)\n')
+    server.reload("reload refused")
+
+    def shown():
+        lines = run("--status", "-f", server.config_path).stdout.splitlines()
+        return [line for line in lines if line.startswith("the last reload was refused")]
+
+    assert "did you mean" in wait_for(shown, what="the refusal")[0]
+
+
 def test_status_of_a_server_that_has_its_folder_beside_its_socket(start, tmp_path):
     server = start(TROUBLE, "-p", str(PLUGINS), place=str(tmp_path / "mi.sock"), environment={"RUNTIME_DIRECTORY": str(tmp_path)})
     assert f"pid {server.pid}, " in run("--status", "-f", server.config_path).stdout

@@ -281,3 +281,9 @@ def test_replies_whose_values_take_a_while_are_all_traced(start, tmp_path):
     traces = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(traces) == 43
     assert all(trace["replied_s"] - trace["requested_s"] > 0.009 for trace in traces)
+
+
+def test_a_folder_that_is_missing_is_named_whole(tmp_path):
+    path = tmp_path / "none" / "trace.jsonl"
+    with pytest.raises(FileNotFoundError, match=f"{path}"):
+        trace_file.TraceFile(str(path), FakeContext()).open()
