@@ -816,7 +816,7 @@ def test_the_page_from_nothing_to_red_and_back_to_green(reader):
     reader.places["/tmp/lab.sock"] = f"{reader.folder}/lab.sock"
     reader.write("client.py", client)
     reader.write("lab.cfg", configuration)
-    [start] = re.findall(r"^`(\./midatagram\.py .*?)` starts it", PAGE, re.M)
+    [start] = re.findall(r"and run `(\./midatagram\.py .*?)` in another terminal", PAGE)
     reader.begin(start, "lab.sock")
     session = session_of(PAGE)
     for command, reply in session:
