@@ -740,7 +740,7 @@ def load(ctx):
     for space in (RULES, canned.COUNTS, canned.SETTINGS):
         ctx.store.remove_fitting(space, "*")
     ctx.store.put(canned.SETTINGS, "seed", str(ctx.param("seed")))
-    ctx.store.put(canned.SETTINGS, "clock", str(ctx.store.shared[mi.MOVED_S]))  # which a reload leaves as it is
+    ctx.store.put(canned.SETTINGS, "clock", str(round(ctx.store.time_s() - time.time())))  # a reload leaves it as it is
     for options in ctx.param("fault"):
         add_rule(ctx, "fault", options)
 
