@@ -19,7 +19,7 @@ import midatagram as mi
 opensips = mi.shared("opensips_base")
 
 SPACE, MADE = "dialog", "dialog profiles"  # spaces of the store: dialogs, and profiles that only rows of the table name
-READ = "dialog tables"  # and the names of tables that were read to the end
+READ, ENDED = "dialog tables", "dialog rows"  # and the names of tables that were read to the end, rows of them that ended
 UNCONFIRMED, EARLY, CONFIRMED_NA, CONFIRMED, DELETED = range(1, 6)
 LEAST_BYTES, LEAST_VALUE = 230, 16  # of a dialog in a reply, of a value of a profile
 ENDED_S = 5.0  # for which a dialog that ended is listed
@@ -217,6 +217,8 @@ def change_state(ctx, db_id: int, *states: int, first: Dialog | None = None) -> 
                              from_tag=old.from_tag, to_tag=old.to_tag, old_state=old.state, new_state=state)
         if state == DELETED and old.state < CONFIRMED_NA:
             ctx.count("failed_dialogs")
+        if state == DELETED and not old.has_peer:  # in the table it stays
+            ctx.store.put(ENDED, str(old.db_id), "")
     return bool(left)
 
 
@@ -256,13 +258,15 @@ def read_dialogs(ctx) -> None:
     table, ages, flags = DIALOG.named(ctx, ctx.param("table_name")), itertools.count(), dict[str, int]()
     rows = opensips.rows_of(ctx, opensips.url_of(ctx), table)
     for dialog in opensips.in_turns(opensips.good(ctx, rows, dialog_of, ctx, ages, flags)):
-        if dialog.state == DELETED or str(dialog.db_id) in calls(ctx).dialogs:
+        key = str(dialog.db_id)
+        if dialog.state == DELETED or key in calls(ctx).dialogs or ctx.store.get(ENDED, key) is not None:
             continue
         if 0 < dialog.timeout <= now_s:
             ctx.count("expired_dialogs")
+            ctx.store.put(ENDED, key, "")
         else:
             dialog = dialog._replace(profiles=stored_profiles(ctx, dialog.profiles))
-            ctx.store.put(SPACE, str(dialog.db_id), json.dumps(dialog))
+            ctx.store.put(SPACE, key, json.dumps(dialog))
 
 
 def bucket_of(ctx, callid: str) -> int:

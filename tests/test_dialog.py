@@ -409,6 +409,17 @@ def test_a_restore_makes_profiles_too(tabled, tmp_path):
     assert ask(one, "list_all_profiles").endswith("\nmine:: 1\n\n")
 
 
+def test_a_restore_leaves_out_rows_of_dialogs_that_have_ended(tabled):
+    """By a command or because of their age, which is counted once."""
+    late = re.sub(r":\d+::caller#x", f":{int(time.time()) - 9}::caller#x", row_of(24, "r2", 4, "caller#x|"))
+    one = tabled(24, row_of(24, "r1"), late)
+    assert ask(one, "dlg_end_dlg", rpc(one, "dlg_list")["Dialogs"][0]["db_id"]) == "500 Operation failed\n\n"
+    one.server.store.move_clock(60)  # it is listed no longer
+    for _ in range(2):
+        assert ask(one, "dlg_restore_db") == "200 OK\n\n"
+        assert (rpc(one, "dlg_list")["Dialogs"], statistics(one)["expired"]) == ([], 1)
+
+
 def test_flags_are_shown_from_the_one_that_came_last(tabled):
     one = tabled(34, row_of(34, "r1", flags="F1 F2"), row_of(34, "r2", flags="F3 F2 F1"), row_of(34, "r3", flags=""))
     assert {row["callid"]: row["user_flags"] for row in rpc(one, "dlg_list")["Dialogs"]} == {
