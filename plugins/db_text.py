@@ -36,9 +36,9 @@ def dbt_reload(ctx, db_name=None, table_name=None):
     troubles = 0
     for path in paths:
         try:
-            opensips.read_file_anew(ctx, path)
-        except (opensips.TableError, OSError, UnicodeError) as error:
-            ctx.log.error("dbt_reload: %s", error)
+            with opensips.reloading(ctx, mi.Error(500, "Server Internal Error")):
+                opensips.read_file_anew(ctx, path)
+        except mi.Error:  # the others are read
             troubles += 1
     if troubles:
         raise mi.Error(500, "Server Internal Error")

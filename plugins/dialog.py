@@ -490,11 +490,8 @@ def dlg_db_sync(ctx):
 def dlg_restore_db(ctx):
     """Read the dialogs that are missing from the table."""
     database(ctx, "Cannot restore db in no-db mode!")
-    try:
+    with opensips.reloading(ctx, mi.Error(400, "Restore dlg DB failed!")):
         read_dialogs(ctx)
-    except opensips.TableError as error:
-        ctx.log.error("dlg_restore_db: %s", error)
-        raise mi.Error(400, "Restore dlg DB failed!") from None
     return mi.Reply()
 
 

@@ -291,12 +291,9 @@ def ds_reload(ctx, partition=None, inherit_state=None):
     name = None if partition is None else opensips.text(ctx, "partition", partition) or default_of(ctx)
     if name and name not in partitions(ctx):
         raise mi.Error(500, "ERROR Unknown partition")
-    try:
+    with opensips.reloading(ctx, mi.Error(500, "ERROR Reloading data")):
         for one in [name] if name else partitions(ctx):
             read_partition(ctx, one, ("flags",) if opensips.keeps_states(inherit_state) else ())
-    except opensips.TableError as error:
-        ctx.log.error("ds_reload: %s", error)
-        raise mi.Error(500, "ERROR Reloading data") from None
     return mi.Reply()
 
 

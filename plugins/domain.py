@@ -71,11 +71,8 @@ def check_mode(ctx) -> None:
 def domain_reload(ctx):
     """Read the table again."""
     check_mode(ctx)
-    try:
+    with opensips.reloading(ctx, mi.Error(500, "Domain table reload failed")):
         read_domains(ctx)
-    except opensips.TableError as error:
-        ctx.log.error("domain_reload: %s", error)
-        raise mi.Error(500, "Domain table reload failed") from None
     return mi.Reply()
 
 

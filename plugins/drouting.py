@@ -419,10 +419,10 @@ def dr_reload(ctx, partition_name=..., inherit_state=...):
     for name in names:
         old = partitions(ctx)[name]
         try:
-            read_partition(ctx, name, old.at, old.url, tuple(old.tables), opensips.keeps_states(inherit_state))
-        except opensips.TableError as error:
+            with opensips.reloading(ctx, failed):
+                read_partition(ctx, name, old.at, old.url, tuple(old.tables), opensips.keeps_states(inherit_state))
+        except mi.Error:  # the others are read
             wrong.append(name)
-            ctx.log.error("dr_reload: partition %s: %s", name, error)
     if wrong:
         raise failed
     return mi.Reply()

@@ -195,9 +195,6 @@ def lb_status(ctx, destination_id, new_status=...):
 @opensips.command(timed=False)
 def lb_reload(ctx):
     """Read the table again; destinations that stay are enabled or disabled as before."""
-    try:
+    with opensips.reloading(ctx, mi.Error(500, "Failed to reload")):
         read_table(ctx, keeps_sizes=False)
-    except opensips.TableError as error:
-        ctx.log.error("lb_reload: %s", error)
-        raise mi.Error(500, "Failed to reload") from None
     return mi.Reply()

@@ -4,6 +4,8 @@ A plug-in loads it with mi.shared("opensips_base"). It has no commands and no st
 """
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import inspect
 import ipaddress
@@ -767,6 +769,29 @@ def write_rows(ctx: Any, url: str, table: Table, wanted: dict, given: dict) -> N
         return value and json.dumps([header, rows])
 
     ctx.store.change(FILES, path, step)
+
+
+@contextlib.contextmanager
+def reloading(ctx: Any, failure: mi.Error | None = None) -> Iterator[None]:
+    """In commands that read tables again: one after the other for a module, so that what was read last is what stays. What is
+    wrong with a table is logged, and `failure` raised; mi.Failed without one."""
+    import gevent
+
+    with open(os.path.join(ctx.store.folder, f"reload-{ctx.own.name}"), "ab") as lock:
+        waits = True
+        while waits:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until it is closed
+                waits = False
+            except BlockingIOError:
+                gevent.sleep(0.01)
+        try:
+            yield
+        except (TableError, OSError, UnicodeError) as error:
+            if failure is None:
+                raise mi.Failed(f"{error}") from None
+            ctx.log.error("%s: %s", ctx.request.name, error)
+            raise failure from None
 
 
 def good(ctx: Any, rows: Iterable[Row], make: Callable, *more: Any) -> list:

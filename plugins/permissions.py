@@ -235,12 +235,9 @@ def address_reload(ctx, partition=None):
     for name in partitions(ctx) if reads_all else [opensips.text(ctx, "partition", partition)]:
         if name not in partitions(ctx):
             raise mi.Error(400, "Trusted table reload failed")
-        try:
+        of_all = mi.Error(400, f"failed to reload partition  {name}!")
+        with opensips.reloading(ctx, of_all if reads_all else NOT_READ[ctx.request.dialect]):
             read_partition(ctx, name)
-        except opensips.TableError as error:
-            ctx.log.error("address_reload: %s", error)
-            of_all = mi.Error(400, f"failed to reload partition  {name}!")
-            raise (of_all if reads_all else NOT_READ[ctx.request.dialect]) from None
     return mi.Reply()
 
 

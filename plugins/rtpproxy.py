@@ -189,9 +189,6 @@ def rtpproxy_reload(ctx):
     """Read the table again; all proxies are as those that do not answer, and sets stay."""
     if not ctx.param("db_url"):
         raise mi.Error(400, "Bad parameter")
-    try:
+    with opensips.reloading(ctx, mi.Error(500, "Server Internal Error")):
         read_proxies(ctx, again=True)
-    except opensips.TableError as error:
-        ctx.log.error("rtpproxy_reload: %s", error)
-        raise mi.Error(500, "Server Internal Error") from None
     return mi.Reply()

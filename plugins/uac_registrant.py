@@ -243,11 +243,9 @@ def reg_list(ctx, aor=..., contact=..., registrar=...):
 def reg_reload(ctx, aor=..., contact=..., registrar=...):
     """Read the table again, in JSON-RPC also the row of one record; what is registered stays so."""
     is_one = ctx.request.dialect == "jsonrpc" and aor is not ...
-    try:
+    with opensips.reloading(ctx):
         if not read_table(ctx, key_of(*asked(ctx, aor, contact, registrar)) if is_one else None) and is_one:
             raise mi.Error(404, "No such registrant in database")
-    except opensips.TableError as error:
-        raise mi.Failed(f"reg_reload: {error}") from None
     return mi.Reply()
 
 

@@ -373,7 +373,7 @@ def test_a_table_that_cannot_be_read_leaves_what_there_is(start, tmp_path):
     server = start(lines(tables(tmp_path)))
     tables(tmp_path, gw=("gw1:h::0:x",))
     assert server.ask(b":dr_reload:\n") == b"500 Failed to reload\n\n"
-    server.wait_log(f"dr_reload: partition Default: {tmp_path}/dr_gateways:2: state is 'x', which is no number")
+    server.wait_log(f"dr_reload: {tmp_path}/dr_gateways:2: state is 'x', which is no number")
     assert server.ask(b":dr_gw_status:\ngw1\n") == b"200 OK\nState:: Active\n\n"
 
 

@@ -139,18 +139,18 @@ def test_a_state_of_a_table_that_was_replaced_is_not_taken(tmp_path):
 
 
 def test_states_of_a_later_reload_stay(tmp_path, monkeypatch):
-    """Which comes while the states of the table before are removed: a child that reads all anew sees what is served."""
+    """Of another configuration, while those of the table before are removed: a child that reads all anew sees what is served."""
     with mi.Trial(configuration("load_balancer", tmp_path, 3)) as trial:
-        namespace, removed = trial.server.registry.modules_by_name["load_balancer"].namespace, []
-        tables = namespace.BALANCE
+        module, removed = trial.server.registry.modules_by_name["load_balancer"], []
+        namespace, tables = module.namespace, module.namespace.BALANCE
         assert b'"OK"' in trial.ask(request("lb_status [@, 0]", 1))
 
         def in_turns(rows):
             rows = [*rows]
             if rows == ["1"] and not removed:
                 removed.extend(rows)
-                for text in ("lb_reload []", "lb_status [@, 1]"):
-                    assert b'"OK"' in trial.ask(request(text, 1))
+                module.hooks["load"](mi.Context(module))
+                assert b'"OK"' in trial.ask(request("lb_status [@, 1]", 1))
             return iter(rows)
 
         monkeypatch.setattr(namespace.opensips, "in_turns", in_turns)
@@ -238,6 +238,23 @@ def test_others_have_their_turn_while_a_table_is_read(start, tmp_path, module, w
         assert other.ask(b":pwd:\n").startswith(b"200 OK\n")
         replies += 1
     assert b'"OK"' in client.receive() and replies > 3
+
+
+@pytest.mark.parametrize("module, table, reload, listed", [
+    ("domain", "domain", "domain_reload", "domain_dump"), ("dispatcher", "dispatcher", "ds_reload", "ds_list"),
+    ("permissions", "address", "address_reload", "address_dump"), ("load_balancer", "load_balancer", "lb_reload", "lb_list")])
+def test_of_two_reloads_at_once_the_later_one_counts(start, tmp_path, module, table, reload, listed):
+    """The first has read the table, which then is another one, and the second has less to read."""
+    server, path = start(configuration(module, tmp_path, 10000)), tmp_path / table
+    first, second, other = server.client(), server.client(), server.client()
+    first.send(f":{reload}:\n".encode())
+    for _ in range(5):
+        assert other.ask(b":pwd:\n").startswith(b"200 OK\n")
+    path.write_text("\n".join([*path.read_text().split("\n")[:3], ""]))
+    assert not select.select([first.socket], [], [], 0)[0]
+    assert second.ask(f":{reload}:\n".encode()) == first.receive() == b"200 OK\n\n"
+    reply = other.ask(f":{listed}:\n".encode())
+    assert reply.startswith(b"200 OK\n") and reply.count(b"\n") < 10
 
 
 @pytest.mark.parametrize("module, command, table, row, size", [
