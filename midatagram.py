@@ -2712,9 +2712,8 @@ class Server:
         self.row, self.attendant_pid = ATTENDANT, os.getpid()  # this process' row of counters and of the process table
         self.plans = Memo(CACHE_BYTES)
         self.events = Events(self, pair)
-        self.load_once: Callable[[], None] = lambda: None  # in each child, before it serves
-        if any("load" in module.hooks for module in self.registry.modules):
-            self.load_once = shared("loading", setup.path, "for load(), ").once(self)
+        self.loads = any("load" in module.hooks for module in self.registry.modules)  # in a child, before it serves
+        self.load_once: Callable = shared("loading", setup.path, "for load(), ").once(self) if self.loads else lambda again: None
         lenient_reader()  # now, while this process may read the folder of plug-ins
         rules = setup.own.get("allow_command")
         self.access = shared("access", setup.path, "for allow_command, ").Access(rules, self) if rules else None
@@ -4794,6 +4793,7 @@ class Generation:
     setup: Setup
     ranks: range
     levels: list  # the columns of statistics that are levels, not counters
+    loads: bool  # whether a plug-in has load()
 
     def __init__(self, pid: int, control: Any):
         self.pid, self.control = pid, control  # the pid is 0 when the loader is gone
@@ -4887,6 +4887,7 @@ class Supervisor:
         self.deaths: collections.Counter[int] = collections.Counter()  # early ones in a row, by rank; a loader's rank is 0
         self.not_before_s: dict[int, float] = {}  # when a rank is started again, if others serve
         self.crashes = 0  # early deaths in a row after which nobody served
+        self.is_disturbed = False  # what the store has, by load() of a candidate
         self.troubles: dict[int, str] = {}  # by rank why its child cannot start
         self.alive_read, self.alive_write = os.pipe()  # closed with the attendant
         self.news_read, self.news_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # written for each signal, and by tell()
@@ -5028,13 +5029,14 @@ class Supervisor:
     def take_report(self, generation: Generation) -> bool:
         """Make what the loader reported the generation's; False if it ended before it was done. StartError for a refusal."""
         try:
-            refusal, setup, levels, columns = pickle.loads(generation.report)
+            refusal, made = pickle.loads(generation.report)
         except Exception:  # whatever is in it
             return False
         if refusal:
             raise StartError(*refusal)
-        generation.setup, generation.levels, generation.ranks = setup, levels, range(1, setup.mi["children_count"] + 1)
-        self.counters.columns, self.counters.room, self.counters.blocks = columns
+        generation.setup, generation.levels, generation.loads, counters = made
+        self.counters.columns, self.counters.room, self.counters.blocks = counters
+        generation.ranks = range(1, generation.setup.mi["children_count"] + 1)
         return True
 
     def try_configuration(self, candidate: Generation, ended: str = "") -> None:
@@ -5054,6 +5056,9 @@ class Supervisor:
         if self.candidate:
             self.candidate.end()
         self.candidate = None
+        serving = [record for record in self.children.values() if record.generation is self.current and self.serves(record)]
+        if self.is_disturbed and self.current.loads and serving:  # a successor has load() run again
+            self.processes.set(serving[0].row, state=Processes.STOPPING)
         self.server.count("reload_errors")
         log.error("reload %s: %s", what, why)
         self.last_reload = f"{what}: {why}"
@@ -5063,7 +5068,7 @@ class Supervisor:
 
     def accept(self, generation: Generation) -> None:
         """The candidate is good: make it the current generation, and do what could not have been undone."""
-        old, self.current, self.candidate = self.current, generation, None
+        old, self.current, self.candidate, self.is_disturbed = self.current, generation, None, False
         generation.is_accepted = True
         old.end()
         setup = generation.setup
@@ -5195,8 +5200,9 @@ class Supervisor:
         self.counters.use(row)
         self.processes.beats[row] = int(time.monotonic() * 1000)
         places = [(endpoint.place, endpoint.kept) for endpoint in generation.endpoints]
+        again, self.is_disturbed = self.is_disturbed and not self.candidate, bool(self.candidate)
         try:
-            generation.ask("fork", (row, rank, places), [endpoint.socket.fileno() for endpoint in generation.endpoints])
+            generation.ask("fork", (row, rank, places, again), [endpoint.socket.fileno() for endpoint in generation.endpoints])
         except OSError as error:
             log.error("cannot fork: %s", error)
             self.processes.set(row, state=Processes.FREE)
@@ -5410,14 +5416,15 @@ class Loading:
             setup = loader.load(directives_of(attendant.options, loader.calls_of))
             self.server = Server(setup, counters, attendant.processes, attendant.store, attendant.pair, attendant.started_s)
         except (StartError, ConfigError) as error:
-            return (getattr(error, "status", EXIT_CONFIG), f"{error}"), None, (), ()
+            return (getattr(error, "status", EXIT_CONFIG), f"{error}"), None
         except BaseException as error:  # whatever a plug-in does, the server that runs goes on
             log.exception("the configuration cannot be loaded")
-            return (EXIT_CONFIG, f"{type(error).__name__}: {error}"), None, (), ()
+            return (EXIT_CONFIG, f"{type(error).__name__}: {error}"), None
         self.server.attendant_pid = attendant.server.attendant_pid
         levels = [stat for module in setup.registry.modules for stat in module.stats if stat.read is None and not stat.resettable]
-        return ((), setup._replace(registry=Registry(()), destinations={}),
-                [counters.column(stat.group, stat.name) for stat in levels], (counters.columns, counters.room, counters.blocks))
+        columns = [counters.column(stat.group, stat.name) for stat in levels]
+        return (), (setup._replace(registry=Registry(()), destinations={}), columns, self.server.loads,
+                    (counters.columns, counters.room, counters.blocks))
 
     def begin(self, folder: str, path: str, locks: list[int]) -> None:
         """At the first start: log, and be the user, as the attendant does by now; hold its locks of the store."""
@@ -5426,12 +5433,12 @@ class Loading:
         libc().prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # another user's process has none
         self.server.store.folder, self.server.store.path = folder, path
 
-    def fork(self, row: int, rank: int, places: list, descriptors: Iterable[int]) -> None:
+    def fork(self, row: int, rank: int, places: list, again: bool, descriptors: Iterable[int]) -> None:
         """Fork a child twice: whose parent ends is given to the attendant, which reads its pid in the process table."""
         processes = self.attendant.processes
 
         def between() -> int:
-            processes.set(row, pid=forked(lambda: self.be_child(row, rank, places, descriptors)), rank=rank)
+            processes.set(row, pid=forked(lambda: self.be_child(row, rank, places, again, descriptors)), rank=rank)
             return EXIT_OK
 
         status = EXIT_CRASH
@@ -5443,8 +5450,8 @@ class Loading:
         for descriptor in descriptors:
             os.close(descriptor)
 
-    def be_child(self, row: int, rank: int, places: list, descriptors: Iterable[int]) -> int:
-        """The life of a child; returns its exit status."""
+    def be_child(self, row: int, rank: int, places: list, again: bool, descriptors: Iterable[int]) -> int:
+        """The life of a child; returns its exit status. again: load() is to run once more."""
         attendant, server = self.attendant, self.server
         try:
             self.begin_child(row, rank)
@@ -5454,7 +5461,7 @@ class Loading:
             child = Child(server, endpoints, row, rank)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
             server.tell = functools.partial(attendant.tell, rank)
-            server.load_once()
+            server.load_once(again)
             server.call_hooks("child_init")
             child.serve(functools.partial(self.child_serves, row, rank), functools.partial(attendant.tell, rank),
                         attendant.alive_read)

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import midatagram as mi
 
 canned = mi.import_plugin(str(pathlib.Path(__file__).with_name("canned_replies.py")))
+loading = mi.shared("loading")
 
 BRINGS = ("lab_sip",)  # modules that are loaded with this one
 RULES = "lab_rules"  # the space of the store: "fault 000000001" or "reply 000000001" -> JSON of its options
@@ -723,14 +724,7 @@ def lab_reset(ctx):
             ctx.store.remove_fitting(space, "*")
     ctx.module("statistics").reset_all_statistics(ctx)
     journal_of(ctx.server).clear()
-    wrong = []
-    for module in modules:
-        try:
-            if "load" in module.hooks:
-                module.hooks["load"](Anew(module))
-        except Exception as error:  # of any plug-in, such as a table that cannot be read; the others load
-            wrong.append(f"{module.name}: {error}")
-    if wrong:
+    if wrong := loading.call_each(ctx.server, Anew):
         raise mi.Error(500, "; ".join(wrong))
     return mi.Reply()
 

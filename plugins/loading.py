@@ -17,24 +17,45 @@ import midatagram as mi
 LATE_S = 5.0  # after which it is named
 
 
-def once(server: Any) -> Callable[[], None]:
-    """The function that each child calls before it serves; to be made before the first of them."""
-    loaded = mmap.mmap(-1, 1)  # whether load() has run
+TO_RUN, HAS_RUN, TO_RUN_AGAIN = range(3)
 
-    def load() -> None:
+
+def once(server: Any) -> Callable[[bool], None]:
+    """The function that each child calls before it serves; to be made before the first of them. Called with True, as after a
+    reload that was taken back, it has load() run again; what fails then is logged, for the other children serve."""
+    state = mmap.mmap(-1, 1)
+
+    def load(again: bool) -> None:
         import gevent
 
+        if again:
+            state[0] = TO_RUN_AGAIN
         with open(os.path.join(server.store.folder, "load"), "ab") as lock:
-            while not loaded[0]:
+            while state[0] != HAS_RUN:
                 with contextlib.suppress(BlockingIOError):
                     fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process closes it, or ends
-                    if not loaded[0]:
+                    if state[0] == TO_RUN:
                         server.call_hooks("load")
-                        loaded[0] = 1
+                    elif state[0] == TO_RUN_AGAIN:
+                        for wrong in call_each(server):
+                            logging.getLogger("midatagram").error("load() after a reload that was taken back: %s", wrong)
+                    state[0] = HAS_RUN
                 server.processes.beats[server.row] = int(time.monotonic() * 1000)  # who waits is not stalled
-                gevent.sleep(0 if loaded[0] else 0.01)
+                gevent.sleep(0 if state[0] == HAS_RUN else 0.01)
 
     return load
+
+
+def call_each(server: Any, kind: type = mi.Context) -> list[str]:
+    """Call load() of each plug-in, whether or not others' fail, with a context of this kind; returns what went wrong."""
+    wrong = []
+    for module in server.registry.modules:
+        try:
+            if "load" in module.hooks:
+                module.hooks["load"](kind(module))
+        except Exception as error:  # of any plug-in, such as a table that cannot be read
+            wrong.append(f"{module.name}: {error}")
+    return wrong
 
 
 def watched(load: Callable[[], Any]) -> Any:

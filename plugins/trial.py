@@ -35,7 +35,7 @@ class Trial:
         store = mi.Store(self.folder, setup.own["store_size"])
         self.server = mi.Server(setup, counters, processes, store, self.pair, started_s)
         self.answers = mi.answers_of(self.server)
-        self.server.load_once()
+        self.server.load_once(False)
         self.server.call_hooks("child_init")
 
     def answer(self, data: bytes) -> mi.Answer:

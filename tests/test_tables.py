@@ -2,12 +2,15 @@
 
 import contextlib
 import json
+import os
 import re
 import select
+import signal
 import sqlite3
 import threading
 
 import pytest
+from conftest import wait_for
 
 import midatagram as mi
 
@@ -240,12 +243,38 @@ def test_others_have_their_turn_while_a_table_is_read(start, tmp_path, module, w
     assert b'"OK"' in client.receive() and replies > 3
 
 
+BAD = "import midatagram as mi\nx = 1\n\n\ndef {}(ctx):\n    raise OSError('no database')\n"
+
+
+@pytest.mark.parametrize("hook", ["load", "child_init"])
+def test_a_reload_that_is_taken_back_leaves_the_tables_of_the_old_configuration(start, plug_in, tmp_path, hook):
+    """Also if one of them cannot be read any more: the others can."""
+    old, new, folder = tmp_path / "old", tmp_path / "new", plug_in("odd", BAD.format(hook))
+    for made in (old, new):
+        made.mkdir()
+    text = configuration("domain", old, 1, 'loadmodule "load_balancer.so"', 'modparam("mi_datagram", "children_count", 2)')
+    server = start(text, "-p", folder)
+    server.write(configuration("domain", new, 2, 'loadmodule "load_balancer.so"', 'loadmodule "odd.so"'))
+    (old / "load_balancer").write_text("no header\n")
+    before = server.children()
+    server.reload("reload taken back")
+    server.wait_log("load() after a reload that was taken back: load_balancer: ")
+    wait_for(lambda: len([*server.children()]) == 2 and server.children() != before, what="a successor")
+    assert server.ask(b":domain_dump:\n").split()[2:] == [b"d0"]
+    assert len(set(before) & set(server.children())) == 1
+    for victim in server.children():  # the others need no load()
+        os.kill(victim, signal.SIGKILL)
+        wait_for(lambda pid=victim: pid not in server.children() and len(server.children()) == 2, what="a child in its place")
+    assert server.log.count("after a reload that was taken back") == 1
+    server.stop(tracebacks=True)
+
+
 @pytest.mark.parametrize("module, table, reload, listed", [
     ("domain", "domain", "domain_reload", "domain_dump"), ("dispatcher", "dispatcher", "ds_reload", "ds_list"),
     ("permissions", "address", "address_reload", "address_dump"), ("load_balancer", "load_balancer", "lb_reload", "lb_list")])
 def test_of_two_reloads_at_once_the_later_one_counts(start, tmp_path, module, table, reload, listed):
     """The first has read the table, which then is another one, and the second has less to read."""
-    server, path = start(configuration(module, tmp_path, 10000)), tmp_path / table
+    server, path = start(configuration(module, tmp_path, 60000 if module == "domain" else 15000)), tmp_path / table
     first, second, other = server.client(), server.client(), server.client()
     first.send(f":{reload}:\n".encode())
     for _ in range(5):
