@@ -57,7 +57,7 @@ __all__ = [  # what plug-ins may use
     "Error", "Failed", "NOT_AVAILABLE", "Node", "Reply", "LIVE", "CONSTANT", "Request", "Exchange", "Answer", "LATER", "leaves",
     "encode", "decode",
     # dialects
-    "first_line", "read_first_line", "read_arguments", "JSON_START", "read_envelope", "text_of", "shown_address",
+    "first_line", "read_first_line", "read_arguments", "JSON_START", "JSON_BLANKS", "read_envelope", "text_of", "shown_address",
     "read_json", "json_object", "json_text", "json_tree", "json_nodes", "write_argument", "write_jsonrpc",
     "right_form", "json_int", "json_string", "json_array", "bounded", "node_lines", "JsonText", "TooLong",
     # converters
@@ -354,7 +354,7 @@ def quoted_pairs(body: str) -> list[tuple]:
 # among the script's own plug-ins decides.
 
 JSON_START = re.compile(rb"[\x01-\x20]*[{\[]")  # how a datagram begins that is JSON-RPC when the dialect is "auto"
-JSON_BLANKS = "".join(map(chr, range(1, 33)))
+JSON_BLANKS = bytes(range(1, 33))
 DOUBTFUL = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")  # escapes of a NUL or surrogate: cJSON knows no lone one
 
 
@@ -377,7 +377,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=json_object, strict=False, parse_co
 
 def read_json(data: bytes):
     """Read the JSON value a datagram begins with; ParseError if there is none."""
-    text = decode(data.partition(b"\0")[0]).lstrip(JSON_BLANKS)
+    text = decode(data.partition(b"\0")[0].lstrip(JSON_BLANKS))
     if text.startswith(("{", "[")) and not DOUBTFUL.search(text):
         try:
             return DECODER.raw_decode(text)[0]

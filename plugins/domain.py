@@ -63,8 +63,7 @@ def child_init(ctx):
 def check_mode(ctx) -> None:
     """Refuse a command without a table in memory; mi.Error."""
     if not ctx.param("db_mode"):
-        imitates_40 = ctx.server.setup.own["imitate"] == "4.0"
-        raise mi.Error(500, "DB is disabled (db_mode=0)" if imitates_40 else "command not activated")
+        raise mi.Error(500, "DB is disabled (db_mode=0)" if opensips.is_40(ctx) else "command not activated")
 
 
 @opensips.command(timed=False)

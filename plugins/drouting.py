@@ -148,11 +148,7 @@ class Rules:
         return None
 
 
-def take_in_rules(view: dict, key: str, value: str | None) -> None:
-    """Keep the rules of one partition in a view, which is {name: Rules}."""
-    view.pop(key, None)
-    if value is not None:
-        view[key] = Rules(value)
+take_in_rules = opensips.kept(Rules)  # a view is {name of a partition: Rules}
 
 
 def partitions(ctx) -> dict[str, Partition]:
@@ -303,11 +299,6 @@ def child_init(ctx):
 # What 3.4's clients did not give is `...`, since null is a value of a bad type.
 
 
-def no_values(request) -> tuple:
-    """The values of a text request are looked at by the command itself."""
-    return ()
-
-
 def is_text(ctx) -> bool:
     """Whether a request is in the dialect of 2.4."""
     return ctx.request.dialect == "text"
@@ -378,19 +369,19 @@ def show_or_switch(ctx, kind: str, *given: Any) -> mi.Reply:
     return mi.Reply()
 
 
-@opensips.command(bind=no_values)
+@opensips.command(bind=opensips.no_values)
 def dr_gw_status(ctx, partition_name=..., gw_id=..., status=...):
     """Show all gateways or one, or switch one off (0) or on."""
     return show_or_switch(ctx, "gw", partition_name, gw_id, status)
 
 
-@opensips.command(bind=no_values)
+@opensips.command(bind=opensips.no_values)
 def dr_carrier_status(ctx, partition_name=..., carrier_id=..., status=...):
     """Show all carriers or one, or switch one off (0) or on."""
     return show_or_switch(ctx, "carrier", partition_name, carrier_id, status)
 
 
-@opensips.command(bind=no_values)
+@opensips.command(bind=opensips.no_values)
 def dr_number_routing(ctx, partition_name=..., group_id=..., number=...):
     """Show where a NUMBER is routed by the rules of a group."""
     if is_text(ctx) and not ctx.request.values:
@@ -408,7 +399,7 @@ def dr_number_routing(ctx, partition_name=..., group_id=..., number=...):
     return opensips.reply(ctx, value, depends=(RULES,))
 
 
-@opensips.command(bind=no_values, timed=False)
+@opensips.command(bind=opensips.no_values, timed=False)
 def dr_reload(ctx, partition_name=..., inherit_state=...):
     """Read the tables of all partitions again, or of one; gateways and carriers that stay have the state that they had."""
     failed = mi.Error(500, "Failed to reload")
@@ -428,7 +419,7 @@ def dr_reload(ctx, partition_name=..., inherit_state=...):
     return mi.Reply()
 
 
-@opensips.command(bind=no_values)
+@opensips.command(bind=opensips.no_values)
 def dr_reload_status(ctx, partition_name=...):
     """Show when the tables of all partitions were read, or of one."""
     if is_text(ctx) and ctx.request.values and not ctx.param("use_partitions"):

@@ -200,13 +200,10 @@ def read_json_request(value: Any) -> mi.Request:
     return request._replace(values=tuple(mi.text_of(item) for _, item in flat), names=names if any(names) else None)
 
 
-BLANKS = bytes(range(1, 33))  # what 3.x passes over before a request
-
-
 def requests_in(ctx: mi.Context) -> list[tuple[bytes, mi.Request]]:
     """The requests in a datagram, which are itself or the items of a batch: as bytes, and without their arguments."""
     items: Any = None
-    if ctx.data.lstrip(BLANKS)[:1] == b"[" and is_json(ctx, ctx.data):
+    if ctx.data.lstrip(mi.JSON_BLANKS)[:1] == b"[" and is_json(ctx, ctx.data):
         with contextlib.suppress(mi.ParseError):
             items = mi.read_json(ctx.data)
     if not isinstance(items, list) or not items:

@@ -233,6 +233,11 @@ def binder(text: str, names: list[str]) -> Callable:
     return bind
 
 
+def no_values(request: Any) -> tuple:
+    """A binder for commands that look at the values of a text request themselves."""
+    return ()
+
+
 def reply(ctx: Any, value: Any, depends: tuple = (), until_s: float | None = None) -> Any:
     """A reply that has 3.4's result, or 2.4's tree of it."""
     if ctx.request.dialect == "jsonrpc":
@@ -803,6 +808,16 @@ def good(ctx: Any, rows: Iterable[Row], make: Callable, *more: Any) -> list:
         except ValueError as error:
             ctx.log.error("%s: the row is left out: it %s", row.where, error)
     return made
+
+
+def kept(make: Callable) -> Callable:
+    """The function by which a view, of ctx.view(), has make(value) of each key of a space."""
+    def take_in(view: dict, key: str, value: str | None) -> None:
+        view.pop(key, None)
+        if value is not None:
+            view[key] = make(value)
+
+    return take_in
 
 
 def is_reset(ctx: Any) -> bool:

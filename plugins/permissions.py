@@ -77,7 +77,7 @@ def listed(ctx, rows: list) -> dict[str, list]:
             "port": row["port"] & 0xFFFFFFFF, "proto": protocol, "pattern": row["pattern"] or "",
             "context_info": row["context_info"] or ""}))
     addresses, subnets = found["addresses"], found["subnets"]
-    if ctx.server.setup.own["imitate"] != "4.0":  # which has them in another structure
+    if not opensips.is_40(ctx):  # which has them in another structure
         newest_first = addresses[::-1]
         addresses, subnets = sorted(newest_first, key=lambda pair: pair[0]), subnets[:MOST_SUBNETS]
     return {"addresses": [item for _, item in addresses],
@@ -91,11 +91,7 @@ def network_of(ip: str, mask: int) -> Any:
     return ipaddress.ip_network((re.sub(r"^\[(.*:.*)\]$", r"\1", ip), mask), strict=False)
 
 
-def take_in(view: dict, key: str, value: str | None) -> None:
-    """Keep one partition in a view, which is {partition: what listed() returns}."""
-    view.pop(key, None)
-    if value is not None:
-        view[key] = json.loads(value)
+take_in = opensips.kept(json.loads)  # a view is {partition: what listed() returns}
 
 
 def read_partition(ctx, name: str) -> None:

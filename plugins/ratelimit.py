@@ -40,11 +40,7 @@ class Pipe(NamedTuple):
         return {"id": name, **self._asdict()}
 
 
-def take_in(view: dict, name: str, value: str | None) -> None:
-    """Keep a pipe in a view."""
-    view.pop(name, None)
-    if value is not None:
-        view[name] = Pipe(*json.loads(value))
+take_in = opensips.kept(lambda value: Pipe(*json.loads(value)))
 
 
 def in_order(ctx, names: list[str]) -> list[str]:

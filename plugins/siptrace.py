@@ -19,7 +19,7 @@ def registered(ctx, registry):
         registry.names.setdefault(function.mi_command.name, mi.Command(ctx.own, function))
 
 
-@opensips.command(bind=tracer.no_values, also="siptrace:sip_trace")
+@opensips.command(bind=opensips.no_values, also="siptrace:sip_trace")
 def sip_trace(ctx, id=..., mode=...):
     """Show where SIP is traced to, or switch tracing or that of an ID on or off."""
     return tracer.show_or_switch(ctx, id, mode)

@@ -24,7 +24,6 @@ opensips = mi.shared("opensips_base")
 SPACE, ANSWERS = "tm", "tm_answers"  # spaces of the store: transactions, and answers of lab_answer
 LOOK_S = 0.02  # between two looks whether another child cancelled what waits here, or the lab moved the clock
 DEFAULT_CSEQ = "10"
-BLANKS = bytes(range(1, 33))  # what 3.x passes over before a request
 
 PARAMS = [
     mi.Param("fr_timeout", 30, mi.integer(1), "how long t_uac_dlg waits for the answer to other requests, seconds"),
@@ -190,9 +189,9 @@ SOCKET = re.compile(r"(?:(udp|tcp|tls|sctp|wss?):)?(\[[0-9a-f:.]+\]|[^\s:[\]]*)(
 
 def sockets_of(ctx) -> list[tuple]:
     """The sockets that the configuration has for SIP: protocol, host and port as text."""
-    written = [re.sub(r" ?([^\w.-]) ?", r"\1", call[1]) for call in ctx.own.calls if call[0] in ("listen", "socket")]
-    found = [SOCKET.match(text) for text in written if not text.startswith(("hep_", "bin:"))]
-    return [((match[1] or "udp").lower(), match[2], match[3] or "5060") for match in found if match]
+    lines = [((line[1] or "udp").lower(), line[2], line[3]) for line in opensips.socket_lines(ctx) if line]
+    ports = opensips.PORTS
+    return [(protocol, host, port or f"{ports[protocol]}") for protocol, host, port in lines if protocol in ports]
 
 
 def local_socket(ctx, text: str) -> tuple:
@@ -420,7 +419,7 @@ def waiting_of(server: Any) -> Waiting:
 def later(ctx, key: str, after_s: float, make: Callable[[], mi.Reply]) -> Any:
     """Reply by make() after a time, or when a transaction ends before; returns what the command returns meanwhile."""
     child, due_s = ctx.server.child, ctx.store.now_s() + after_s
-    is_batch = ctx.data.lstrip(BLANKS)[:1] == b"["
+    is_batch = ctx.data.lstrip(mi.JSON_BLANKS)[:1] == b"["
     if child is None or ctx.server.registry.wrappers or is_batch:  # what is around it wants the reply
         result = mi.AsyncResult()
         waiting_of(ctx.server).add(key, Pending(due_s, ctx, make, result.set))

@@ -221,12 +221,7 @@ def show_or_switch(ctx, name: Any, mode: Any) -> mi.Reply:
     return switch(ctx, values[0] if len(values) == 2 else None, on)
 
 
-def no_values(request) -> tuple:
-    """The values of a text request are looked at by the command itself."""
-    return ()
-
-
-@opensips.command(bind=no_values, also="tracer:trace")
+@opensips.command(bind=opensips.no_values, also="tracer:trace")
 def trace(ctx, id=..., mode=...):
     """Show where SIP is traced to, or switch tracing or that of an ID on or off."""
     return show_or_switch(ctx, id, mode)

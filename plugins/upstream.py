@@ -413,7 +413,7 @@ class Gateway:
         request = ctx.request
         _, is_restricted, is_events, upstream = self.judge(request.name)
         data = ctx.data
-        batch = data[:1] not in (b"{", b":") and request.dialect == "jsonrpc" and data.lstrip(BLANKS)[:1] == b"["
+        batch = data[:1] not in (b"{", b":") and request.dialect == "jsonrpc" and data.lstrip(mi.JSON_BLANKS)[:1] == b"["
         if batch:
             data = behind.one_request(request)
         ours, theirs = self.shared_out(ctx) if request.name in OWN_ABOUT else ([], [])
@@ -609,9 +609,6 @@ class Gateway:
             if upstream.relay:
                 upstream.relay.close()
             upstream.close()
-
-
-BLANKS = bytes(range(1, 33))  # what 3.x passes over before a request
 
 
 def request_with(request: mi.Request, values: list) -> bytes:
