@@ -1074,8 +1074,6 @@ class Module:
         self.row: Any = None  # this process' row of the counters
         self.server: Any = None
         self.log: Any = None  # its logger
-        self.db_url = ""  # the database of all modules, in place of their own
-        self.calls: list[tuple] = []  # in the routing script, see calls()
         self.settle: Callable[[Iterable[Module]], None] = lambda modules: None  # called with all modules once they are set up
 
     def checked_rows(self, namespace: dict, word: str, kind: Any, line_of: Callable) -> list:
@@ -1874,7 +1872,7 @@ INCLUDE_DEPTH = 10  # files within files, as in opensips.cfg
 FORMS = {re.split(r"\W", form)[0]: form for form in (
     'loadmodule "NAME.so"', 'mpath="DIRECTORY"', 'modparam("MODULE", "PARAMETER", VALUE)', 'include_file "FILE"',
     'import_file "FILE"', "log_level=VALUE", "log_stderror=VALUE", "stderror_enabled=VALUE", "log_facility=NAME",
-    "syslog_facility=NAME", "stderror_level_filter=VALUE", "syslog_level_filter=VALUE")}
+    "syslog_facility=NAME", "stderror_level_filter=VALUE", "syslog_level_filter=VALUE", 'db_default_url="URL"')}
 M4 = re.compile(r"^(?:(?:define|undefine|divert|changequote|s?include|ifdef|ifelse)\(|dnl\b)", re.M)  # what an m4 source has
 
 
@@ -3345,7 +3343,7 @@ class Setup(NamedTuple):
     registry: Registry
     mi: dict  # settings of mi_datagram
     own: dict  # settings of midatagram
-    globals: dict  # logging lines
+    globals: dict  # logging lines, and db_default_url
     notes: list[tuple[int, str]]  # (logging level, text) to log at the start
     listeners: list[Place]
     destinations: dict  # name -> function that makes a Tracer, of those that are traced to
@@ -3489,13 +3487,12 @@ class Loader:
             elif word == "mpath":
                 self.mpaths += [(folder, where) for folder in args]
             elif word == "passed":
-                ours, hint = self.checks.other_statement(self, *args) if self.checks else ("", nearest(args[0], FORMS, 0.85))
-                self.pass_over(where, f"{args[0]}: passed over, it is not for midatagram{ours}", hint)
+                self.pass_over(where, *self.checks.passed(self, *args) if self.checks else (f"{args[0]}: passed over", ""))
                 self.calls += args[1:]
             elif word == "stray":
                 self.note(where, f'stray "{args[0]}", passed over; nothing ends a statement but the next one')
             else:
-                self.globals[word] = logging_global(where, word, *args)
+                self.globals[word] = global_value(where, word, *args)
         return self.checked()
 
     def load_module(self, where: Where, file: str) -> None:
@@ -3569,7 +3566,8 @@ class Loader:
             release.set_defaults(self.modules)
         self.modules["core"].stats += self.core_stats(mi["children_count"])
         for module in self.modules.values():
-            tagged(module, db_url=own["db_url"], db_url_at=self.own.where("db_url"), calls=self.calls, doubts=[])
+            tagged(module, db_url=own["db_url"], db_url_at=self.own.where("db_url"), calls=self.calls, doubts=[],
+                   default_db=self.globals.get("db_default_url", ("", ("", 0))))
             if "init" in module.hooks:
                 with plugin_code(module.path, "init: "):
                     module.hooks["init"](Context(module))
@@ -3617,8 +3615,10 @@ def name_pattern(pattern: str, where: Where) -> Callable:
         raise ConfigError(*where, f'"{pattern}" is not a pattern of module names: {error}') from None
 
 
-def logging_global(where: Where, word: str, value: Any) -> Any:
-    """The value of a logging line of opensips.cfg; ConfigError."""
+def global_value(where: Where, word: str, value: Any) -> Any:
+    """The value of a logging line of opensips.cfg, or of db_default_url with its place; ConfigError."""
+    if word == "db_default_url":
+        return value, where
     if word in ("log_facility", "syslog_facility"):
         syslog = if_there("log_syslog")  # without which nothing is sent there
         return syslog and syslog.facility(where, word, value)
