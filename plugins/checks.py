@@ -57,9 +57,11 @@ def calls(script: list) -> Iterator[tuple]:
 def passed(loader: mi.Loader, first: str, *calls: tuple) -> tuple[str, str]:
     """What to say of a statement that is passed over, by its first word and what calls() has of it, and a hint of what it may be
     meant to be where it is likely a mistake."""
+    if first in ("listen", "socket"):
+        return f"{first}: not opened here; OpenSIPS' modules, such as dispatcher and tm, take it for a socket of the server", ""
     text = f"{first}: passed over, it is not for midatagram"
     name = calls[0][1] if calls and calls[0][0] == "set" else {"children": "children_count"}.get(first, first)
-    module = next((module.name for module in (loader.mi, loader.own) if name in module.params and name != "listen"), "")
+    module = next((module.name for module in (loader.mi, loader.own) if name in module.params), "")
     ours = f'; for the server it is modparam("{module}", "{name}", VALUE)' if module else ""
     if first in loader.opensips["words"] and first != "set":
         return text + ours, ""
