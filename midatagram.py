@@ -3580,9 +3580,7 @@ class Loader:
         if release:
             release.rename(registry)
         if registry.wrappers:
-            registry.around = shared("around", registry.wrappers[0][0].path, "to stand around commands, ").Around
-            registry.wrappers = [(module, function, frozenset(itertools.chain.from_iterable(map(registry.names_of, names))))
-                                 for module, function, names in registry.wrappers]
+            shared("around", registry.wrappers[0][0].path, "to stand around commands, ").settle(registry)
         if own["disable"] or own["allow_command"] or mi["trace_bwlist"][1]:
             shared("command_lists", self.path, "for lists of commands, ").settle(self, registry)
         if self.checks:
