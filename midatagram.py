@@ -4896,7 +4896,7 @@ class Supervisor:
     def load_first(self) -> Setup:
         """Load the configuration, and wait for it; StartError."""
         libc().prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        self.current = generation = self.load_apart()
+        self.current = self.first = generation = self.load_apart()
         while not generation.read_report():
             original("select", "select")([generation.control], [], [])
         if not self.take_report(generation):
@@ -5073,8 +5073,9 @@ class Supervisor:
         if setup.globals.get("log_level") != old.setup.globals.get("log_level"):
             for row in range(ROWS):
                 self.processes.set(row, level=setup.globals.get("log_level", LOG_LEVEL_DEFAULT), own_level=0)
-        for name in [name for name in ("log_file", "store_file") if setup.own[name] != old.setup.own[name]]:
-            log.warning("%s is another one now, which takes effect at the next start", name)
+        for name in ("log_file", "store_file"):  # those of the first generation are open
+            if setup.own[name] not in (self.first.setup.own[name], old.setup.own[name]):
+                log.warning("%s is another one now, which takes effect at the next start", name)
         for by_rank in (self.deaths, self.not_before_s, self.troubles):
             by_rank.clear()
         self.server.count("reloads")

@@ -362,3 +362,20 @@ def test_another_file_at_a_reload_is_for_the_next_start(start, tmp_path, name):
         server.reload()
     assert server.log.count(f"{name} is another one now, which takes effect at the next start") == 1
     assert fetched(server) == "v" and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["store_file", "log_file"])
+def test_a_reload_to_the_file_that_is_open_says_nothing(start, tmp_path, name):
+    """After one to another file, which is said each time."""
+    def log():
+        return (tmp_path / "open").read_text() if name == "log_file" else server.log
+
+    lines = {path: f'modparam("midatagram", "{name}", "{tmp_path}/{path}")\n' for path in ("open", "other")}
+    (tmp_path / "open").touch(0o600)
+    server = start(lines["open"], ready=name == "store_file")
+    wait_for(lambda: "ready:" in log())
+    for number, (path, times) in enumerate((("other", 1), ("open", 1), ("other", 2), ("open", 2)), 2):
+        server.write(lines[path])
+        server.signal(signal.SIGHUP)
+        wait_for(lambda number=number: log().count("ready:") == number)
+        assert log().count(f"{name} is another one now, which takes effect at the next start") == times
