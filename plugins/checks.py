@@ -227,6 +227,8 @@ def unwritable(setup: mi.Setup) -> Iterator[str]:
         path = setup.own[name]
         if why := path and (why_no_folder(path) or why_no_file(path)):
             yield f"{mi.ConfigError(*setup.lines[name][-1], f'{name} {path} {why}')}"
+        elif path and name == "store_file" and (why := mi.shared("store_file", setup.path, "for store_file, ").why_not(setup)):
+            yield why
 
 
 def why_no_socket(path: str) -> str:
