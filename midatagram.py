@@ -1074,8 +1074,6 @@ class Module:
         self.row: Any = None  # this process' row of the counters
         self.server: Any = None
         self.log: Any = None  # its logger
-        self.db_url = ""  # the database of all modules, in place of their own
-        self.calls: list[tuple] = []  # in the routing script, see calls()
         self.settle: Callable[[Iterable[Module]], None] = lambda modules: None  # called with all modules once they are set up
 
     def checked_rows(self, namespace: dict, word: str, kind: Any, line_of: Callable) -> list:
@@ -1874,7 +1872,7 @@ INCLUDE_DEPTH = 10  # files within files, as in opensips.cfg
 FORMS = {re.split(r"\W", form)[0]: form for form in (
     'loadmodule "NAME.so"', 'mpath="DIRECTORY"', 'modparam("MODULE", "PARAMETER", VALUE)', 'include_file "FILE"',
     'import_file "FILE"', "log_level=VALUE", "log_stderror=VALUE", "stderror_enabled=VALUE", "log_facility=NAME",
-    "syslog_facility=NAME", "stderror_level_filter=VALUE", "syslog_level_filter=VALUE")}
+    "syslog_facility=NAME", "stderror_level_filter=VALUE", "syslog_level_filter=VALUE", 'db_default_url="URL"')}
 M4 = re.compile(r"^(?:(?:define|undefine|divert|changequote|s?include|ifdef|ifelse)\(|dnl\b)", re.M)  # what an m4 source has
 
 
@@ -3344,7 +3342,7 @@ class Setup(NamedTuple):
     registry: Registry
     mi: dict  # settings of mi_datagram
     own: dict  # settings of midatagram
-    globals: dict  # logging lines
+    globals: dict  # logging lines, and db_default_url
     notes: list[tuple[int, str]]  # (logging level, text) to log at the start
     listeners: list[Place]
     destinations: dict  # name -> function that makes a Tracer, of those that are traced to
@@ -3488,13 +3486,12 @@ class Loader:
             elif word == "mpath":
                 self.mpaths += [(folder, where) for folder in args]
             elif word == "passed":
-                ours, hint = self.checks.other_statement(self, *args) if self.checks else ("", nearest(args[0], FORMS, 0.85))
-                self.pass_over(where, f"{args[0]}: passed over, it is not for midatagram{ours}", hint)
+                self.pass_over(where, *self.checks.passed(self, *args) if self.checks else (f"{args[0]}: passed over", ""))
                 self.calls += args[1:]
             elif word == "stray":
                 self.note(where, f'stray "{args[0]}", passed over; nothing ends a statement but the next one')
             else:
-                self.globals[word] = logging_global(where, word, *args)
+                self.globals[word] = global_value(where, word, *args)
         return self.checked()
 
     def load_module(self, where: Where, file: str) -> None:
@@ -3568,7 +3565,8 @@ class Loader:
             release.set_defaults(self.modules)
         self.modules["core"].stats += self.core_stats(mi["children_count"])
         for module in self.modules.values():
-            tagged(module, db_url=own["db_url"], db_url_at=self.own.where("db_url"), calls=self.calls, doubts=[])
+            tagged(module, db_url=own["db_url"], db_url_at=self.own.where("db_url"), calls=self.calls, doubts=[],
+                   default_db=self.globals.get("db_default_url", ("", ("", 0))))
             if "init" in module.hooks:
                 with plugin_code(module.path, "init: "):
                     module.hooks["init"](Context(module))
@@ -3581,9 +3579,7 @@ class Loader:
         if release:
             release.rename(registry)
         if registry.wrappers:
-            registry.around = shared("around", registry.wrappers[0][0].path, "to stand around commands, ").Around
-            registry.wrappers = [(module, function, frozenset(itertools.chain.from_iterable(map(registry.names_of, names))))
-                                 for module, function, names in registry.wrappers]
+            shared("around", registry.wrappers[0][0].path, "to stand around commands, ").settle(registry)
         if own["disable"] or own["allow_command"] or mi["trace_bwlist"][1]:
             shared("command_lists", self.path, "for lists of commands, ").settle(self, registry)
         if self.checks:
@@ -3616,8 +3612,10 @@ def name_pattern(pattern: str, where: Where) -> Callable:
         raise ConfigError(*where, f'"{pattern}" is not a pattern of module names: {error}') from None
 
 
-def logging_global(where: Where, word: str, value: Any) -> Any:
-    """The value of a logging line of opensips.cfg; ConfigError."""
+def global_value(where: Where, word: str, value: Any) -> Any:
+    """The value of a logging line of opensips.cfg, or of db_default_url with its place; ConfigError."""
+    if word == "db_default_url":
+        return value, where
     if word in ("log_facility", "syslog_facility"):
         syslog = if_there("log_syslog")  # without which nothing is sent there
         return syslog and syslog.facility(where, word, value)
@@ -4899,7 +4897,7 @@ class Supervisor:
     def load_first(self) -> Setup:
         """Load the configuration, and wait for it; StartError."""
         libc().prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        self.current = generation = self.load_apart()
+        self.current = self.first = generation = self.load_apart()
         while not generation.read_report():
             original("select", "select")([generation.control], [], [])
         if not self.take_report(generation):
@@ -5080,8 +5078,9 @@ class Supervisor:
         if setup.globals.get("log_level") != old.setup.globals.get("log_level"):
             for row in range(ROWS):
                 self.processes.set(row, level=setup.globals.get("log_level", LOG_LEVEL_DEFAULT), own_level=0)
-        for name in [name for name in ("log_file", "store_file") if setup.own[name] != old.setup.own[name]]:
-            log.warning("%s is another one now, which takes effect at the next start", name)
+        for name in ("log_file", "store_file"):  # those of the first generation are open
+            if setup.own[name] not in (self.first.setup.own[name], old.setup.own[name]):
+                log.warning("%s is another one now, which takes effect at the next start", name)
         for by_rank in (self.deaths, self.not_before_s, self.troubles):
             by_rank.clear()
         self.server.count("reloads")

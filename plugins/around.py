@@ -2,10 +2,18 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import midatagram as mi
+
+
+def settle(registry: mi.Registry) -> None:
+    """Have the functions around the answering, each around the commands that it names, under all of their names."""
+    registry.around = Around
+    registry.wrappers = [(module, function, frozenset(itertools.chain.from_iterable(map(registry.names_of, names))))
+                         for module, function, names in registry.wrappers]
 
 
 class Around:

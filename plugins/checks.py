@@ -36,7 +36,7 @@ def opensips_names() -> collections.defaultdict[str, frozenset]:
 def calls(script: list) -> Iterator[tuple]:
     """The calls in the tokens of a script whose first arguments are strings: the name, and these strings, or flags, which 2.4 has
     without quotes; of a socket the word and the rest."""
-    if script[0].value == "set" and len(script) > 1:  # as other programs have it; see other_statement()
+    if script[0].value == "set" and len(script) > 1:  # as other programs have it; see passed()
         yield "set", script[1].value
     if script[0].value in ("listen", "socket"):
         yield script[0].value, " ".join([token.value for token in script[2:]])
@@ -54,15 +54,18 @@ def calls(script: list) -> Iterator[tuple]:
 ###############################################################################
 
 
-def other_statement(loader: mi.Loader, first: str, *calls: tuple) -> tuple[str, str]:
-    """What a statement that is passed over may be meant to be, by its first word and what calls() has of it: what to say, and a
-    hint that it is likely a mistake."""
+def passed(loader: mi.Loader, first: str, *calls: tuple) -> tuple[str, str]:
+    """What to say of a statement that is passed over, by its first word and what calls() has of it, and a hint of what it may be
+    meant to be where it is likely a mistake."""
+    if first in ("listen", "socket"):
+        return f"{first}: not opened here; OpenSIPS' modules, such as dispatcher and tm, take it for a socket of the server", ""
+    text = f"{first}: passed over, it is not for midatagram"
     name = calls[0][1] if calls and calls[0][0] == "set" else {"children": "children_count"}.get(first, first)
-    module = next((module.name for module in (loader.mi, loader.own) if name in module.params and name != "listen"), "")
+    module = next((module.name for module in (loader.mi, loader.own) if name in module.params), "")
     ours = f'; for the server it is modparam("{module}", "{name}", VALUE)' if module else ""
     if first in loader.opensips["words"] and first != "set":
-        return ours, ""
-    return "", ours or mi.nearest(first, mi.FORMS, 0.85)
+        return text + ours, ""
+    return text, ours or mi.nearest(first, mi.FORMS, 0.85)
 
 
 def check_parameter(loader: mi.Loader, module: mi.Module, where: mi.Where, name: str) -> None:
@@ -224,6 +227,8 @@ def unwritable(setup: mi.Setup) -> Iterator[str]:
         path = setup.own[name]
         if why := path and (why_no_folder(path) or why_no_file(path)):
             yield f"{mi.ConfigError(*setup.lines[name][-1], f'{name} {path} {why}')}"
+        elif path and name == "store_file" and (why := mi.shared("store_file", setup.path, "for store_file, ").why_not(setup)):
+            yield why
 
 
 def why_no_socket(path: str) -> str:

@@ -109,7 +109,8 @@ def partitions(ctx) -> dict[str, tuple]:
     declared: dict[str, dict] = {}
     for name, settings in ctx.param("partition"):
         declared.setdefault(name, {}).update(settings or {})
-    has_default = default_of(ctx) == "default" and (ctx.param("db_url") or "default" in declared or not declared)
+    has_default = default_of(ctx) == "default" and (
+        ctx.param("db_url") or ctx.own.default_db[0] or "default" in declared or not declared)
     last = declared.pop("default", {})
     table = DISPATCHER if ctx.param("persistent_state") else DISPATCHER.without("state")
     return {name: (opensips.url_of(ctx, settings.get("db_url", "")),

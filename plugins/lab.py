@@ -552,6 +552,8 @@ def lab_reply(ctx, command, *argument, **options):
     """Answer COMMAND with this reply, if its arguments fit the shell patterns; before all others, in the order of their ids. One
     without times replaces an earlier one of the same command and arguments."""
     patterns = list(argument)
+    if options.keys().isdisjoint(("reply", "json", "code", "reason")):
+        raise mi.Error(400, "reply is missing: reply=TEXT, json=JSON, or code=CODE and reason=REASON; an empty reply= means OK")
     try:
         new = stub_of(0, command, patterns, options)
     except ValueError as error:

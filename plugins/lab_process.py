@@ -37,7 +37,8 @@ class Lab:
     """A server for tests. `with Lab(...)` starts it and leaves nothing behind.
 
     lines: more lines of configuration; folders: of plug-ins, of which all are loaded unless there is a file; file: a
-    configuration; imitate: the release whose answers are wanted. RuntimeError with the server's log when it does not start.
+    configuration; imitate: the release whose answers are wanted. RuntimeError with the server's log when it does not start,
+    and with its exit status as `status`.
     """
 
     def __init__(self, lines: str = "", folders: Iterable[str] = (), file: str | None = None, imitate: str | None = None):
@@ -58,7 +59,7 @@ class Lab:
                     return self
                 if status != mi.EXIT_IN_USE:
                     break
-            raise RuntimeError(f"the lab did not start, exit status {status}:\n{self.log()}")
+            raise mi.tagged(RuntimeError(f"the lab did not start, exit status {status}:\n{self.log()}"), status=status)
         except BaseException:
             self.__exit__()
             raise
@@ -95,7 +96,7 @@ class Lab:
 
     def configuration(self) -> str:
         """The lines that make a server the lab."""
-        text = pathlib.Path(self.file).read_text() if self.file else ""
+        text = text_of(self.file) if self.file else ""
         loaded = re.search(r'(?m)^\s*loadmodule\s+"(?:[^"]*/)?lab(?:\.so)?"', text + self.lines)
         names = [] if self.file else [os.path.join(folder, name) for folder in self.folders
                                       for name in sorted(os.listdir(folder)) if name.endswith(SUFFIXES) and name[0] not in "_."]
@@ -159,6 +160,13 @@ class Lab:
         assert reply.startswith("200 "), f"order {' '.join(commands)}: {reply}"
 
 
+def text_of(path: str) -> str:
+    """The text of a configuration, empty for what cannot be read: the server says why."""
+    with contextlib.suppress(OSError):
+        return pathlib.Path(path).read_text(errors="replace") if os.path.isfile(path) else ""
+    return ""
+
+
 def run_beside(argv: list[str]) -> int:
     """`midatagram.py lab [-p DIR] [-f FILE] -- COMMAND...`: run a command beside a lab; returns its exit status."""
     options = parser().parse_args(argv)
@@ -178,7 +186,7 @@ def run_beside(argv: list[str]) -> int:
                 print(f"midatagram: {command[0]} ended with {status}; what the lab was asked:", file=sys.stderr)
                 print(lab.journal(), file=sys.stderr)
     except (RuntimeError, OSError) as error:
-        raise mi.StartError(mi.EXIT_CRASH, f"lab: {error}") from None
+        raise mi.StartError(max(getattr(error, "status", 0), mi.EXIT_CRASH), f"lab: {error}") from None
     return status
 
 
@@ -198,7 +206,8 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "midatagram.py lab", description="Start a lab, and run COMMAND with MI_SOCKET (a path) and MI_UDP (HOST:PORT) in its "
         "environment. If COMMAND fails, print the journal.",
-        epilog="Exit status: that of COMMAND, or 128 plus the number of the signal that ended it.")
+        epilog="Exit status: that of COMMAND, or 128 plus the number of the signal that ended it; that of the server if the lab "
+        "does not start.")
     parser.add_argument("-p", dest="plugins", metavar="DIR", action="append", default=[],
                         help="search this folder for plug-ins; without -f, load all plug-ins in it")
     parser.add_argument("-f", dest="file", metavar="FILE", help="read this configuration; the lab has a socket of its own")

@@ -680,14 +680,16 @@ def typed(where: str, columns: tuple, values: Iterable) -> Row:
 
 
 def url_of(ctx: Any, own: str = "") -> str:
-    """The database to read: midatagram's db_url, else the one given, else the module's."""
-    return ctx.own.db_url or own or ctx.param("db_url")
+    """The database to read: midatagram's db_url, else the one given, else the module's, else that of db_default_url."""
+    return ctx.own.db_url or own or ctx.param("db_url") or ctx.own.default_db[0]
 
 
 def line_of(ctx: Any, url: str) -> tuple[str, int]:
-    """The line of the configuration that names a database: midatagram's db_url, or one of the module."""
+    """The line of the configuration that names a database: midatagram's db_url, one of the module, or db_default_url."""
     if ctx.own.db_url:
         return ctx.own.db_url_at
+    if url == ctx.own.default_db[0] and not ctx.param("db_url"):
+        return ctx.own.default_db[1]
     for name, lines in ctx.own.lines.items():
         value = ctx.own.settings[name]
         values = value if ctx.own.params[name].repeat else [value]

@@ -44,8 +44,8 @@ PARAMS = [
 
 def partitions(ctx) -> dict[str, tuple]:
     """The database and the table of each partition, in the order of the dumps: the default one first, if there is one."""
-    url, name = opensips.url_of(ctx), ctx.param("address_table")
-    declared = {**({"default": {}} if url else {}), **dict(ctx.param("partition"))}
+    own, name = ctx.own.db_url or ctx.param("db_url"), ctx.param("address_table")
+    declared = {**({"default": {}} if own else {}), **dict(ctx.param("partition"))}  # which db_default_url alone does not make
     return {part: (opensips.url_of(ctx, settings.get("db_url", "")),
                    ADDRESS.named(ctx, settings.get("table_name") or name))
             for part, settings in declared.items()}

@@ -4,6 +4,7 @@ What was in the store of an earlier run is in it then: contacts, dialogs, states
 """
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -11,6 +12,7 @@ import os
 import sqlite3
 import stat
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import midatagram as mi
@@ -29,14 +31,38 @@ LOCK_S = 2.0  # for which the children of a run that was killed have time to end
 
 def adopt(store: Any, setup: mi.Setup) -> int:
     """Have the store in the file of a configuration, with what is in it; returns a descriptor that locks it. StartError."""
+    with named(setup) as path:
+        return take_file(store, path)
+
+
+def why_not(setup: mi.Setup) -> str:
+    """What adopt() would say of a file that is there, as far as reading shows it; empty for nothing."""
     try:
-        return take_file(store, os.path.abspath(setup.own["store_file"]))
+        with named(setup) as path:
+            if os.path.lexists(path):
+                descriptor = opened(path, os.O_RDONLY)
+                if os.geteuid():  # root may run this with -u
+                    check_owner(path, descriptor)
+                check_header(path, os.pread(descriptor, HEADER_BYTES, 0))
+                os.close(descriptor)
     except mi.StartError as error:
-        raise mi.StartError(error.status, f"{mi.ConfigError(*setup.lines['store_file'][-1], str(error))}") from None
+        return f"{error}"
+    return ""
+
+
+@contextlib.contextmanager
+def named(setup: mi.Setup) -> Iterator[str]:
+    """The path of the file, which an error about it names, with the line of the configuration; StartError."""
+    path = os.path.abspath(setup.own["store_file"])
+    try:
+        yield path
+    except (OSError, mi.StartError) as error:
+        refused = error if isinstance(error, mi.StartError) else refusal_of(path, error)
+        raise mi.StartError(refused.status, f"{mi.ConfigError(*setup.lines['store_file'][-1], str(refused))}") from None
 
 
 def take_file(store: Any, path: str) -> int:
-    """As adopt(). A file of something else is left alone. A damaged one gets another name, and a new one is made."""
+    """As adopt(), also OSError. A file of something else is left alone; a damaged one gets another name, and one is made anew."""
     descriptor = open_locked(path)
     check_header(path, os.pread(descriptor, HEADER_BYTES, 0))
     store.path = path
@@ -58,19 +84,33 @@ def refusal(status: int, path: str, why: str) -> mi.StartError:
     return mi.StartError(status, f"store_file {path}: {why}")
 
 
-def open_locked(path: str) -> int:
-    """Open or make the file for this user alone, and lock it; StartError."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
-        if os.geteuid() == 0:
-            os.close(mi.walk(path, mi.check_unshared))
-    except OSError as error:
-        status = mi.EXIT_PERMISSION if isinstance(error, PermissionError) else mi.EXIT_CANNOT_CREATE
-        mend = f"; mend: mkdir -p {os.path.dirname(path)}" if isinstance(error, FileNotFoundError) else ""
-        raise refusal(status, path, f"{error.strerror} (uid {os.geteuid()}){mend}") from None
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+def refusal_of(path: str, error: OSError) -> mi.StartError:
+    """An error about the file that the system has."""
+    status = mi.EXIT_PERMISSION if isinstance(error, PermissionError) else mi.EXIT_CANNOT_CREATE
+    mend = f"; mend: mkdir -p {os.path.dirname(path)}" if isinstance(error, FileNotFoundError) else ""
+    return refusal(status, path, f"{error.strerror} (uid {os.geteuid()}){mend}")
+
+
+def opened(path: str, flags: int) -> int:
+    """Open the file, without waiting for anybody; OSError, and StartError for another kind of file."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise refusal(mi.EXIT_PERMISSION, path, "is no regular file; name another one")
+    return descriptor
+
+
+def check_owner(path: str, descriptor: int) -> None:
+    """Refuse a file of another user; StartError."""
+    if os.fstat(descriptor).st_uid != os.geteuid():
         raise refusal(mi.EXIT_PERMISSION, path, f"is not a file of uid {os.geteuid()}, who runs this")
+
+
+def open_locked(path: str) -> int:
+    """Open or make the file for this user alone, and lock it; OSError, StartError."""
+    descriptor = opened(path, os.O_RDWR | os.O_CREAT)
+    if os.geteuid() == 0:
+        os.close(mi.walk(path, mi.check_unshared))
+    check_owner(path, descriptor)
     os.fchmod(descriptor, 0o600)
     until_s = time.monotonic() + LOCK_S
     while True:

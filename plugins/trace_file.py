@@ -27,6 +27,13 @@ def absolute_path(value) -> str:
 PARAMS = [mi.Param("path", None, absolute_path, "file to append traces to")]
 
 
+def init(ctx):
+    """Have a warning of a file that cannot be made."""
+    path, checks = ctx.param("path"), mi.if_there("checks")
+    if why := path and checks and (checks.why_no_folder(path) or checks.why_no_file(path)):
+        ctx.own.doubts.append((ctx.own.where("path"), f"path {path} {why}"))
+
+
 def line(trace: mi.Trace) -> str:
     """A trace as one line of JSON, in ASCII."""
     fields = {**trace._asdict(), **trace.exchange._asdict()}

@@ -108,7 +108,7 @@ def test_a_whole_opensips_cfg(start, tmp_path):
     path = tmp_path / "mi.sock"
     server = start(WHOLE.replace("{path}", str(path)), place=str(path))
     assert len(server.children()) == 2
-    for line, text in ((5, "children: passed over"), (6, "listen: passed over"), (9, "module signaling has no plug-in"),
+    for line, text in ((5, "children: passed over"), (6, "listen: not opened here"), (9, "module signaling has no plug-in"),
                        (17, "route: passed over"), (22, "onreply_route: passed over")):
         assert server.log.count(f"INFO:midatagram: {server.config_path}:{line}: {text}") == 1, text
     assert server.log.count('WARNING:midatagram:') == 1
@@ -473,7 +473,8 @@ def test_the_children_of_opensips_are_not_ours():
         assert it.server.setup.notes == [
             (logging.INFO, 'trial:1: children: passed over, it is not for midatagram; for the server it is '
                            'modparam("mi_datagram", "children_count", VALUE)'),
-            (logging.INFO, "trial:2: listen: passed over, it is not for midatagram")]
+            (logging.INFO, "trial:2: listen: not opened here; OpenSIPS' modules, such as dispatcher and tm, take it for a "
+                           "socket of the server")]
 
 
 @pytest.mark.parametrize("lines, wanted", [

@@ -357,6 +357,19 @@ def test_a_reply_has_json_code_and_time(lab):
     assert lab.ask(text("lab_reply")) == b"400 Too few or too many arguments\n\n"
 
 
+@pytest.mark.parametrize("options", [{}, {"times": 1}, {"ms": 5}])
+def test_lab_reply_wants_a_reply(lab, options):
+    """One that is empty is one; what is given without a name is an argument of the command."""
+    wanted = "reply is missing: reply=TEXT, json=JSON, or code=CODE and reason=REASON; an empty reply= means OK"
+    assert lab.ask(text("lab_reply", "pwd", "wd:: /here", **options)) == f"400 {wanted}\n\n".encode()
+    assert both(lab, "lab_reply", command="pwd", **options)[1] == {"code": 400, "message": wanted}
+    assert lab.ask(PWD) != OK
+    for how in ({"reply": ""}, {"json": "{}"}, {"code": 200}, {"reason": "OK"}):
+        assert lab.ask(text("lab_reply", "pwd", **how, **options)).startswith(b"200 OK\n")
+        assert lab.ask(PWD) == OK
+        lab.ask(text("lab_reply_rm"))
+
+
 def batch(*calls):
     """A batch of requests, with ids from 1 on; one of the name None is no request."""
     return b"[%b]" % b",".join(rpc(name, params, number) if name else b"7" for number, (name, *params) in enumerate(calls, 1))

@@ -8,7 +8,7 @@ import sys
 import textwrap
 
 import pytest
-from conftest import NO_SKIP, ROOT, SCRIPT, blocks_of
+from conftest import NO_SKIP, ROOT, SCRIPT, blocks_of, run
 
 sys.path.append(str(ROOT / "plugins"))
 from lab_process import Lab
@@ -217,6 +217,18 @@ def test_lab_says_what_is_wrong(tmp_path):
     assert (done.returncode, done.stderr) == (78, "midatagram: none.conf: no such file\n")
     done = lab(tmp_path, "-p", "none", "--", "true")
     assert (done.returncode, done.stderr) == (78, "midatagram: -p: there is no folder none\n")
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("name, text, status, wanted", [
+    ("bad.conf", b"log_level=3\nlog_level 4\n", 78, 'bad.conf:2: expected "=", found "4"'),
+    ("folder", None, 78, "folder: cannot be read by uid"), ("latin.conf", b"# caf\xe9\n", 0, ""),
+])
+def test_lab_exits_as_the_script_does_with_such_a_file(tmp_path, name, text, status, wanted):
+    (tmp_path / name).mkdir() if text is None else (tmp_path / name).write_bytes(text)
+    done = lab(tmp_path, "-f", name, "--", "true")
+    assert done.returncode == status and wanted in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert run("-c", "-f", tmp_path / name, "-s", tmp_path / "mi.sock").returncode == status
     assert leftovers(tmp_path) == []
 
 

@@ -191,10 +191,17 @@ def refused(tmp_path, path, *arguments, wrapper=()):
     return done.returncode, done.stderr.splitlines()[-1].partition("store_file ")[2]
 
 
+def checked(tmp_path):
+    """Exit status of -c for the configuration of refused(), and the end of its first line."""
+    done = run("-c", "-f", tmp_path / "refused.conf")
+    return done.returncode, done.stdout.splitlines()[0].partition("store_file ")[2]
+
+
 def test_two_servers_cannot_have_one_file(start, tmp_path):
     server = start(plain(tmp_path / "store"))
     store(server)
     assert refused(tmp_path, tmp_path / "store") == (69, f"{tmp_path}/store: another server has it")
+    assert checked(tmp_path) == (0, "")
     assert fetched(server) == "v"
 
 
@@ -222,7 +229,7 @@ def test_what_is_not_ours_is_left_as_it_is(tmp_path, make, why):
     path = tmp_path / "file"
     make(path)
     before = path.read_bytes()
-    assert refused(tmp_path, path) == (78, f"{path}: {why}")
+    assert refused(tmp_path, path) == (78, f"{path}: {why}") == checked(tmp_path)
     assert path.read_bytes() == before and not [*tmp_path.glob("file?*")]
 
 
@@ -231,6 +238,7 @@ def test_what_is_no_file_is_refused(tmp_path, make):
     make(tmp_path / "file")
     status, why = refused(tmp_path, tmp_path / "file")
     assert status in (73, 77) and why.startswith(f"{tmp_path}/file: ")
+    assert checked(tmp_path) == (78, f"{tmp_path}/file is a folder; name a file in it" if (tmp_path / "file").is_dir() else why)
     status, why = refused(tmp_path, tmp_path / "no" / "file")
     missing = f"No such file or directory (uid {os.geteuid()}); mend: mkdir -p {tmp_path}/no"
     assert (status, why) == (73, f"{tmp_path}/no/file: {missing}")
@@ -350,6 +358,9 @@ def test_without_the_parameter_nothing_is_kept(start):
 def test_a_check_makes_no_file(tmp_path):
     (tmp_path / "c.conf").write_text(f'modparam("mi_datagram", "socket_name", "{tmp_path}/s")\n{plain(tmp_path / "store")}')
     assert run("-c", "-f", tmp_path / "c.conf").returncode == 0 and not (tmp_path / "store").exists()
+    (tmp_path / "store").touch(0o600)
+    (tmp_path / "c.conf").write_text(f'modparam("mi_datagram", "socket_name", "{tmp_path}/s")\n{plain(tmp_path / "store")}')
+    assert run("-c", "-f", tmp_path / "c.conf").stdout.endswith(": OK\n") and (tmp_path / "store").read_bytes() == b""
 
 
 @pytest.mark.parametrize("name", ["store_file", "log_file"])
@@ -362,3 +373,20 @@ def test_another_file_at_a_reload_is_for_the_next_start(start, tmp_path, name):
         server.reload()
     assert server.log.count(f"{name} is another one now, which takes effect at the next start") == 1
     assert fetched(server) == "v" and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["store_file", "log_file"])
+def test_a_reload_to_the_file_that_is_open_says_nothing(start, tmp_path, name):
+    """After one to another file, which is said each time."""
+    def log():
+        return (tmp_path / "open").read_text() if name == "log_file" else server.log
+
+    lines = {path: f'modparam("midatagram", "{name}", "{tmp_path}/{path}")\n' for path in ("open", "other")}
+    (tmp_path / "open").touch(0o600)
+    server = start(lines["open"], ready=name == "store_file")
+    wait_for(lambda: "ready:" in log())
+    for number, (path, times) in enumerate((("other", 1), ("open", 1), ("other", 2), ("open", 2)), 2):
+        server.write(lines[path])
+        server.signal(signal.SIGHUP)
+        wait_for(lambda number=number: log().count("ready:") == number)
+        assert log().count(f"{name} is another one now, which takes effect at the next start") == times

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 import select
@@ -366,3 +367,58 @@ def test_a_database_that_is_not_there_is_named_by_the_line_that_names_it(lines, 
     assert (caught.value.path, caught.value.line) == ("trial", line) and why in caught.value.message
     assert caught.value.message.endswith("; db_url takes text://DIRECTORY, with files as db_text has them, or sqlite://FILE, "
                                          f'not "{url}"')
+
+
+###############################################################################
+# db_default_url
+###############################################################################
+
+OF_DEFAULT = {"usrloc": ["location"], "dialog": ["dialog"], "dispatcher": ["dispatcher"], "domain": ["domain"],
+              "drouting": ["dr_gateways", "dr_carriers", "dr_rules"], "load_balancer": ["load_balancer"],
+              "uac_registrant": ["registrant"], "permissions": [], "rtpproxy": []}
+EMPTY = ("table {} of mysql://...@host/db is taken as empty; midatagram's db_url, as text://DIRECTORY, names a dump of it")
+
+
+@pytest.mark.parametrize("module", OF_DEFAULT)
+def test_a_module_without_a_database_has_that_of_db_default_url(module):
+    """Those that have it in OpenSIPS; what cannot be read is said at its line."""
+    lines = (f'\ndb_default_url="mysql://user:secret@host/db"\nloadmodule "{module}.so"\n'
+             + (f'modparam("{module}", "db_mode", 1)\n' if module in ("usrloc", "dialog", "domain") else ""))
+    with mi.Trial(lines) as trial:
+        assert trial.server.setup.notes == [(logging.WARNING, f"trial:2: {EMPTY.format(name)}") for name in OF_DEFAULT[module]]
+
+
+def domains(lines):
+    """The domains that a configuration has."""
+    with mi.Trial(f'{lines}\nloadmodule "domain.so"\nmodparam("domain", "db_mode", 1)\n') as trial:
+        return re.findall(rb"^d\d$", trial.ask(b":domain_dump:\n"), re.M)
+
+
+def test_the_database_of_a_module_comes_before_db_default_url(tmp_path):
+    for name, rows in (("one", 1), ("two", 2), ("three", 3)):
+        (tmp_path / name).mkdir()
+        configuration("domain", tmp_path / name, rows)
+    default = f'db_default_url = "text://{tmp_path}/one"'
+    own = f'loadmodule "domain.so"\nmodparam("domain", "db_url", "text://{tmp_path}/two")\nmodparam("domain", "db_mode", 1)'
+    with mi.Trial(f"{default}\n{own}") as trial:
+        assert trial.ask(b":domain_dump:\n").count(b"\nd") == 2
+    assert domains(default) == [b"d0"]
+    assert len(domains(f'{default}\nmodparam("midatagram", "db_url", "text://{tmp_path}/three")')) == 3
+
+
+def test_db_default_url_names_its_line_and_its_form(tmp_path):
+    for line, wanted in ((f'db_default_url="text://{tmp_path}/none"', "trial:2: .*/none/version'; db_url takes text://DIRECTORY"),
+                         ("db_default_url=mysql", 'trial:2: expected "URL", found mysql, .* the form is db_default_url="URL"')):
+        with pytest.raises(mi.ConfigError, match=wanted):
+            domains(f"\n{line}")
+
+
+def test_partitions_have_db_default_url(tmp_path):
+    """Of permissions those that are declared; dispatcher's default partition is there by it."""
+    configuration("permissions", tmp_path, 1)
+    with mi.Trial(f'db_default_url="text://{tmp_path}"\nloadmodule "permissions.so"\nloadmodule "dispatcher.so"\n'
+                  'modparam("permissions", "partition", "p: table_name = address")\n'
+                  'modparam("dispatcher", "partition", "q: table_name = dispatcher")\n') as trial:
+        assert re.findall(rb"PARTITION:: (\w+)", trial.ask(b":ds_list:\n")) == [b"q", b"default"]
+        dump = trial.ask(b":address_dump:\n")
+        assert b"10.1.0.1" in dump and b"default" not in dump

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from conftest import PLUGINS, ROOT, free_port, wait_for
+from conftest import PLUGINS, ROOT, free_port, run, wait_for
 from hypothesis import given, settings
 from traces import TRACE, TRACES, FakeContext
 
@@ -281,6 +281,21 @@ def test_replies_whose_values_take_a_while_are_all_traced(start, tmp_path):
     traces = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(traces) == 43
     assert all(trace["replied_s"] - trace["requested_s"] > 0.009 for trace in traces)
+
+
+def test_a_path_that_cannot_be_written_is_said_by_its_line(start, tmp_path):
+    """At the start and by -c, where it is no error: the folder may be made later."""
+    lines = 'modparam("mi_datagram", "trace_destination", "trace_file")\nloadmodule "trace_file.so"\n'
+    for path, why in ((tmp_path / "none" / "trace", f"has no folder; mend: mkdir -p {tmp_path}/none"),
+                      (tmp_path, "is a folder; name a file in it")):
+        server = start(f'{lines}modparam("trace_file", "path", "{path}")\n')
+        wanted = f"{server.config_path}:4: path {path} {why}\n"
+        assert f"WARNING:midatagram: {wanted}" in server.log
+        done = run("-c", "-f", server.config_path)
+        assert (done.returncode, done.stdout) == (0, f"WARNING: {wanted}{server.config_path}: OK, with the warnings above\n")
+        server.stop()
+    server.write(f'{lines}modparam("trace_file", "path", "{tmp_path}/trace")\n')
+    assert run("-c", "-f", server.config_path).stdout == f"{server.config_path}: OK\n"
 
 
 def test_a_folder_that_is_missing_is_named_whole(tmp_path):
