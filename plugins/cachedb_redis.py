@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+import sys
 from typing import Any, NamedTuple
 
 import midatagram as mi
@@ -56,7 +57,8 @@ def init(ctx: Any) -> None:
     try:
         importlib.import_module("redis")
     except ImportError:
-        ctx.refuse("cachedb_url", "the package redis is missing: pip install redis, or apt install python3-redis")
+        ctx.refuse("cachedb_url", f"the package redis is missing: {sys.executable} -m pip install redis, "
+                                  "or apt install python3-redis")
 
 
 class Database:

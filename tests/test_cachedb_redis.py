@@ -170,4 +170,5 @@ def test_a_missing_package_is_named(tmp_path):
     path.write_text('loadmodule "cachedb_redis.so"\nmodparam("mi_datagram", "socket_name", "/tmp/x.sock")\n'
                     'modparam("cachedb_redis", "cachedb_url", "redis://localhost/")\n')
     done = run("-c", "-f", path, environment={"PYTHONPATH": str(tmp_path)})
-    assert done.returncode == 78 and re.search(rf"{path}:3: .*the package redis is missing: pip install redis", done.stderr)
+    assert done.returncode == 78
+    assert re.search(rf"{path}:3: .*the package redis is missing: \S+/python\S* -m pip install redis", done.stderr)
