@@ -242,7 +242,7 @@ def init(ctx):
     if ctx.param("hash_size") & ctx.param("hash_size") - 1:
         ctx.refuse("hash_size", "hash_size takes a power of two")
     if ctx.param("db_mode"):
-        opensips.check_tables(ctx, (opensips.url_of(ctx), DIALOG.named(ctx, ctx.param("table_name"))))
+        opensips.check_tables(ctx, opensips.place(ctx, DIALOG, "table_name"))
 
 
 def load(ctx):
@@ -255,8 +255,8 @@ def load(ctx):
 def read_dialogs(ctx) -> None:
     """Take those dialogs from the table that are not here yet, and have not ended meanwhile; TableError."""
     now_s = ctx.store.time_s()
-    table, ages, flags = DIALOG.named(ctx, ctx.param("table_name")), itertools.count(), dict[str, int]()
-    rows = opensips.rows_of(ctx, opensips.url_of(ctx), table)
+    ages, flags = itertools.count(), dict[str, int]()
+    rows = opensips.rows_of(ctx, *opensips.place(ctx, DIALOG, "table_name"))
     for dialog in opensips.in_turns(opensips.good(ctx, rows, dialog_of, ctx, ages, flags)):
         key = str(dialog.db_id)
         if dialog.state == DELETED or key in calls(ctx).dialogs or ctx.store.get(ENDED, key) is not None:

@@ -29,15 +29,10 @@ def take_in(view: dict, key: str, value: str | None) -> None:
     view[key] = json.loads(value or "[]")
 
 
-def place(ctx) -> tuple:
-    """The database and the table."""
-    return opensips.url_of(ctx), DOMAIN.named(ctx, ctx.param("domain_table"))
-
-
 def read_domains(ctx) -> None:
     """Read the table; TableError."""
     made = []
-    for row in opensips.in_turns(reversed(opensips.rows_of(ctx, *place(ctx)))):
+    for row in opensips.in_turns(reversed(opensips.rows_of(ctx, *opensips.place(ctx, DOMAIN, "domain_table")))):
         name, attrs = row["domain"] or "", {"attributes": row["attrs"]} if row["attrs"] else {}
         made.append((opensips.core_hash(mi.encode(name.lower())) % BUCKETS, {"name": name, **attrs}))
     ctx.store.put(SPACE, "", json.dumps([item for _, item in sorted(made, key=lambda pair: pair[0])]))
@@ -46,7 +41,7 @@ def read_domains(ctx) -> None:
 def init(ctx):
     """Check the table."""
     if ctx.param("db_mode"):
-        opensips.check_tables(ctx, place(ctx))
+        opensips.check_tables(ctx, opensips.place(ctx, DOMAIN, "domain_table"))
 
 
 def load(ctx):

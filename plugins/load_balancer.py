@@ -103,15 +103,10 @@ def destination(row: dict, ctx: Any) -> Destination:
                        row.get("attrs") or "")
 
 
-def place(ctx) -> tuple:
-    """The database and the table."""
-    return opensips.url_of(ctx), TABLE.named(ctx, ctx.param("db_table"))
-
-
 def read_table(ctx, *, keeps_sizes: bool) -> None:
     """Read the table; destinations that stay are enabled or disabled as before; keeps_sizes: and have the sizes that lb_resize
     gave them, else those of the table. TableError."""
-    made = opensips.good(ctx, opensips.rows_of(ctx, *place(ctx)), destination, ctx)
+    made = opensips.good(ctx, opensips.rows_of(ctx, *opensips.place(ctx, TABLE, "db_table")), destination, ctx)
 
     def merged(old: Any, each: Callable) -> tuple:
         new = [one.inherits(old.find(one.key), keeps_sizes) for one in each(made)] if old else made
@@ -122,7 +117,7 @@ def read_table(ctx, *, keeps_sizes: bool) -> None:
 
 def init(ctx):
     """Check the table."""
-    opensips.check_tables(ctx, place(ctx))
+    opensips.check_tables(ctx, opensips.place(ctx, TABLE, "db_table"))
 
 
 def load(ctx):

@@ -684,6 +684,11 @@ def url_of(ctx: Any, own: str = "") -> str:
     return ctx.own.db_url or own or ctx.param("db_url") or ctx.own.default_db[0]
 
 
+def place(ctx: Any, table: Table, param: str) -> tuple[str, Table]:
+    """The database, and a table, whose name a parameter has: for check_tables() and rows_of()."""
+    return url_of(ctx), table.named(ctx, ctx.param(param))
+
+
 def line_of(ctx: Any, url: str) -> tuple[str, int]:
     """The line of the configuration that names a database: midatagram's db_url, one of the module, or db_default_url."""
     if ctx.own.db_url:

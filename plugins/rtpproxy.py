@@ -82,17 +82,12 @@ def take_in(view: dict, key: str, value: str | None) -> None:
     view[key] = read_sets(value)
 
 
-def place(ctx) -> tuple:
-    """The database and the table."""
-    return opensips.url_of(ctx), TABLE.named(ctx, ctx.param("db_table"))
-
-
 def declared(ctx) -> list[tuple]:
     """The numbers of sets, and the URLs and weights of each line or row; TableError."""
     if not ctx.param("db_url"):
         return [(ctx.param("default_set") if number is None else number, nodes) for number, nodes in ctx.param("rtpproxy_sock")]
     return [(ctx.param("default_set") if row["set_id"] < 0 else row["set_id"], nodes_of(row["rtpproxy_sock"] or ""))
-            for row in opensips.rows_of(ctx, *place(ctx))]
+            for row in opensips.rows_of(ctx, *opensips.place(ctx, TABLE, "db_table"))]
 
 
 def read_proxies(ctx, *, again: bool = False) -> None:
@@ -121,7 +116,7 @@ def inherit(new: Proxy, old: Proxy) -> Proxy:
 def init(ctx):
     """Check the table."""
     if ctx.param("db_url"):
-        opensips.check_tables(ctx, place(ctx))
+        opensips.check_tables(ctx, opensips.place(ctx, TABLE, "db_table"))
 
 
 def load(ctx):

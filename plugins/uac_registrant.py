@@ -128,11 +128,6 @@ def move(ctx, aor: str, state: str) -> None:
 ###############################################################################
 
 
-def place(ctx) -> tuple:
-    """The database and the table."""
-    return opensips.url_of(ctx), TABLE.named(ctx, ctx.param("table_name"))
-
-
 FIELDS = {"registrar": "sips?:[^@]+", "proxy": "(?:sips?:[^@]+)?", "aor": ".+", "binding_URI": ".+",
           "third_party_registrant": ".*", "cluster_shtag": r"(?:[^/]+/\s*\d+\s*)?"}
 
@@ -169,7 +164,7 @@ def update(new: Record, old: Record | None) -> Record:
 def read_table(ctx, key: str | None = None, *, keeps_states: bool = False) -> bool:
     """Read the table, or the row of one record; what is registered stays so. keeps_states: all states stay, and the records that
     commands put and deleted. Returns whether there is a row; TableError."""
-    url, table = place(ctx)
+    url, table = opensips.place(ctx, TABLE, "table_name")
     rows = [row for row in opensips.rows_of(ctx, url, table)
             if not key or [row["aor"], row["binding_URI"], row["registrar"]] == key.split("\0")]
     made, counts = [], collections.Counter[str]()
@@ -197,7 +192,7 @@ def read_table(ctx, key: str | None = None, *, keeps_states: bool = False) -> bo
 
 def init(ctx):
     """Check the table."""
-    opensips.check_tables(ctx, place(ctx))
+    opensips.check_tables(ctx, opensips.place(ctx, TABLE, "table_name"))
 
 
 def load(ctx):
@@ -260,7 +255,7 @@ def switch(ctx, key: str, on: bool) -> mi.Reply:
 
     old, new = RECORDS.change(ctx, "", key, switched, NO_RECORD)
     if old != new:  # as in the original, all rows of the AOR
-        opensips.write_rows(ctx, *place(ctx), {"aor": new.aor}, {"state": f"{int(not on)}"})
+        opensips.write_rows(ctx, *opensips.place(ctx, TABLE, "table_name"), {"aor": new.aor}, {"state": f"{int(not on)}"})
     return mi.Reply()
 
 
