@@ -553,7 +553,9 @@ def read_table(url: str, table: Table, read_file: Callable | None = None, each: 
     try:
         return read_text_table(place, table, read_file or read_fields, each) if url.startswith("text://") \
             else read_sqlite_table(place, table, each)
-    except (OSError, UnicodeError, sqlite3.Error) as error:
+    except OSError as error:
+        raise TableError(f"table {table.name}: {error.filename or place}: {error.strerror}") from None
+    except (UnicodeError, sqlite3.Error) as error:
         raise TableError(f"{place}: table {table.name}: {error}") from None
 
 
@@ -704,7 +706,7 @@ def line_of(ctx: Any, url: str) -> tuple[str, int]:
     return ctx.own.where("db_url")
 
 
-FORM = "db_url takes text://DIRECTORY, with files as db_text has them, or sqlite://FILE"
+FORM = "a database is text://DIRECTORY, with files as db_text has them, or sqlite://FILE"
 
 
 def check_tables(ctx: Any, *wanted: tuple[str, Table]) -> None:

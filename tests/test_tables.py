@@ -365,7 +365,7 @@ def test_a_database_that_is_not_there_is_named_by_the_line_that_names_it(lines, 
     with pytest.raises(mi.ConfigError) as caught:
         mi.Trial(lines.replace("{url}", url))
     assert (caught.value.path, caught.value.line) == ("trial", line) and why in caught.value.message
-    assert caught.value.message.endswith("; db_url takes text://DIRECTORY, with files as db_text has them, or sqlite://FILE, "
+    assert caught.value.message.endswith("; a database is text://DIRECTORY, with files as db_text has them, or sqlite://FILE, "
                                          f'not "{url}"')
 
 
@@ -407,7 +407,7 @@ def test_the_database_of_a_module_comes_before_db_default_url(tmp_path):
 
 
 def test_db_default_url_names_its_line_and_its_form(tmp_path):
-    for line, wanted in ((f'db_default_url="text://{tmp_path}/none"', "trial:2: .*/none/version'; db_url takes text://DIRECTORY"),
+    for line, wanted in ((f'db_default_url="text://{tmp_path}/none"', "trial:2: .*/none/version: No such file.*; a database is "),
                          ("db_default_url=mysql", 'trial:2: expected "URL", found mysql, .* the form is db_default_url="URL"')):
         with pytest.raises(mi.ConfigError, match=wanted):
             domains(f"\n{line}")
