@@ -65,7 +65,7 @@ __all__ = [  # what plug-ins may use
     # declarations
     "tagged", "Param", "Stat", "Event", "JsonForm", "command", "around", "every", "trace_destination", "Trace", "Context",
     # what is remembered, files, and the standard library as it was before gevent
-    "Memo", "VALUE_BYTES", "StoreError", "open_to_append", "original", "shared", "AsyncResult",  # noqa: F822 - see __getattr__()
+    "Memo", "VALUE_BYTES", "StoreError", "open_to_append", "original", "shared", "if_there", "AsyncResult",  # noqa: F822 - see __getattr__()
     # other servers, tests
     "ask", "socket_of", "read_tree", "write_request", "Trial", "Address", "LIMIT", "GIVE_UP",  # noqa: F822
     # what a Trial is made of
@@ -5199,7 +5199,7 @@ class Supervisor:
         self.counters.use(row)
         self.processes.beats[row] = int(time.monotonic() * 1000)
         places = [(endpoint.place, endpoint.kept) for endpoint in generation.endpoints]
-        again, self.is_disturbed = self.is_disturbed and not self.candidate, bool(self.candidate)
+        again = self.is_disturbed and not self.candidate
         try:
             generation.ask("fork", (row, rank, places, again), [endpoint.socket.fileno() for endpoint in generation.endpoints])
         except OSError as error:
@@ -5208,6 +5208,7 @@ class Supervisor:
             self.pause(rank)
         else:
             self.children[row] = Record(row, rank, generation)
+            self.is_disturbed = self.candidate is not None
 
     # Deaths.
 
