@@ -5208,7 +5208,7 @@ class Supervisor:
             self.pause(rank)
         else:
             self.children[row] = Record(row, rank, generation)
-            self.is_disturbed = self.candidate is not None
+            self.is_disturbed = generation is self.candidate or self.is_disturbed and not again
 
     # Deaths.
 

@@ -40,11 +40,10 @@ def why_not(setup: mi.Setup) -> str:
     try:
         with named(setup) as path:
             if os.path.lexists(path):
-                descriptor = opened(path, os.O_RDONLY)
-                if os.geteuid():  # root may run this with -u
-                    check_owner(path, descriptor)
-                check_header(path, os.pread(descriptor, HEADER_BYTES, 0))
-                os.close(descriptor)
+                with open(opened(path, os.O_RDONLY), "rb") as file:
+                    if os.geteuid():  # root may run this with -u
+                        check_owner(path, file.fileno())
+                    check_header(path, file.read(HEADER_BYTES))
     except mi.StartError as error:
         return f"{error}"
     return ""
@@ -95,6 +94,7 @@ def opened(path: str, flags: int) -> int:
     """Open the file, without waiting for anybody; OSError, and StartError for another kind of file."""
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise refusal(mi.EXIT_PERMISSION, path, "is no regular file; name another one")
     return descriptor
 

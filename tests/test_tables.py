@@ -270,6 +270,38 @@ def test_a_reload_that_is_taken_back_leaves_the_tables_of_the_old_configuration(
     server.stop(tracebacks=True)
 
 
+COUNTED = """import pathlib
+import time
+import midatagram as mi
+PARAMS = [mi.Param("slow", 0, mi.integer(0), "seconds")]
+
+def init(ctx):
+    time.sleep(ctx.param("slow"))
+
+def load(ctx):
+    with open({!r}, "a") as file:
+        file.write("load")
+"""
+
+
+def test_a_reload_that_never_had_a_child_leaves_load_alone(start, plug_in, tmp_path):
+    """Nor does it matter that a child of the old configuration is replaced meanwhile."""
+    path = tmp_path / "loads"
+    text = "\n".join(['loadmodule "counted.so"', 'modparam("midatagram", "start_timeout", 1500)',
+                      'modparam("mi_datagram", "children_count", 2)', ""])
+    server = start(text, "-p", plug_in("counted", COUNTED.format(f"{path}")))
+    server.write(text + 'modparam("counted", "slow", 60)\n')
+    server.signal(signal.SIGHUP)
+    victim, other = server.children()
+    os.kill(victim, signal.SIGKILL)
+    wait_for(lambda: victim not in server.children() and len(server.children()) == 2, what="a child in its place")
+    server.wait_log("reload taken back")
+    stay = server.children()
+    server.write(text)
+    server.reload()  # by then a successor would have come
+    assert path.read_text() == "loadload" and other in stay
+
+
 @pytest.mark.parametrize("module, table, reload, listed", [
     ("domain", "domain", "domain_reload", "domain_dump"), ("dispatcher", "dispatcher", "ds_reload", "ds_list"),
     ("permissions", "address", "address_reload", "address_dump"), ("load_balancer", "load_balancer", "lb_reload", "lb_list")])
